@@ -1,0 +1,113 @@
+package nft
+
+import "encoding/binary"
+
+// Numbers of linux/netfilter/nfnetlink.h, nf_tables.h and netlink.h.
+const (
+	msgBatchBegin     = 0x10
+	msgBatchEnd       = 0x11
+	subsysNFTables    = 10
+	msgDelSetElem     = 14
+	msgDestroySetElem = 30
+
+	flagRequest = 1
+	flagAck     = 4
+
+	attrNested = 0x8000
+
+	attrElemListTable    = 1
+	attrElemListSet      = 2
+	attrElemListElements = 3
+	attrListElem         = 1
+	attrSetElemKey       = 1
+	attrDataValue        = 1
+
+	familyInet = 1
+)
+
+// maxBatch keeps a message's list of elements below the 64 KiB that a netlink
+// attribute can hold.
+const maxBatch = 512
+
+// DeleteBatches gives the messages for a NETLINK_NETFILTER socket that delete
+// elements from the table, each one transaction. With destroy (Linux 6.3 and
+// later) what is not there is no error; without, each element is a
+// transaction of its own, so that one that is missing (ENOENT) does not keep
+// the others.
+//
+// Whoever sends them must still hold the host ports: an element is named by
+// its port, and the next owner's would be deleted in its place.
+func DeleteBatches(table string, elements []Element, destroy bool) [][]byte {
+	var batches [][]byte
+	if !destroy {
+		for _, e := range elements {
+			batches = append(batches, batch(deletion(msgDelSetElem, table, e.mapName(), []Element{e})))
+		}
+		return batches
+	}
+	byMap := map[string][]Element{}
+	for _, e := range elements {
+		byMap[e.mapName()] = append(byMap[e.mapName()], e)
+	}
+	var one []byte
+	for _, m := range publishMaps {
+		for es := byMap[m.Name]; len(es) > 0; {
+			n := min(len(es), maxBatch)
+			one = append(one, deletion(msgDestroySetElem, table, m.Name, es[:n])...)
+			es = es[n:]
+		}
+	}
+	if one != nil {
+		batches = append(batches, batch(one))
+	}
+	return batches
+}
+
+func deletion(msg uint16, table, set string, elements []Element) []byte {
+	var list []byte
+	for _, e := range elements {
+		key := attr(attrSetElemKey|attrNested, attr(attrDataValue, e.Key()))
+		list = append(list, attr(attrListElem|attrNested, key)...)
+	}
+	body := nfgen(familyInet, 0)
+	body = append(body, attr(attrElemListTable, zero(table))...)
+	body = append(body, attr(attrElemListSet, zero(set))...)
+	body = append(body, attr(attrElemListElements|attrNested, list)...)
+	return message(subsysNFTables<<8|msg, flagRequest|flagAck, body)
+}
+
+func batch(messages []byte) []byte {
+	b := message(msgBatchBegin, flagRequest, nfgen(0, subsysNFTables))
+	b = append(b, messages...)
+	return append(b, message(msgBatchEnd, flagRequest, nfgen(0, subsysNFTables))...)
+}
+
+// message is a struct nlmsghdr and its body. The port is the kernel's to set.
+func message(typ, flags uint16, body []byte) []byte {
+	b := binary.NativeEndian.AppendUint32(nil, uint32(16+len(body)))
+	b = binary.NativeEndian.AppendUint16(b, typ)
+	b = binary.NativeEndian.AppendUint16(b, flags)
+	b = append(b, make([]byte, 8)...)
+	return pad(append(b, body...))
+}
+
+// nfgen is a struct nfgenmsg, whose resource ID is big endian.
+func nfgen(family byte, resource uint16) []byte {
+	return []byte{family, 0, byte(resource >> 8), byte(resource)}
+}
+
+// attr is a struct nlattr and its value.
+func attr(typ uint16, value []byte) []byte {
+	b := binary.NativeEndian.AppendUint16(nil, uint16(4+len(value)))
+	b = binary.NativeEndian.AppendUint16(b, typ)
+	return pad(append(b, value...))
+}
+
+func zero(s string) []byte { return append([]byte(s), 0) }
+
+func pad(b []byte) []byte {
+	for len(b)%4 != 0 {
+		b = append(b, 0)
+	}
+	return b
+}

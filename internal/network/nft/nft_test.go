@@ -1,0 +1,160 @@
+package nft
+
+import (
+	"encoding/hex"
+	"flag"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"testing"
+)
+
+var update = flag.Bool("update", false, "rewrite the golden files")
+
+func golden(t *testing.T, name, got string) {
+	t.Helper()
+	path := filepath.Join("testdata", name)
+	if *update {
+		if err := os.WriteFile(path, []byte(got), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got != string(want) {
+		t.Errorf("%s differs; got:\n%s", path, got)
+	}
+}
+
+func prefixes(ps ...string) []netip.Prefix {
+	var out []netip.Prefix
+	for _, p := range ps {
+		out = append(out, netip.MustParsePrefix(p))
+	}
+	return out
+}
+
+func element(proto, host, target string) Element {
+	h := netip.MustParseAddrPort(host)
+	return Element{Proto: proto, Host: h.Addr(), HostPort: h.Port(), Target: netip.MustParseAddrPort(target), Owner: "4f1c"}
+}
+
+var elements = []Element{
+	element("tcp", "0.0.0.0:8080", "172.17.0.2:80"),
+	element("udp", "0.0.0.0:53", "172.17.0.2:53"),
+	element("tcp", "127.0.0.1:9000", "172.17.0.2:9000"),
+	element("sctp", "192.0.2.7:9000", "172.17.0.2:9000"),
+	element("tcp", "[::]:8080", "[fd00::2]:80"),
+	element("tcp", "[2001:db8::1]:8080", "[fd00::2]:80"),
+}
+
+func TestRulesReadAsDocumented(t *testing.T) {
+	for name, c := range map[string]Config{
+		"default.nft": {Table: "holdfast", IPv4: true, IPv6: true,
+			Bridges: []Bridge{{Name: "holdfast0", Subnets: prefixes("172.17.0.0/16"), ICC: true, Masquerade: true}}},
+		"published.nft": {Table: "holdfast", IPv4: true, IPv6: true, Elements: elements,
+			Bridges: []Bridge{{Name: "holdfast0", Subnets: prefixes("172.17.0.0/16", "fd00::/64"), ICC: true, Masquerade: true}}},
+		"two-bridges-closed.nft": {Table: "private", IPv4: true,
+			Bridges: []Bridge{
+				{Name: "br1", Subnets: prefixes("10.2.0.0/24", "10.1.0.0/24"), Masquerade: true},
+				{Name: "br0", Subnets: prefixes("172.17.0.0/16"), ICC: true},
+			}},
+		"ipv6-only.nft": {Table: "holdfast", IPv6: true, Elements: elements,
+			Bridges: []Bridge{{Name: "holdfast0", Subnets: prefixes("172.17.0.0/16", "fd00::/64"), ICC: true, Masquerade: true}}},
+	} {
+		t.Run(name, func(t *testing.T) { golden(t, name, Render(Build(c))) })
+	}
+}
+
+func TestDeletionIsEncodedAsTheKernelWantsIt(t *testing.T) {
+	for name, destroy := range map[string]bool{"destroy.hex": true, "delete.hex": false} {
+		var out string
+		for _, b := range DeleteBatches("holdfast", elements, destroy) {
+			out += hex.Dump(b) + "\n"
+		}
+		golden(t, name, out)
+	}
+}
+
+func TestNothingToDeleteIsNoBatch(t *testing.T) {
+	for _, destroy := range []bool{true, false} {
+		if b := DeleteBatches("holdfast", nil, destroy); len(b) != 0 {
+			t.Errorf("%d batches", len(b))
+		}
+	}
+}
+
+func TestLargeDeletionFitsNetlinkAttributes(t *testing.T) {
+	var many []Element
+	for i := range 5000 {
+		e := element("tcp", "[2001:db8::1]:1", "[fd00::2]:80")
+		e.HostPort = uint16(i + 1)
+		many = append(many, e)
+	}
+	total := 0
+	for _, b := range DeleteBatches("holdfast", many, true) {
+		total += len(b)
+	}
+	if perElement := total / len(many); perElement < 28 || perElement > 48 {
+		t.Errorf("%d bytes an element", perElement)
+	}
+	if n := len(deletion(msgDestroySetElem, "holdfast", "publish6", many[:maxBatch])); n > 1<<16 {
+		t.Errorf("a message of %d bytes overflows its list", n)
+	}
+}
+
+func TestElementsSurviveTheKernelsForm(t *testing.T) {
+	rs := Build(Config{Table: "holdfast", IPv4: true, IPv6: true, Elements: elements})
+	n := 0
+	for _, m := range rs.Maps {
+		for _, e := range m.Elements {
+			n++
+			got, err := Decode(m, e.Key(), e.Value(), e.Owner)
+			if err != nil || got != e {
+				t.Errorf("%s: got %v, %v", e, got, err)
+			}
+		}
+		if _, err := Decode(m, []byte{1}, nil, ""); err == nil {
+			t.Errorf("%s takes a short key", m.Name)
+		}
+	}
+	if n != len(elements) {
+		t.Errorf("%d of %d elements are in a map", n, len(elements))
+	}
+}
+
+func TestCheckRefusesWhatCannotBePublished(t *testing.T) {
+	for name, e := range map[string]Element{
+		"protocol":     element("icmp", "0.0.0.0:1", "10.0.0.1:1"),
+		"families":     element("tcp", "[::]:1", "10.0.0.1:1"),
+		"host port":    element("tcp", "0.0.0.0:0", "10.0.0.1:1"),
+		"target port":  element("tcp", "0.0.0.0:1", "10.0.0.1:0"),
+		"no addresses": {Proto: "tcp", HostPort: 1},
+	} {
+		if e.Check() == nil {
+			t.Errorf("%s: no error", name)
+		}
+	}
+	for _, e := range elements {
+		if err := e.Check(); err != nil {
+			t.Errorf("%s: %v", e, err)
+		}
+	}
+}
+
+func TestFingerprintFollowsTheText(t *testing.T) {
+	seen := map[[8]byte]string{}
+	for _, c := range Build(Config{Table: "x", IPv4: true, IPv6: true, Bridges: []Bridge{{Name: "a", Subnets: prefixes("10.0.0.0/8"), Masquerade: true}}}).Chains {
+		for _, r := range c.Rules {
+			if r.Fingerprint() != r.Fingerprint() {
+				t.Error("not stable")
+			}
+			if old, ok := seen[r.Fingerprint()]; ok && old != r.String() {
+				t.Errorf("%q and %q look the same", old, r)
+			}
+			seen[r.Fingerprint()] = r.String()
+		}
+	}
+}
