@@ -337,6 +337,10 @@ const (
 	ActionHealth  = "health_status" // attribute health: healthy or unhealthy
 	ActionDestroy = "destroy"
 	ActionExecDie = "exec_die" // attributes execID, exitCode
+	// ActionDetach: a client left by its detach keys; ActionExecDetach the
+	// same of an exec, with attribute execID.
+	ActionDetach     = "detach"
+	ActionExecDetach = "exec_detach"
 	// ActionState says that the state changed in a way that is no event of
 	// the API (a health probe's result, a restart planned). It is not
 	// journalled, and its Seq is 0.
