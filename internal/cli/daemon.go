@@ -1,0 +1,127 @@
+package cli
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"net/url"
+	"path"
+	"strings"
+	"time"
+
+	"github.com/docker/cli/cli"
+	"github.com/docker/cli/cli/command"
+	"github.com/docker/cli/cli/command/formatter"
+	cliflags "github.com/docker/cli/cli/flags"
+	"github.com/docker/cli/templates"
+	"github.com/spf13/cobra"
+
+	"holdfast/internal/cli/status"
+)
+
+// defaultExecRoot is the daemon's --exec-root unless told otherwise.
+const defaultExecRoot = "/run/holdfast"
+
+func newDaemonCommand(docker command.Cli) *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "daemon",
+		Short: "Look at the daemon",
+		Args:  cli.NoArgs,
+		RunE:  command.ShowHelp(docker.Err()),
+	}
+	cmd.AddCommand(newStatusCommand(docker))
+	return cmd
+}
+
+func newStatusCommand(docker command.Cli) *cobra.Command {
+	var format, execRoot string
+	cmd := &cobra.Command{
+		Use:   "status [OPTIONS]",
+		Short: "Show the daemon, its shims and how many of its lives the containers have outlasted",
+		Long: `Show the daemon, its shims and how many of its lives the containers have outlasted.
+
+When no daemon answers, the shims' own records are read instead and the exit
+code is 1.`,
+		Args:              cli.NoArgs,
+		ValidArgsFunction: cobra.NoFileCompletions,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return runStatus(cmd.Context(), docker, format, execRoot)
+		},
+		DisableFlagsInUseLine: true,
+	}
+	cmd.Flags().StringVarP(&format, "format", "f", "", cliflags.InspectFormatHelp)
+	cmd.Flags().StringVar(&execRoot, "exec-root", "", "Where to look for shims when no daemon answers (default: the folder of the daemon's socket)")
+	return cmd
+}
+
+func runStatus(ctx context.Context, docker command.Cli, format, execRoot string) error {
+	print, err := statusPrinter(docker, format)
+	if err != nil {
+		return err
+	}
+	s, err := status.Fetch(ctx, docker.Client().Dialer())
+	if err == nil {
+		return print(s)
+	}
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
+
+	host := docker.DockerEndpoint().Host
+	s.Error = fmt.Sprintf("%s: %v", host, err)
+	if execRoot == "" {
+		execRoot = execRootOf(host)
+	}
+	var errShims error
+	if execRoot != "" {
+		s.Containers, errShims = status.ReadShims(execRoot)
+	}
+	if err := print(s); err != nil {
+		return err
+	}
+	if errShims != nil {
+		return fmt.Errorf("can't list the shims: %w", errShims)
+	}
+	// The tables have said it.
+	return cli.StatusError{StatusCode: 1}
+}
+
+// execRootOf guesses the exec root from where the daemon listens; a daemon on
+// another machine has none here.
+func execRootOf(host string) string {
+	u, err := url.Parse(host)
+	if err != nil || u.Scheme != "unix" {
+		return ""
+	}
+	if dir := path.Dir(u.Path); strings.HasSuffix(u.Path, "/holdfast.sock") {
+		return dir
+	}
+	return defaultExecRoot
+}
+
+func statusPrinter(docker command.Cli, format string) (func(status.Status) error, error) {
+	switch format {
+	case "":
+		return func(s status.Status) error { return status.Print(docker.Out(), s, time.Now()) }, nil
+	case formatter.JSONFormatKey:
+		return func(s status.Status) error {
+			if s.Containers == nil {
+				s.Containers = []status.Container{} // [], not null
+			}
+			enc := json.NewEncoder(docker.Out())
+			enc.SetIndent("", "  ")
+			return enc.Encode(s)
+		}, nil
+	}
+	tmpl, err := templates.Parse(format)
+	if err != nil {
+		return nil, cli.StatusError{StatusCode: 64, Status: "template parsing error: " + err.Error()}
+	}
+	return func(s status.Status) error {
+		if err := tmpl.Execute(docker.Out(), s); err != nil {
+			return err
+		}
+		_, err := fmt.Fprintln(docker.Out())
+		return err
+	}, nil
+}

@@ -1,0 +1,195 @@
+//go:build linux
+
+package demo
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"syscall"
+)
+
+// daemon is a private holdfastd and its successors on the same root.
+type daemon struct {
+	binary, root string
+	socket       string
+	bridge       string
+	address      string // of the bridge, with its subnet's length
+	execRoot     string
+	log          io.Writer
+	kept         *os.File // the log, when nobody watches it
+
+	cmd   *exec.Cmd     // nil before the first start
+	ended chan struct{} // closed once cmd is reaped
+	err   error         // how it ended; valid once ended is closed
+}
+
+func newDaemon(binary, root string, log io.Writer) (*daemon, error) {
+	d := &daemon{
+		binary:   binary,
+		root:     root,
+		execRoot: filepath.Join(root, "run"),
+		socket:   filepath.Join(root, "run", "holdfast.sock"),
+		// A link's name has 15 characters at most.
+		bridge: fmt.Sprintf("hfd%d", os.Getpid()),
+		log:    log,
+	}
+	var err error
+	if d.address, err = freeSubnet(); err != nil {
+		return nil, err
+	}
+	// The option and the file that Docker documents for it.
+	if err := os.WriteFile(d.config(), []byte("{\n  \"live-restore\": true\n}\n"), 0o600); err != nil {
+		return nil, err
+	}
+	if log == nil {
+		kept, err := os.Create(filepath.Join(root, "daemon.log"))
+		if err != nil {
+			return nil, err
+		}
+		d.kept = kept
+	}
+	return d, nil
+}
+
+func (d *daemon) config() string { return filepath.Join(d.root, "daemon.json") }
+
+func (d *daemon) args() []string {
+	return []string{
+		"--config-file", d.config(),
+		"--data-root", filepath.Join(d.root, "data"),
+		"--exec-root", d.execRoot,
+		"--pidfile", filepath.Join(d.root, "holdfastd.pid"),
+		"--host", "unix://" + d.socket,
+		"--group", "", // no group but root may talk to it
+		"--bridge", d.bridge,
+		"--bip", d.address,
+	}
+}
+
+// start returns once the daemon has said that it is ready, or has ended.
+func (d *daemon) start(ctx context.Context) error {
+	// The daemon tells as it tells systemd: with a datagram.
+	notify := filepath.Join(d.root, "notify")
+	if err := os.Remove(notify); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	conn, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: notify, Net: "unixgram"})
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+
+	cmd := exec.Command(d.binary, d.args()...)
+	cmd.Env = append(os.Environ(), "NOTIFY_SOCKET="+notify)
+	cmd.Stdout, cmd.Stderr = d.log, d.log
+	if d.kept != nil {
+		cmd.Stdout, cmd.Stderr = d.kept, d.kept
+	}
+	// In a group of its own, a Ctrl-C on the terminal is ours alone to handle.
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	if err := cmd.Start(); err != nil {
+		return err
+	}
+	ended := make(chan struct{})
+	d.cmd, d.ended = cmd, ended
+	go func() {
+		d.err = cmd.Wait()
+		close(ended)
+	}()
+
+	ready := make(chan error, 1)
+	go func() { ready <- awaitReady(conn) }()
+	select {
+	case err := <-ready:
+		return err
+	case <-ended:
+		return fmt.Errorf("the daemon ended before it was ready: %w", exitError(d.err))
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
+// awaitReady reads notifications until one says READY=1.
+func awaitReady(conn *net.UnixConn) error {
+	buf := make([]byte, 4096)
+	for {
+		n, err := conn.Read(buf)
+		if err != nil {
+			return err
+		}
+		for line := range bytes.Lines(buf[:n]) {
+			if string(bytes.TrimSpace(line)) == "READY=1" {
+				return nil
+			}
+		}
+	}
+}
+
+func exitError(err error) error {
+	if err == nil {
+		return errors.New("exit status 0")
+	}
+	return err
+}
+
+func (d *daemon) pid() int { return d.cmd.Process.Pid }
+
+func (d *daemon) alive() bool {
+	if d.cmd == nil {
+		return false
+	}
+	select {
+	case <-d.ended:
+		return false
+	default:
+		return true
+	}
+}
+
+// kill ends the daemon with SIGKILL and returns once it is gone.
+func (d *daemon) kill() error {
+	if err := d.cmd.Process.Kill(); err != nil {
+		return fmt.Errorf("kill the daemon: %w", err)
+	}
+	<-d.ended
+	return nil
+}
+
+// stop ends the daemon in order, and by force when ctx ends first.
+func (d *daemon) stop(ctx context.Context) error {
+	if !d.alive() {
+		return nil
+	}
+	if err := d.cmd.Process.Signal(syscall.SIGTERM); err != nil && !errors.Is(err, os.ErrProcessDone) {
+		return err
+	}
+	select {
+	case <-d.ended:
+		return nil
+	case <-ctx.Done():
+		return errors.Join(errors.New("the daemon did not stop when asked to, and was killed"), d.kill())
+	}
+}
+
+// showLog prints what a daemon that nobody watched has written.
+func (d *daemon) showLog(out io.Writer) {
+	if d.kept == nil {
+		return
+	}
+	raw, err := os.ReadFile(d.kept.Name())
+	if err != nil || len(raw) == 0 {
+		return
+	}
+	fmt.Fprintln(out, "\nthe daemon's log:")
+	for line := range bytes.Lines(raw) {
+		fmt.Fprintf(out, "  %s", line)
+	}
+	fmt.Fprintln(out)
+}

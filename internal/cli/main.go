@@ -1,0 +1,94 @@
+// Package cli is the command line: Docker's own, embedded from
+// github.com/docker/cli, under the name holdfast and with our commands beside
+// it. It talks to the daemon over the API alone; the exceptions are
+// "daemon status", which reads the shims' state files when no daemon answers,
+// and "demo", which starts a private daemon.
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/containerd/errdefs"
+	"github.com/docker/cli/cli"
+	"github.com/docker/cli/cli/command"
+	dockerversion "github.com/docker/cli/cli/version"
+	"github.com/moby/moby/client"
+
+	"holdfast/internal/version"
+)
+
+// Main runs the command that os.Args names and returns the exit code: that of
+// the container for run, exec and start, 125 to 127 for errors before it ran,
+// 128 plus the signal's number when a signal ended the command, else 0 or 1.
+func Main() int {
+	ctx, stop := notifyContext(context.Background())
+	defer stop()
+
+	// The embedded commands read these for "version", "info" and the user
+	// agent.
+	dockerversion.PlatformName = "Holdfast"
+	dockerversion.Version = version.Version
+	dockerversion.GitCommit = version.Commit
+	dockerversion.BuildTime = version.BuildTime
+
+	docker, err := command.NewDockerCli(
+		command.WithBaseContext(ctx),
+		command.WithAPIClientOptions(client.WithUserAgent(userAgent())),
+	)
+	if err == nil {
+		err = run(ctx, docker)
+	}
+	if err == nil {
+		return 0
+	}
+	if !errors.As(err, new(signalError)) && !errdefs.IsCanceled(err) && err.Error() != "" {
+		if docker != nil {
+			fmt.Fprintln(docker.Err(), err)
+		}
+	}
+	return exitCode(err)
+}
+
+func exitCode(err error) int {
+	var sig signalError
+	if errors.As(err, &sig) {
+		return sig.exitCode()
+	}
+	var status cli.StatusError
+	if errors.As(err, &status) && status.StatusCode != 0 {
+		return status.StatusCode
+	}
+	return 1
+}
+
+func run(ctx context.Context, docker *command.DockerCli) error {
+	top, opts := newRoot(docker)
+	root, args, err := top.HandleGlobalFlags()
+	if err != nil {
+		return err
+	}
+	target := chooseHost(opts)
+	if err := top.Initialize(target.option()); err != nil {
+		return err
+	}
+
+	if completing(args) {
+		if err := addPluginStubs(docker, root); err != nil {
+			return err
+		}
+	} else if len(args) > 0 {
+		// What is not ours may be a plugin: holdfast compose, holdfast buildx.
+		if found, _, err := root.Find(args); err != nil || isPlugin(found) {
+			err := runPlugin(ctx, docker, root, args[0], target)
+			if err == nil || !errdefs.IsNotFound(err) {
+				return err
+			}
+		}
+	}
+
+	go exitAtThirdSignal(ctx, docker)
+	root.SetArgs(args)
+	return root.ExecuteContext(ctx)
+}

@@ -1,0 +1,10 @@
+//go:build !windows
+
+package cli
+
+import (
+	"os"
+	"syscall"
+)
+
+var terminationSignals = []os.Signal{syscall.SIGTERM, syscall.SIGINT}

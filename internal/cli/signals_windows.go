@@ -1,0 +1,5 @@
+package cli
+
+import "os"
+
+var terminationSignals = []os.Signal{os.Interrupt}
