@@ -1,0 +1,282 @@
+package reader
+
+import (
+	"bufio"
+	"compress/gzip"
+	"errors"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"holdfast/internal/logs/format"
+)
+
+// file is one file of a log, open, so that it stays readable and its inode
+// its own whatever rotation does.
+type file struct {
+	name  string
+	f     *os.File
+	zip   bool
+	stat  fs.FileInfo // when it was opened
+	extra format.Extra
+
+	bounded bool
+	limit   int64 // bytes to read, if bounded
+	from    int64 // offset to begin at, of a plain file
+	skip    int   // records to leave out, of a compressed file
+}
+
+func (f *file) close() { f.f.Close() }
+
+// last is a time that no line of the file is younger than. It is only known
+// of rotated files.
+func (f *file) last() time.Time {
+	if f.zip && !f.extra.LastTime.IsZero() {
+		return f.extra.LastTime
+	}
+	return f.stat.ModTime()
+}
+
+// same reports whether f and g hold the same lines: they are one file, or one
+// was made by compressing the other.
+func (f *file) same(g *file) bool {
+	switch {
+	case f.zip == g.zip:
+		return os.SameFile(f.stat, g.stat)
+	case g.zip:
+		f, g = g, f
+	}
+	// g is plain. Only its final size and time are those in the header of f.
+	st, err := g.f.Stat()
+	return err == nil && f.extra.Same(st)
+}
+
+// isAt reports whether path is f.
+func (f *file) isAt(path string) (bool, error) {
+	st, err := os.Stat(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
+	return err == nil && os.SameFile(st, f.stat), err
+}
+
+func open(name string, zip bool) (*file, error) {
+	f, err := os.Open(name)
+	if err != nil {
+		return nil, err
+	}
+	st, err := f.Stat()
+	if err != nil {
+		f.Close()
+		return nil, err
+	}
+	out := &file{name: name, f: f, zip: zip, stat: st}
+	if zip {
+		// A file of another writer has none, and that is fine.
+		out.extra, _ = format.ReadExtraFrom(f)
+	}
+	return out, nil
+}
+
+// list opens all files of a log, oldest first. Where a rotation came between,
+// it begins again: the files are in order when the active one was the same
+// before and after.
+func list(path string) ([]*file, error) {
+	const tries = 100 // a writer that rotates faster than this is not waited for
+	for try := 1; ; try++ {
+		files, err := listOnce(path)
+		if err != nil {
+			return nil, err
+		}
+		if try == tries {
+			return files, nil
+		}
+		var stable bool
+		if n := len(files); n > 0 && files[n-1].name == path {
+			stable, err = files[n-1].isAt(path)
+		} else {
+			// Without an active file: it must still be away.
+			_, serr := os.Stat(path)
+			stable = errors.Is(serr, fs.ErrNotExist)
+		}
+		if stable && err == nil {
+			return files, nil
+		}
+		for _, f := range files {
+			f.close()
+		}
+		if err != nil {
+			return nil, err
+		}
+	}
+}
+
+// listOnce goes from the newest to the oldest. A file only ever moves to a
+// higher number and from plain to compressed, so that each is met at least
+// once.
+func listOnce(path string) ([]*file, error) {
+	highest, err := highestNumber(path)
+	if err != nil {
+		return nil, err
+	}
+	var files []*file // newest first
+	// Some more, for those that move on while the others are opened.
+	for i := 0; i <= highest+2; i++ {
+		name := path
+		if i > 0 {
+			name += "." + strconv.Itoa(i)
+		}
+		f, err := open(name, false)
+		if errors.Is(err, fs.ErrNotExist) && i > 0 {
+			f, err = open(name+".gz", true)
+		}
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			for _, f := range files {
+				f.close()
+			}
+			return nil, err
+		}
+		if n := len(files); n > 0 && f.same(files[n-1]) {
+			f.close()
+			continue
+		}
+		files = append(files, f)
+		highest = max(highest, i)
+	}
+	slices.Reverse(files)
+	return files, nil
+}
+
+func highestNumber(path string) (int, error) {
+	names, err := os.ReadDir(filepath.Dir(path))
+	if errors.Is(err, fs.ErrNotExist) {
+		return 0, nil
+	}
+	highest := 0
+	for _, e := range names {
+		rest, ok := strings.CutPrefix(e.Name(), filepath.Base(path)+".")
+		if !ok {
+			continue
+		}
+		if n, err := strconv.Atoi(strings.TrimSuffix(rest, ".gz")); err == nil {
+			highest = max(highest, n)
+		}
+	}
+	return highest, err
+}
+
+// Sizes of a cursor's buffer. A record that is larger than the limit is no
+// record of ours: 16 KiB escape to 96, and the rest are attributes.
+const (
+	bufferSize  = 16 << 10
+	recordLimit = 16 << 20
+)
+
+var errDamaged = errors.New("log file is damaged")
+
+// cursor reads the records of one file.
+type cursor struct {
+	f     *file
+	in    io.Reader // of a compressed file
+	final bool      // nothing more is written to it
+	buf   []byte    // buf[at:end] is read and not yet returned
+	at    int
+	end   int
+	off   int64 // of buf[end] in a plain file
+}
+
+func newCursor(f *file) (*cursor, error) {
+	c := &cursor{f: f, off: f.from, final: f.zip}
+	if f.zip {
+		z, err := gzip.NewReader(bufio.NewReader(f.f))
+		if err != nil {
+			return nil, err
+		}
+		c.in = z
+	}
+	return c, nil
+}
+
+func (c *cursor) close() { c.f.close() }
+
+// next returns the next whole record, valid until the next call. io.EOF says
+// that there is none yet; half a record at the end is looked at again later.
+func (c *cursor) next(d decoder) ([]byte, error) {
+	for {
+		n, err := d.record(c.buf[c.at:c.end])
+		if err != nil {
+			return nil, err
+		}
+		if n > 0 {
+			record := c.buf[c.at : c.at+n]
+			c.at += n
+			return record, nil
+		}
+		if err := c.fill(); err != nil {
+			return nil, err
+		}
+	}
+}
+
+func (c *cursor) fill() error {
+	if c.at > 0 {
+		c.end = copy(c.buf, c.buf[c.at:c.end])
+		c.at = 0
+	}
+	if c.end == len(c.buf) {
+		if c.end >= recordLimit {
+			return errDamaged
+		}
+		bigger := make([]byte, max(bufferSize, 2*len(c.buf)))
+		copy(bigger, c.buf)
+		c.buf = bigger
+	}
+	room := c.buf[c.end:]
+	var n int
+	var err error
+	if c.in != nil {
+		n, err = c.in.Read(room)
+	} else {
+		if c.f.bounded {
+			room = room[:min(int64(len(room)), max(c.f.limit-c.off, 0))]
+			if len(room) == 0 {
+				return io.EOF
+			}
+		}
+		n, err = c.f.f.ReadAt(room, c.off)
+	}
+	c.end += n
+	c.off += int64(n)
+	if n > 0 {
+		return nil
+	}
+	if err == io.ErrUnexpectedEOF {
+		return errDamaged
+	}
+	if err == nil {
+		err = io.EOF
+	}
+	return err
+}
+
+// rest prepares for a wait: the buffer is given back, and half a record at the
+// end is forgotten, because its writer may die and the next one cut it off.
+// A file that has become shorter than what was read was emptied by somebody.
+func (c *cursor) rest() {
+	if c.in != nil {
+		return
+	}
+	c.off -= int64(c.end - c.at)
+	c.buf, c.at, c.end = nil, 0, 0
+	if st, err := c.f.f.Stat(); err == nil && st.Size() < c.off {
+		c.off = 0
+	}
+}
