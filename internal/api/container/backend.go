@@ -1,0 +1,43 @@
+// Package container serves the operations on containers and on the commands
+// run in them (exec). It may not keep state.
+package container
+
+import (
+	"context"
+
+	"github.com/moby/moby/api/types/container"
+
+	"holdfast/internal/engine"
+	"holdfast/internal/filter"
+)
+
+// Backend is what this package needs of the engine. ref is a name, an ID or
+// the beginning of one. Errors carry a kind (containerd/errdefs).
+type Backend interface {
+	ContainerCreate(ctx context.Context, o engine.CreateOptions) (container.CreateResponse, error)
+	ContainerList(ctx context.Context, o engine.ListOptions) ([]container.Summary, error)
+	ContainerInspect(ctx context.Context, ref string, size bool) (container.InspectResponse, error)
+	ContainerStart(ctx context.Context, ref string) error
+	ContainerStop(ctx context.Context, ref string, o engine.StopOptions) error
+	ContainerRestart(ctx context.Context, ref string, o engine.StopOptions) error
+	ContainerKill(ctx context.Context, ref, signal string) error
+	ContainerPause(ctx context.Context, ref string) error
+	ContainerUnpause(ctx context.Context, ref string) error
+	ContainerRename(ctx context.Context, ref, name string) error
+	ContainerUpdate(ctx context.Context, ref string, u container.UpdateConfig) (container.UpdateResponse, error)
+	// ContainerWait returns once the wait is registered; the channel then gives
+	// one answer.
+	ContainerWait(ctx context.Context, ref string, c container.WaitCondition) (<-chan container.WaitResponse, error)
+	ContainerRemove(ctx context.Context, ref string, o engine.RemoveOptions) error
+	ContainerAttach(ctx context.Context, ref string, o engine.AttachOptions) error
+	ContainerResize(ctx context.Context, ref string, height, width uint) error
+	ContainerLogs(ctx context.Context, ref string, o engine.LogsOptions) (r engine.LogReader, tty bool, err error)
+	ContainerTop(ctx context.Context, ref, psArgs string) (container.TopResponse, error)
+	ContainerStats(ctx context.Context, ref string, stream, oneShot bool, emit func(container.StatsResponse) error) error
+	ContainersPrune(ctx context.Context, f filter.Args) (container.PruneReport, error)
+
+	ExecCreate(ctx context.Context, ref string, r container.ExecCreateRequest) (string, error)
+	ExecStart(ctx context.Context, id string, o engine.ExecStartOptions) error
+	ExecResize(ctx context.Context, id string, height, width uint) error
+	ExecInspect(ctx context.Context, id string) (container.ExecInspectResponse, error)
+}

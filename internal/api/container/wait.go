@@ -1,0 +1,59 @@
+package container
+
+import (
+	"net/http"
+
+	"github.com/moby/moby/api/types/container"
+
+	"holdfast/internal/api/wire"
+)
+
+// wait sends the head as soon as the wait is registered, and the answer when it
+// is there: clients start a container only once they know that its end won't
+// be missed.
+func (h *handlers) wait(w http.ResponseWriter, r *wire.Request) error {
+	condition, err := waitCondition(r)
+	if err != nil {
+		return err
+	}
+	answer, err := h.backend.ContainerWait(r.Context(), r.Name(), condition)
+	if err != nil {
+		return err
+	}
+	if r.Version.Before(30) {
+		res, ok := <-answer
+		if !ok {
+			return r.Context().Err()
+		}
+		return wire.WriteJSON(w, http.StatusOK, res)
+	}
+	s := wire.NewStream(w, "application/json")
+	if err := s.Open(); err != nil {
+		return err
+	}
+	select {
+	case res, ok := <-answer:
+		if !ok {
+			return r.Context().Err()
+		}
+		// Before 1.34 an answer had no error: saying nothing is how it was told.
+		if res.Error != nil && condition == container.WaitConditionRemoved && r.Version.Before(34) {
+			return nil
+		}
+		return s.Send(res)
+	case <-r.Context().Done():
+		return r.Context().Err()
+	}
+}
+
+func waitCondition(r *wire.Request) (container.WaitCondition, error) {
+	c := container.WaitCondition(r.Query.Get("condition"))
+	if c == "" || r.Version.Before(30) {
+		return container.WaitConditionNotRunning, nil
+	}
+	switch c {
+	case container.WaitConditionNotRunning, container.WaitConditionNextExit, container.WaitConditionRemoved:
+		return c, nil
+	}
+	return "", wire.Invalid("invalid condition: %q: want not-running, next-exit or removed", string(c))
+}

@@ -1,0 +1,116 @@
+package image
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"net/http"
+	"net/url"
+	"strings"
+
+	"github.com/containerd/errdefs"
+	"github.com/distribution/reference"
+	"github.com/moby/moby/api/types"
+	"github.com/moby/moby/api/types/jsonstream"
+
+	"holdfast/internal/api/wire"
+)
+
+func (h *handlers) load(w http.ResponseWriter, r *wire.Request) error {
+	platforms, err := r.PlatformsJSON("platform")
+	if err != nil {
+		return err
+	}
+	switch {
+	case r.Version.Before(48):
+		platforms = nil
+	case r.Version.Before(52) && len(platforms) > 1:
+		return wire.Invalid("specifying more than one platform needs API version 1.52 or newer")
+	}
+	if err := duplex(w); err != nil {
+		return err
+	}
+	s := wire.NewStream(w, types.MediaTypeJSON)
+	progress := s.Message
+	if r.BoolOr("quiet", true) {
+		progress = quiet(progress)
+	}
+	return s.Finish(h.backend.ImageLoad(r.Context(), r.Body, platforms, progress))
+}
+
+// importImage makes an image of a root filesystem: of the request's body if
+// fromSrc is "-", else of what the URL gives.
+func (h *handlers) importImage(w http.ResponseWriter, r *wire.Request) error {
+	var ref string
+	if repo := r.Query.Get("repo"); repo != "" {
+		n, err := named(repo, r.Query.Get("tag"))
+		if err != nil {
+			return err
+		}
+		if _, digested := n.(reference.Digested); digested {
+			return wire.Invalid("cannot import digest reference")
+		}
+		ref = reference.TagNameOnly(n).String()
+	}
+	platform, err := r.Platform()
+	if err != nil {
+		return err
+	}
+	if r.Version.Before(32) {
+		platform = nil
+	}
+	if err := duplex(w); err != nil {
+		return err
+	}
+	s := wire.NewStream(w, types.MediaTypeJSON)
+	src := io.Reader(r.Body)
+	if from := r.Query.Get("fromSrc"); from != "-" {
+		body, err := download(r.Context(), from)
+		if err != nil {
+			return s.Finish(err)
+		}
+		defer body.Close()
+		src = body
+		s.Message(jsonstream.Message{Status: "Downloading from " + from})
+	}
+	id, err := h.backend.ImageImport(r.Context(), src, ref, r.Query.Get("message"), r.Query["changes"], platform)
+	if err != nil {
+		return s.Finish(err)
+	}
+	s.Message(jsonstream.Message{Status: id})
+	return nil
+}
+
+// download opens a root filesystem at a URL; http:// is added where there is
+// no scheme, as dockerd does.
+func download(ctx context.Context, from string) (io.ReadCloser, error) {
+	if !strings.Contains(from, "://") {
+		from = "http://" + from
+	}
+	u, err := url.Parse(from)
+	if err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https" {
+		return nil, wire.Invalid("invalid import source %q: want - for the request's body, or an http or https URL", from)
+	}
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, u.String(), nil)
+	if err != nil {
+		return nil, wire.Invalid("invalid import source %q: %w", from, err)
+	}
+	res, err := http.DefaultClient.Do(req)
+	if err != nil {
+		return nil, fmt.Errorf("download the root filesystem: %w", err)
+	}
+	if res.StatusCode != http.StatusOK {
+		res.Body.Close()
+		return nil, fmt.Errorf("download the root filesystem from %s: the server answered %s: %w", from, res.Status, errdefs.ErrUnknown)
+	}
+	return res.Body, nil
+}
+
+// duplex lets the answer begin while the body is still read: without it
+// net/http closes the body at the first line of progress.
+func duplex(w http.ResponseWriter) error {
+	if err := http.NewResponseController(w).EnableFullDuplex(); err != nil {
+		return fmt.Errorf("read and answer at once: %w", err)
+	}
+	return nil
+}

@@ -1,0 +1,130 @@
+package image
+
+import (
+	"fmt"
+	"net/http"
+
+	"github.com/containerd/errdefs"
+	"github.com/distribution/reference"
+	"github.com/moby/moby/api/types/image"
+
+	"holdfast/internal/api/wire"
+	"holdfast/internal/engine"
+	"holdfast/internal/filter"
+)
+
+type handlers struct{ backend Backend }
+
+// Routes are the operations of this package.
+func Routes(b Backend) []wire.Route {
+	h := &handlers{b}
+	return []wire.Route{
+		{Method: "GET", Path: "/images/json", Handle: h.list},
+		{Method: "POST", Path: "/images/create", Handle: h.create},
+		{Method: "POST", Path: "/images/load", Handle: h.load},
+		{Method: "POST", Path: "/images/prune", Handle: h.prune},
+		{Method: "GET", Path: "/images/{name...}/json", Handle: h.inspect},
+		{Method: "GET", Path: "/images/{name...}/history", Handle: h.history},
+		{Method: "POST", Path: "/images/{name...}/tag", Handle: h.tag},
+		{Method: "DELETE", Path: "/images/{name...}", Handle: h.remove},
+	}
+}
+
+func (h *handlers) list(w http.ResponseWriter, r *wire.Request) error {
+	f, err := r.Filters()
+	if err != nil {
+		return err
+	}
+	if name := r.Query.Get("filter"); name != "" && r.Version.Before(41) {
+		if f == nil {
+			f = filter.Args{}
+		}
+		f["reference"] = append(f["reference"], name)
+	}
+	o := engine.ImageListOptions{
+		All:        r.Bool("all"),
+		Manifests:  !r.Version.Before(47) && r.Bool("manifests"),
+		SharedSize: !r.Version.Before(42) && r.Bool("shared-size"),
+		Filters:    f,
+	}
+	all, err := h.backend.ImageList(r.Context(), o)
+	if err != nil {
+		return err
+	}
+	return wire.WriteJSON(w, http.StatusOK, summaries(all, r.Version))
+}
+
+func (h *handlers) inspect(w http.ResponseWriter, r *wire.Request) error {
+	manifests := !r.Version.Before(48) && r.Bool("manifests")
+	platform, err := r.PlatformJSON()
+	if err != nil {
+		return err
+	}
+	if r.Version.Before(49) {
+		platform = nil
+	}
+	if manifests && platform != nil {
+		return wire.Invalid("conflicting options: manifests and platform options are mutually exclusive")
+	}
+	img, err := h.backend.ImageInspect(r.Context(), r.Name(), platform, manifests)
+	if err != nil {
+		return err
+	}
+	return wire.WriteJSON(w, http.StatusOK, inspected(img, r.Version))
+}
+
+func (h *handlers) history(w http.ResponseWriter, r *wire.Request) error {
+	platform, err := r.PlatformJSON()
+	if err != nil {
+		return err
+	}
+	if r.Version.Before(48) {
+		platform = nil
+	}
+	items, err := h.backend.ImageHistory(r.Context(), r.Name(), platform)
+	if err != nil {
+		return err
+	}
+	return wire.WriteJSON(w, http.StatusOK, wire.NonNil(items))
+}
+
+func (h *handlers) tag(w http.ResponseWriter, r *wire.Request) error {
+	target, err := named(r.Query.Get("repo"), r.Query.Get("tag"))
+	if err != nil {
+		return err
+	}
+	if _, digested := target.(reference.Digested); digested {
+		return wire.Invalid("refusing to create a tag with a digest reference")
+	}
+	if err := h.backend.ImageTag(r.Context(), r.Name(), reference.TagNameOnly(target).String()); err != nil {
+		return err
+	}
+	w.WriteHeader(http.StatusCreated)
+	return nil
+}
+
+func (h *handlers) remove(w http.ResponseWriter, r *wire.Request) error {
+	if len(r.Query["platforms"]) > 0 && !r.Version.Before(50) {
+		return fmt.Errorf("removing single platforms of an image: %w", errdefs.ErrNotImplemented)
+	}
+	done, err := h.backend.ImageRemove(r.Context(), r.Name(), r.Bool("force"), r.Bool("noprune"))
+	if err != nil {
+		return err
+	}
+	return wire.WriteJSON(w, http.StatusOK, wire.NonNil(done))
+}
+
+func (h *handlers) prune(w http.ResponseWriter, r *wire.Request) error {
+	f, err := r.Filters()
+	if err != nil {
+		return err
+	}
+	report, err := h.backend.ImagesPrune(r.Context(), f)
+	if err != nil {
+		return err
+	}
+	if report.ImagesDeleted == nil {
+		report.ImagesDeleted = []image.DeleteResponse{}
+	}
+	return wire.WriteJSON(w, http.StatusOK, report)
+}

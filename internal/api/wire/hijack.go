@@ -1,0 +1,177 @@
+package wire
+
+import (
+	"bufio"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"github.com/moby/moby/api/types"
+	"golang.org/x/sys/unix"
+
+	"holdfast/internal/engine"
+)
+
+// Hijacker takes connections over from HTTP for attach and exec.
+type Hijacker struct {
+	w    http.ResponseWriter
+	r    *Request
+	done bool
+}
+
+// NewHijacker prepares to take over the connection of r.
+func NewHijacker(w http.ResponseWriter, r *Request) *Hijacker { return &Hijacker{w: w, r: r} }
+
+// Taken reports whether the connection is no longer HTTP's: from then on
+// nothing may be answered to the request.
+func (h *Hijacker) Taken() bool { return h.done }
+
+// Hijack writes the response's head (101 if the client asked to upgrade, else
+// 200, as dockerd) and returns the client's socket. A Unix or TCP connection is
+// the socket itself, which may be given to another process; of any other, such
+// as TLS, it is one end of a socket pair that the daemon copies from and to
+// until both sides have ended.
+func (h *Hijacker) Hijack(raw bool) (*engine.Client, error) {
+	if h.done {
+		return nil, errors.New("the client's connection was already taken over")
+	}
+	conn, rw, err := http.NewResponseController(h.w).Hijack()
+	if err != nil {
+		return nil, fmt.Errorf("take over the client's connection: %w", err)
+	}
+	h.done = true
+	pending, err := buffered(rw.Reader)
+	if err != nil {
+		conn.Close()
+		return nil, fmt.Errorf("read what the client has sent: %w", err)
+	}
+	if _, err := io.WriteString(conn, h.head(raw)); err != nil {
+		conn.Close()
+		return nil, fmt.Errorf("answer the client: %w", err)
+	}
+	f, err := socketOf(conn)
+	if err != nil {
+		conn.Close()
+		return nil, err
+	}
+	return &engine.Client{File: f, Pending: pending}, nil
+}
+
+// head is the response's status line and headers. Since API 1.42 an upgraded
+// stream says whether it is multiplexed.
+func (h *Hijacker) head(raw bool) string {
+	var b strings.Builder
+	if h.r.Header.Get("Upgrade") != "" {
+		kind := types.MediaTypeRawStream
+		if !raw && !h.r.Version.Before(42) {
+			kind = types.MediaTypeMultiplexedStream
+		}
+		b.WriteString("HTTP/1.1 101 UPGRADED\r\nContent-Type: " + kind + "\r\nConnection: Upgrade\r\nUpgrade: tcp\r\n")
+	} else {
+		b.WriteString("HTTP/1.1 200 OK\r\nContent-Type: " + types.MediaTypeRawStream + "\r\n")
+	}
+	// Those that every answer carries (Api-Version, Server, …).
+	header := h.w.Header().Clone()
+	for _, own := range []string{"Content-Type", "Content-Length", "Connection", "Upgrade"} {
+		header.Del(own)
+	}
+	_ = header.Write(&b)
+	b.WriteString("\r\n")
+	return b.String()
+}
+
+// buffered takes what the HTTP server has read beyond the request.
+func buffered(r *bufio.Reader) ([]byte, error) {
+	n := r.Buffered()
+	if n == 0 {
+		return nil, nil
+	}
+	p := make([]byte, n)
+	_, err := io.ReadFull(r, p)
+	return p, err
+}
+
+// socketOf gives the connection as a socket and takes charge of it.
+func socketOf(conn net.Conn) (*os.File, error) {
+	var f *os.File
+	var err error
+	switch c := conn.(type) {
+	case *net.UnixConn:
+		f, err = c.File()
+	case *net.TCPConn:
+		f, err = c.File()
+	default:
+		return bridge(conn)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("duplicate the client's socket: %w", err)
+	}
+	// The duplicate keeps the socket open; closing here ends no stream.
+	conn.Close()
+	return f, nil
+}
+
+// lingerForClient is how long a client may take to close its connection after
+// the other side has ended.
+const lingerForClient = 10 * time.Second
+
+// bridge copies between conn and a socket pair, whose other end it returns.
+func bridge(conn net.Conn) (*os.File, error) {
+	far, near, err := SocketPair()
+	if err != nil {
+		return nil, err
+	}
+	in := make(chan struct{})
+	go func() {
+		defer close(in)
+		_, _ = io.Copy(near, conn)
+		_ = near.CloseWrite()
+	}()
+	go func() {
+		defer near.Close()
+		defer conn.Close()
+		if _, err := io.Copy(conn, near); err != nil {
+			return
+		}
+		// The other side has ended, and all of it is written. Closing now could
+		// reset the connection under the last bytes if the client is still
+		// sending: say that there's no more, and let it close first.
+		if half, ok := conn.(interface{ CloseWrite() error }); !ok || half.CloseWrite() != nil {
+			return
+		}
+		if conn.SetReadDeadline(time.Now().Add(lingerForClient)) == nil {
+			<-in
+		}
+	}()
+	return far, nil
+}
+
+// SocketPair makes two connected stream sockets: one to give away, one to copy
+// through.
+func SocketPair() (far *os.File, near *net.UnixConn, err error) {
+	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
+	if err != nil {
+		return nil, nil, fmt.Errorf("make a socket pair for the client: %w", err)
+	}
+	far = os.NewFile(uintptr(fds[0]), "client")
+	end := os.NewFile(uintptr(fds[1]), "client-bridge")
+	defer end.Close()
+	c, err := net.FileConn(end)
+	if err != nil {
+		far.Close()
+		return nil, nil, fmt.Errorf("make a socket pair for the client: %w", err)
+	}
+	unixConn, ok := c.(*net.UnixConn)
+	if !ok {
+		c.Close()
+		far.Close()
+		return nil, nil, fmt.Errorf("the socket pair for the client is a %T: %w", c, errdefs.ErrInternal)
+	}
+	return far, unixConn, nil
+}
