@@ -1,0 +1,288 @@
+package handoff
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
+	"os"
+	"strconv"
+	"strings"
+
+	"github.com/containerd/errdefs"
+)
+
+// Default ports of the API over TCP, as registered for Docker.
+const (
+	plainPort = "2375"
+	tlsPort   = "2376"
+)
+
+// ListenOptions are the arguments of Listen.
+type ListenOptions struct {
+	// Addresses are unix://PATH, tcp://HOST:PORT and fd:// with a name, a
+	// number or nothing after it.
+	Addresses []string
+	// Group gets the Unix sockets: a name or a number; empty leaves them to
+	// root. If it is missing on this host, that is an error where
+	// GroupRequired and a warning otherwise.
+	Group         string
+	GroupRequired bool
+	// TLS is spoken on TCP; nil is plain text, with a warning.
+	TLS       *tls.Config
+	Inherited *Inherited
+	Log       *slog.Logger
+}
+
+// Listener is one listening socket of the API.
+type Listener struct {
+	net.Listener
+	Address string // as it was asked for
+	// raw is the socket under TLS.
+	raw rawListener
+	// socket is the file of a Unix socket that this daemon made.
+	socket *socketFile
+}
+
+type rawListener interface {
+	net.Listener
+	File() (*os.File, error)
+}
+
+// Shown is the address as it is, with the port that the kernel chose.
+func (l *Listener) Shown() string {
+	if l.socket != nil {
+		return "unix://" + l.socket.path
+	}
+	return l.Addr().Network() + "://" + l.Addr().String()
+}
+
+// File is a copy of the socket, to be given to a successor.
+func (l *Listener) File() (*os.File, error) { return l.raw.File() }
+
+// Listeners are all sockets of the API.
+type Listeners struct {
+	list []*Listener
+	// stored: the service manager holds copies, so that connections wait for
+	// the next start instead of being refused.
+	stored bool
+}
+
+// All lists them, in the order of the addresses.
+func (ls *Listeners) All() []*Listener { return ls.list }
+
+// Listen opens, or takes over, the sockets of all addresses. The Lock must be
+// held: it is what makes a socket file without a listener a stale one. On an
+// error none is left open.
+func Listen(ctx context.Context, o ListenOptions) (_ *Listeners, err error) {
+	if o.Log == nil {
+		o.Log = slog.New(slog.DiscardHandler)
+	}
+	ls := &Listeners{}
+	defer func() {
+		if err != nil {
+			ls.Close()
+			ls.removeFiles()
+		}
+	}()
+	for _, address := range o.Addresses {
+		proto, rest, _ := strings.Cut(address, "://")
+		var got []*Listener
+		switch proto {
+		case "unix":
+			got, err = listenUnix(ctx, o, address, rest)
+		case "tcp":
+			got, err = listenTCP(ctx, o, address, rest)
+		case "fd":
+			got, err = listenUnits(o, address, rest)
+		default:
+			err = fmt.Errorf("want unix://PATH, tcp://HOST:PORT or fd://: %w", errdefs.ErrInvalidArgument)
+		}
+		ls.list = append(ls.list, got...)
+		if err != nil {
+			return nil, fmt.Errorf("listen on %s: %w", address, err)
+		}
+	}
+	return ls, nil
+}
+
+// Store gives copies of the sockets to the service manager where it keeps any,
+// and takes back those that no address asks for any more.
+func (ls *Listeners) Store(n *Notifier, in *Inherited) error {
+	unclaimed := in.unclaimed()
+	// Set where the unit has FileDescriptorStoreMax=, since systemd 254.
+	if max := os.Getenv("FDSTORE"); max == "" || max == "0" {
+		return nil
+	}
+	var errs []error
+	for _, name := range unclaimed {
+		errs = append(errs, n.forgetFD(name))
+	}
+	for _, l := range ls.list {
+		if strings.HasPrefix(l.Address, "fd://") {
+			continue // the socket unit holds it
+		}
+		f, err := l.File()
+		if err != nil {
+			errs = append(errs, err)
+			continue
+		}
+		errs = append(errs, n.storeFD(storeName(l.Address), f))
+		f.Close()
+	}
+	err := errors.Join(errs...)
+	ls.stored = err == nil
+	return err
+}
+
+// Close stops accepting. Socket files stay.
+func (ls *Listeners) Close() {
+	for _, l := range ls.list {
+		l.Close()
+	}
+}
+
+// Remove removes the socket files that this daemon made, at a clean stop. What
+// the service manager or a successor still listens on stays.
+func (ls *Listeners) Remove() {
+	if !ls.stored {
+		ls.removeFiles()
+	}
+}
+
+func (ls *Listeners) removeFiles() {
+	for _, l := range ls.list {
+		if l.socket != nil {
+			l.socket.remove()
+		}
+	}
+}
+
+// HandOver gives copies of all sockets, by address, to be sent to a successor.
+// From then on Remove leaves the socket files to it.
+func (ls *Listeners) HandOver() (map[string]*os.File, error) {
+	out := map[string]*os.File{}
+	for _, l := range ls.list {
+		f, err := l.File()
+		if err != nil {
+			for _, g := range out {
+				g.Close()
+			}
+			return nil, fmt.Errorf("hand over %s: %w", l.Address, err)
+		}
+		out[l.Address] = f
+	}
+	ls.stored = true
+	return out, nil
+}
+
+func listenTCP(ctx context.Context, o ListenOptions, address, rest string) ([]*Listener, error) {
+	hostport := rest
+	port := plainPort
+	if o.TLS != nil {
+		port = tlsPort
+	}
+	if _, _, err := net.SplitHostPort(hostport); err != nil {
+		hostport = net.JoinHostPort(strings.Trim(hostport, "[]"), port)
+	}
+	host, p, err := net.SplitHostPort(hostport)
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", err, errdefs.ErrInvalidArgument)
+	}
+	if p == "" {
+		p = port
+	}
+	if host == "" {
+		host = "127.0.0.1" // as dockerd reads tcp://:2375
+	}
+	hostport = net.JoinHostPort(host, p)
+
+	var raw *net.TCPListener
+	if f := o.Inherited.claim(address); f != nil {
+		l, err := net.FileListener(f)
+		f.Close()
+		if err == nil {
+			raw, _ = l.(*net.TCPListener)
+			if raw == nil {
+				l.Close()
+			}
+		}
+	}
+	if raw == nil {
+		// Keep-alive is left on as Go sets it: a client that vanished must not
+		// hold its log stream for ever.
+		l, err := (&net.ListenConfig{}).Listen(ctx, "tcp", hostport)
+		if err != nil {
+			return nil, err
+		}
+		raw = l.(*net.TCPListener)
+	}
+	if o.TLS == nil {
+		warnPlain(o.Log, raw.Addr())
+	} else if o.TLS.ClientAuth != tls.RequireAndVerifyClientCert {
+		o.Log.Warn("clients of the API over TCP are not verified: whoever reaches the port has root on this host; use --tlsverify", "address", raw.Addr().String())
+	}
+	return []*Listener{wrap(o, address, raw, nil)}, nil
+}
+
+func warnPlain(log *slog.Logger, addr net.Addr) {
+	ap, err := netip.ParseAddrPort(addr.String())
+	if err == nil && ap.Addr().IsLoopback() {
+		log.Warn("the API is served over TCP without TLS: every process and user of this host that can open a connection has root; use the unix socket, or --tlsverify", "address", "http://"+addr.String())
+		return
+	}
+	log.Warn("[SECURITY] the API is served to the network without TLS: whoever reaches the port has root on this host; use --tlsverify", "address", "http://"+addr.String())
+}
+
+// wrap puts TLS on TCP where it is asked for.
+func wrap(o ListenOptions, address string, raw rawListener, s *socketFile) *Listener {
+	l := &Listener{Listener: raw, Address: address, raw: raw, socket: s}
+	if _, isTCP := raw.(*net.TCPListener); isTCP && o.TLS != nil {
+		l.Listener = tls.NewListener(raw, o.TLS)
+	}
+	return l
+}
+
+// listenUnits takes the sockets of systemd's socket units: all of them, or the
+// one of a descriptor's number or name.
+func listenUnits(o ListenOptions, address, which string) ([]*Listener, error) {
+	if o.Inherited == nil || len(o.Inherited.units) == 0 {
+		return nil, fmt.Errorf("%w: %w", errNoUnits, errdefs.ErrFailedPrecondition)
+	}
+	var take, leave []*os.File
+	for _, f := range o.Inherited.units {
+		if which == "" || which == "*" || f.Name() == which || strconv.Itoa(int(f.Fd())) == which {
+			take = append(take, f)
+		} else {
+			leave = append(leave, f)
+		}
+	}
+	o.Inherited.units = leave
+	if len(take) == 0 {
+		return nil, fmt.Errorf("failed to find systemd activated sockets: %q: %w", which, errdefs.ErrNotFound)
+	}
+	var out []*Listener
+	for _, f := range take {
+		l, err := net.FileListener(f)
+		f.Close()
+		if err != nil {
+			return out, fmt.Errorf("socket %s of systemd: %w", f.Name(), err)
+		}
+		raw, ok := l.(rawListener)
+		if !ok {
+			l.Close()
+			return out, fmt.Errorf("socket %s of systemd is no stream socket: %w", f.Name(), errdefs.ErrInvalidArgument)
+		}
+		if _, tcp := raw.(*net.TCPListener); tcp && o.TLS == nil {
+			warnPlain(o.Log, raw.Addr())
+		}
+		if u, ok := raw.(*net.UnixListener); ok {
+			u.SetUnlinkOnClose(false)
+		}
+		out = append(out, wrap(o, address, raw, nil))
+	}
+	return out, nil
+}

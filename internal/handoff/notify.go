@@ -1,0 +1,98 @@
+package handoff
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// Notifier tells the service manager of the daemon's life, by the protocol of
+// sd_notify(3). Without a NOTIFY_SOCKET it says nothing.
+type Notifier struct{ socket string }
+
+// NewNotifier takes NOTIFY_SOCKET out of the environment, so that no child
+// speaks in the daemon's name.
+func NewNotifier() *Notifier {
+	n := &Notifier{socket: os.Getenv("NOTIFY_SOCKET")}
+	os.Unsetenv("NOTIFY_SOCKET")
+	return n
+}
+
+// Ready says that the daemon serves, after a start or a reload.
+func (n *Notifier) Ready(status string) error {
+	return n.send(nil, "READY=1", fmt.Sprintf("MAINPID=%d", os.Getpid()), "STATUS="+oneLine(status))
+}
+
+// Reloading says that a reload has begun. It carries the time that a unit of
+// Type=notify-reload wants, to tell this reload from an earlier one.
+func (n *Notifier) Reloading() error {
+	var ts unix.Timespec
+	if err := unix.ClockGettime(unix.CLOCK_MONOTONIC, &ts); err != nil {
+		return fmt.Errorf("read the monotonic clock: %w", err)
+	}
+	return n.send(nil, "RELOADING=1", fmt.Sprintf("MONOTONIC_USEC=%d", ts.Nano()/1000))
+}
+
+// Stopping says that a stop has begun.
+func (n *Notifier) Stopping() error { return n.send(nil, "STOPPING=1") }
+
+// Status shows a line to people.
+func (n *Notifier) Status(s string) error { return n.send(nil, "STATUS="+oneLine(s)) }
+
+// storeFD gives the service manager a copy of a descriptor, which it passes to
+// the next start.
+func (n *Notifier) storeFD(name string, f *os.File) error {
+	return n.send(f, "FDSTORE=1", "FDNAME="+name)
+}
+
+// forgetFD makes it close the descriptors of that name.
+func (n *Notifier) forgetFD(name string) error {
+	return n.send(nil, "FDSTOREREMOVE=1", "FDNAME="+name)
+}
+
+func oneLine(s string) string { return strings.Join(strings.Fields(s), " ") }
+
+func (n *Notifier) send(f *os.File, lines ...string) error {
+	if n == nil || n.socket == "" {
+		return nil
+	}
+	conn, err := net.DialUnix("unixgram", nil, &net.UnixAddr{Name: n.socket, Net: "unixgram"})
+	if err != nil {
+		return fmt.Errorf("notify the service manager: %w", err)
+	}
+	defer conn.Close()
+	if err := sendWith(conn, strings.Join(lines, "\n"), f); err != nil {
+		return fmt.Errorf("notify the service manager: %w", err)
+	}
+	return nil
+}
+
+// sendWith sends a message, and f with it unless it is nil. File.Fd is
+// avoided: it would make the open file block, and a listening socket shares
+// that with the copies of it.
+func sendWith(conn *net.UnixConn, message string, f *os.File) error {
+	if f == nil {
+		_, err := conn.Write([]byte(message))
+		return err
+	}
+	to, err := conn.SyscallConn()
+	if err != nil {
+		return err
+	}
+	from, err := f.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var sent error
+	inner := to.Write(func(sock uintptr) (done bool) {
+		sent = errors.Join(from.Control(func(fd uintptr) {
+			err = unix.Sendmsg(int(sock), []byte(message), unix.UnixRights(int(fd)), nil, 0)
+		}), err)
+		return err != unix.EAGAIN
+	})
+	return errors.Join(inner, sent)
+}
