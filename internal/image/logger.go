@@ -1,0 +1,39 @@
+package image
+
+import (
+	"io"
+	"log/slog"
+
+	clog "github.com/containerd/log"
+	"github.com/sirupsen/logrus"
+)
+
+// libraryLogger gives containerd's libraries a logger that ends in ours. What
+// they tell as information is a detail here: debug.
+func libraryLogger(log *slog.Logger) *clog.Entry {
+	l := logrus.New()
+	l.SetOutput(io.Discard)
+	l.SetLevel(logrus.InfoLevel)
+	l.AddHook(toSlog{log})
+	return logrus.NewEntry(l)
+}
+
+type toSlog struct{ log *slog.Logger }
+
+func (toSlog) Levels() []logrus.Level { return logrus.AllLevels }
+
+func (h toSlog) Fire(e *logrus.Entry) error {
+	attrs := make([]any, 0, 2*len(e.Data))
+	for k, v := range e.Data {
+		attrs = append(attrs, k, v)
+	}
+	switch {
+	case e.Level <= logrus.ErrorLevel:
+		h.log.Error(e.Message, attrs...)
+	case e.Level == logrus.WarnLevel:
+		h.log.Warn(e.Message, attrs...)
+	default:
+		h.log.Debug(e.Message, attrs...)
+	}
+	return nil
+}
