@@ -1,0 +1,438 @@
+package event
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+)
+
+var noon = time.Date(2026, 3, 4, 12, 0, 0, 0, time.UTC)
+
+func open(t testing.TB, dir string, max int64) *Journal {
+	t.Helper()
+	j, err := Open(dir, Options{MaxBytes: max})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { j.Close() })
+	return j
+}
+
+func numbered(i int) Message {
+	return New("container", "start", fmt.Sprintf("c%d", i), map[string]string{"name": "web"}, noon.Add(time.Duration(i)*time.Second))
+}
+
+func put(t testing.TB, j *Journal, m Message) bool {
+	t.Helper()
+	ok, err := j.Append(m)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return ok
+}
+
+func within(t testing.TB) context.Context {
+	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	t.Cleanup(cancel)
+	return ctx
+}
+
+// past reads a subscription that ends.
+func past(t testing.TB, s *Subscription) (ids []string) {
+	t.Helper()
+	ctx := within(t)
+	for {
+		m, err := s.Next(ctx)
+		if err == io.EOF {
+			return ids
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		ids = append(ids, m.Actor.ID)
+	}
+}
+
+func next(t testing.TB, s *Subscription, id string) {
+	t.Helper()
+	m, err := s.Next(within(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if m.Actor.ID != id {
+		t.Fatalf("got %s, want %s", m.Actor.ID, id)
+	}
+}
+
+func expect(t testing.TB, got []string, want string) {
+	t.Helper()
+	if g := strings.Join(got, " "); g != want {
+		t.Fatalf("got %q, want %q", g, want)
+	}
+}
+
+func TestMessageHasTheAPIsForm(t *testing.T) {
+	b, err := json.Marshal(numbered(1))
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := `{"Type":"container","Action":"start","Actor":{"ID":"c1","Attributes":{"name":"web"}},"scope":"local","time":1772625601,"timeNano":1772625601000000000}`
+	if string(b) != want {
+		t.Errorf("\n got %s\nwant %s", b, want)
+	}
+}
+
+func TestReplayIsOrderedByTimeAndBounded(t *testing.T) {
+	dir := t.TempDir()
+	j := open(t, dir, 0)
+	for _, i := range []int{1, 2, 5, 6, 3, 4} { // 3 and 4 were learnt late
+		put(t, j, numbered(i))
+	}
+	at := func(i int) time.Time { return noon.Add(time.Duration(i) * time.Second) }
+	for range 2 {
+		expect(t, past(t, j.Subscribe(at(0), at(10), nil)), "c1 c2 c3 c4 c5 c6")
+		expect(t, past(t, j.Subscribe(at(2), at(4), nil)), "c2 c3 c4")
+		expect(t, past(t, j.Subscribe(time.Time{}, at(2), nil)), "c1 c2")
+		expect(t, past(t, j.Subscribe(at(1), at(9), func(m Message) bool { return m.Actor.ID != "c5" })), "c1 c2 c3 c4 c6")
+		j.Close()
+		j = open(t, dir, 0)
+	}
+}
+
+func TestFollowBeginsWhereTheReplayEnds(t *testing.T) {
+	j := open(t, t.TempDir(), 0)
+	put(t, j, numbered(1))
+	live := j.Subscribe(time.Time{}, time.Time{}, nil)
+	defer live.Close()
+	all := j.Subscribe(noon, time.Time{}, nil)
+	defer all.Close()
+	put(t, j, numbered(2))
+	next(t, all, "c1")
+	next(t, all, "c2")
+	next(t, live, "c2")
+	go j.Append(numbered(3))
+	next(t, all, "c3")
+	next(t, live, "c3")
+}
+
+func TestEachSourceIsRecordedOnce(t *testing.T) {
+	dir := t.TempDir()
+	from := func(seq int) Message {
+		m := numbered(seq)
+		m.Source = fmt.Sprintf("abc/1:%d", seq)
+		return m
+	}
+	j := open(t, dir, 0)
+	for _, seq := range []int{1, 2, 4} {
+		if !put(t, j, from(seq)) {
+			t.Errorf("%d was refused", seq)
+		}
+	}
+	for range 2 {
+		for _, seq := range []int{1, 2, 4} {
+			if put(t, j, from(seq)) {
+				t.Errorf("%d was recorded twice", seq)
+			}
+		}
+		if n, ok := j.Last("abc/1"); !ok || n != 4 {
+			t.Errorf("Last is %d, %v", n, ok)
+		}
+		if _, ok := j.Last("abc/2"); ok {
+			t.Error("Last knows a stream that there is not")
+		}
+		j.Close()
+		j = open(t, dir, 0)
+	}
+	if !put(t, j, from(3)) {
+		t.Error("3 was refused")
+	}
+	expect(t, past(t, j.Subscribe(noon, noon.Add(time.Hour), nil)), "c1 c2 c3 c4")
+}
+
+func TestSourcesOutliveTheSegmentTheyAreIn(t *testing.T) {
+	dir := t.TempDir()
+	j := open(t, dir, 20_000)
+	m := numbered(0)
+	m.Source = "abc/1:1"
+	put(t, j, m)
+	for i := 1; i < 1000; i++ {
+		put(t, j, numbered(i))
+	}
+	j.Close()
+	size := int64(0)
+	files, _ := os.ReadDir(dir)
+	for _, f := range files {
+		st, _ := f.Info()
+		size += st.Size()
+	}
+	if size > 25_000 {
+		t.Errorf("%d bytes are kept", size)
+	}
+	j = open(t, dir, 20_000)
+	ids := past(t, j.Subscribe(noon, noon.Add(time.Hour), nil))
+	if len(ids) < 20 || ids[len(ids)-1] != "c999" || ids[0] == "c0" {
+		t.Errorf("%d events are kept, %v", len(ids), ids[:min(len(ids), 3)])
+	}
+	if put(t, j, m) {
+		t.Error("an event whose segment is gone was recorded again")
+	}
+	j.Forget("abc/")
+	if !put(t, j, m) {
+		t.Error("a forgotten source was refused")
+	}
+}
+
+func TestSlowSubscriberBlocksNoAppend(t *testing.T) {
+	j := open(t, t.TempDir(), 1<<20)
+	const subscribers, events = 5, 3000
+	var subs []*Subscription
+	for range subscribers {
+		s := j.Subscribe(time.Time{}, time.Time{}, nil)
+		defer s.Close()
+		subs = append(subs, s)
+	}
+	// Nobody reads yet.
+	for i := range events {
+		put(t, j, numbered(i))
+	}
+	for _, s := range subs {
+		for i := range events {
+			next(t, s, fmt.Sprintf("c%d", i))
+		}
+	}
+}
+
+func TestSubscribersSeeEachEventOnceOverSegments(t *testing.T) {
+	j := open(t, t.TempDir(), 1<<20)
+	const events = 5000
+	ctx := within(t)
+	var wg sync.WaitGroup
+	for range 4 {
+		wg.Add(1)
+		go func() {
+			defer wg.Done()
+			seen := map[string]int{}
+			var s *Subscription
+			for len(seen) < events {
+				if s == nil {
+					s = j.Subscribe(noon, time.Time{}, nil)
+				}
+				m, err := s.Next(ctx)
+				if err != nil {
+					t.Errorf("after %d events: %v", len(seen), err)
+					break
+				}
+				if seen[m.Actor.ID]++; seen[m.Actor.ID] > 1 {
+					t.Errorf("%s came twice", m.Actor.ID)
+					break
+				}
+				// Begin anew at times, in the middle of what goes on.
+				if rand.IntN(2000) == 0 {
+					s.Close()
+					s, seen = nil, map[string]int{}
+				}
+			}
+			if s != nil {
+				s.Close()
+			}
+		}()
+	}
+	for i := range events {
+		put(t, j, numbered(i))
+	}
+	wg.Wait()
+}
+
+func TestSubscriptionEndsAtUntilWithContextAndWithTheJournal(t *testing.T) {
+	j := open(t, t.TempDir(), 0)
+	s := j.Subscribe(time.Time{}, time.Now().Add(time.Millisecond), nil)
+	if _, err := s.Next(within(t)); err != io.EOF {
+		t.Errorf("until: %v", err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	s = j.Subscribe(time.Time{}, time.Time{}, nil)
+	go cancel()
+	if _, err := s.Next(ctx); err != context.Canceled {
+		t.Errorf("context: %v", err)
+	}
+	go j.Close()
+	if _, err := s.Next(within(t)); err != ErrClosed {
+		t.Errorf("journal: %v", err)
+	}
+	if _, err := j.Append(numbered(1)); err != ErrClosed {
+		t.Errorf("append: %v", err)
+	}
+}
+
+func TestTornTailIsCutOff(t *testing.T) {
+	dir := t.TempDir()
+	j := open(t, dir, 0)
+	put(t, j, numbered(1))
+	path := j.segments[0].path
+	j.Close()
+	whole, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for cut := 0; cut < len(whole); cut++ {
+		if err := os.WriteFile(path, whole[:cut], 0o600); err != nil {
+			t.Fatal(err)
+		}
+		j := open(t, dir, 0)
+		put(t, j, numbered(2))
+		expect(t, past(t, j.Subscribe(noon, noon.Add(time.Hour), nil)), "c2")
+		j.Close()
+		for i := uint64(2); i < 5; i++ {
+			os.Remove(filepath.Join(dir, fmt.Sprintf("%08d.jsonl", i)))
+		}
+	}
+}
+
+func TestNewerSegmentIsRefusedByName(t *testing.T) {
+	dir := t.TempDir()
+	path := filepath.Join(dir, "00000001.jsonl")
+	if err := os.WriteFile(path, []byte(`{"schema":7}`+"\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	_, err := Open(dir, Options{})
+	if err == nil || !strings.Contains(err.Error(), path) || !strings.Contains(err.Error(), "schema is 7, this release reads up to 1") {
+		t.Errorf("got %v", err)
+	}
+}
+
+// TestKilledProcessLosesNoEvent has another process append, say so, and be
+// killed.
+func TestKilledProcessLosesNoEvent(t *testing.T) {
+	if dir := os.Getenv("EVENT_TEST_DIR"); dir != "" {
+		j, err := Open(dir, Options{})
+		if err != nil {
+			fmt.Println(err)
+			os.Exit(1)
+		}
+		for i := 0; ; i++ {
+			if _, err := j.Append(numbered(i)); err != nil {
+				fmt.Println(err)
+				os.Exit(1)
+			}
+			fmt.Println(i)
+		}
+	}
+	dir := t.TempDir()
+	cmd := exec.Command(os.Args[0], "-test.run", "^TestKilledProcessLosesNoEvent$")
+	cmd.Env = append(os.Environ(), "EVENT_TEST_DIR="+dir)
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	last := -1
+	for last < 500 {
+		if _, err := fmt.Fscanln(out, &last); err != nil {
+			t.Fatal(err)
+		}
+	}
+	cmd.Process.Kill()
+	for {
+		if _, err := fmt.Fscanln(out, &last); err != nil {
+			break
+		}
+	}
+	cmd.Wait()
+	ids := past(t, open(t, dir, 0).Subscribe(noon, noon.Add(24*time.Hour), nil))
+	if len(ids) < last+1 {
+		t.Fatalf("%d events, %d were acknowledged", len(ids), last+1)
+	}
+	for i, id := range ids {
+		if id != fmt.Sprintf("c%d", i) {
+			t.Fatalf("event %d is %s", i, id)
+		}
+	}
+}
+
+func TestLivesTellCleanEndsFromCrashes(t *testing.T) {
+	dir := t.TempDir()
+	begin := func(boot string, hour int) {
+		t.Helper()
+		l, err := OpenLives(dir)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := l.Begin(Life{BootID: boot, Pid: hour, Start: noon.Add(time.Duration(hour) * time.Hour)}); err != nil {
+			t.Fatal(err)
+		}
+		if hour == 1 {
+			if err := l.End(EndClean, noon.Add(90*time.Minute)); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	begin("a", 1)
+	begin("a", 2)
+	begin("a", 3)
+	begin("b", 4)
+	l, err := OpenLives(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var got []string
+	for _, life := range l.List() {
+		got = append(got, fmt.Sprintf("%d:%s", life.Number, life.How))
+	}
+	expect(t, got, "1:clean 2:crash 3:reboot 4:")
+	if n := len(l.Since(noon.Add(150 * time.Minute))); n != 3 {
+		t.Errorf("something that began in life 2 has seen %d lives, want 3", n)
+	}
+}
+
+func TestDamagedRecordOfLivesIsKeptAside(t *testing.T) {
+	dir := t.TempDir()
+	if err := os.WriteFile(filepath.Join(dir, LivesFile), []byte(`{"schema":1,"li`), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	l, err := OpenLives(dir)
+	if err != nil || len(l.List()) != 0 {
+		t.Fatalf("%v, %v", l, err)
+	}
+	if _, err := os.Stat(filepath.Join(dir, LivesFile+".damaged")); err != nil {
+		t.Error(err)
+	}
+}
+
+func FuzzSourcesAreASet(f *testing.F) {
+	f.Add([]byte{1, 2, 3, 9, 8, 7, 5, 5, 4})
+	f.Fuzz(func(t *testing.T, in []byte) {
+		s, want := sources{}, map[byte]bool{}
+		for _, n := range in {
+			s.add(fmt.Sprintf("a:%d", n))
+			want[n] = true
+		}
+		for n := 0; n < 256; n++ {
+			if s.has(fmt.Sprintf("a:%d", n)) != want[byte(n)] {
+				t.Fatalf("%d after %v: %v", n, in, s)
+			}
+		}
+		for i := 1; i < len(s["a"]); i++ {
+			if s["a"][i].First <= s["a"][i-1].Last+1 {
+				t.Fatalf("not joined: %v", s)
+			}
+		}
+	})
+}
+
+func BenchmarkAppend(b *testing.B) {
+	j := open(b, b.TempDir(), 0)
+	for i := 0; b.Loop(); i++ {
+		put(b, j, numbered(i))
+	}
+}

@@ -1,0 +1,379 @@
+package event
+
+import (
+	"bufio"
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"sort"
+	"strconv"
+	"strings"
+	"sync"
+)
+
+// The journal is a row of segments, <number>.jsonl, each a line per event.
+// The first line of a segment is its head, with all sources that were known
+// when it began: the segments before it may be deleted without forgetting
+// what must not be recorded twice.
+
+// Options of a journal.
+type Options struct {
+	// MaxBytes is what the segments may take together; the oldest goes when
+	// they take more. 0 is 64 MiB.
+	MaxBytes int64
+}
+
+const (
+	defaultMaxBytes = 64 << 20
+	segmentsKept    = 8 // MaxBytes is shared among so many segments
+	segmentSuffix   = ".jsonl"
+	// headSchema is the number of the form described above.
+	headSchema = 1
+)
+
+type head struct {
+	Schema  int     `json:"schema"`
+	Sources sources `json:"sources,omitempty"`
+}
+
+// Journal is an open journal. Its methods may be called by several
+// goroutines.
+type Journal struct {
+	dir string
+	max int64
+
+	mu       sync.Mutex
+	segments []*segment // oldest first; the last one is written to
+	file     *os.File   // of the last one
+	seen     sources
+	torn     bool          // the last segment ends with half a line
+	grown    chan struct{} // closed and replaced by each Append
+	closed   bool
+}
+
+// segment is one file. Readers hold it open while they need it.
+type segment struct {
+	number uint64
+	path   string
+	size   int64 // of its whole lines; guarded by Journal.mu
+}
+
+// ErrClosed is what is returned after Close.
+var ErrClosed = errors.New("event journal is closed")
+
+// Open opens the journal in dir, makes it where there is none, and cuts off
+// half a last line that a crash left. A segment of a newer schema is an error
+// that names the file.
+func Open(dir string, opts Options) (*Journal, error) {
+	j := &Journal{dir: dir, max: opts.MaxBytes, seen: sources{}, grown: make(chan struct{})}
+	if j.max <= 0 {
+		j.max = defaultMaxBytes
+	}
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, fmt.Errorf("open event journal: %w", err)
+	}
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return nil, fmt.Errorf("open event journal: %w", err)
+	}
+	for _, e := range entries {
+		name, ok := strings.CutSuffix(e.Name(), segmentSuffix)
+		if !ok {
+			continue
+		}
+		if n, err := strconv.ParseUint(name, 10, 64); err == nil {
+			j.segments = append(j.segments, &segment{number: n, path: filepath.Join(dir, e.Name())})
+		}
+	}
+	slices.SortFunc(j.segments, func(a, b *segment) int {
+		if a.number < b.number {
+			return -1
+		}
+		return 1
+	})
+	for _, s := range j.segments {
+		if err := j.load(s); err != nil {
+			return nil, fmt.Errorf("open event journal %s: %w", s.path, err)
+		}
+	}
+	if n := len(j.segments); n > 0 {
+		last := j.segments[n-1]
+		if err := os.Truncate(last.path, last.size); err != nil {
+			return nil, fmt.Errorf("open event journal: %w", err)
+		}
+		if j.file, err = os.OpenFile(last.path, os.O_WRONLY|os.O_APPEND, 0); err != nil {
+			return nil, fmt.Errorf("open event journal: %w", err)
+		}
+	}
+	if len(j.segments) == 0 || j.segments[len(j.segments)-1].size == 0 {
+		if err := j.begin(); err != nil {
+			return nil, fmt.Errorf("open event journal: %w", err)
+		}
+	}
+	return j, nil
+}
+
+// load reads the sources and the size of a segment.
+func (j *Journal) load(s *segment) error {
+	f, err := os.Open(s.path)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	return scan(f, 0, func(line []byte, off int64) error {
+		s.size = off + int64(len(line))
+		if off == 0 {
+			h, err := parseHead(line)
+			j.seen.merge(h.Sources)
+			return err
+		}
+		var m struct {
+			Source string `json:"source"`
+		}
+		if json.Unmarshal(line, &m) == nil && m.Source != "" {
+			j.seen.add(m.Source)
+		}
+		return nil
+	})
+}
+
+func parseHead(line []byte) (head, error) {
+	var h head
+	if err := json.Unmarshal(line, &h); err != nil || h.Schema == 0 {
+		// Damaged, but its events may be read all the same.
+		return head{}, nil
+	}
+	if h.Schema > headSchema {
+		return head{}, fmt.Errorf("written by a newer release: its schema is %d, this release reads up to %d", h.Schema, headSchema)
+	}
+	return h, nil
+}
+
+// scan calls each for every whole line from off on, with its newline.
+func scan(r io.Reader, off int64, each func(line []byte, off int64) error) error {
+	br := bufio.NewReaderSize(r, 32<<10)
+	for {
+		line, err := br.ReadBytes('\n')
+		if err == io.EOF {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		if err := each(line, off); err != nil {
+			return err
+		}
+		off += int64(len(line))
+	}
+}
+
+// begin starts a new segment, and deletes the oldest ones over the limit.
+func (j *Journal) begin() error {
+	number := uint64(1)
+	if n := len(j.segments); n > 0 {
+		number = j.segments[n-1].number + 1
+	}
+	s := &segment{number: number, path: filepath.Join(j.dir, fmt.Sprintf("%08d%s", number, segmentSuffix))}
+	text, err := json.Marshal(head{Schema: headSchema, Sources: j.seen})
+	if err != nil {
+		return err
+	}
+	text = append(text, '\n')
+	f, err := os.OpenFile(s.path, os.O_WRONLY|os.O_APPEND|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return err
+	}
+	if _, err := f.Write(text); err != nil {
+		f.Close()
+		os.Remove(s.path)
+		return err
+	}
+	s.size = int64(len(text))
+	if j.file != nil {
+		j.file.Close()
+	}
+	j.file = f
+	j.segments = append(j.segments, s)
+
+	total := int64(0)
+	for _, s := range j.segments {
+		total += s.size
+	}
+	for len(j.segments) > 1 && total > j.max {
+		old := j.segments[0]
+		if err := os.Remove(old.path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			break // the next segment tries again
+		}
+		total -= old.size
+		j.segments = j.segments[1:]
+	}
+	return nil
+}
+
+// Append records m and wakes the subscribers. It reports false, and records
+// nothing, when an event of the same Source was recorded before. Once it
+// returns, the event survives the death of the process (not of the machine).
+func (j *Journal) Append(m Message) (bool, error) {
+	text, err := json.Marshal(m)
+	if err != nil {
+		return false, fmt.Errorf("record event: %w", err)
+	}
+	text = append(text, '\n')
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	if j.closed {
+		return false, ErrClosed
+	}
+	if m.Source != "" && j.seen.has(m.Source) {
+		return false, nil
+	}
+	last := j.segments[len(j.segments)-1]
+	if j.torn {
+		if err := j.file.Truncate(last.size); err != nil {
+			return false, fmt.Errorf("record event: %w", err)
+		}
+		j.torn = false
+	}
+	if last.size+int64(len(text)) > j.max/segmentsKept && last.size > j.headSize() {
+		// On a full disk the present segment may still take the event.
+		if err := j.begin(); err == nil {
+			last = j.segments[len(j.segments)-1]
+		}
+	}
+	if _, err := j.file.Write(text); err != nil {
+		j.torn = j.file.Truncate(last.size) != nil
+		return false, fmt.Errorf("record event: %w", err)
+	}
+	last.size += int64(len(text))
+	if m.Source != "" {
+		j.seen.add(m.Source)
+	}
+	close(j.grown)
+	j.grown = make(chan struct{})
+	return true, nil
+}
+
+// headSize is an upper bound of what a new segment begins with, so that one
+// with many sources still takes events.
+func (j *Journal) headSize() int64 {
+	n := int64(64)
+	for stream, spans := range j.seen {
+		n += int64(len(stream)) + 8 + 64*int64(len(spans))
+	}
+	return n
+}
+
+// Last is the highest number of a stream that was recorded; false where there
+// is none. What comes after it is what another journal still has to tell.
+func (j *Journal) Last(stream string) (uint64, bool) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	spans := j.seen[stream]
+	if len(spans) == 0 {
+		return 0, false
+	}
+	return spans[len(spans)-1].Last, true
+}
+
+// Forget drops the numbers of all streams with this prefix: the journal that
+// they come from is gone and won't be read again. The events stay.
+func (j *Journal) Forget(prefix string) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	for stream := range j.seen {
+		if strings.HasPrefix(stream, prefix) {
+			delete(j.seen, stream)
+		}
+	}
+}
+
+// Close ends the journal and all subscriptions.
+func (j *Journal) Close() error {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	if j.closed {
+		return nil
+	}
+	j.closed = true
+	close(j.grown)
+	return j.file.Close()
+}
+
+// position is a place between two events.
+type position struct {
+	segment uint64 // number
+	off     int64
+}
+
+// entry is an event that a replay has found.
+type entry struct {
+	time int64
+	file int // index among the open files
+	off  int64
+	size int32
+}
+
+// snapshot opens all segments, and says where the journal ends.
+func (j *Journal) snapshot() (files []*os.File, sizes []int64, end position, err error) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	if j.closed {
+		return nil, nil, position{}, ErrClosed
+	}
+	for _, s := range j.segments {
+		f, err := os.Open(s.path)
+		if err != nil {
+			for _, f := range files {
+				f.Close()
+			}
+			return nil, nil, position{}, fmt.Errorf("read event journal: %w", err)
+		}
+		files = append(files, f)
+		sizes = append(sizes, s.size)
+		end = position{s.number, s.size}
+	}
+	return files, sizes, end, nil
+}
+
+// history finds the events of [since, until] (nanoseconds; 0 is no bound) that
+// match, in the order of their time.
+func history(files []*os.File, sizes []int64, since, until int64, match func(Message) bool) ([]entry, error) {
+	var found []entry
+	for i, f := range files {
+		err := scan(io.NewSectionReader(f, 0, sizes[i]), 0, func(line []byte, off int64) error {
+			m, ok := parse(line)
+			if !ok {
+				return nil
+			}
+			at := m.At().UnixNano()
+			if since != 0 && at < since || until != 0 && at > until || match != nil && !match(m) {
+				return nil
+			}
+			found = append(found, entry{at, i, off, int32(len(line))})
+			return nil
+		})
+		if err != nil {
+			return nil, fmt.Errorf("read event journal: %w", err)
+		}
+	}
+	sort.SliceStable(found, func(a, b int) bool { return found[a].time < found[b].time })
+	return found, nil
+}
+
+// parse reads a line; false for a head or a damaged line.
+func parse(line []byte) (Message, bool) {
+	if bytes.HasPrefix(line, []byte(`{"schema":`)) {
+		return Message{}, false
+	}
+	var m Message
+	if json.Unmarshal(line, &m) != nil {
+		return Message{}, false
+	}
+	return m, true
+}
