@@ -1,0 +1,181 @@
+package arch
+
+import (
+	"slices"
+	"strings"
+	"testing"
+)
+
+// room is a part of the house: a package with those below it.
+type room struct {
+	path string
+	// sees are the rooms that it may import, besides itself.
+	sees []string
+	// only is set where nothing but the standard library and these modules may
+	// be imported; nil allows any third party.
+	only []string
+	// pure rooms take everything as an argument: no files, network, context or
+	// clock.
+	pure bool
+}
+
+var stdOnly = []string{}
+
+// ground is what everybody may see: values, formats and rules that know
+// nothing but the standard library.
+var ground = []string{
+	"internal/container", "internal/event", "internal/config", "internal/filter",
+	"internal/shim/proto", "internal/logs/format",
+	"internal/network/ipam", "internal/network/nft", "internal/version",
+}
+
+// services each own one kind of thing on the host, and never see each other:
+// engine brings them together.
+var services = []string{
+	"internal/store", "internal/image", "internal/network", "internal/volume",
+	"internal/shim/client", "internal/logs/reader", "internal/handoff",
+}
+
+// rooms is the whole house. The longest path that fits a package is its room.
+var rooms = []room{
+	{path: "internal/container", only: stdOnly, pure: true},
+	{path: "internal/filter", only: stdOnly, pure: true},
+	{path: "internal/network/ipam", only: stdOnly, pure: true},
+	{path: "internal/network/nft", only: stdOnly, pure: true},
+	{path: "internal/version", only: stdOnly, pure: true},
+	{path: "internal/config", only: stdOnly},
+	{path: "internal/event", only: stdOnly},
+	{path: "internal/logs/format", only: stdOnly},
+	{path: "internal/shim/proto", only: stdOnly},
+
+	{path: "internal/store", sees: ground},
+	{path: "internal/image", sees: ground},
+	{path: "internal/network", sees: ground},
+	{path: "internal/volume", sees: ground},
+	{path: "internal/shim/client", sees: ground},
+	{path: "internal/logs/reader", sees: ground},
+	{path: "internal/handoff", sees: ground},
+
+	// The shim's server is small in memory, so it takes no third party but the
+	// system calls.
+	{
+		path: "internal/shim/server",
+		sees: []string{"internal/shim/proto", "internal/logs/format", "internal/version"},
+		only: []string{"golang.org/x/sys"},
+	},
+
+	// Leaves that engine calls: one makes OCI specs, one reads counters.
+	{path: "internal/engine/oci", sees: ground},
+	{path: "internal/engine/stats", sees: append([]string{"internal/engine/oci"}, ground...)},
+	{path: "internal/engine", sees: append(services, ground...)},
+
+	// What serves the engine declares the interfaces that it needs of it.
+	{path: "internal/api", sees: append([]string{"internal/engine"}, ground...)},
+
+	// The command line reaches the daemon over the API alone.
+	{path: "internal/cli", sees: []string{"internal/shim/proto", "internal/version"}},
+
+	{path: "cmd/holdfast", sees: []string{"internal/cli"}},
+	{path: "cmd/holdfast-shim", sees: []string{"internal/shim/server", "internal/shim/proto", "internal/version"}, only: []string{"golang.org/x/sys"}},
+	{path: "cmd/holdfastd", sees: append([]string{"internal/engine", "internal/api"}, append(services, ground...)...)},
+
+	// Tests look everywhere.
+	{path: "test"},
+}
+
+func within(path, room string) bool {
+	return path == room || strings.HasPrefix(path, room+"/")
+}
+
+func roomOf(path string) (room, bool) {
+	var best room
+	for _, r := range rooms {
+		if within(path, r.path) && len(r.path) > len(best.path) {
+			best = r
+		}
+	}
+	return best, best.path != ""
+}
+
+func TestEveryPackageHasARoom(t *testing.T) {
+	for _, p := range ownPackages(t) {
+		if _, ok := roomOf(p.rel()); !ok {
+			t.Errorf("%s belongs to no room: enter it in the table here, with what it may see", p.rel())
+		}
+	}
+}
+
+func TestImportsRunDownwards(t *testing.T) {
+	for _, p := range ownPackages(t) {
+		r, _ := roomOf(p.rel())
+		for _, imported := range p.Imports {
+			if !own(imported) {
+				continue
+			}
+			rel := strings.TrimPrefix(imported, modulePath+"/")
+			target, _ := roomOf(rel)
+			if target.path == r.path {
+				continue
+			}
+			// A room sees the rooms inside it; from outside each is named.
+			if r.path != "test" && !within(target.path, r.path) && !slices.Contains(r.sees, target.path) {
+				t.Errorf("%s imports %s: %s may see only itself and %s", p.rel(), rel, r.path, strings.Join(r.sees, ", "))
+			}
+		}
+	}
+}
+
+func TestGroundRoomsImportOnlyTheStandardLibrary(t *testing.T) {
+	for _, p := range ownPackages(t) {
+		r, _ := roomOf(p.rel())
+		if r.only == nil {
+			continue
+		}
+		for _, imported := range p.Imports {
+			if own(imported) || std(imported) {
+				continue
+			}
+			if !slices.ContainsFunc(r.only, func(module string) bool { return within(imported, module) }) {
+				t.Errorf("%s imports %s: it may import only the standard library %s", p.rel(), imported, strings.Join(r.only, " "))
+			}
+		}
+	}
+}
+
+// A program that is linked into every container's supervisor, or that is
+// started for every command, pays for each of these every time.
+var bans = []struct {
+	binary string
+	pkg    string // with everything below it
+	reason string
+}{
+	{"cmd/holdfast-shim", "net", "57 kB of PSS in each shim together with encoding/json, measured; sockets there are raw descriptors"},
+	{"cmd/holdfast-shim", "net/http", "306 kB of PSS in each shim, measured, and nothing there speaks HTTP"},
+	{"cmd/holdfast-shim", "crypto/tls", "nothing leaves the machine from a shim"},
+	{"cmd/holdfast-shim", "google.golang.org/protobuf", "its registries are filled at start; frames are JSON"},
+	{"cmd/holdfast-shim", "google.golang.org/grpc", "1.1 MB of PSS in each shim, measured"},
+	{"cmd/holdfast-shim", "github.com/containerd", "frameworks for daemons, with gRPC and ttrpc below them"},
+	{"cmd/holdfast-shim", "github.com/sirupsen/logrus", "the shim writes a few plain lines"},
+	{"cmd/holdfast-shim", "log/slog", "the shim writes a few plain lines"},
+	{"cmd/holdfast-shim", "text/template", "keeps every method of the program from being left out by the linker"},
+	{"cmd/holdfast-shim", "regexp", "nothing there matches patterns, and compiled ones live for ever"},
+	{"cmd/holdfast-shim", "internal/engine", "the shim must outlive every change of the engine"},
+	{"cmd/holdfast", "github.com/containerd/containerd/v2", "the command line handles no images; 20 ms is all the time a start may take"},
+	{"cmd/holdfast", "go.etcd.io/bbolt", "the command line has no database"},
+	{"cmd/holdfast", "internal/engine", "the command line reaches the daemon over the API alone"},
+	{"cmd/holdfastd", "github.com/docker/cli", "the daemon has no command line but its flags"},
+	{"cmd/holdfastd", "internal/cli", "the daemon has no command line but its flags"},
+	{"cmd/holdfastd", "internal/shim/server", "the shim is a binary of its own, so that it stays small"},
+}
+
+func TestBinariesDoNotLinkWhatIsBanned(t *testing.T) {
+	for _, ban := range bans {
+		for _, dep := range find(t, ban.binary).Deps {
+			// "net" is the package itself: net/netip, an address and no more, is
+			// no part of it.
+			if dep == ban.pkg || ban.pkg != "net" && within(strings.TrimPrefix(dep, modulePath+"/"), ban.pkg) {
+				t.Errorf("%s links %s: %s", ban.binary, dep, ban.reason)
+			}
+		}
+	}
+}
