@@ -74,7 +74,7 @@ func runStatus(ctx context.Context, docker command.Cli, format, execRoot string)
 	}
 	var errShims error
 	if execRoot != "" {
-		s.Containers, errShims = status.ReadShims(execRoot)
+		s.Containers, errShims = status.ReadShims(ctx, execRoot)
 	}
 	if err := print(s); err != nil {
 		return err

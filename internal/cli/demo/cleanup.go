@@ -68,7 +68,7 @@ func (d *demo) removeContainer(ctx context.Context) error {
 // endShims waits for the shims to leave, and ends those that have a container
 // still: the daemon that should have removed it could not.
 func endShims(ctx context.Context, execRoot string) error {
-	shims, err := status.ReadShims(execRoot)
+	shims, err := status.ReadShims(ctx, execRoot)
 	if err != nil {
 		return err
 	}
