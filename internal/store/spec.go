@@ -1,0 +1,184 @@
+package store
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"strings"
+	"sync"
+
+	"github.com/containerd/errdefs"
+
+	"holdfast/internal/container"
+)
+
+// WriteSpec makes spec durable. It writes this release's schema number.
+func (s *Store) WriteSpec(spec *container.Spec) error {
+	if err := checkID(spec.ID); err != nil {
+		return err
+	}
+	out := *spec
+	out.Schema = container.SpecSchema
+	text, err := json.MarshalIndent(out, "", "\t")
+	if err != nil {
+		return fmt.Errorf("write spec of container %s: %w", spec.ID, err)
+	}
+	if err := os.Mkdir(s.ContainerDir(spec.ID), 0o710); err == nil {
+		// The folder's own name must be durable too.
+		if err := SyncDir(s.ContainersDir()); err != nil {
+			return fmt.Errorf("write spec of container %s: %w", spec.ID, err)
+		}
+	} else if !errors.Is(err, fs.ErrExist) {
+		return fmt.Errorf("write spec of container %s: %w", spec.ID, err)
+	}
+	return WriteFileAtomic(s.SpecPath(spec.ID), append(text, '\n'), 0o600)
+}
+
+// ReadSpec reads a container's spec. Errors: ErrNotFound; ErrFailedPrecondition
+// for a schema of a newer release; ErrDataLoss for a file that is cut short or
+// no spec of this container. The last two name the file, and leave it alone.
+func (s *Store) ReadSpec(id string) (*container.Spec, error) {
+	if err := checkID(id); err != nil {
+		return nil, err
+	}
+	path := s.SpecPath(id)
+	text, err := os.ReadFile(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("no spec of container %s: %w", id, errdefs.ErrNotFound)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read spec of container %s: %w", id, err)
+	}
+	var spec container.Spec
+	if err := decode(path, text, container.SpecSchema, specMigrations, &spec); err != nil {
+		return nil, err
+	}
+	if spec.ID != id {
+		return nil, fmt.Errorf("%s is not the spec of container %s: it says that it is of %q: %w", path, id, spec.ID, errdefs.ErrDataLoss)
+	}
+	return &spec, nil
+}
+
+// migration turns an object of one schema into the next one's.
+type migration func(map[string]json.RawMessage) error
+
+// specMigrations lead from schema i+1 to i+2; there is one for each step.
+var specMigrations = []migration{}
+
+// decode reads the object in text, which stands in the file path, brings it to
+// the schema current, and into v.
+func decode(path string, text []byte, current int, migrations []migration, v any) error {
+	damaged := func(err error) error {
+		return fmt.Errorf("%s is damaged: %s: %w", path, describe(err), errdefs.ErrDataLoss)
+	}
+	var top struct {
+		Schema *int `json:"schema"`
+	}
+	if err := json.Unmarshal(text, &top); err != nil {
+		return damaged(err)
+	}
+	if top.Schema == nil || *top.Schema < 1 {
+		return damaged(errors.New("it has no schema number"))
+	}
+	if *top.Schema > current {
+		return fmt.Errorf("%s was written by a newer release: its schema is %d, this release reads up to %d; start the newer release again: %w",
+			path, *top.Schema, current, errdefs.ErrFailedPrecondition)
+	}
+	if *top.Schema < current {
+		var object map[string]json.RawMessage
+		if err := json.Unmarshal(text, &object); err != nil {
+			return damaged(err)
+		}
+		for from := *top.Schema; from < current; from++ {
+			if err := migrations[from-1](object); err != nil {
+				return fmt.Errorf("bring %s from schema %d to %d: %w", path, from, from+1, err)
+			}
+		}
+		object["schema"], _ = json.Marshal(current)
+		var err error
+		if text, err = json.Marshal(object); err != nil {
+			return damaged(err)
+		}
+	}
+	if err := json.Unmarshal(text, v); err != nil {
+		return damaged(err)
+	}
+	return nil
+}
+
+// describe says in plain words what is wrong with a JSON file.
+func describe(err error) string {
+	var syntax *json.SyntaxError
+	if errors.As(err, &syntax) && strings.Contains(syntax.Error(), "unexpected end") {
+		return fmt.Sprintf("it ends after %d bytes, in the middle", syntax.Offset)
+	}
+	return err.Error()
+}
+
+// Broken is a container whose spec can't be read. It is listed rather than
+// lost: its files are as they were.
+type Broken struct {
+	ID  string
+	Err error // see ReadSpec
+}
+
+// loaders is how many specs are read at once.
+const loaders = 16
+
+// LoadAll reads the specs of all containers, in no order. A folder without a
+// spec is what a crash left of a create that was never answered, and is
+// removed, unless there is a log or an exit record in it; then it is broken.
+func (s *Store) LoadAll() (specs []*container.Spec, broken []Broken, err error) {
+	entries, err := os.ReadDir(s.ContainersDir())
+	if err != nil {
+		return nil, nil, fmt.Errorf("load containers: %w", err)
+	}
+	ids := make(chan string)
+	var mu sync.Mutex
+	var wg sync.WaitGroup
+	for range min(loaders, len(entries)) {
+		wg.Add(1)
+		go func() {
+			defer wg.Done()
+			for id := range ids {
+				spec, err := s.ReadSpec(id)
+				if errdefs.IsNotFound(err) && s.neverWas(id) {
+					_ = remove(s.ContainersDir(), id)
+					continue
+				}
+				mu.Lock()
+				if err != nil {
+					broken = append(broken, Broken{id, err})
+				} else {
+					specs = append(specs, spec)
+				}
+				mu.Unlock()
+			}
+		}()
+	}
+	for _, e := range entries {
+		if e.IsDir() && checkID(e.Name()) == nil {
+			ids <- e.Name()
+		}
+	}
+	close(ids)
+	wg.Wait()
+	return specs, broken, nil
+}
+
+// neverWas reports whether a container's folder holds nothing but what a
+// create makes before the spec.
+func (s *Store) neverWas(id string) bool {
+	entries, err := os.ReadDir(s.ContainerDir(id))
+	if err != nil {
+		return false
+	}
+	for _, e := range entries {
+		if !strings.HasPrefix(e.Name(), "."+SpecFile+".tmp-") {
+			return false
+		}
+	}
+	return true
+}

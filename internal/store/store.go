@@ -1,0 +1,144 @@
+// Package store owns the tree of files in which the daemon's state lives: where
+// things are, that a file is whole or not there at all, which schema it has,
+// and that a removal which has begun is finished. What the files mean is the
+// business of others.
+//
+//	<data root>/
+//	  containers/<id>/            ContainerDir
+//	    spec.json                 schema 1: container.Spec
+//	    exit.json                 written by the shim (shim/proto.State)
+//	    <id>-json.log[.N[.gz]]    written by the shim (logs/format), json-file
+//	    local-logs/container.log  the same, local
+//	    hostname hosts resolv.conf mounts/
+//	  containers/.removing-<id>/  a removal that has begun
+//	  images/ networks/ volumes/ events/
+//	<exec root>/
+//	  shim/<id>/                  RunDir: socket, FIFOs, state.json, journal
+//	    bundle/                   Bundle: config.json, rootfs/
+//
+// # Schemas
+//
+// Every JSON file has the number of its schema at its top, "schema". A release
+// reads its own number and all below it; it migrates in memory and writes its
+// own number when it writes the file next. A higher number is refused, and the
+// file is left as it is. A schema step is readable by the release before it,
+// which means that it only ever adds fields; testdata/v<N> keeps one frozen
+// example of each.
+//
+//	spec.json   1  container.Spec as first released
+package store
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"regexp"
+
+	"github.com/containerd/errdefs"
+)
+
+// Names within a container's folder.
+const (
+	SpecFile = "spec.json"
+	removing = ".removing-"
+)
+
+// Store is an open tree. Its methods may be called by several goroutines; two
+// writers of one container are the caller's to keep apart.
+type Store struct {
+	data string
+	exec string
+}
+
+// Open opens the tree below the two roots, makes what is missing, and
+// finishes removals that were interrupted.
+func Open(dataRoot, execRoot string) (*Store, error) {
+	var err error
+	s := &Store{}
+	if s.data, err = filepath.Abs(dataRoot); err != nil {
+		return nil, fmt.Errorf("open data root: %w", err)
+	}
+	if s.exec, err = filepath.Abs(execRoot); err != nil {
+		return nil, fmt.Errorf("open exec root: %w", err)
+	}
+	for _, d := range []struct {
+		path string
+		mode os.FileMode
+	}{
+		// Containers in user namespaces pass through the data root, and
+		// clients through the exec root; they don't read either.
+		{s.data, 0o711}, {s.exec, 0o711},
+		{s.ContainersDir(), 0o710}, {s.ImagesDir(), 0o711}, {s.NetworksDir(), 0o700},
+		{s.VolumesDir(), 0o711}, {s.EventsDir(), 0o700}, {s.shimsDir(), 0o711},
+	} {
+		if err := os.MkdirAll(d.path, d.mode); err != nil {
+			return nil, fmt.Errorf("open store: %w", err)
+		}
+	}
+	for _, dir := range []string{s.ContainersDir(), s.shimsDir()} {
+		if err := finishRemovals(dir); err != nil {
+			return nil, err
+		}
+	}
+	return s, nil
+}
+
+// DataRoot is what lives on through a reboot.
+func (s *Store) DataRoot() string { return s.data }
+
+// ExecRoot is what lives as long as the machine runs.
+func (s *Store) ExecRoot() string { return s.exec }
+
+// ContainersDir holds a folder for each container.
+func (s *Store) ContainersDir() string { return filepath.Join(s.data, "containers") }
+
+// ImagesDir belongs to package image.
+func (s *Store) ImagesDir() string { return filepath.Join(s.data, "images") }
+
+// NetworksDir holds a file for each network.
+func (s *Store) NetworksDir() string { return filepath.Join(s.data, "networks") }
+
+// VolumesDir holds a folder for each volume.
+func (s *Store) VolumesDir() string { return filepath.Join(s.data, "volumes") }
+
+// EventsDir belongs to package event.
+func (s *Store) EventsDir() string { return filepath.Join(s.data, "events") }
+
+func (s *Store) shimsDir() string { return filepath.Join(s.exec, "shim") }
+
+// ContainerDir is what of a container lives on through a reboot.
+func (s *Store) ContainerDir(id string) string { return filepath.Join(s.ContainersDir(), id) }
+
+// SpecPath is the container's spec.json.
+func (s *Store) SpecPath(id string) string { return filepath.Join(s.ContainerDir(id), SpecFile) }
+
+// LogPath is the active file of the container's log: Docker's place for the
+// driver, and empty for one that keeps no file here.
+func (s *Store) LogPath(id, driver string) string {
+	switch driver {
+	case "", "json-file":
+		return filepath.Join(s.ContainerDir(id), id+"-json.log")
+	case "local":
+		return filepath.Join(s.ContainerDir(id), "local-logs", "container.log")
+	}
+	return ""
+}
+
+// RunDir is the run directory of the container's shim.
+func (s *Store) RunDir(id string) string { return filepath.Join(s.shimsDir(), id) }
+
+// Bundle is the container's OCI bundle.
+func (s *Store) Bundle(id string) string { return filepath.Join(s.RunDir(id), "bundle") }
+
+// Rootfs is where the container's root is mounted.
+func (s *Store) Rootfs(id string) string { return filepath.Join(s.Bundle(id), "rootfs") }
+
+var validID = regexp.MustCompile(`^[0-9a-zA-Z][0-9a-zA-Z_.-]*$`)
+
+// checkID keeps a wrong ID from naming another folder.
+func checkID(id string) error {
+	if !validID.MatchString(id) {
+		return fmt.Errorf("invalid container ID %q: %w", id, errdefs.ErrInvalidArgument)
+	}
+	return nil
+}

@@ -1,0 +1,282 @@
+package store
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/containerd/errdefs"
+
+	"holdfast/internal/container"
+)
+
+func open(t testing.TB) *Store {
+	t.Helper()
+	s, err := Open(filepath.Join(t.TempDir(), "data"), filepath.Join(t.TempDir(), "exec"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+func spec(id string) *container.Spec {
+	return &container.Spec{ID: id, Name: "name-" + id, Desired: container.DesiredCreated, Created: time.Unix(1, 2).UTC(), API: json.RawMessage(`{}`)}
+}
+
+func write(t testing.TB, s *Store, ids ...string) {
+	t.Helper()
+	for _, id := range ids {
+		if err := s.WriteSpec(spec(id)); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+func TestSpecComesBackAsItWasWritten(t *testing.T) {
+	s := open(t)
+	write(t, s, "abc")
+	got, err := s.ReadSpec("abc")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got.Name != "name-abc" || got.Schema != container.SpecSchema || !got.Created.Equal(time.Unix(1, 2)) {
+		t.Errorf("got %+v", got)
+	}
+	entries, _ := os.ReadDir(s.ContainerDir("abc"))
+	if len(entries) != 1 {
+		t.Errorf("left behind: %v", entries)
+	}
+	if _, err := s.ReadSpec("none"); !errdefs.IsNotFound(err) {
+		t.Errorf("missing spec: %v", err)
+	}
+	for _, id := range []string{"", "..", "../abc", "a/b", ".removing-abc"} {
+		if _, err := s.ReadSpec(id); !errdefs.IsInvalidArgument(err) {
+			t.Errorf("ID %q: %v", id, err)
+		}
+	}
+}
+
+// Each schema's frozen example is read, and written as the present one
+// without a loss.
+func TestFrozenExamplesAreStillRead(t *testing.T) {
+	examples, err := filepath.Glob("testdata/v*/spec.json")
+	if err != nil || len(examples) != container.SpecSchema {
+		t.Fatalf("%d examples for %d schemas, %v", len(examples), container.SpecSchema, err)
+	}
+	for _, path := range examples {
+		t.Run(path, func(t *testing.T) {
+			frozen, err := os.ReadFile(path)
+			if err != nil {
+				t.Fatal(err)
+			}
+			var top struct{ ID string }
+			if err := json.Unmarshal(frozen, &top); err != nil {
+				t.Fatal(err)
+			}
+			s := open(t)
+			if err := os.Mkdir(s.ContainerDir(top.ID), 0o700); err != nil {
+				t.Fatal(err)
+			}
+			if err := os.WriteFile(s.SpecPath(top.ID), frozen, 0o600); err != nil {
+				t.Fatal(err)
+			}
+			got, err := s.ReadSpec(top.ID)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := s.WriteSpec(got); err != nil {
+				t.Fatal(err)
+			}
+			again, err := os.ReadFile(s.SpecPath(top.ID))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if path == fmt.Sprintf("testdata/v%d/spec.json", container.SpecSchema) && !bytes.Equal(frozen, again) {
+				t.Errorf("written as\n%s\nread from\n%s", again, frozen)
+			}
+		})
+	}
+}
+
+func TestMigrationsRunInOrderFromTheFilesSchema(t *testing.T) {
+	steps := []migration{
+		func(o map[string]json.RawMessage) error { o["trace"] = append(o["trace"], `"1to2`...); return nil },
+		func(o map[string]json.RawMessage) error { o["trace"] = append(o["trace"], `,2to3"`...); return nil },
+	}
+	var v struct {
+		Schema int
+		Trace  string
+	}
+	if err := decode("f", []byte(`{"schema":1}`), 3, steps, &v); err != nil || v.Schema != 3 || v.Trace != "1to2,2to3" {
+		t.Errorf("got %+v, %v", v, err)
+	}
+	failing := []migration{func(map[string]json.RawMessage) error { return errors.New("no such luck") }}
+	if err := decode("f", []byte(`{"schema":1}`), 2, failing, &v); err == nil || !strings.Contains(err.Error(), "bring f from schema 1 to 2: no such luck") {
+		t.Errorf("got %v", err)
+	}
+	if len(specMigrations) != container.SpecSchema-1 {
+		t.Errorf("%d migrations of the spec for schema %d", len(specMigrations), container.SpecSchema)
+	}
+}
+
+func TestDamagedAndNewerSpecsAreListedAndLeftAlone(t *testing.T) {
+	s := open(t)
+	write(t, s, "good", "cut", "newer", "other", "logged", "binary")
+	whole, err := os.ReadFile(s.SpecPath("cut"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	bad := map[string]struct {
+		text string
+		says string
+		kind func(error) bool
+	}{
+		"cut":    {string(whole[:40]), "it ends after 40 bytes", errdefs.IsDataLoss},
+		"newer":  {`{"schema":99,"id":"newer"}`, "its schema is 99, this release reads up to 1", errdefs.IsFailedPrecondition},
+		"other":  {`{"schema":1,"id":"x"}`, `it says that it is of "x"`, errdefs.IsDataLoss},
+		"binary": {"\x00\x00\x00", "is damaged", errdefs.IsDataLoss},
+	}
+	for id, b := range bad {
+		if err := os.WriteFile(s.SpecPath(id), []byte(b.text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	// A log without a spec is somebody's, a folder without anything is not.
+	if err := os.Remove(s.SpecPath("logged")); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(s.LogPath("logged", "json-file"), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Mkdir(s.ContainerDir("empty"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+
+	specs, broken, err := s.LoadAll()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(specs) != 1 || specs[0].ID != "good" {
+		t.Errorf("specs: %v", specs)
+	}
+	var ids []string
+	for _, b := range broken {
+		ids = append(ids, b.ID)
+		want, ok := bad[b.ID]
+		if !ok {
+			continue
+		}
+		if !want.kind(b.Err) || !strings.Contains(b.Err.Error(), want.says) || !strings.Contains(b.Err.Error(), s.SpecPath(b.ID)) {
+			t.Errorf("%s: %v", b.ID, b.Err)
+		}
+		if text, _ := os.ReadFile(s.SpecPath(b.ID)); string(text) != want.text {
+			t.Errorf("%s was changed", b.ID)
+		}
+	}
+	slices.Sort(ids)
+	if got := strings.Join(ids, " "); got != "binary cut logged newer other" {
+		t.Errorf("broken: %s", got)
+	}
+	if _, err := os.Stat(s.ContainerDir("empty")); err == nil {
+		t.Error("an empty folder is left")
+	}
+}
+
+func TestLoadAllReadsEveryContainer(t *testing.T) {
+	s := open(t)
+	var want []string
+	for i := range 100 {
+		want = append(want, fmt.Sprintf("c%03d", i))
+	}
+	write(t, s, want...)
+	specs, broken, err := s.LoadAll()
+	if err != nil || len(broken) != 0 {
+		t.Fatalf("%v, %v", broken, err)
+	}
+	var got []string
+	for _, s := range specs {
+		got = append(got, s.ID)
+	}
+	slices.Sort(got)
+	if !slices.Equal(got, want) {
+		t.Errorf("got %v", got)
+	}
+}
+
+func TestRemovalThatHasBegunIsFinishedAtOpen(t *testing.T) {
+	s := open(t)
+	write(t, s, "a", "b")
+	if err := os.MkdirAll(s.Rootfs("a"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	// A crash right after the rename.
+	half := filepath.Join(s.ContainersDir(), removing+"b")
+	if err := os.Rename(s.ContainerDir("b"), half); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		if err := s.RemoveContainer("a"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if specs, broken, err := s.LoadAll(); err != nil || len(specs)+len(broken) != 0 {
+		t.Errorf("%v, %v, %v", specs, broken, err)
+	}
+	if _, err := os.Stat(s.RunDir("a")); err == nil {
+		t.Error("the run directory is left")
+	}
+	if _, err := Open(s.DataRoot(), s.ExecRoot()); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Stat(half); err == nil {
+		t.Error("half a removal is left")
+	}
+}
+
+func TestFailedWriteLeavesTheOldFileAndNothingElse(t *testing.T) {
+	dir := t.TempDir()
+	path := filepath.Join(dir, "f")
+	if err := WriteFileAtomic(path, []byte("one"), 0o640); err != nil {
+		t.Fatal(err)
+	}
+	if st, err := os.Stat(path); err != nil || st.Mode().Perm() != 0o640 {
+		t.Errorf("%v, %v", st.Mode(), err)
+	}
+	// A folder can't be replaced by a file.
+	if err := os.MkdirAll(filepath.Join(dir, "d", "x"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := WriteFileAtomic(filepath.Join(dir, "d"), []byte("two"), 0o600); err == nil {
+		t.Error("a folder was replaced")
+	}
+	entries, _ := os.ReadDir(dir)
+	if len(entries) != 2 {
+		t.Errorf("left behind: %v", entries)
+	}
+}
+
+func BenchmarkWriteSpec(b *testing.B) {
+	s := open(b)
+	for b.Loop() {
+		write(b, s, "a")
+	}
+}
+
+func BenchmarkLoadAll200(b *testing.B) {
+	s := open(b)
+	for i := range 200 {
+		write(b, s, fmt.Sprintf("c%03d", i))
+	}
+	for b.Loop() {
+		if specs, _, err := s.LoadAll(); err != nil || len(specs) != 200 {
+			b.Fatal(len(specs), err)
+		}
+	}
+}
