@@ -1,0 +1,115 @@
+package oci
+
+import (
+	"bytes"
+	"net/netip"
+	"strings"
+)
+
+// HostsInput is what a container's /etc/hosts is made of.
+type HostsInput struct {
+	Hostname, Domainname string
+	// Addresses are the container's own, on each of its networks. Its names
+	// are listed once for each.
+	Addresses []netip.Addr
+	// Names are more names of its own, after the host name.
+	Names []string
+	// ExtraHosts are those of HostConfig, "name:address".
+	ExtraHosts []string
+	// HostGateway are the addresses that stand for "host-gateway", one line
+	// each.
+	HostGateway []netip.Addr
+	// Links are names of other containers.
+	Links []HostsEntry
+	// IPv6 adds the lines of the loopback and multicast addresses.
+	IPv6 bool
+	// Base replaces the default lines, for a container in the host's network:
+	// it is the host's own /etc/hosts.
+	Base []byte
+}
+
+// HostsEntry is one line.
+type HostsEntry struct {
+	Addr  netip.Addr
+	Names []string
+}
+
+// Hosts renders /etc/hosts. Errors are of kind errdefs.ErrInvalidArgument.
+func Hosts(in HostsInput) ([]byte, error) {
+	var b bytes.Buffer
+	line := func(addr netip.Addr, names ...string) {
+		b.WriteString(addr.WithZone("").String())
+		b.WriteByte('\t')
+		b.WriteString(strings.Join(names, " "))
+		b.WriteByte('\n')
+	}
+	if in.Base != nil {
+		b.Write(in.Base)
+		if n := len(in.Base); n > 0 && in.Base[n-1] != '\n' {
+			b.WriteByte('\n')
+		}
+	} else {
+		b.WriteString("127.0.0.1\tlocalhost\n")
+		if in.IPv6 {
+			b.WriteString("::1\tlocalhost ip6-localhost ip6-loopback\n" +
+				"fe00::\tip6-localnet\n" +
+				"ff00::\tip6-mcastprefix\n" +
+				"ff02::1\tip6-allnodes\n" +
+				"ff02::2\tip6-allrouters\n")
+		}
+	}
+	for _, e := range in.ExtraHosts {
+		name, addr, err := ParseExtraHost(e)
+		if err != nil {
+			return nil, err
+		}
+		if addr.IsValid() {
+			line(addr, name)
+			continue
+		}
+		if len(in.HostGateway) == 0 {
+			return nil, invalid("unable to derive the IP value for host-gateway")
+		}
+		for _, gw := range in.HostGateway {
+			line(gw, name)
+		}
+	}
+	for _, l := range in.Links {
+		if l.Addr.IsValid() && len(l.Names) > 0 {
+			line(l.Addr, l.Names...)
+		}
+	}
+	names := ownNames(in)
+	if len(names) > 0 {
+		for _, addr := range in.Addresses {
+			if addr.IsValid() {
+				line(addr, names...)
+			}
+		}
+	}
+	return b.Bytes(), nil
+}
+
+// ownNames are "host.domain host", then the others, each once.
+func ownNames(in HostsInput) []string {
+	var names []string
+	if in.Hostname != "" {
+		if in.Domainname != "" {
+			names = append(names, in.Hostname+"."+in.Domainname)
+		}
+		names = append(names, in.Hostname)
+		// A host name that is fully qualified is known by its first label too.
+		if first, _, dotted := strings.Cut(in.Hostname, "."); dotted && in.Domainname == "" && first != "" {
+			names = append(names, first)
+		}
+	}
+	return dedupe(append(names, in.Names...))
+}
+
+// Hostname renders /etc/hostname.
+func Hostname(hostname, domainname string) []byte {
+	if domainname != "" {
+		hostname += "." + domainname
+	}
+	return []byte(hostname + "\n")
+}
