@@ -3,10 +3,15 @@ package image
 import (
 	"io"
 	"log/slog"
+	"sync"
 
 	clog "github.com/containerd/log"
 	"github.com/sirupsen/logrus"
 )
+
+// libraryDefault sets, for the process's first store, the logger of those
+// places in the libraries that have no context.
+var libraryDefault sync.Once
 
 // libraryLogger gives containerd's libraries a logger that ends in ours. What
 // they tell as information is a detail here: debug.

@@ -106,6 +106,7 @@ func Open(ctx context.Context, o Options) (_ *Store, err error) {
 	if s.onEvent == nil {
 		s.onEvent = func(string, string, string, map[string]string) {}
 	}
+	libraryDefault.Do(func() { clog.L = libraryLogger(s.log) })
 	s.base = clog.WithLogger(context.Background(), libraryLogger(s.log))
 	if err := s.SetRegistry(o.Registry); err != nil {
 		return nil, err
