@@ -1,0 +1,194 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/docker/go-units"
+	moby "github.com/moby/moby/api/types/container"
+
+	"holdfast/internal/api"
+	"holdfast/internal/config"
+	"holdfast/internal/engine"
+	"holdfast/internal/engine/oci"
+	"holdfast/internal/event"
+	"holdfast/internal/image"
+	"holdfast/internal/network"
+	"holdfast/internal/network/ipam"
+	"holdfast/internal/store"
+	"holdfast/internal/version"
+	"holdfast/internal/volume"
+)
+
+// composed is the engine with its parts, behind the API.
+type composed struct {
+	engine  *engine.Engine
+	images  *image.Store
+	nets    *network.Manager
+	journal *event.Journal
+	lives   *event.Lives
+	handler http.Handler
+	host    oci.Host
+	shim    string
+}
+
+// compose puts the engine together from its parts and the API on top of it.
+func compose(ctx context.Context, cfg *config.Config, shim string, log *slog.Logger) (service, error) {
+	c := &composed{host: oci.Probe(ctx), shim: shim}
+	ec, err := c.engineConfig(cfg)
+	if err != nil {
+		return nil, err
+	}
+	files, err := store.Open(cfg.DataRoot, cfg.ExecRoot)
+	if err != nil {
+		return nil, err
+	}
+	if c.lives, err = event.OpenLives(files.EventsDir()); err != nil {
+		return nil, err
+	}
+	if c.journal, err = event.Open(files.EventsDir(), event.Options{}); err != nil {
+		return nil, err
+	}
+	id, err := files.DaemonID()
+	if err != nil {
+		return nil, err
+	}
+	boot, _ := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	if _, err := c.lives.Begin(event.Life{
+		Release: version.Version, Pid: os.Getpid(), BootID: strings.TrimSpace(string(boot)), Start: time.Now().UTC(),
+	}); err != nil {
+		return nil, err
+	}
+	// The image store tells of what it did through the engine, which is made
+	// after it; nothing is told before.
+	c.images, err = image.Open(ctx, image.Options{
+		Root: files.ImagesDir(), Snapshotter: cfg.StorageDriver, Registry: registryOf(cfg), Log: log,
+		OnEvent: func(action, id, name string, attrs map[string]string) { c.engine.ImageEvent(action, id, name, attrs) },
+	})
+	if err != nil {
+		return nil, err
+	}
+	if c.nets, err = network.Open(ctx, networkOptions(cfg, files.NetworksDir(), log)); err != nil {
+		return nil, errors.Join(err, c.images.Close())
+	}
+	volumes, err := volume.Open(files.VolumesDir())
+	if err != nil {
+		return nil, errors.Join(err, c.images.Close())
+	}
+	c.engine = engine.New(engine.Deps{
+		Store: files, Shims: shims{release: version.Version}, Images: c.images, Networks: c.nets, Volumes: volumes,
+		Events: c.journal, Lives: c.lives, Host: c.host, Log: log, Release: version.Version, ID: id,
+	}, ec)
+	if err := c.engine.Load(); err != nil {
+		return nil, errors.Join(err, c.images.Close())
+	}
+	e := c.engine
+	c.handler = api.New(api.Options{
+		Containers: e, Images: e, Volumes: e, Networks: e, System: e, Daemon: e,
+		Log: log, MinVersion: cfg.MinAPIVersion,
+		Server:       fmt.Sprintf("Holdfast/%s (linux)", version.Version),
+		Experimental: e.Experimental,
+	})
+	return c, nil
+}
+
+func (c *composed) Handler() http.Handler             { return c.handler }
+func (c *composed) Restore(ctx context.Context) error { return c.engine.Restore(ctx) }
+
+func (c *composed) Shutdown(ctx context.Context) error {
+	c.engine.Shutdown(ctx)
+	return c.lives.End(event.EndClean, time.Now().UTC())
+}
+
+func (c *composed) Close() error {
+	return errors.Join(c.nets.Close(), c.images.Close(), c.journal.Close())
+}
+
+// Reloaders take what may change while the daemon runs.
+func (c *composed) Reloaders() []config.Reloader {
+	return []config.Reloader{
+		config.NewReloader("registries", func(_ context.Context, old, next *config.Config) (func(), func(), error) {
+			if err := c.images.SetRegistry(registryOf(next)); err != nil {
+				return nil, nil, err
+			}
+			return nil, func() { _ = c.images.SetRegistry(registryOf(old)) }, nil
+		}),
+		config.NewReloader("engine", func(_ context.Context, _, next *config.Config) (func(), func(), error) {
+			ec, err := c.engineConfig(next)
+			if err != nil {
+				return nil, nil, err
+			}
+			return func() { c.engine.SetConfig(ec) }, nil, nil
+		}),
+	}
+}
+
+func registryOf(cfg *config.Config) image.Registry {
+	return image.Registry{
+		Mirrors: cfg.RegistryMirrors, Insecure: cfg.InsecureRegistries,
+		MaxDownloads: cfg.MaxConcurrentDownloads, MaxAttempts: cfg.MaxDownloadAttempts,
+	}
+}
+
+func networkOptions(cfg *config.Config, root string, log *slog.Logger) network.Options {
+	o := network.Options{
+		Root: root, ExecRoot: cfg.ExecRoot, BridgeName: cfg.Bridge,
+		BIP: cfg.BIP, BIP6: cfg.BIP6, FixedCIDR: cfg.FixedCIDR, FixedCIDRv6: cfg.FixedCIDRv6,
+		MTU: cfg.MTU, ICC: cfg.ICC, IPMasq: cfg.IPMasq, IPForward: cfg.IPForward, IPv6: cfg.IPv6,
+		Iptables: cfg.Iptables, Ip6tables: cfg.Ip6tables, UserlandProxy: cfg.UserlandProxy,
+		DefaultBindIP: cfg.DefaultBindIP, Log: log,
+	}
+	if cfg.DefaultGateway.IsValid() {
+		o.DefaultGateway = cfg.DefaultGateway.String()
+	}
+	if cfg.DefaultGatewayV6.IsValid() {
+		o.DefaultGatewayV6 = cfg.DefaultGatewayV6.String()
+	}
+	for _, p := range cfg.AddressPools {
+		o.Pools = append(o.Pools, ipam.Pool{Base: p.Base, Size: p.Size})
+	}
+	return o
+}
+
+// engineConfig adds to the configuration what it means on this host.
+func (c *composed) engineConfig(cfg *config.Config) (*engine.Config, error) {
+	d := oci.Defaults{
+		CgroupDriver: cfg.CgroupDriver(), CgroupParent: cfg.CgroupParent,
+		IpcMode: moby.IpcMode(cfg.IpcMode), CgroupnsMode: moby.CgroupnsMode(cfg.CgroupnsMode), ShmSize: cfg.ShmSize,
+		LogConfig:       moby.LogConfig{Type: cfg.LogDriver, Config: cfg.LogOpts},
+		NoNewPrivileges: cfg.NoNewPrivileges, Init: cfg.Init, InitPath: cfg.InitPath,
+		Runtime: cfg.DefaultRuntime, Runtimes: []string{config.StockRuntime},
+	}
+	if d.CgroupDriver == "" {
+		d.CgroupDriver = c.host.DefaultDriver()
+	}
+	for name := range cfg.Runtimes {
+		if name != config.StockRuntime {
+			d.Runtimes = append(d.Runtimes, name)
+		}
+	}
+	if len(cfg.Ulimits) > 0 {
+		d.Ulimits = map[string]*moby.Ulimit{}
+		for name, u := range cfg.Ulimits {
+			d.Ulimits[name] = &units.Ulimit{Name: u.Name, Soft: u.Soft, Hard: u.Hard}
+		}
+	}
+	switch p := cfg.SeccompProfile; p {
+	case "", "builtin", "unconfined":
+		d.SeccompProfile = p
+	default:
+		text, err := os.ReadFile(filepath.Clean(p))
+		if err != nil {
+			return nil, fmt.Errorf("seccomp-profile: %w", err)
+		}
+		d.SeccompProfile = string(text)
+	}
+	return &engine.Config{Config: cfg, ShimPath: c.shim, Defaults: d}, nil
+}
