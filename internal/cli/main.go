@@ -90,5 +90,10 @@ func run(ctx context.Context, docker *command.DockerCli) error {
 
 	go exitAtThirdSignal(ctx, docker)
 	root.SetArgs(args)
-	return root.ExecuteContext(ctx)
+	ran, err := root.ExecuteContextC(ctx)
+	if ran != nil && ran.Name() == "run" && client.IsErrConnectionFailed(err) {
+		// Documented for run: 125 when the daemon is at fault.
+		return cli.StatusError{Cause: err, Status: err.Error(), StatusCode: 125}
+	}
+	return err
 }
