@@ -3,12 +3,9 @@ package main
 import (
 	"bytes"
 	"context"
-	"encoding/json"
 	"errors"
 	"io"
 	"log/slog"
-	"net/http"
-	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -127,7 +124,7 @@ func TestLogLinesHaveTheFormOfDockerd(t *testing.T) {
 
 // fake is a service whose part in a reload can fail.
 type fake struct {
-	bare
+	service
 	fail error
 	got  *config.Config
 }
@@ -209,14 +206,5 @@ func TestShimIsFoundBesideTheDaemonOrByName(t *testing.T) {
 	_, cfg = load(t, "--config-file", write(t, "{}"))
 	if _, err := findShim(cfg); err == nil || !strings.Contains(err.Error(), filepath.Join(filepath.Dir(self), "holdfast-shim")) {
 		t.Errorf("got %v", err)
-	}
-}
-
-func TestDaemonWithoutEngineRefusesEveryRequest(t *testing.T) {
-	rec := httptest.NewRecorder()
-	bare{}.Handler().ServeHTTP(rec, &http.Request{})
-	var body struct{ Message string }
-	if json.Unmarshal(rec.Body.Bytes(), &body) != nil || rec.Code != http.StatusNotImplemented || body.Message == "" {
-		t.Errorf("%d %s", rec.Code, rec.Body)
 	}
 }

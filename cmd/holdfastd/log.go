@@ -47,18 +47,19 @@ func dockerAttr(groups []string, a slog.Attr) slog.Attr {
 	if len(groups) > 0 {
 		return a
 	}
-	switch a.Key {
-	case slog.TimeKey:
+	// A caller's own attribute may have these names too, with other values.
+	if a.Key == slog.TimeKey && a.Value.Kind() == slog.KindTime {
 		return slog.String("time", a.Value.Time().Format(time.RFC3339Nano))
-	case slog.LevelKey:
-		level, _ := a.Value.Any().(slog.Level)
-		switch {
-		case level >= levelFatal:
-			return slog.String("level", "fatal")
-		case level == slog.LevelWarn:
-			return slog.String("level", "warning")
-		}
-		return slog.String("level", strings.ToLower(level.String()))
 	}
-	return a
+	level, ok := a.Value.Any().(slog.Level)
+	if a.Key != slog.LevelKey || !ok {
+		return a
+	}
+	switch {
+	case level >= levelFatal:
+		return slog.String("level", "fatal")
+	case level == slog.LevelWarn:
+		return slog.String("level", "warning")
+	}
+	return slog.String("level", strings.ToLower(level.String()))
 }
