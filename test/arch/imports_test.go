@@ -77,7 +77,7 @@ var rooms = []room{
 
 	{path: "cmd/holdfast", sees: []string{"internal/cli"}},
 	{path: "cmd/holdfast-shim", sees: []string{"internal/shim/server", "internal/shim/proto", "internal/version"}, only: []string{"golang.org/x/sys"}},
-	{path: "cmd/holdfastd", sees: append([]string{"internal/engine", "internal/api"}, append(services, ground...)...)},
+	{path: "cmd/holdfastd", sees: append([]string{"internal/engine", "internal/engine/oci", "internal/engine/stats", "internal/api"}, append(services, ground...)...)},
 
 	// Tests look everywhere.
 	{path: "test"},
