@@ -6,6 +6,7 @@ package ipam
 import (
 	"errors"
 	"fmt"
+	"math"
 	"net/netip"
 )
 
@@ -131,8 +132,42 @@ func (a *Allocator) Resume(addr netip.Addr) {
 // Release gives an address back. One that is not taken is fine.
 func (a *Allocator) Release(addr netip.Addr) { delete(a.taken, addr) }
 
-// InUse is the number of addresses that are taken.
-func (a *Allocator) InUse() int { return len(a.taken) }
+// Highest is the highest address that is taken; the zero one if none is.
+func (a *Allocator) Highest() netip.Addr {
+	var h netip.Addr
+	for addr := range a.taken {
+		if h.Less(addr) {
+			h = addr
+		}
+	}
+	return h
+}
+
+// Usage counts the addresses of the subnet that are taken or reserved, and
+// those of the range that can still be given out. Either stops at 2^64-1.
+func (a *Allocator) Usage() (used, free uint64) {
+	free = size(a.rng)
+	for _, set := range []map[netip.Addr]bool{a.fixed, a.taken} {
+		used += uint64(len(set))
+		if free == math.MaxUint64 {
+			continue
+		}
+		for addr := range set {
+			if a.rng.Contains(addr) {
+				free--
+			}
+		}
+	}
+	return used, free
+}
+
+func size(p netip.Prefix) uint64 {
+	bits := p.Addr().BitLen() - p.Bits()
+	if bits >= 64 {
+		return math.MaxUint64
+	}
+	return 1 << bits
+}
 
 // Last is the highest address of p.
 func Last(p netip.Prefix) netip.Addr {

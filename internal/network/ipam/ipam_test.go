@@ -107,8 +107,11 @@ func TestReserveRefusesTakenAndForeign(t *testing.T) {
 	if got := next(t, a); got != "10.0.0.3" {
 		t.Errorf("got %s", got)
 	}
-	if a.InUse() != 2 {
-		t.Errorf("in use: %d", a.InUse())
+	if used, free := a.Usage(); used != 5 || free != 251 {
+		t.Errorf("%d used, %d free", used, free)
+	}
+	if h := a.Highest(); h.String() != "10.0.0.3" {
+		t.Errorf("highest: %s", h)
 	}
 }
 

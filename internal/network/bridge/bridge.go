@@ -1,0 +1,264 @@
+// Package bridge makes bridges, network namespaces and the veths between them,
+// by netlink, in this process. It owns the interfaces and namespaces that it
+// made, by their names; it knows neither networks nor containers, and no
+// packet filter. All functions work on the network namespace of the process.
+package bridge
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// Bridge is what a bridge shall be.
+type Bridge struct {
+	Name string
+	MAC  net.HardwareAddr // of a bridge that is made anew; nil is the kernel's choice
+	MTU  int
+	// Addrs are the gateways' addresses with the length of their subnets.
+	Addrs []netip.Prefix
+	IPv6  bool
+	// Exact: other addresses are taken off. It is for bridges that the engine
+	// made, not for those that it was told to use.
+	Exact bool
+	// Filter shows frames between the ports to the packet filter.
+	Filter bool
+}
+
+// Ensure makes the bridge, or of a bridge that is there what differs, and
+// reports whether anything did.
+func Ensure(b Bridge) (changed bool, err error) {
+	fail := func(err error) (bool, error) { return changed, fmt.Errorf("bridge %s: %w", b.Name, err) }
+	h, err := netlink.NewHandle(unix.NETLINK_ROUTE)
+	if err != nil {
+		return fail(err)
+	}
+	defer h.Close()
+	link, err := h.LinkByName(b.Name)
+	if errors.As(err, new(netlink.LinkNotFoundError)) {
+		attrs := netlink.NewLinkAttrs()
+		attrs.Name, attrs.MTU, attrs.HardwareAddr = b.Name, b.MTU, b.MAC
+		if err := h.LinkAdd(&netlink.Bridge{LinkAttrs: attrs}); err != nil {
+			return fail(fmt.Errorf("add: %w", err))
+		}
+		changed = true
+		link, err = h.LinkByName(b.Name)
+	}
+	if err != nil {
+		return fail(err)
+	}
+	if link.Type() != "bridge" {
+		return fail(fmt.Errorf("there is an interface of that name which is a %s: remove it or name another bridge", link.Type()))
+	}
+	if b.Exact && link.Attrs().MTU != b.MTU {
+		if err := h.LinkSetMTU(link, b.MTU); err != nil {
+			return fail(fmt.Errorf("set mtu %d: %w", b.MTU, err))
+		}
+		changed = true
+	}
+	c, err := sysctls(b)
+	changed = changed || c
+	if err != nil {
+		return fail(err)
+	}
+	c, err = addresses(h, link, b)
+	changed = changed || c
+	if err != nil {
+		return fail(err)
+	}
+	if b.Filter {
+		if err := filterFrames(link.Attrs().Index); err != nil {
+			return fail(err)
+		}
+	}
+	if link.Attrs().Flags&net.FlagUp == 0 {
+		if err := h.LinkSetUp(link); err != nil {
+			return fail(fmt.Errorf("bring up: %w", err))
+		}
+		changed = true
+	}
+	return changed, nil
+}
+
+func sysctls(b Bridge) (changed bool, err error) {
+	// The host's 127.0.0.1 is answered by containers; the packet filter keeps
+	// others from using that.
+	want := [][2]string{{"net/ipv4/conf/" + b.Name + "/route_localnet", "1"}}
+	if b.IPv6 {
+		want = append(want,
+			[2]string{"net/ipv6/conf/" + b.Name + "/disable_ipv6", "0"},
+			[2]string{"net/ipv6/conf/" + b.Name + "/accept_ra", "0"})
+	}
+	for _, w := range want {
+		c, err := sysctl(w[0], w[1])
+		if err != nil {
+			return changed, err
+		}
+		changed = changed || c
+	}
+	return changed, nil
+}
+
+func addresses(h *netlink.Handle, link netlink.Link, b Bridge) (changed bool, err error) {
+	have, err := h.AddrList(link, netlink.FAMILY_ALL)
+	if err != nil {
+		return false, fmt.Errorf("list addresses: %w", err)
+	}
+	present := map[netip.Prefix]netlink.Addr{}
+	for _, a := range have {
+		if p, ok := fromIPNet(a.IPNet); ok {
+			present[p] = a
+		}
+	}
+	for _, p := range b.Addrs {
+		if _, ok := present[p]; ok {
+			delete(present, p)
+			continue
+		}
+		addr := &netlink.Addr{IPNet: toIPNet(p)}
+		if p.Addr().Is6() {
+			addr.Flags = unix.IFA_F_NODAD
+		}
+		if err := h.AddrAdd(link, addr); err != nil {
+			return changed, fmt.Errorf("add address %s: %w", p, err)
+		}
+		changed = true
+	}
+	if !b.Exact {
+		return changed, nil
+	}
+	for p, a := range present {
+		if p.Addr().IsLinkLocalUnicast() {
+			continue // the kernel's own
+		}
+		if err := h.AddrDel(link, &a); err != nil {
+			return changed, fmt.Errorf("remove address %s: %w", p, err)
+		}
+		changed = true
+	}
+	return changed, nil
+}
+
+// Remove deletes a bridge. One that is not there is fine.
+func Remove(name string) error {
+	link, err := netlink.LinkByName(name)
+	if errors.As(err, new(netlink.LinkNotFoundError)) {
+		return nil
+	}
+	if err == nil && link.Type() == "bridge" {
+		err = netlink.LinkDel(link)
+	}
+	if err != nil {
+		return fmt.Errorf("bridge %s: remove: %w", name, err)
+	}
+	return nil
+}
+
+// Addresses are those of an interface, without link-local ones. exists is
+// false when there is no such interface.
+func Addresses(name string) (addrs []netip.Prefix, exists bool, err error) {
+	link, err := netlink.LinkByName(name)
+	if errors.As(err, new(netlink.LinkNotFoundError)) {
+		return nil, false, nil
+	}
+	if err != nil {
+		return nil, false, fmt.Errorf("interface %s: %w", name, err)
+	}
+	list, err := netlink.AddrList(link, netlink.FAMILY_ALL)
+	if err != nil {
+		return nil, true, fmt.Errorf("interface %s: list addresses: %w", name, err)
+	}
+	for _, a := range list {
+		if p, ok := fromIPNet(a.IPNet); ok && !p.Addr().IsLinkLocalUnicast() {
+			addrs = append(addrs, p)
+		}
+	}
+	return addrs, true, nil
+}
+
+// Used gives the subnets that the host's routes lead to, without default
+// routes and those by the interface except.
+func Used(except string) ([]netip.Prefix, error) {
+	skip := 0
+	if link, err := netlink.LinkByName(except); err == nil {
+		skip = link.Attrs().Index
+	}
+	routes, err := netlink.RouteList(nil, netlink.FAMILY_ALL)
+	if err != nil {
+		return nil, fmt.Errorf("list routes: %w", err)
+	}
+	var used []netip.Prefix
+	for _, r := range routes {
+		if r.LinkIndex == skip && skip != 0 {
+			continue
+		}
+		if p, ok := fromIPNet(r.Dst); ok && p.Bits() > 0 {
+			used = append(used, p.Masked())
+		}
+	}
+	return used, nil
+}
+
+// Port is a veth on the host.
+type Port struct {
+	Name   string
+	Index  int
+	Bridge string // empty if it is no bridge's port
+}
+
+// Ports are the host's veths, by name.
+func Ports() (map[string]Port, error) {
+	links, err := netlink.LinkList()
+	if err != nil {
+		return nil, fmt.Errorf("list interfaces: %w", err)
+	}
+	names := map[int]string{}
+	for _, l := range links {
+		names[l.Attrs().Index] = l.Attrs().Name
+	}
+	ports := map[string]Port{}
+	for _, l := range links {
+		if l.Type() == "veth" {
+			a := l.Attrs()
+			ports[a.Name] = Port{Name: a.Name, Index: a.Index, Bridge: names[a.MasterIndex]}
+		}
+	}
+	return ports, nil
+}
+
+// Attach makes an interface of the host a port of a bridge again.
+func Attach(p Port, bridge string, isolated bool) error {
+	index, err := indexOf(bridge)
+	if err != nil {
+		return fmt.Errorf("bridge %s: %w", bridge, err)
+	}
+	c, err := dial()
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	if err := c.setMaster(p.Index, index); err != nil {
+		return fmt.Errorf("add interface %s to %s: %w", p.Name, bridge, err)
+	}
+	if err := c.port(p.Index, isolated); err != nil {
+		return fmt.Errorf("bridge port %s: %w", p.Name, err)
+	}
+	return nil
+}
+
+// RemovePort deletes a veth, both ends. One that is not there is fine.
+func RemovePort(p Port) error {
+	c, err := dial()
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	if err := c.delLink(p.Index); err != nil && !errors.Is(err, unix.ENODEV) {
+		return fmt.Errorf("remove interface %s: %w", p.Name, err)
+	}
+	return nil
+}

@@ -1,0 +1,188 @@
+package bridge
+
+import (
+	"fmt"
+	"net"
+	"net/netip"
+
+	"github.com/vishvananda/netlink/nl"
+	"golang.org/x/sys/unix"
+)
+
+// conn is a rtnetlink socket of the network namespace of the thread that
+// dialled it. A container's interface takes five requests on two of them,
+// where the library's own calls would take a dozen.
+type conn struct{ sockets map[int]*nl.SocketHandle }
+
+func dial() (*conn, error) {
+	s, err := nl.Subscribe(unix.NETLINK_ROUTE)
+	if err != nil {
+		return nil, fmt.Errorf("rtnetlink: %w", err)
+	}
+	// The kernel's own words about a refused request are worth having; where
+	// it has none the number stands alone.
+	_ = s.SetExtAck(true)
+	return &conn{map[int]*nl.SocketHandle{unix.NETLINK_ROUTE: {Socket: s}}}, nil
+}
+
+func (c *conn) Close() { c.sockets[unix.NETLINK_ROUTE].Close() }
+
+func (c *conn) do(typ, flags int, data ...nl.NetlinkRequestData) error {
+	req := nl.NewNetlinkRequest(typ, flags|unix.NLM_F_ACK)
+	req.Sockets = c.sockets
+	for _, d := range data {
+		req.AddData(d)
+	}
+	_, err := req.Execute(unix.NETLINK_ROUTE, 0)
+	return err
+}
+
+func (c *conn) up(index int) error {
+	msg := nl.NewIfInfomsg(unix.AF_UNSPEC)
+	msg.Index, msg.Flags, msg.Change = int32(index), unix.IFF_UP, unix.IFF_UP
+	return c.do(unix.RTM_NEWLINK, 0, msg)
+}
+
+// addVeth makes both ends at once, up, the host's end as a port of the bridge
+// and the container's in its namespace.
+func (c *conn) addVeth(l Link, bridge, netns int) error {
+	mtu := nl.Uint32Attr(uint32(l.MTU))
+	msg := nl.NewIfInfomsg(unix.AF_UNSPEC)
+	msg.Flags, msg.Change = unix.IFF_UP, unix.IFF_UP
+
+	info := nl.NewRtAttr(unix.IFLA_LINKINFO, nil)
+	info.AddRtAttr(nl.IFLA_INFO_KIND, nl.NonZeroTerminated("veth"))
+	peer := info.AddRtAttr(nl.IFLA_INFO_DATA, nil).AddRtAttr(nl.VETH_INFO_PEER, nil)
+	peerMsg := nl.NewIfInfomsgChild(peer, unix.AF_UNSPEC)
+	peerMsg.Flags, peerMsg.Change = unix.IFF_UP, unix.IFF_UP
+	peer.AddRtAttr(unix.IFLA_IFNAME, nl.ZeroTerminated(l.Name))
+	peer.AddRtAttr(unix.IFLA_MTU, mtu)
+	if len(l.MAC) > 0 {
+		peer.AddRtAttr(unix.IFLA_ADDRESS, l.MAC)
+	}
+	peer.AddRtAttr(unix.IFLA_NET_NS_FD, nl.Uint32Attr(uint32(netns)))
+
+	return c.do(unix.RTM_NEWLINK, unix.NLM_F_CREATE|unix.NLM_F_EXCL, msg,
+		nl.NewRtAttr(unix.IFLA_IFNAME, nl.ZeroTerminated(l.HostName)),
+		nl.NewRtAttr(unix.IFLA_MTU, mtu),
+		nl.NewRtAttr(unix.IFLA_MASTER, nl.Uint32Attr(uint32(bridge))),
+		info)
+}
+
+// port sets how the bridge treats the port. Hairpin lets a frame leave by the
+// port that it came by: with br_netfilter a container that reaches its own
+// published port is sent back below the routing.
+func (c *conn) port(index int, isolated bool) error {
+	msg := nl.NewIfInfomsg(unix.AF_BRIDGE)
+	msg.Index = int32(index)
+	info := nl.NewRtAttr(unix.IFLA_PROTINFO|unix.NLA_F_NESTED, nil)
+	info.AddRtAttr(nl.IFLA_BRPORT_MODE, []byte{1})
+	if isolated {
+		info.AddRtAttr(nl.IFLA_BRPORT_ISOLATED, []byte{1})
+	}
+	return c.do(unix.RTM_SETLINK, 0, msg, info)
+}
+
+func (c *conn) setMaster(index, bridge int) error {
+	msg := nl.NewIfInfomsg(unix.AF_UNSPEC)
+	msg.Index, msg.Flags, msg.Change = int32(index), unix.IFF_UP, unix.IFF_UP
+	return c.do(unix.RTM_NEWLINK, 0, msg, nl.NewRtAttr(unix.IFLA_MASTER, nl.Uint32Attr(uint32(bridge))))
+}
+
+func (c *conn) delLink(index int) error {
+	msg := nl.NewIfInfomsg(unix.AF_UNSPEC)
+	msg.Index = int32(index)
+	return c.do(unix.RTM_DELLINK, 0, msg)
+}
+
+// filterFrames shows frames between the bridge's ports to the packet filter.
+// Beside the host-wide switches there is one for each bridge; ours is enough,
+// and no other bridge notices.
+func filterFrames(bridge int) error {
+	c, err := dial()
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	msg := nl.NewIfInfomsg(unix.AF_UNSPEC)
+	msg.Index = int32(bridge)
+	info := nl.NewRtAttr(unix.IFLA_LINKINFO, nil)
+	info.AddRtAttr(nl.IFLA_INFO_KIND, nl.NonZeroTerminated("bridge"))
+	data := info.AddRtAttr(nl.IFLA_INFO_DATA, nil)
+	data.AddRtAttr(nl.IFLA_BR_NF_CALL_IPTABLES, []byte{1})
+	data.AddRtAttr(nl.IFLA_BR_NF_CALL_IP6TABLES, []byte{1})
+	if err := c.do(unix.RTM_NEWLINK, 0, msg, info); err != nil {
+		return fmt.Errorf("filter frames between ports: %w", err)
+	}
+	return nil
+}
+
+// addAddress skips the detection of duplicates: the addresses are ours to
+// give, and a container must not wait a second for its own.
+func (c *conn) addAddress(index int, p netip.Prefix) error {
+	family := unix.AF_INET
+	if p.Addr().Is6() {
+		family = unix.AF_INET6
+	}
+	msg := nl.NewIfAddrmsg(family)
+	msg.Prefixlen, msg.Index = uint8(p.Bits()), uint32(index)
+	ip := p.Addr().AsSlice()
+	data := []nl.NetlinkRequestData{msg, nl.NewRtAttr(unix.IFA_LOCAL, ip), nl.NewRtAttr(unix.IFA_ADDRESS, ip)}
+	if p.Addr().Is6() {
+		msg.Flags = unix.IFA_F_NODAD
+	} else if p.Bits() < 31 {
+		data = append(data, nl.NewRtAttr(unix.IFA_BROADCAST, lastAddr(p)))
+	}
+	return c.do(unix.RTM_NEWADDR, unix.NLM_F_CREATE|unix.NLM_F_EXCL, data...)
+}
+
+func (c *conn) setDefaultRoute(index int, gateway netip.Addr) error {
+	msg := nl.NewRtMsg()
+	msg.Family = unix.AF_INET
+	if gateway.Is6() {
+		msg.Family = unix.AF_INET6
+	}
+	return c.do(unix.RTM_NEWROUTE, unix.NLM_F_CREATE|unix.NLM_F_REPLACE, msg,
+		nl.NewRtAttr(unix.RTA_GATEWAY, gateway.AsSlice()),
+		nl.NewRtAttr(unix.RTA_OIF, nl.Uint32Attr(uint32(index))))
+}
+
+// indexOf gives the index of an interface of the thread's network namespace,
+// or ENODEV. It needs no list of all of them.
+func indexOf(name string) (int, error) {
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return 0, err
+	}
+	defer unix.Close(fd)
+	ifr, err := unix.NewIfreq(name)
+	if err != nil {
+		return 0, fmt.Errorf("interface name %q: %w", name, err)
+	}
+	if err := unix.IoctlIfreq(fd, unix.SIOCGIFINDEX, ifr); err != nil {
+		return 0, err
+	}
+	return int(ifr.Uint32()), nil
+}
+
+func lastAddr(p netip.Prefix) []byte {
+	b := p.Masked().Addr().AsSlice()
+	for i := p.Bits(); i < len(b)*8; i++ {
+		b[i/8] |= 1 << (7 - i%8)
+	}
+	return b
+}
+
+func toIPNet(p netip.Prefix) *net.IPNet {
+	return &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}
+}
+
+func fromIPNet(n *net.IPNet) (netip.Prefix, bool) {
+	if n == nil {
+		return netip.Prefix{}, false
+	}
+	addr, ok := netip.AddrFromSlice(n.IP)
+	ones, _ := n.Mask.Size()
+	addr = addr.Unmap()
+	return netip.PrefixFrom(addr, ones), ok && ones <= addr.BitLen()
+}

@@ -1,0 +1,201 @@
+package firewall
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+
+	"github.com/google/nftables"
+	"golang.org/x/sys/unix"
+
+	"holdfast/internal/network/nft"
+)
+
+// Sync makes the table what rs says and reports whether anything had to be
+// sent. Where all rules are as they should be, only elements that differ are
+// touched; otherwise the table is replaced. Either is one transaction, so no
+// packet meets a table in between.
+func (t *Table) Sync(rs nft.Ruleset) (changed bool, err error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	same, err := t.sameRules(rs)
+	if err != nil {
+		return false, err
+	}
+	var add, del []nft.Element
+	for _, m := range rs.Maps {
+		if !same {
+			break
+		}
+		a, d, known, err := t.diff(m)
+		if err != nil {
+			return false, err
+		}
+		add, del, same = append(add, a...), append(del, d...), known
+	}
+	if !same {
+		t.conn.AddTable(t.table())
+		t.conn.DelTable(t.table())
+		if err := t.queueAll(rs); err != nil {
+			return false, err
+		}
+		return true, t.flush("replace")
+	}
+	if len(add)+len(del) == 0 {
+		return false, nil
+	}
+	table := t.table()
+	if err := t.queue(table, del, t.conn.SetDeleteElements); err != nil {
+		return false, err
+	}
+	if err := t.queue(table, add, t.conn.SetAddElements); err != nil {
+		return false, err
+	}
+	return true, t.flush("update")
+}
+
+// sameRules compares chains, rules and maps, but not elements. A rule is known
+// by the fingerprint that it was stored with.
+func (t *Table) sameRules(rs nft.Ruleset) (bool, error) {
+	all, err := t.conn.ListChainsOfTableFamily(nftables.TableFamilyINet)
+	if err != nil {
+		return false, fmt.Errorf("nftables table %s: list chains: %w", t.name, err)
+	}
+	have := map[string]*nftables.Chain{}
+	for _, c := range all {
+		if c.Table.Name == t.name {
+			have[c.Name] = c
+		}
+	}
+	if len(have) != len(rs.Chains) {
+		return false, nil
+	}
+	table := t.table()
+	sets, err := t.conn.GetSets(table)
+	if err != nil {
+		return false, fmt.Errorf("nftables table %s: list maps: %w", t.name, err)
+	}
+	maps := map[string]*nftables.Set{}
+	for _, s := range sets {
+		maps[s.Name] = s
+	}
+	if len(maps) != len(rs.Maps) {
+		return false, nil
+	}
+	for _, m := range rs.Maps {
+		want, got := set(table, m), maps[m.Name]
+		if got == nil || !got.IsMap || got.KeyType.Bytes != want.KeyType.Bytes || got.DataType.Bytes != want.DataType.Bytes {
+			return false, nil
+		}
+	}
+	for _, c := range rs.Chains {
+		want, got := chain(table, c), have[c.Name]
+		if got == nil || !sameHook(got, want) {
+			return false, nil
+		}
+		rules, err := t.conn.GetRules(table, want)
+		if err != nil {
+			return false, fmt.Errorf("nftables table %s: list rules: %w", t.name, err)
+		}
+		if len(rules) != len(c.Rules) {
+			return false, nil
+		}
+		for i, r := range c.Rules {
+			f := r.Fingerprint()
+			if !bytes.Equal(rules[i].UserData, append([]byte{fingerprintType, byte(len(f))}, f[:]...)) {
+				return false, nil
+			}
+		}
+	}
+	return true, nil
+}
+
+func sameHook(got, want *nftables.Chain) bool {
+	if got.Hooknum == nil || want.Hooknum == nil {
+		return got.Hooknum == nil && want.Hooknum == nil
+	}
+	return got.Type == want.Type && *got.Hooknum == *want.Hooknum &&
+		got.Priority != nil && *got.Priority == *want.Priority &&
+		got.Policy != nil && *got.Policy == *want.Policy
+}
+
+// diff gives what is to be added to and deleted from a map. known is false
+// when it holds something that the engine would not have written.
+func (t *Table) diff(m nft.Map) (add, del []nft.Element, known bool, err error) {
+	listed, err := t.conn.GetSetElements(&nftables.Set{Table: t.table(), Name: m.Name})
+	if err != nil {
+		return nil, nil, false, fmt.Errorf("nftables table %s: list map %s: %w", t.name, m.Name, err)
+	}
+	have := map[nft.Element]bool{}
+	for _, l := range listed {
+		e, err := nft.Decode(m, l.Key, l.Val, l.Comment)
+		if err != nil || e.Check() != nil {
+			return nil, nil, false, nil
+		}
+		have[e] = true
+	}
+	for _, e := range m.Elements {
+		if !have[e] {
+			add = append(add, e)
+		}
+		delete(have, e)
+	}
+	for e := range have {
+		del = append(del, e)
+	}
+	return add, del, true, nil
+}
+
+// ForwardDrops names the chains of other tables that drop forwarded packets by
+// policy. What another table drops, ours can't let through.
+func (t *Table) ForwardDrops() ([]string, error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	chains, err := t.conn.ListChains()
+	if err != nil {
+		return nil, fmt.Errorf("nftables: list chains: %w", err)
+	}
+	var names []string
+	for _, c := range chains {
+		if c.Hooknum == nil || *c.Hooknum != *nftables.ChainHookForward || c.Policy == nil || *c.Policy != nftables.ChainPolicyDrop {
+			continue
+		}
+		family := map[nftables.TableFamily]string{
+			nftables.TableFamilyIPv4: "ip", nftables.TableFamilyIPv6: "ip6", nftables.TableFamilyINet: "inet",
+		}[c.Table.Family]
+		if family != "" && c.Table.Name != t.name {
+			names = append(names, family+" "+c.Table.Name+" "+c.Name)
+		}
+	}
+	return names, nil
+}
+
+// Send sends encoded messages to the kernel's netfilter and returns the first
+// error among its answers. A transaction is over when the call that sends it
+// returns, so the answers are there to be read.
+func Send(messages []byte) error {
+	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, unix.NETLINK_NETFILTER)
+	if err != nil {
+		return fmt.Errorf("netfilter socket: %w", err)
+	}
+	defer unix.Close(fd)
+	if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_SNDBUFFORCE, socketBuffer); err != nil {
+		return fmt.Errorf("netfilter socket: %w", err)
+	}
+	if err := unix.Sendto(fd, messages, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
+		return fmt.Errorf("netfilter: send: %w", err)
+	}
+	buf := make([]byte, 1<<16)
+	for {
+		n, _, err := unix.Recvfrom(fd, buf, 0)
+		if errors.Is(err, unix.EAGAIN) {
+			return nil
+		}
+		if err != nil {
+			return fmt.Errorf("netfilter: receive: %w", err)
+		}
+		if err := firstError(buf[:n]); err != nil {
+			return err
+		}
+	}
+}

@@ -1,0 +1,335 @@
+// Package firewall puts the rules of package nft into the kernel, each change
+// as one transaction, and compares what is there with what should be. It owns
+// one table and touches no other.
+package firewall
+
+import (
+	"errors"
+	"fmt"
+	"strconv"
+	"strings"
+	"sync"
+
+	"github.com/google/nftables"
+	"github.com/google/nftables/binaryutil"
+	"github.com/google/nftables/expr"
+	"github.com/mdlayher/netlink"
+	"golang.org/x/sys/unix"
+
+	"holdfast/internal/network/nft"
+)
+
+// socketBuffer holds a transaction of tens of thousands of elements and its
+// answers. It is a limit, not an allocation.
+const socketBuffer = 16 << 20
+
+// chunk is how many elements go into one message: a netlink attribute holds
+// 64 KiB, an element of IPv6 with its owner takes 150 bytes.
+const chunk = 256
+
+// Table is the engine's nftables table in the network namespace that Open was
+// called in. Its methods may be called concurrently.
+type Table struct {
+	name    string
+	destroy bool
+
+	mu   sync.Mutex
+	conn *nftables.Conn
+}
+
+// Open opens a connection. It changes nothing.
+func Open(name string) (*Table, error) {
+	t := &Table{name: name, destroy: canDestroy()}
+	return t, t.dial()
+}
+
+func (t *Table) dial() error {
+	conn, err := nftables.New(nftables.AsLasting(), nftables.WithSockOptions(func(c *netlink.Conn) error {
+		return errors.Join(c.SetReadBuffer(socketBuffer), c.SetWriteBuffer(socketBuffer))
+	}))
+	if err != nil {
+		return fmt.Errorf("nftables: %w", err)
+	}
+	t.conn = conn
+	return nil
+}
+
+// Close ends the connection. The table stays.
+func (t *Table) Close() error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.conn.CloseLasting()
+}
+
+// Add puts elements into their maps, in one transaction. What is there
+// already is fine; a port that leads elsewhere is an error (EEXIST).
+func (t *Table) Add(elements []nft.Element) error {
+	if len(elements) == 0 {
+		return nil
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	table := t.table()
+	if err := t.queue(table, elements, t.conn.SetAddElements); err != nil {
+		return err
+	}
+	return t.flush("publish")
+}
+
+// Delete takes elements out, also those that are not there.
+func (t *Table) Delete(elements []nft.Element) error {
+	for _, b := range t.DeleteBatches(elements) {
+		if err := Send(b); err != nil && !errors.Is(err, unix.ENOENT) {
+			return fmt.Errorf("nftables table %s: remove published ports: %w", t.name, err)
+		}
+	}
+	return nil
+}
+
+// DeleteBatches gives the messages that Delete would send.
+func (t *Table) DeleteBatches(elements []nft.Element) [][]byte {
+	return nft.DeleteBatches(t.name, elements, t.destroy)
+}
+
+// Remove deletes the table with all that is in it.
+func (t *Table) Remove() error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.conn.AddTable(t.table())
+	t.conn.DelTable(t.table())
+	return t.flush("remove")
+}
+
+func (t *Table) table() *nftables.Table {
+	return &nftables.Table{Name: t.name, Family: nftables.TableFamilyINet}
+}
+
+// flush sends what is queued. After an error the connection may still hold
+// answers to it, so it begins anew.
+func (t *Table) flush(what string) error {
+	err := t.conn.Flush()
+	if err == nil {
+		return nil
+	}
+	_ = t.conn.CloseLasting()
+	return errors.Join(fmt.Errorf("nftables table %s: %s: %w", t.name, what, err), t.dial())
+}
+
+func (t *Table) queue(table *nftables.Table, elements []nft.Element, do func(*nftables.Set, []nftables.SetElement) error) error {
+	byMap := map[string][]nftables.SetElement{}
+	for _, e := range elements {
+		if err := e.Check(); err != nil {
+			return err
+		}
+		m := nft.MapOf(e)
+		byMap[m] = append(byMap[m], nftables.SetElement{Key: e.Key(), Val: e.Value(), Comment: e.Owner})
+	}
+	for name, es := range byMap {
+		for len(es) > 0 {
+			n := min(len(es), chunk)
+			if err := do(&nftables.Set{Table: table, Name: name, IsMap: true}, es[:n]); err != nil {
+				return fmt.Errorf("nftables table %s: map %s: %w", t.name, name, err)
+			}
+			es = es[n:]
+		}
+	}
+	return nil
+}
+
+// queueAll queues a whole table.
+func (t *Table) queueAll(rs nft.Ruleset) error {
+	table := t.conn.AddTable(t.table())
+	for _, m := range rs.Maps {
+		if err := t.conn.AddSet(set(table, m), nil); err != nil {
+			return fmt.Errorf("nftables table %s: map %s: %w", t.name, m.Name, err)
+		}
+		if err := t.queue(table, m.Elements, t.conn.SetAddElements); err != nil {
+			return err
+		}
+	}
+	// A rule may jump to any chain, so all of them come first.
+	for _, c := range rs.Chains {
+		t.conn.AddChain(chain(table, c))
+	}
+	for _, c := range rs.Chains {
+		for _, r := range c.Rules {
+			f := r.Fingerprint()
+			t.conn.AddRule(&nftables.Rule{
+				Table: table, Chain: &nftables.Chain{Name: c.Name, Table: table},
+				Exprs:    lower(r),
+				UserData: append([]byte{fingerprintType, byte(len(f))}, f[:]...),
+			})
+		}
+	}
+	return nil
+}
+
+// fingerprintType is the type of our entry in a rule's user data, which is a
+// list of type, length, value. nft knows 0 (comment) and 1 and skips others.
+const fingerprintType = 0xf0
+
+func set(table *nftables.Table, m nft.Map) *nftables.Set {
+	addr := nftables.TypeIPAddr
+	if m.V6 {
+		addr = nftables.TypeIP6Addr
+	}
+	key := []nftables.SetDatatype{nftables.TypeInetProto, nftables.TypeInetService}
+	if m.Addr {
+		key = append([]nftables.SetDatatype{addr}, key...)
+	}
+	return &nftables.Set{
+		Table: table, Name: m.Name, IsMap: true,
+		KeyType:      nftables.MustConcatSetType(key...),
+		DataType:     nftables.MustConcatSetType(addr, nftables.TypeInetService),
+		KeyByteOrder: binaryutil.BigEndian,
+	}
+}
+
+func chain(table *nftables.Table, c nft.Chain) *nftables.Chain {
+	nc := &nftables.Chain{Name: c.Name, Table: table}
+	if c.Hook == "" {
+		return nc
+	}
+	hook := map[string]*nftables.ChainHook{
+		"prerouting":  nftables.ChainHookPrerouting,
+		"output":      nftables.ChainHookOutput,
+		"forward":     nftables.ChainHookForward,
+		"postrouting": nftables.ChainHookPostrouting,
+	}[c.Hook]
+	policy := nftables.ChainPolicyAccept
+	nc.Type, nc.Hooknum, nc.Policy = nftables.ChainType(c.Type), hook, &policy
+	nc.Priority = nftables.ChainPriorityRef(nftables.ChainPriority(c.Priority))
+	return nc
+}
+
+// lower translates a rule into the kernel's expressions. Register 1 is 16
+// bytes wide and the same as the 4-byte registers 8 to 11, register 2 the same
+// as 12 to 15; the parts of a key or value lie one behind the other.
+func lower(r nft.Rule) []expr.Any {
+	var out []expr.Any
+	add := func(es ...expr.Any) { out = append(out, es...) }
+	for _, e := range r {
+		switch e := e.(type) {
+		case nft.Interface:
+			key, op := expr.MetaKeyIIFNAME, expr.CmpOpEq
+			if e.Out {
+				key = expr.MetaKeyOIFNAME
+			}
+			if e.Not {
+				op = expr.CmpOpNeq
+			}
+			name := make([]byte, unix.IFNAMSIZ)
+			copy(name, e.Name)
+			add(&expr.Meta{Key: key, Register: 1}, &expr.Cmp{Op: op, Register: 1, Data: name})
+		case nft.Family:
+			add(family(e.V6)...)
+		case nft.Address:
+			v6 := e.Prefix.Addr().Is6()
+			payload := address(v6, e.Source)
+			mask := make([]byte, payload.Len)
+			for i := range e.Prefix.Bits() {
+				mask[i/8] |= 1 << (7 - i%8)
+			}
+			add(family(v6)...)
+			add(payload)
+			if !e.Prefix.IsSingleIP() {
+				add(&expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: payload.Len, Mask: mask, Xor: make([]byte, payload.Len)})
+			}
+			add(&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: e.Prefix.Masked().Addr().AsSlice()})
+		case nft.DaddrLocal:
+			add(&expr.Fib{Register: 1, ResultADDRTYPE: true, FlagDADDR: true},
+				&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: binaryutil.NativeEndian.PutUint32(unix.RTN_LOCAL)})
+		case nft.Known:
+			add(bit(expr.CtKeySTATE, expr.CtStateBitESTABLISHED|expr.CtStateBitRELATED)...)
+		case nft.Translated:
+			add(bit(expr.CtKeySTATUS, ctStatusDNAT)...)
+		case nft.Translate:
+			add(translate(e.Map)...)
+		case nft.Masquerade:
+			add(&expr.Masq{})
+		case nft.Verdict:
+			add(verdict(e))
+		}
+	}
+	return out
+}
+
+// ctStatusDNAT is IPS_DST_NAT of linux/netfilter/nf_conntrack_common.h.
+const ctStatusDNAT = 1 << 5
+
+func family(v6 bool) []expr.Any {
+	f := byte(unix.NFPROTO_IPV4)
+	if v6 {
+		f = unix.NFPROTO_IPV6
+	}
+	return []expr.Any{&expr.Meta{Key: expr.MetaKeyNFPROTO, Register: 1}, &expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{f}}}
+}
+
+func address(v6, source bool) *expr.Payload {
+	p := &expr.Payload{DestRegister: 1, Base: expr.PayloadBaseNetworkHeader, Offset: 16, Len: 4}
+	if v6 {
+		p.Offset, p.Len = 24, 16
+	}
+	if source {
+		p.Offset -= p.Len
+	}
+	return p
+}
+
+func bit(key expr.CtKey, mask uint32) []expr.Any {
+	return []expr.Any{
+		&expr.Ct{Register: 1, Key: key},
+		&expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: 4, Mask: binaryutil.NativeEndian.PutUint32(mask), Xor: make([]byte, 4)},
+		&expr.Cmp{Op: expr.CmpOpNeq, Register: 1, Data: make([]byte, 4)},
+	}
+}
+
+func translate(m nft.Map) []expr.Any {
+	var out []expr.Any
+	proto, port, natPort := uint32(1), uint32(9), uint32(9)
+	fam := uint32(unix.NFPROTO_IPV4)
+	if m.V6 {
+		fam, natPort = unix.NFPROTO_IPV6, 2
+	}
+	if m.Addr {
+		out = append(family(m.V6), address(m.V6, false))
+		proto, port = 9, 10
+		if m.V6 {
+			proto, port = 2, 13
+		}
+	}
+	return append(out,
+		&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: proto},
+		&expr.Payload{DestRegister: port, Base: expr.PayloadBaseTransportHeader, Offset: 2, Len: 2},
+		&expr.Lookup{SourceRegister: 1, DestRegister: 1, IsDestRegSet: true, SetName: m.Name},
+		&expr.NAT{Type: expr.NATTypeDestNAT, Family: fam, RegAddrMin: 1, RegProtoMin: natPort},
+	)
+}
+
+func verdict(v nft.Verdict) *expr.Verdict {
+	switch v.Kind {
+	case "accept":
+		return &expr.Verdict{Kind: expr.VerdictAccept}
+	case "return":
+		return &expr.Verdict{Kind: expr.VerdictReturn}
+	case "jump":
+		return &expr.Verdict{Kind: expr.VerdictJump, Chain: v.Chain}
+	}
+	return &expr.Verdict{Kind: expr.VerdictDrop}
+}
+
+// canDestroy: NFT_MSG_DESTROYSETELEM came with Linux 6.3. An older kernel that
+// has it is treated as one without, which costs messages and nothing else.
+func canDestroy() bool {
+	var u unix.Utsname
+	if unix.Uname(&u) != nil {
+		return false
+	}
+	parts := strings.SplitN(unix.ByteSliceToString(u.Release[:]), ".", 3)
+	if len(parts) < 2 {
+		return false
+	}
+	major, _ := strconv.Atoi(parts[0])
+	minor, _ := strconv.Atoi(strings.TrimRight(parts[1], "-abcdefghijklmnopqrstuvwxyz+"))
+	return major > 6 || major == 6 && minor >= 3
+}

@@ -1,0 +1,137 @@
+package network
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"holdfast/internal/network/bridge"
+	"holdfast/internal/network/nft"
+)
+
+// Join makes the sandbox's network namespace with its interfaces, addresses
+// and routes. It may be repeated.
+func (m *Manager) Join(_ context.Context, s Sandbox) error {
+	if s.Netns == "" || s.Shared {
+		return nil
+	}
+	links, err := s.links()
+	if err != nil {
+		return err
+	}
+	if err := bridge.Join(links); err != nil {
+		return fmt.Errorf("network of container %s: %w", s.Container, err)
+	}
+	return nil
+}
+
+// Publish makes the kernel translate the sandbox's host ports, all of them in
+// one transaction. It may be repeated. Where the kernel does not translate
+// there is nothing to do.
+func (m *Manager) Publish(ctx context.Context, s Sandbox) error {
+	elements := m.opts.elements(s)
+	m.mu.Lock()
+	m.published[s.Container] = true
+	m.mu.Unlock()
+	if len(elements) == 0 {
+		return nil
+	}
+	if err := m.add(elements); err != nil {
+		// The table was taken away, or holds a port of a container that died
+		// while nobody looked: compare all of it.
+		if serr := m.Sync(ctx); serr != nil {
+			return fmt.Errorf("publish ports of container %s: %w", s.Container, errors.Join(err, serr))
+		}
+	}
+	return m.forgetFlows(s)
+}
+
+func (m *Manager) add(elements []nft.Element) error {
+	m.rules.RLock()
+	defer m.rules.RUnlock()
+	if m.table == nil {
+		return nil
+	}
+	return m.table.Add(elements)
+}
+
+// TeardownBatch gives the messages, each for one send on a NETLINK_NETFILTER
+// socket, that end the translation of the sandbox's ports. They are for the
+// shim, when the container ends for good: before it closes the ports' sockets.
+func (m *Manager) TeardownBatch(s Sandbox) [][]byte {
+	elements := m.opts.elements(s)
+	m.rules.RLock()
+	defer m.rules.RUnlock()
+	if m.table == nil || len(elements) == 0 {
+		return nil
+	}
+	return m.table.DeleteBatches(elements)
+}
+
+// Release undoes what is left of a sandbox: translations, namespace with its
+// interfaces, addresses, host ports. It may be repeated; a Sandbox of an
+// earlier life of a container that has a new one is left alone.
+func (m *Manager) Release(ctx context.Context, s Sandbox) error {
+	m.mu.Lock()
+	current, known := m.sandboxes[s.Container]
+	if known && current.ID != s.ID {
+		m.mu.Unlock()
+		return nil
+	}
+	delete(m.published, s.Container)
+	m.mu.Unlock()
+
+	// Only who is known to hold the ports may delete by them.
+	if known {
+		if err := m.delete(m.opts.elements(s)); err != nil {
+			return fmt.Errorf("container %s: %w", s.Container, err)
+		}
+		if err := m.forgetFlows(s); err != nil {
+			m.opts.Log.Debug("connection tracking not cleaned", "container", s.Container, "error", err)
+		}
+	}
+	if s.Netns != "" && !s.Shared {
+		if err := bridge.Leave(s.Netns); err != nil {
+			return fmt.Errorf("container %s: %w", s.Container, err)
+		}
+	}
+	if known {
+		m.mu.Lock()
+		m.forget(s)
+		delete(m.sandboxes, s.Container)
+		m.mu.Unlock()
+	}
+	return nil
+}
+
+func (m *Manager) delete(elements []nft.Element) error {
+	m.rules.RLock()
+	defer m.rules.RUnlock()
+	if m.table == nil || len(elements) == 0 {
+		return nil
+	}
+	return m.table.Delete(elements)
+}
+
+// Reserve binds the host ports of a sandbox again, for a shim that takes over
+// from one that was killed. A port that somebody else took meanwhile is left
+// out and logged: the kernel goes on translating it.
+func (m *Manager) Reserve(_ context.Context, s Sandbox) []Reserved {
+	var out []Reserved
+	for _, p := range s.Ports {
+		f, err := bind(p, m.opts.UserlandProxy)
+		if err != nil {
+			m.opts.Log.Warn("host port not reserved again", "container", s.Container, "port", p.HostPort, "protocol", p.Proto, "error", err)
+			continue
+		}
+		if f == nil {
+			continue
+		}
+		r := Reserved{Proto: p.Proto, File: f}
+		if m.opts.UserlandProxy {
+			r.Target = p.Target.String()
+		}
+		out = append(out, r)
+	}
+	return out
+}

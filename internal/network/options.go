@@ -1,0 +1,145 @@
+package network
+
+import (
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"path/filepath"
+
+	"github.com/containerd/errdefs"
+
+	"holdfast/internal/network/ipam"
+)
+
+// DefaultBridge is the name of the default network's bridge.
+const DefaultBridge = "holdfast0"
+
+// defaultTable is the nftables table of an engine with the default bridge.
+const defaultTable = "holdfast"
+
+// Options are the daemon's options that concern networks. They hold for what
+// is made after they were given: a container keeps what its Sandbox says.
+type Options struct {
+	Root     string // of the records: data-root/networks
+	ExecRoot string // network namespaces are mounted below its shim/<id>
+
+	// BridgeName is the default network's bridge. One that is there and was
+	// not made by the engine is used with the addresses that it has; "none"
+	// is no default network.
+	BridgeName string
+	// BIP and BIP6 are the bridge's addresses, as in 172.26.0.1/16.
+	BIP, BIP6 string
+	// FixedCIDR is the part of the subnet that containers get their addresses
+	// from. FixedCIDRv6 is the IPv6 subnet, unless BIP6 is given.
+	FixedCIDR, FixedCIDRv6 string
+	// DefaultGateway and DefaultGatewayV6 are the containers' default routes,
+	// if those shall not lead to the bridge's own address.
+	DefaultGateway, DefaultGatewayV6 string
+	// Pools are where subnets come from that nobody named. Empty is Docker's.
+	Pools []ipam.Pool
+
+	MTU int // bytes; 0 is 1500
+	ICC bool
+	// IPMasq gives what leaves the subnets the host's address.
+	IPMasq    bool
+	IPForward bool // enable forwarding on the host
+	IPv6      bool
+	// Iptables and Ip6tables: filter and translate IPv4, IPv6. Without either
+	// no nftables table is made, and published ports are the shims' to forward.
+	Iptables, Ip6tables bool
+	// UserlandProxy: shims forward what the kernel can't translate.
+	UserlandProxy bool
+	// DefaultBindIP is the host address of ports that name none. Zero is all.
+	DefaultBindIP netip.Addr
+
+	// Table is the nftables table. Empty is derived from the bridge, so that
+	// private daemons with bridges of their own have tables of their own.
+	Table string
+
+	Log *slog.Logger
+}
+
+// parsed is Options with what was text, checked.
+type parsed struct {
+	Options
+	bip, bip6         netip.Prefix // address and length
+	fixed, fixed6     netip.Prefix
+	gateway, gateway6 netip.Addr
+}
+
+func (o Options) parse() (parsed, error) {
+	p := parsed{Options: o}
+	if p.BridgeName == "" {
+		p.BridgeName = DefaultBridge
+	}
+	if len(p.BridgeName) > 15 {
+		return p, errdefs.ErrInvalidArgument.WithMessage(fmt.Sprintf("invalid bridge name %q: an interface's name has at most 15 characters", p.BridgeName))
+	}
+	if p.Table == "" {
+		p.Table = defaultTable
+		if p.BridgeName != DefaultBridge {
+			p.Table += "-" + p.BridgeName
+		}
+	}
+	if p.MTU == 0 {
+		p.MTU = 1500
+	}
+	if p.MTU < 68 || p.MTU > 65535 {
+		return p, errdefs.ErrInvalidArgument.WithMessage(fmt.Sprintf("invalid mtu %d: want 68 to 65535", p.MTU))
+	}
+	if len(p.Pools) == 0 {
+		p.Pools = ipam.DefaultPools
+	}
+	for _, pool := range p.Pools {
+		if err := pool.Check(); err != nil {
+			return p, errdefs.ErrInvalidArgument.WithMessage("invalid default address pool: " + err.Error())
+		}
+	}
+	if p.Log == nil {
+		p.Log = slog.New(slog.DiscardHandler)
+	}
+	for _, f := range []struct {
+		name, text string
+		v6, host   bool
+		to         *netip.Prefix
+	}{
+		{"bip", o.BIP, false, true, &p.bip},
+		{"bip6", o.BIP6, true, true, &p.bip6},
+		{"fixed-cidr", o.FixedCIDR, false, false, &p.fixed},
+		{"fixed-cidr-v6", o.FixedCIDRv6, true, false, &p.fixed6},
+	} {
+		if f.text == "" {
+			continue
+		}
+		prefix, err := netip.ParsePrefix(f.text)
+		if err != nil || prefix.Addr().Is6() != f.v6 {
+			return p, errdefs.ErrInvalidArgument.WithMessage(fmt.Sprintf("invalid %s %q: want an IPv%s address with a prefix length", f.name, f.text, map[bool]string{false: "4", true: "6"}[f.v6]))
+		}
+		if f.host && prefix.Addr() == prefix.Masked().Addr() && prefix.Bits() < prefix.Addr().BitLen()-1 {
+			return p, errdefs.ErrInvalidArgument.WithMessage(fmt.Sprintf("invalid %s %q: it is the network's address, the bridge needs one of its own such as %s", f.name, f.text, netip.PrefixFrom(prefix.Addr().Next(), prefix.Bits())))
+		}
+		*f.to = prefix
+	}
+	for _, f := range []struct {
+		name, text string
+		v6         bool
+		to         *netip.Addr
+	}{
+		{"default-gateway", o.DefaultGateway, false, &p.gateway},
+		{"default-gateway-v6", o.DefaultGatewayV6, true, &p.gateway6},
+	} {
+		if f.text == "" {
+			continue
+		}
+		addr, err := netip.ParseAddr(f.text)
+		if err != nil || addr.Is6() != f.v6 {
+			return p, errdefs.ErrInvalidArgument.WithMessage(fmt.Sprintf("invalid %s %q", f.name, f.text))
+		}
+		*f.to = addr
+	}
+	return p, nil
+}
+
+func (p parsed) netnsPath(container string) string {
+	return filepath.Join(p.ExecRoot, "shim", container, "netns")
+}

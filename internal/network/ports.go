@@ -1,0 +1,204 @@
+package network
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"strings"
+
+	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
+)
+
+// backlog is the queue of a reserved port. What comes before the kernel
+// translates waits in it; net.core.somaxconn limits it.
+const backlog = 4096
+
+// portRegistry knows which container has which host port. The sockets alone
+// don't tell ours from another process's, and sctp may have none.
+type portRegistry struct {
+	first, last uint16 // of ports that the engine chooses
+	cursor      uint16
+	owners      map[hostPort][]portOwner
+}
+
+type hostPort struct {
+	proto string
+	port  uint16
+}
+
+type portOwner struct {
+	addr      netip.Addr
+	container string
+}
+
+func newPortRegistry(first, last uint16) *portRegistry {
+	return &portRegistry{first: first, last: last, cursor: last, owners: map[hostPort][]portOwner{}}
+}
+
+// owner names the container that has the port on an address that overlaps.
+func (r *portRegistry) owner(proto string, addr netip.Addr, port uint16) (string, bool) {
+	for _, o := range r.owners[hostPort{proto, port}] {
+		if o.addr.Is4() == addr.Is4() && (o.addr == addr || o.addr.IsUnspecified() || addr.IsUnspecified()) {
+			return o.container, true
+		}
+	}
+	return "", false
+}
+
+func (r *portRegistry) take(m PortMapping, container string) {
+	k := hostPort{m.Proto, m.HostPort}
+	r.owners[k] = append(r.owners[k], portOwner{m.HostIP, container})
+}
+
+// drop forgets all of a container's ports among these.
+func (r *portRegistry) drop(ms []PortMapping, container string) {
+	for _, m := range ms {
+		k := hostPort{m.Proto, m.HostPort}
+		kept := r.owners[k][:0]
+		for _, o := range r.owners[k] {
+			if o.container != container {
+				kept = append(kept, o)
+			}
+		}
+		if len(kept) == 0 {
+			delete(r.owners, k)
+		} else {
+			r.owners[k] = kept
+		}
+	}
+}
+
+// next is the port after the last one that was chosen.
+func (r *portRegistry) next() uint16 {
+	if r.cursor >= r.last {
+		r.cursor = r.first
+	} else {
+		r.cursor++
+	}
+	return r.cursor
+}
+
+// errInUse: a port is taken, another of a range may be free.
+type errInUse struct{ error }
+
+// reserve takes the port on all the mappings' addresses, or on none. files has
+// one entry for each mapping, nil where the kernel has no such socket. The
+// registry is not locked here; its owner's lock is held.
+func (r *portRegistry) reserve(ms []PortMapping, container string, listen bool) (files []*os.File, err error) {
+	defer func() {
+		if err != nil {
+			closeAll(files)
+			files = nil
+		}
+	}()
+	for _, m := range ms {
+		if _, taken := r.owner(m.Proto, m.HostIP, m.HostPort); taken {
+			return files, errInUse{errdefs.ErrInternal.WithMessage(fmt.Sprintf("Bind for %s failed: port is already allocated", netip.AddrPortFrom(m.HostIP, m.HostPort)))}
+		}
+		f, err := bind(m, listen)
+		if err != nil {
+			reason := err.Error()
+			var errno unix.Errno
+			if errors.As(err, &errno) {
+				reason = errno.Error()
+			}
+			werr := errdefs.ErrInternal.WithMessage(fmt.Sprintf("failed to bind host port %s/%s: %s", netip.AddrPortFrom(m.HostIP, m.HostPort), m.Proto, reason))
+			if errors.Is(err, unix.EADDRINUSE) {
+				return files, errInUse{werr}
+			}
+			return files, werr
+		}
+		files = append(files, f)
+	}
+	for _, m := range ms {
+		r.take(m, container)
+	}
+	return files, nil
+}
+
+// bind makes the socket that keeps a port. It blocks, as who gets it decides
+// otherwise. A kernel without sctp sockets gives none, and no error: packets
+// are translated all the same.
+func bind(m PortMapping, listen bool) (*os.File, error) {
+	family, typ, proto := unix.AF_INET, unix.SOCK_STREAM, unix.IPPROTO_TCP
+	switch m.Proto {
+	case "udp":
+		typ, proto = unix.SOCK_DGRAM, unix.IPPROTO_UDP
+	case "sctp":
+		proto = unix.IPPROTO_SCTP
+	}
+	var sa unix.Sockaddr
+	if m.HostIP.Is4() {
+		sa = &unix.SockaddrInet4{Port: int(m.HostPort), Addr: m.HostIP.As4()}
+	} else {
+		family = unix.AF_INET6
+		sa = &unix.SockaddrInet6{Port: int(m.HostPort), Addr: m.HostIP.As16()}
+	}
+	fd, err := unix.Socket(family, typ|unix.SOCK_CLOEXEC, proto)
+	if m.Proto == "sctp" && errors.Is(err, unix.EPROTONOSUPPORT) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	f := os.NewFile(uintptr(fd), fmt.Sprintf("%s/%d", m.Proto, m.HostPort))
+	if err := prepareSocket(fd, family, m.Proto); err != nil {
+		f.Close()
+		return nil, err
+	}
+	if err := unix.Bind(fd, sa); err != nil {
+		f.Close()
+		return nil, err
+	}
+	if m.Proto == "tcp" && listen {
+		if err := unix.Listen(fd, backlog); err != nil {
+			f.Close()
+			return nil, err
+		}
+	}
+	return f, nil
+}
+
+func prepareSocket(fd, family int, proto string) error {
+	if family == unix.AF_INET6 {
+		if err := unix.SetsockoptInt(fd, unix.IPPROTO_IPV6, unix.IPV6_V6ONLY, 1); err != nil {
+			return err
+		}
+	}
+	if proto == "udp" {
+		return nil
+	}
+	// Connections of an earlier life in TIME_WAIT are no reason to refuse.
+	return unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1)
+}
+
+func closeAll(files []*os.File) {
+	for _, f := range files {
+		if f != nil {
+			f.Close()
+		}
+	}
+}
+
+// ephemeralRange is the kernel's, where ports without a number come from.
+func ephemeralRange() (first, last uint16) {
+	b, err := os.ReadFile("/proc/sys/net/ipv4/ip_local_port_range")
+	if err == nil {
+		if n, err := fmt.Sscan(strings.TrimSpace(string(b)), &first, &last); n == 2 && err == nil && first > 0 && first <= last {
+			return first, last
+		}
+	}
+	return 49153, 65535
+}
+
+// hostHasIPv6 reports whether sockets of IPv6 can be bound.
+func hostHasIPv6() bool {
+	fd, err := unix.Socket(unix.AF_INET6, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return false
+	}
+	defer unix.Close(fd)
+	return unix.Bind(fd, &unix.SockaddrInet6{}) == nil
+}

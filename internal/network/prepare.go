@@ -1,0 +1,374 @@
+package network
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"slices"
+	"strings"
+
+	"github.com/containerd/errdefs"
+	"github.com/moby/moby/api/types/network"
+
+	"holdfast/internal/network/bridge"
+	"holdfast/internal/network/ipam"
+)
+
+// Request is what a container asks of the network.
+type Request struct {
+	ID   string // of the container
+	Name string // for messages
+	// Mode is HostConfig.NetworkMode: default, bridge, host, none,
+	// container:ID (resolved to the full ID) or a network's name or ID.
+	Mode string
+	// Endpoints are the settings that were given for networks, by name.
+	Endpoints    map[string]*network.EndpointSettings
+	PortBindings network.PortMap
+	Exposed      network.PortSet
+	// PublishAll publishes what is exposed and has no binding.
+	PublishAll bool
+}
+
+// Prepare gives the container addresses and host ports. The ports are kept by
+// the sockets in what it returns besides the Sandbox, which belong to the
+// caller; nothing else is done in the kernel. A Sandbox of an earlier life of
+// the container is released first.
+//
+// Errors: ErrNotFound (no such network or container), ErrInvalidArgument,
+// ErrResourceExhausted (no addresses left), ErrFailedPrecondition (container:ID
+// does not run), ErrInternal (host ports in use). After an error nothing is
+// kept.
+func (m *Manager) Prepare(ctx context.Context, r Request) (Sandbox, []Reserved, error) {
+	m.mu.Lock()
+	old, again := m.sandboxes[r.ID]
+	m.mu.Unlock()
+	if again {
+		if err := m.Release(ctx, old); err != nil {
+			return Sandbox{}, nil, err
+		}
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	s, reserved, err := m.prepare(r)
+	if err != nil {
+		m.forget(s)
+		return Sandbox{}, nil, err
+	}
+	m.sandboxes[r.ID] = s
+	return s, reserved, nil
+}
+
+// prepare returns what it took also when it fails. m.mu is held.
+func (m *Manager) prepare(r Request) (Sandbox, []Reserved, error) {
+	s := Sandbox{Schema: SandboxSchema, ID: randomID(), Container: r.ID, Mode: r.Mode}
+	for p := range r.Exposed {
+		s.Exposed = append(s.Exposed, p)
+	}
+	for p := range r.PortBindings {
+		if _, ok := r.Exposed[p]; !ok {
+			s.Exposed = append(s.Exposed, p)
+		}
+	}
+	sortPorts(s.Exposed)
+	if s.Mode == "" || s.Mode == network.NetworkDefault {
+		s.Mode = network.NetworkBridge
+	}
+	if id, ok := strings.CutPrefix(s.Mode, "container:"); ok {
+		other, ok := m.sandboxes[id]
+		if !ok {
+			return s, nil, errdefs.ErrFailedPrecondition.WithMessage(fmt.Sprintf("cannot join network of a non running container: %s", id))
+		}
+		s.Netns, s.Shared = other.Netns, true
+		return s, nil, nil
+	}
+	n, err := m.lookup(s.Mode)
+	if err != nil {
+		return s, nil, err
+	}
+	settings := settingsFor(r, n)
+	switch n.Driver {
+	case driverHost, driverNull:
+		e := Endpoint{ID: randomID(), Network: n.Name, NetworkID: n.ID, Settings: settings}
+		s.Endpoints = append(s.Endpoints, e)
+		if n.Driver == driverNull {
+			s.Netns = m.opts.netnsPath(r.ID)
+		}
+		return s, nil, nil
+	}
+	s.Netns = m.opts.netnsPath(r.ID)
+	e, err := m.connect(n, settings, len(s.Endpoints))
+	if err != nil {
+		return s, nil, err
+	}
+	s.Endpoints = append(s.Endpoints, e)
+	reserved, err := m.publish(&s, r)
+	if err != nil {
+		err = prefixed(fmt.Sprintf("driver failed programming external connectivity on endpoint %s (%s): ", r.Name, e.ID), err)
+	}
+	return s, reserved, err
+}
+
+func settingsFor(r Request, n *object) *network.EndpointSettings {
+	for _, key := range []string{n.Name, n.ID, r.Mode, network.NetworkDefault} {
+		if es := r.Endpoints[key]; es != nil {
+			return es.Copy()
+		}
+	}
+	return nil
+}
+
+// connect makes an endpoint with addresses. m.mu is held.
+func (m *Manager) connect(n *object, es *network.EndpointSettings, index int) (Endpoint, error) {
+	e := Endpoint{
+		ID: randomID(), Network: n.Name, NetworkID: n.ID, Settings: es,
+		Bridge: n.Bridge.Name, Name: fmt.Sprintf("eth%d", index), MTU: m.opts.MTU,
+		Isolated: !m.opts.ICC && !bridge.Filtered(),
+	}
+	e.HostName = hostName(e.ID)
+	var want network.EndpointIPAMConfig
+	if es != nil && es.IPAMConfig != nil {
+		want = *es.IPAMConfig
+	}
+	for _, f := range []struct {
+		on, v6 bool
+		want   netip.Addr
+		to     *Addressing
+	}{{n.EnableIPv4, false, want.IPv4Address, &e.IPv4}, {n.EnableIPv6, true, want.IPv6Address, &e.IPv6}} {
+		if !f.on {
+			if f.want.IsValid() {
+				m.forgetEndpoint(e)
+				return e, errdefs.ErrInvalidArgument.WithMessage(fmt.Sprintf("invalid address %s: network %s has no addresses of that family", f.want, n.Name))
+			}
+			continue
+		}
+		a, err := n.allocate(f.v6, f.want)
+		if err != nil {
+			m.forgetEndpoint(e)
+			return e, err
+		}
+		*f.to = a
+	}
+	switch {
+	case es != nil && len(es.MacAddress) > 0:
+		e.MAC = es.MacAddress.String()
+	case e.IPv4.Address.IsValid():
+		e.MAC = macOf(e.IPv4.Address.Addr()).String()
+	default:
+		e.MAC = macOf(e.IPv6.Address.Addr()).String()
+	}
+	return e, nil
+}
+
+// hostName is the name of an endpoint's interface on the host.
+func hostName(endpoint string) string { return "veth" + endpoint[:11] }
+
+func (n *object) allocate(v6 bool, want netip.Addr) (Addressing, error) {
+	var found bool
+	for i, a := range n.allocators {
+		sub := n.Subnets[i]
+		if sub.Prefix.Addr().Is6() != v6 || want.IsValid() && !a.Contains(want) {
+			continue
+		}
+		found = true
+		addr, err := want, error(nil)
+		if want.IsValid() {
+			err = a.Reserve(want)
+		} else {
+			addr, err = a.Next()
+		}
+		if errors.Is(err, ipam.ErrExhausted) {
+			continue
+		}
+		if err != nil {
+			return Addressing{}, errdefs.ErrInvalidArgument.WithMessage(err.Error())
+		}
+		return Addressing{
+			Address:       netip.PrefixFrom(addr, sub.Prefix.Bits()),
+			Gateway:       sub.Gateway,
+			BridgeAddress: netip.PrefixFrom(sub.Bridge, sub.Prefix.Bits()),
+		}, nil
+	}
+	if want.IsValid() && !found {
+		return Addressing{}, errdefs.ErrInvalidArgument.WithMessage(fmt.Sprintf("invalid address %s: It does not belong to any of this network's subnets", want))
+	}
+	family := "IPv4"
+	if v6 {
+		family = "IPv6"
+	}
+	return Addressing{}, errdefs.ErrResourceExhausted.WithMessage(fmt.Sprintf("no available %s addresses on this network's address pools: %s (%s)", family, n.Name, n.ID))
+}
+
+// publish takes the host ports of s. m.mu is held.
+func (m *Manager) publish(s *Sandbox, r Request) (reserved []Reserved, err error) {
+	defer func() {
+		if err != nil {
+			for _, r := range reserved {
+				r.File.Close()
+			}
+			reserved = nil
+		}
+	}()
+	for _, p := range s.Exposed {
+		bindings := r.PortBindings[p]
+		if len(bindings) == 0 {
+			if _, bound := r.PortBindings[p]; !bound && !r.PublishAll {
+				continue
+			}
+			bindings = []network.PortBinding{{}}
+		}
+		if proto := p.Proto(); proto != network.TCP && proto != network.UDP && proto != network.SCTP {
+			return reserved, errdefs.ErrInvalidArgument.WithMessage(fmt.Sprintf("invalid port %s: unknown protocol", p))
+		}
+		if p.Num() == 0 {
+			return reserved, errdefs.ErrInvalidArgument.WithMessage(fmt.Sprintf("invalid port %s: want 1 to 65535", p))
+		}
+		for _, b := range bindings {
+			ms, files, err := m.reserve(s, p, b)
+			if err != nil {
+				return reserved, err
+			}
+			s.Ports = append(s.Ports, ms...)
+			reserved = append(reserved, m.reservedOf(ms, files)...)
+		}
+	}
+	return reserved, nil
+}
+
+func (m *Manager) reservedOf(ms []PortMapping, files []*os.File) []Reserved {
+	var out []Reserved
+	for i, f := range files {
+		if f == nil {
+			continue
+		}
+		r := Reserved{Proto: ms[i].Proto, File: f}
+		if m.opts.UserlandProxy {
+			r.Target = ms[i].Target.String()
+		}
+		out = append(out, r)
+	}
+	return out
+}
+
+// reserve takes the port of one binding on each of its addresses.
+func (m *Manager) reserve(s *Sandbox, p network.Port, b network.PortBinding) ([]PortMapping, []*os.File, error) {
+	first, last, err := ParseHostPort(b.HostPort)
+	if err != nil {
+		return nil, nil, err
+	}
+	ms, err := m.mappings(s.Endpoints[0], p, b.HostIP)
+	if err != nil {
+		return nil, nil, err
+	}
+	tries := int(last) - int(first) + 1
+	chosen := first == 0
+	if chosen {
+		tries = int(m.ports.last) - int(m.ports.first) + 1
+	}
+	for i := range tries {
+		port := first + uint16(i)
+		if chosen {
+			port = m.ports.next()
+		}
+		for j := range ms {
+			ms[j].HostPort = port
+		}
+		files, err := m.ports.reserve(ms, s.Container, m.opts.UserlandProxy)
+		if err == nil {
+			return ms, files, nil
+		}
+		if !errors.As(err, new(errInUse)) {
+			return nil, nil, err
+		}
+		if first == last && !chosen {
+			return nil, nil, err
+		}
+	}
+	if chosen {
+		return nil, nil, errdefs.ErrResourceExhausted.WithMessage(fmt.Sprintf("all ports from %d to %d are allocated", m.ports.first, m.ports.last))
+	}
+	return nil, nil, errdefs.ErrInternal.WithMessage(fmt.Sprintf("Bind for %s failed: all ports of the range %s are allocated", ms[0].HostIP, b.HostPort))
+}
+
+// mappings says on which addresses of the host a port is published. Without an
+// address it is on all of them, IPv6 included: where the container has none,
+// or the kernel can't translate, its shim forwards.
+func (m *Manager) mappings(e Endpoint, p network.Port, host netip.Addr) ([]PortMapping, error) {
+	if !host.IsValid() {
+		host = m.opts.DefaultBindIP
+	}
+	host = host.Unmap()
+	hosts := []netip.Addr{host}
+	if !host.IsValid() {
+		hosts = []netip.Addr{netip.IPv4Unspecified(), netip.IPv6Unspecified()}
+	}
+	var out []PortMapping
+	for _, h := range hosts {
+		target := e.IPv4.Address.Addr()
+		translated := h.Is4() && m.opts.Iptables || h.Is6() && m.opts.Ip6tables
+		if h.Is6() && e.IPv6.Address.IsValid() {
+			target = e.IPv6.Address.Addr()
+		}
+		translated = translated && target.Is4() == h.Is4() && h != netip.IPv6Loopback()
+		if !target.IsValid() || len(hosts) > 1 && h.Is6() && (!translated && !m.opts.UserlandProxy || !hostHasIPv6()) {
+			continue
+		}
+		out = append(out, PortMapping{Proto: string(p.Proto()), ContainerPort: p.Num(), HostIP: h, Target: netip.AddrPortFrom(target, p.Num())})
+	}
+	if len(out) == 0 {
+		return nil, errdefs.ErrInvalidArgument.WithMessage(fmt.Sprintf("can't publish %s on %s: the container has no address of that family", p, host))
+	}
+	return out, nil
+}
+
+// forget gives back what a sandbox has in memory. m.mu is held.
+func (m *Manager) forget(s Sandbox) {
+	for _, e := range s.Endpoints {
+		m.forgetEndpoint(e)
+	}
+	m.ports.drop(s.Ports, s.Container)
+}
+
+func (m *Manager) forgetEndpoint(e Endpoint) {
+	n := m.networks[e.Network]
+	if n == nil {
+		return
+	}
+	for _, a := range []Addressing{e.IPv4, e.IPv6} {
+		for _, alloc := range n.allocators {
+			if a.Address.IsValid() {
+				alloc.Release(a.Address.Addr())
+			}
+		}
+	}
+}
+
+func sortPorts(ps []network.Port) {
+	slices.SortFunc(ps, func(a, b network.Port) int {
+		if a.Num() != b.Num() {
+			return int(a.Num()) - int(b.Num())
+		}
+		return strings.Compare(string(a.Proto()), string(b.Proto()))
+	})
+}
+
+// prefixed puts words before an error's message and keeps its kind.
+func prefixed(words string, err error) error { return &wordedError{words, err} }
+
+type wordedError struct {
+	words string
+	err   error
+}
+
+func (e *wordedError) Error() string { return e.words + e.err.Error() }
+func (e *wordedError) Unwrap() error { return e.err }
+
+func hardwareAddr(s string) network.HardwareAddr {
+	mac, err := net.ParseMAC(s)
+	if err != nil {
+		return nil
+	}
+	return network.HardwareAddr(mac)
+}

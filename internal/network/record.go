@@ -1,0 +1,117 @@
+package network
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+)
+
+// recordSchema is the schema number of networks/<id>.json.
+const recordSchema = 1
+
+// record is a network as it is stored. Nothing in it says what is in use: that
+// is derived from the containers' sandboxes.
+type record struct {
+	Schema     int               `json:"schema"`
+	ID         string            `json:"id"`
+	Name       string            `json:"name"`
+	Driver     string            `json:"driver"` // bridge, host or null
+	Created    time.Time         `json:"created"`
+	EnableIPv4 bool              `json:"enableIPv4"`
+	EnableIPv6 bool              `json:"enableIPv6"`
+	Internal   bool              `json:"internal,omitempty"`
+	Subnets    []subnet          `json:"subnets,omitempty"`
+	Bridge     *bridgeRecord     `json:"bridge,omitempty"`
+	Options    map[string]string `json:"options,omitempty"`
+	Labels     map[string]string `json:"labels,omitempty"`
+}
+
+// subnet is one of a network's subnets. There may be several of a family.
+type subnet struct {
+	Prefix  netip.Prefix `json:"prefix"`
+	Range   netip.Prefix `json:"range,omitzero"`
+	Gateway netip.Addr   `json:"gateway,omitzero"` // the containers' default route
+	// Bridge is the bridge's own address, mostly the gateway.
+	Bridge netip.Addr            `json:"bridge,omitzero"`
+	Aux    map[string]netip.Addr `json:"aux,omitempty"`
+}
+
+type bridgeRecord struct {
+	Name string `json:"name"`
+	// Made: by the engine, which then may take addresses off.
+	Made bool   `json:"made,omitempty"`
+	MAC  string `json:"mac,omitempty"`
+}
+
+// load reads all records. A file of a newer schema or one that can't be read
+// is an error: what it says must not be guessed.
+func load(root string) (map[string]*record, error) {
+	entries, err := os.ReadDir(root)
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		return nil, fmt.Errorf("networks: %w", err)
+	}
+	records := map[string]*record{}
+	for _, e := range entries {
+		if !strings.HasSuffix(e.Name(), ".json") {
+			continue
+		}
+		path := filepath.Join(root, e.Name())
+		b, err := os.ReadFile(path)
+		if err != nil {
+			return nil, fmt.Errorf("networks: %w", err)
+		}
+		var r record
+		if err := json.Unmarshal(b, &r); err != nil {
+			return nil, fmt.Errorf("network record %s is damaged: %w", path, err)
+		}
+		if r.Schema > recordSchema {
+			return nil, fmt.Errorf("network record %s has schema %d, this release knows up to %d: it was written by a newer one", path, r.Schema, recordSchema)
+		}
+		if r.ID == "" || r.Name == "" {
+			return nil, fmt.Errorf("network record %s is damaged: it has no id or no name", path)
+		}
+		if other := records[r.Name]; other != nil {
+			return nil, fmt.Errorf("network records %s and %s have the same name %q", other.ID, r.ID, r.Name)
+		}
+		records[r.Name] = &r
+	}
+	return records, nil
+}
+
+// save writes a record durably: after a crash there is the old or the new one.
+func save(root string, r *record) error {
+	fail := func(err error) error { return fmt.Errorf("store network %s: %w", r.Name, err) }
+	b, err := json.MarshalIndent(r, "", "\t")
+	if err != nil {
+		return fail(err)
+	}
+	if err := os.MkdirAll(root, 0o700); err != nil {
+		return fail(err)
+	}
+	path := filepath.Join(root, r.ID+".json")
+	f, err := os.CreateTemp(root, ".network-*")
+	if err != nil {
+		return fail(err)
+	}
+	_, err = f.Write(append(b, '\n'))
+	if err = errors.Join(err, f.Sync(), f.Close()); err == nil {
+		err = os.Rename(f.Name(), path)
+	}
+	if err != nil {
+		os.Remove(f.Name())
+		return fail(err)
+	}
+	dir, err := os.Open(root)
+	if err != nil {
+		return fail(err)
+	}
+	if err := errors.Join(dir.Sync(), dir.Close()); err != nil {
+		return fail(err)
+	}
+	return nil
+}

@@ -1,0 +1,323 @@
+package network
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"sort"
+
+	"holdfast/internal/network/bridge"
+	"holdfast/internal/network/firewall"
+	"holdfast/internal/network/ipam"
+	"holdfast/internal/network/nft"
+)
+
+// Restore makes the kernel agree with the networks and with the sandboxes of
+// the containers that live, by container ID. It compares first and touches
+// only what differs. What carries the engine's names and belongs to none of
+// the sandboxes is removed; so the caller gives those of every container that
+// may live, also where its shim could not be asked. It is called once, before
+// any other method but List and Inspect.
+func (m *Manager) Restore(ctx context.Context, sandboxes map[string]Sandbox) error {
+	for id, s := range sandboxes {
+		if s.Schema > SandboxSchema {
+			return fmt.Errorf("container %s: its sandbox has schema %d, this release knows up to %d: it was written by a newer one", id, s.Schema, SandboxSchema)
+		}
+	}
+	m.mu.Lock()
+	err := m.adopt(sandboxes)
+	bridges := m.bridges()
+	m.mu.Unlock()
+	if err != nil {
+		return err
+	}
+	if m.opts.IPForward && len(bridges) > 0 {
+		if changed, err := bridge.Forward(m.opts.IPv6); err != nil {
+			return fmt.Errorf("enable forwarding (or set \"ip-forward\" to false): %w", err)
+		} else if changed {
+			m.opts.Log.Info("forwarding enabled")
+		}
+	}
+	if m.opts.filtering() {
+		if err := m.openTable(); err != nil {
+			return err
+		}
+		// Before the bridges have their routes, so that nothing passes
+		// unfiltered.
+		if err := m.Sync(ctx); err != nil {
+			return err
+		}
+	}
+	for _, b := range bridges {
+		changed, err := bridge.Ensure(b.Bridge)
+		if err != nil {
+			return err
+		}
+		if changed {
+			m.opts.Log.Info("bridge set up", "bridge", b.Name)
+		}
+	}
+	ports, err := bridge.Ports()
+	if err != nil {
+		return err
+	}
+	m.repair(ctx, sandboxes, ports)
+	return m.removeOrphans(sandboxes, bridges, ports)
+}
+
+func (m *Manager) openTable() error {
+	m.rules.Lock()
+	defer m.rules.Unlock()
+	if m.table != nil {
+		return nil
+	}
+	t, err := firewall.Open(m.opts.Table)
+	if err != nil {
+		return fmt.Errorf("%w (without nftables in the kernel, set \"iptables\" and \"ip6tables\" to false)", err)
+	}
+	m.table = t
+	if drops, err := t.ForwardDrops(); err == nil && len(drops) > 0 {
+		m.opts.Log.Warn("forwarded packets are dropped by another table's policy: published ports and connections out of containers need a rule there that accepts them", "chains", drops)
+	}
+	return nil
+}
+
+// Sync makes the nftables table what it should be, if it is not. It is for
+// when something else may have flushed the host's rules.
+func (m *Manager) Sync(context.Context) error {
+	m.rules.Lock()
+	defer m.rules.Unlock()
+	if m.table == nil {
+		return nil
+	}
+	m.mu.Lock()
+	rs := nft.Build(m.rulesConfig())
+	m.mu.Unlock()
+	changed, err := m.table.Sync(rs)
+	if err == nil && changed {
+		m.opts.Log.Info("packet filter set up", "table", m.opts.Table)
+	}
+	return err
+}
+
+// Rules is the nftables table as it should be, in the words of nft list.
+func (m *Manager) Rules() string {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return nft.Render(nft.Build(m.rulesConfig()))
+}
+
+// rulesConfig: m.mu is held.
+func (m *Manager) rulesConfig() nft.Config {
+	c := nft.Config{Table: m.opts.Table, IPv4: m.opts.Iptables, IPv6: m.opts.Ip6tables}
+	for _, b := range m.bridges() {
+		nb := nft.Bridge{Name: b.Name, ICC: m.opts.ICC, Masquerade: m.opts.IPMasq}
+		for _, a := range b.Addrs {
+			nb.Subnets = append(nb.Subnets, a.Masked())
+		}
+		c.Bridges = append(c.Bridges, nb)
+	}
+	for id := range m.published {
+		c.Elements = append(c.Elements, m.opts.elements(m.sandboxes[id])...)
+	}
+	return c
+}
+
+// adopt takes over the sandboxes and defines the predefined networks. m.mu is
+// held.
+func (m *Manager) adopt(sandboxes map[string]Sandbox) error {
+	if err := m.definePredefined(); err != nil {
+		return err
+	}
+	for id, s := range sandboxes {
+		m.sandboxes[id] = s
+		m.published[id] = true
+		for _, p := range s.Ports {
+			m.ports.take(p, id)
+		}
+		for _, e := range s.Endpoints {
+			n := m.networks[e.Network]
+			if n == nil {
+				continue
+			}
+			for _, a := range []Addressing{e.IPv4, e.IPv6} {
+				n.readopt(a.Address)
+			}
+		}
+	}
+	// What was given out last is most likely the highest: go on behind it.
+	for _, n := range m.networks {
+		for _, a := range n.allocators {
+			if h := a.Highest(); h.IsValid() {
+				a.Resume(h)
+			}
+		}
+	}
+	return nil
+}
+
+// readopt takes an address again. One of a subnet that the network no longer
+// has needs no keeping.
+func (n *object) readopt(p netip.Prefix) {
+	if !p.IsValid() {
+		return
+	}
+	for _, a := range n.allocators {
+		if a.Contains(p.Addr()) {
+			// Taken already: two records name one address. Both run with it, and
+			// neither may be given to a third.
+			_ = a.Reserve(p.Addr())
+		}
+	}
+}
+
+// wanted is a bridge that shall be there.
+type wanted struct{ bridge.Bridge }
+
+// bridges are those of the networks, and those that endpoints were given in an
+// earlier configuration: a container keeps its bridge and its gateway. m.mu is
+// held.
+func (m *Manager) bridges() []wanted {
+	byName := map[string]*wanted{}
+	get := func(name string) *wanted {
+		w := byName[name]
+		if w == nil {
+			w = &wanted{bridge.Bridge{Name: name, MTU: m.opts.MTU, Filter: !m.opts.ICC && bridge.Filtered()}}
+			byName[name] = w
+		}
+		return w
+	}
+	add := func(w *wanted, p netip.Prefix) {
+		if p.IsValid() && p.Addr().IsValid() && !slices.Contains(w.Addrs, p) {
+			w.Addrs = append(w.Addrs, p)
+			w.IPv6 = w.IPv6 || p.Addr().Is6()
+		}
+	}
+	for _, n := range m.networks {
+		if n.Bridge == nil {
+			continue
+		}
+		w := get(n.Bridge.Name)
+		w.Exact = n.Bridge.Made
+		w.MAC, _ = parseMAC(n.Bridge.MAC)
+		for _, s := range n.Subnets {
+			add(w, netip.PrefixFrom(s.Bridge, s.Prefix.Bits()))
+		}
+	}
+	for _, s := range m.sandboxes {
+		for _, e := range s.Endpoints {
+			if e.Bridge != "" {
+				w := get(e.Bridge)
+				add(w, e.IPv4.BridgeAddress)
+				add(w, e.IPv6.BridgeAddress)
+			}
+		}
+	}
+	out := make([]wanted, 0, len(byName))
+	for _, name := range slices.Sorted(maps.Keys(byName)) {
+		w := *byName[name]
+		sort.SliceStable(w.Addrs, func(i, j int) bool { return w.Addrs[i].Addr().Less(w.Addrs[j].Addr()) })
+		out = append(out, w)
+	}
+	return out
+}
+
+// repair puts back what containers that live have lost, such as after someone
+// deleted the bridge. A container that can't be helped must not keep the
+// others from being restored.
+func (m *Manager) repair(ctx context.Context, sandboxes map[string]Sandbox, ports map[string]bridge.Port) {
+	for id, s := range sandboxes {
+		log := m.opts.Log.With("container", id)
+		if s.Netns == "" || s.Shared {
+			continue
+		}
+		if !bridge.IsNamespace(s.Netns) {
+			log.Warn("the network namespace is not mounted where it was: the container keeps running, its interfaces can't be looked after", "path", s.Netns)
+			continue
+		}
+		for _, e := range s.Endpoints {
+			if e.Bridge == "" {
+				continue
+			}
+			p, there := ports[e.HostName]
+			switch {
+			case !there:
+				if err := m.Join(ctx, s); err != nil {
+					log.Warn("interface not restored", "interface", e.HostName, "error", err)
+				}
+			case p.Bridge != e.Bridge:
+				if err := bridge.Attach(p, e.Bridge, e.Isolated); err != nil {
+					log.Warn("interface not restored", "interface", e.HostName, "error", err)
+				}
+			}
+		}
+	}
+}
+
+var ourVeth = regexp.MustCompile(`^veth[0-9a-f]{11}$`)
+
+// removeOrphans removes namespaces and interfaces of containers that are gone.
+func (m *Manager) removeOrphans(sandboxes map[string]Sandbox, bridges []wanted, ports map[string]bridge.Port) error {
+	var errs []error
+	files, err := filepath.Glob(m.opts.netnsPath("*"))
+	if err != nil {
+		return fmt.Errorf("network namespaces: %w", err)
+	}
+	for _, path := range files {
+		id := filepath.Base(filepath.Dir(path))
+		if s, known := sandboxes[id]; known && s.Netns == path {
+			continue
+		}
+		m.opts.Log.Info("network namespace of a container that is gone removed", "container", id)
+		errs = append(errs, bridge.Leave(path))
+	}
+	used := map[string]bool{}
+	for _, s := range sandboxes {
+		for _, e := range s.Endpoints {
+			used[e.HostName] = true
+		}
+	}
+	ours := map[string]bool{}
+	for _, b := range bridges {
+		ours[b.Name] = true
+	}
+	for name, p := range ports {
+		if ours[p.Bridge] && ourVeth.MatchString(name) && !used[name] {
+			m.opts.Log.Info("interface of a container that is gone removed", "interface", name)
+			errs = append(errs, bridge.RemovePort(p))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// makeAllocators makes the allocators anew from the subnets.
+func (n *object) makeAllocators() error {
+	n.allocators = nil
+	for _, s := range n.Subnets {
+		reserved := []netip.Addr{s.Gateway, s.Bridge}
+		for _, a := range s.Aux {
+			reserved = append(reserved, a)
+		}
+		a, err := ipam.New(ipam.Subnet{Prefix: s.Prefix, Range: s.Range, Reserved: reserved})
+		if err != nil {
+			return fmt.Errorf("network %s: %w", n.Name, err)
+		}
+		n.allocators = append(n.allocators, a)
+	}
+	return nil
+}
+
+// removeRecord forgets a stored network.
+func (m *Manager) removeRecord(n *object) error {
+	delete(m.networks, n.Name)
+	if err := os.Remove(filepath.Join(m.opts.Root, n.ID+".json")); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("remove network %s: %w", n.Name, err)
+	}
+	return nil
+}

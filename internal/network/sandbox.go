@@ -1,0 +1,135 @@
+package network
+
+import (
+	"fmt"
+	"net/netip"
+	"os"
+
+	"github.com/moby/moby/api/types/network"
+
+	"holdfast/internal/network/bridge"
+	"holdfast/internal/network/nft"
+)
+
+// SandboxSchema is the schema number of the Sandboxes that this release makes.
+const SandboxSchema = 1
+
+// Sandbox is one life of a container's networking: all that is needed to find
+// it in the kernel, to make it and to undo it, whatever the daemon's options
+// have become. It is stored with the container.
+type Sandbox struct {
+	Schema    int    `json:"schema"`
+	ID        string `json:"id"`        // of this life, random
+	Container string `json:"container"` // ID
+	// Mode is bridge, host, none, container:ID or a network's name.
+	Mode string `json:"mode"`
+	// Netns is the file that the network namespace is mounted on. Empty is the
+	// host's.
+	Netns string `json:"netns,omitempty"`
+	// Shared: the namespace is another container's, who makes and removes it.
+	Shared bool `json:"shared,omitempty"`
+
+	Endpoints []Endpoint     `json:"endpoints,omitempty"`
+	Ports     []PortMapping  `json:"ports,omitempty"`
+	Exposed   []network.Port `json:"exposed,omitempty"`
+}
+
+// Endpoint is a container's place in a network.
+type Endpoint struct {
+	ID        string `json:"id"`
+	Network   string `json:"network"`
+	NetworkID string `json:"networkID"`
+
+	// Of networks with a bridge:
+	Bridge   string `json:"bridge,omitempty"`
+	HostName string `json:"hostName,omitempty"` // interface on the host
+	Name     string `json:"name,omitempty"`     // interface in the container
+	MAC      string `json:"mac,omitempty"`
+	MTU      int    `json:"mtu,omitempty"`      // bytes
+	Isolated bool   `json:"isolated,omitempty"` // by the bridge, from its other ports
+
+	IPv4 Addressing `json:"ipv4,omitzero"`
+	IPv6 Addressing `json:"ipv6,omitzero"`
+
+	// Settings is what the user asked for, without operational data.
+	Settings *network.EndpointSettings `json:"settings,omitempty"`
+}
+
+// Addressing is an endpoint's address of one family.
+type Addressing struct {
+	Address netip.Prefix `json:"address,omitzero"` // with the subnet's length
+	Gateway netip.Addr   `json:"gateway,omitzero"`
+	// BridgeAddress is the bridge's own address in the subnet. It stays on the
+	// bridge as long as an endpoint names it.
+	BridgeAddress netip.Prefix `json:"bridgeAddress,omitzero"`
+}
+
+// PortMapping is one published port on one address of the host.
+type PortMapping struct {
+	Proto         string     `json:"proto"`
+	ContainerPort uint16     `json:"containerPort"`
+	HostIP        netip.Addr `json:"hostIP"` // unspecified is all of its family
+	HostPort      uint16     `json:"hostPort"`
+	// Target is the container's address and port. It is of another family than
+	// HostIP where only the shim can forward.
+	Target netip.AddrPort `json:"target"`
+}
+
+// Reserved is a host port that is kept for a container: a socket that is bound
+// and, if Target is set, forwards to it; tcp then listens. Who gets File closes
+// it. The elements of a sandbox must be gone (TeardownBatch) before File is
+// closed: they are named by the port, which then is anyone's.
+type Reserved struct {
+	Proto  string
+	Target string
+	File   *os.File
+}
+
+func (p PortMapping) element(container string) (nft.Element, bool) {
+	e := nft.Element{Proto: p.Proto, Host: p.HostIP, HostPort: p.HostPort, Target: p.Target, Owner: container}
+	// ::1 is never routed; it is the shim's.
+	return e, e.Check() == nil && p.HostIP != netip.IPv6Loopback()
+}
+
+// elements are the published ports that the kernel translates.
+func (p parsed) elements(s Sandbox) []nft.Element {
+	var es []nft.Element
+	for _, m := range s.Ports {
+		if e, ok := m.element(s.Container); ok && (m.HostIP.Is4() && p.Iptables || m.HostIP.Is6() && p.Ip6tables) {
+			es = append(es, e)
+		}
+	}
+	return es
+}
+
+// links are what the sandbox needs of package bridge. The default routes go by
+// the first endpoint that has a gateway of the family.
+func (s Sandbox) links() (bridge.Sandbox, error) {
+	b := bridge.Sandbox{Path: s.Netns}
+	var routed4, routed6 bool
+	for _, e := range s.Endpoints {
+		if e.Bridge == "" {
+			continue
+		}
+		mac, err := parseMAC(e.MAC)
+		if err != nil {
+			return b, fmt.Errorf("endpoint %s: %w", e.ID, err)
+		}
+		l := bridge.Link{HostName: e.HostName, Name: e.Name, Bridge: e.Bridge, MAC: mac, MTU: e.MTU, Isolated: e.Isolated}
+		for _, a := range []struct {
+			Addressing
+			routed *bool
+		}{{e.IPv4, &routed4}, {e.IPv6, &routed6}} {
+			if !a.Address.IsValid() {
+				continue
+			}
+			l.Addrs = append(l.Addrs, a.Address)
+			if a.Gateway.IsValid() && !*a.routed {
+				l.Gateways = append(l.Gateways, a.Gateway)
+				*a.routed = true
+			}
+		}
+		b.Links = append(b.Links, l)
+	}
+	return b, nil
+}

@@ -1,0 +1,74 @@
+package network
+
+import (
+	"strconv"
+
+	"github.com/moby/moby/api/types/container"
+	"github.com/moby/moby/api/types/network"
+)
+
+// Settings is a running container's networking in the API's terms.
+func (m *Manager) Settings(s Sandbox) *container.NetworkSettings {
+	out := &container.NetworkSettings{
+		SandboxID: s.ID, SandboxKey: s.Netns,
+		Ports: network.PortMap{}, Networks: map[string]*network.EndpointSettings{},
+	}
+	if s.Shared {
+		// It has no endpoints of its own.
+		out.SandboxID, out.SandboxKey = "", ""
+		return out
+	}
+	bridged := false
+	for _, e := range s.Endpoints {
+		es := e.Settings.Copy()
+		if es == nil {
+			es = &network.EndpointSettings{}
+		}
+		es.NetworkID, es.EndpointID = e.NetworkID, e.ID
+		es.MacAddress = hardwareAddr(e.MAC)
+		if a := e.IPv4; a.Address.IsValid() {
+			es.IPAddress, es.IPPrefixLen, es.Gateway = a.Address.Addr(), a.Address.Bits(), a.Gateway
+		}
+		if a := e.IPv6; a.Address.IsValid() {
+			es.GlobalIPv6Address, es.GlobalIPv6PrefixLen, es.IPv6Gateway = a.Address.Addr(), a.Address.Bits(), a.Gateway
+		}
+		out.Networks[e.Network] = es
+		bridged = bridged || e.Bridge != ""
+	}
+	if !bridged {
+		return out
+	}
+	for _, p := range s.Exposed {
+		out.Ports[p] = nil
+	}
+	for _, pm := range s.Ports {
+		p, ok := network.PortFrom(pm.ContainerPort, network.IPProtocol(pm.Proto))
+		if ok {
+			out.Ports[p] = append(out.Ports[p], network.PortBinding{HostIP: pm.HostIP, HostPort: strconv.Itoa(int(pm.HostPort))})
+		}
+	}
+	return out
+}
+
+// Idle is the networking of a container that does not run: what it was asked
+// to join, without operational data.
+func (m *Manager) Idle(r Request) *container.NetworkSettings {
+	out := &container.NetworkSettings{Ports: network.PortMap{}, Networks: map[string]*network.EndpointSettings{}}
+	mode := r.Mode
+	if mode == "" || mode == network.NetworkDefault {
+		mode = network.NetworkBridge
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	n, err := m.lookup(mode)
+	if err != nil {
+		return out // container:ID, or a network that is gone
+	}
+	es := settingsFor(r, n)
+	if es == nil {
+		es = &network.EndpointSettings{}
+	}
+	es.NetworkID = n.ID
+	out.Networks[n.Name] = es
+	return out
+}
