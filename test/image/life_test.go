@@ -170,7 +170,7 @@ func TestBadArchivesAreNotLoadedAndNothingStays(t *testing.T) {
 }
 
 // importNamed makes a small image whose ID depends on body.
-func importNamed(t *testing.T, s *image.Store, ref, body string, changes ...string) string {
+func importNamed(t testing.TB, s *image.Store, ref, body string, changes ...string) string {
 	t.Helper()
 	id, err := s.Import(context.Background(), bytes.NewReader(tarOf(t, file{name: "body", body: body})), ref, "", changes, nil)
 	must(t, err)

@@ -27,7 +27,7 @@ import (
 // fakeRegistry is a registry over HTTP in this process. Its blobs are served by
 // net/http, which knows ranges; a test may come between.
 type fakeRegistry struct {
-	t    *testing.T
+	t    testing.TB
 	srv  *httptest.Server
 	host string
 
@@ -37,7 +37,7 @@ type fakeRegistry struct {
 	log     []string // method, path and range of each request
 }
 
-func newRegistry(t *testing.T) *fakeRegistry {
+func newRegistry(t testing.TB) *fakeRegistry {
 	t.Helper()
 	reg := &fakeRegistry{t: t, blobs: map[string][]byte{}}
 	backend := registry.New(registry.Logger(log.New(io.Discard, "", 0)))
@@ -135,7 +135,7 @@ func (reg *fakeRegistry) mirrorURL() string {
 	return u.String()
 }
 
-func must(t *testing.T, err error) {
+func must(t testing.TB, err error) {
 	t.Helper()
 	if err != nil {
 		t.Fatal(err)
@@ -150,7 +150,7 @@ type file struct {
 	uid              int
 }
 
-func tarOf(t *testing.T, files ...file) []byte {
+func tarOf(t testing.TB, files ...file) []byte {
 	t.Helper()
 	var buf bytes.Buffer
 	w := tar.NewWriter(&buf)
@@ -173,7 +173,7 @@ func tarOf(t *testing.T, files ...file) []byte {
 	return buf.Bytes()
 }
 
-func gzipped(t *testing.T, raw []byte) []byte {
+func gzipped(t testing.TB, raw []byte) []byte {
 	t.Helper()
 	var buf bytes.Buffer
 	w := gzip.NewWriter(&buf)
@@ -183,7 +183,7 @@ func gzipped(t *testing.T, raw []byte) []byte {
 	return buf.Bytes()
 }
 
-func layerOf(t *testing.T, files ...file) v1.Layer {
+func layerOf(t testing.TB, files ...file) v1.Layer {
 	t.Helper()
 	l, err := tarLayer(tarOf(t, files...))
 	must(t, err)
@@ -191,7 +191,7 @@ func layerOf(t *testing.T, files ...file) v1.Layer {
 }
 
 // imageOf makes an image of layers for a platform, os/arch[/variant].
-func imageOf(t *testing.T, platform string, layers ...v1.Layer) v1.Image {
+func imageOf(t testing.TB, platform string, layers ...v1.Layer) v1.Image {
 	t.Helper()
 	img := mutate.MediaType(empty.Image, types.OCIManifestSchema1)
 	img = mutate.ConfigMediaType(img, types.OCIConfigJSON)
@@ -211,7 +211,7 @@ func imageOf(t *testing.T, platform string, layers ...v1.Layer) v1.Image {
 	return img
 }
 
-func indexOf(t *testing.T, images map[string]v1.Image) v1.ImageIndex {
+func indexOf(t testing.TB, images map[string]v1.Image) v1.ImageIndex {
 	t.Helper()
 	idx := mutate.IndexMediaType(empty.Index, types.OCIImageIndex)
 	for platform, img := range images {

@@ -16,7 +16,7 @@ import (
 	"holdfast/internal/image"
 )
 
-func needRoot(t *testing.T) {
+func needRoot(t testing.TB) {
 	t.Helper()
 	if os.Geteuid() != 0 {
 		t.Fatal("needs root: run it by `make test`")
@@ -24,7 +24,7 @@ func needRoot(t *testing.T) {
 }
 
 // newStore opens a store in a directory of its own. Nothing holds its layers.
-func newStore(t *testing.T, change func(*image.Options)) *image.Store {
+func newStore(t testing.TB, change func(*image.Options)) *image.Store {
 	t.Helper()
 	needRoot(t)
 	s := openStore(t, filepath.Join(tempDir(t), "images"), change)
@@ -32,7 +32,7 @@ func newStore(t *testing.T, change func(*image.Options)) *image.Store {
 	return s
 }
 
-func openStore(t *testing.T, root string, change func(*image.Options)) *image.Store {
+func openStore(t testing.TB, root string, change func(*image.Options)) *image.Store {
 	t.Helper()
 	o := image.Options{Root: root, Snapshotter: "overlay2", Log: slog.New(slog.NewTextHandler(testWriter{t}, &slog.HandlerOptions{Level: slog.LevelDebug}))}
 	if change != nil {
@@ -49,7 +49,7 @@ func openStore(t *testing.T, root string, change func(*image.Options)) *image.St
 }
 
 // tempDir is t.TempDir with mounts taken away before its removal.
-func tempDir(t *testing.T) string {
+func tempDir(t testing.TB) string {
 	t.Helper()
 	dir := t.TempDir()
 	t.Cleanup(func() {
@@ -70,7 +70,7 @@ func tempDir(t *testing.T) string {
 	return dir
 }
 
-type testWriter struct{ t *testing.T }
+type testWriter struct{ t testing.TB }
 
 func (w testWriter) Write(p []byte) (int, error) {
 	if os.Getenv("HOLDFAST_TEST_LOG") != "" {
@@ -104,7 +104,7 @@ func (m *messages) text() string {
 	return b.String()
 }
 
-func pull(t *testing.T, s *image.Store, ref string) string {
+func pull(t testing.TB, s *image.Store, ref string) string {
 	t.Helper()
 	var m messages
 	if err := s.Pull(context.Background(), ref, nil, nil, false, m.add); err != nil {
@@ -115,7 +115,7 @@ func pull(t *testing.T, s *image.Store, ref string) string {
 
 // mounted prepares and mounts a container's rootfs of an image, and returns its
 // directory and where it is mounted.
-func mounted(t *testing.T, s *image.Store, ref string) (dir, target string) {
+func mounted(t testing.TB, s *image.Store, ref string) (dir, target string) {
 	t.Helper()
 	ctx := context.Background()
 	img, err := s.Resolve(ctx, ref, nil)
@@ -127,14 +127,14 @@ func mounted(t *testing.T, s *image.Store, ref string) (dir, target string) {
 	return dir, target
 }
 
-func read(t *testing.T, path string) string {
+func read(t testing.TB, path string) string {
 	t.Helper()
 	raw, err := os.ReadFile(path)
 	must(t, err)
 	return string(raw)
 }
 
-func wants(t *testing.T, err error, kind func(error) bool, text string) {
+func wants(t testing.TB, err error, kind func(error) bool, text string) {
 	t.Helper()
 	if err == nil {
 		t.Fatalf("no error, want one with %q", text)
@@ -148,7 +148,7 @@ func wants(t *testing.T, err error, kind func(error) bool, text string) {
 }
 
 // leftovers lists what a store holds besides its empty structure.
-func leftovers(t *testing.T, root string) []string {
+func leftovers(t testing.TB, root string) []string {
 	t.Helper()
 	var out []string
 	for _, below := range []string{"content/blobs/sha256", "content/ingest", "snapshots/overlayfs/snapshots", "snapshots/native/snapshots", "rootfs"} {

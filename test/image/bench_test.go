@@ -1,0 +1,124 @@
+package image_test
+
+import (
+	"context"
+	"fmt"
+	"path/filepath"
+	"testing"
+
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+
+	"holdfast/internal/image"
+)
+
+// busybox is an image like the real one: one layer with a static program and
+// its links.
+func busybox(t testing.TB) v1.Image {
+	files := []file{{name: "bin/", kind: '5'}, {name: "bin/busybox", body: read(t, "/bin/busybox")}}
+	for i := range 300 {
+		files = append(files, file{name: fmt.Sprintf("bin/applet-%d", i), kind: '1', link: "bin/busybox"})
+	}
+	return imageOf(t, "linux/amd64", layerOf(t, files...))
+}
+
+// BenchmarkPullBusybox is a pull with unpacking from a registry in this
+// process into a store that lacks the image.
+func BenchmarkPullBusybox(b *testing.B) {
+	reg := newRegistry(b)
+	reg.push("busybox:1", busybox(b))
+	s := newStore(b, nil)
+	ctx := context.Background()
+	for b.Loop() {
+		if err := s.Pull(ctx, reg.ref("busybox:1"), nil, nil, false, nil); err != nil {
+			b.Fatal(err)
+		}
+		b.StopTimer()
+		if _, err := s.Remove(ctx, reg.ref("busybox:1"), false, true, nil); err != nil {
+			b.Fatal(err)
+		}
+		if err := s.Collect(ctx); err != nil {
+			b.Fatal(err)
+		}
+		b.StartTimer()
+	}
+}
+
+// BenchmarkPullLargeLayers is four layers of 25 MB each.
+func BenchmarkPullLargeLayers(b *testing.B) {
+	reg := newRegistry(b)
+	var layers []v1.Layer
+	for i := range 4 {
+		layers = append(layers, layerOf(b, file{name: fmt.Sprint(i), body: noise(25<<20 + i)}))
+	}
+	reg.push("large:1", imageOf(b, "linux/amd64", layers...))
+	s := newStore(b, nil)
+	ctx := context.Background()
+	b.SetBytes(100 << 20)
+	for b.Loop() {
+		if err := s.Pull(ctx, reg.ref("large:1"), nil, nil, false, nil); err != nil {
+			b.Fatal(err)
+		}
+		b.StopTimer()
+		if _, err := s.Remove(ctx, reg.ref("large:1"), false, true, nil); err != nil {
+			b.Fatal(err)
+		}
+		if err := s.Collect(ctx); err != nil {
+			b.Fatal(err)
+		}
+		b.StartTimer()
+	}
+}
+
+// BenchmarkRootfs is what a container's life costs here, by number of layers.
+func BenchmarkRootfs(b *testing.B) {
+	for _, n := range []int{1, 8, 60} {
+		reg := newRegistry(b)
+		var layers []v1.Layer
+		for i := range n {
+			layers = append(layers, layerOf(b, file{name: fmt.Sprint(i), body: "x"}))
+		}
+		reg.push("deep:1", imageOf(b, "linux/amd64", layers...))
+		s := newStore(b, nil)
+		pull(b, s, reg.ref("deep:1"))
+		ctx := context.Background()
+		base := tempDir(b)
+		dir, mnt := filepath.Join(base, "c"), filepath.Join(base, "mnt")
+		var img image.Image
+		step := func(err error) {
+			if err != nil {
+				b.Fatal(err)
+			}
+		}
+		resolve := func() {
+			var err error
+			img, err = s.Resolve(ctx, reg.ref("deep:1"), nil)
+			step(err)
+		}
+		resolve()
+		b.Run(fmt.Sprintf("resolve/%d", n), func(b *testing.B) {
+			for b.Loop() {
+				resolve()
+			}
+		})
+		b.Run(fmt.Sprintf("prepare+mount/%d", n), func(b *testing.B) {
+			for b.Loop() {
+				step(s.PrepareRootfs(ctx, img, dir))
+				step(s.MountRootfs(ctx, img.Snapshot, img.Storage, dir, mnt, false))
+				b.StopTimer()
+				step(s.UnmountRootfs(mnt))
+				step(s.RemoveRootfs(ctx, dir))
+				b.StartTimer()
+			}
+		})
+		b.Run(fmt.Sprintf("unmount+remove/%d", n), func(b *testing.B) {
+			for b.Loop() {
+				b.StopTimer()
+				step(s.PrepareRootfs(ctx, img, dir))
+				step(s.MountRootfs(ctx, img.Snapshot, img.Storage, dir, mnt, false))
+				b.StartTimer()
+				step(s.UnmountRootfs(mnt))
+				step(s.RemoveRootfs(ctx, dir))
+			}
+		})
+	}
+}
