@@ -1,0 +1,331 @@
+package engine
+
+import (
+	"context"
+	"encoding/json"
+	"log/slog"
+	"slices"
+	"sync/atomic"
+	"time"
+
+	moby "github.com/moby/moby/api/types/container"
+	mobynet "github.com/moby/moby/api/types/network"
+
+	"holdfast/internal/container"
+	"holdfast/internal/network"
+	"holdfast/internal/shim/proto"
+)
+
+// request is the container as it was asked for, with the image's defaults
+// merged in: what Spec.API holds.
+type request struct {
+	Config     *moby.Config
+	HostConfig *moby.HostConfig
+	Networking *mobynet.NetworkingConfig `json:",omitempty"`
+	// ImageEnv and so on are not kept: an image may go, the container stays.
+}
+
+// view is a container as readers see it: a consistent picture that never
+// changes once it is published.
+type view struct {
+	spec    container.Spec
+	req     request
+	mounts  []mountPoint
+	sandbox network.Sandbox
+	state   container.State
+	rec     proto.State
+	shim    Shim // for asking it; nil when there is none
+}
+
+// hasRun reports whether the container's process ever ran.
+func (v *view) hasRun() bool { return !v.rec.Started.IsZero() }
+
+// actor is one container. Its loop is the only one that changes it: everything
+// that is asked of the container or seen of it passes through mail as a
+// function, and what takes time runs outside and reports back through mail.
+type actor struct {
+	e   *Engine
+	id  string
+	log *slog.Logger
+
+	mail chan func()
+	quit chan struct{}        // closed when the container is gone
+	view atomic.Pointer[view] // the last published picture
+
+	// All below belongs to the loop.
+	spec    container.Spec
+	req     request
+	mounts  []mountPoint
+	sandbox network.Sandbox
+	state   container.State
+	rec     proto.State // the last seen of the shim, of this life or the last
+	shim    Shim        // nil when there is none
+	parked  []func()    // inputs that wait for the present state to pass
+	waiters []waiter
+	clients []attachment // attached before the start
+	// restarting: a restart asked by the user is between its stop and its
+	// start, so --rm does not strike.
+	restarting bool
+	// removal is what an ongoing removal was asked with.
+	removal RemoveOptions
+}
+
+// waiter waits for the end of a run, or for the removal.
+type waiter struct {
+	on moby.WaitCondition
+	ch chan moby.WaitResponse // buffered
+}
+
+// attachment is a client that came before the container ran.
+type attachment struct {
+	attach proto.Attach
+	client *Client
+}
+
+func newActor(e *Engine, spec *container.Spec, req request, mounts []mountPoint) *actor {
+	a := &actor{
+		e: e, id: spec.ID,
+		log:  e.log.With("container", spec.ID[:12]),
+		mail: make(chan func(), 16),
+		quit: make(chan struct{}),
+		spec: *spec, req: req, mounts: mounts,
+	}
+	if len(spec.Sandbox) > 0 {
+		if err := json.Unmarshal(spec.Sandbox, &a.sandbox); err != nil {
+			a.log.Error("the spec's network record can't be read, the container shows none", "error", err)
+		}
+	}
+	a.publish()
+	return a
+}
+
+// loop runs until the container is gone.
+func (a *actor) loop() {
+	for {
+		select {
+		case fn := <-a.mail:
+			fn()
+		case <-a.quit:
+			return
+		}
+	}
+}
+
+// post hands a function to the loop. After the container is gone it does
+// nothing and says so.
+func (a *actor) post(fn func()) bool {
+	select {
+	case a.mail <- fn:
+		return true
+	case <-a.quit:
+		return false
+	}
+}
+
+// publish makes the present picture the one that readers see.
+func (a *actor) publish() {
+	a.view.Store(&view{spec: a.spec, req: a.req, mounts: a.mounts, sandbox: a.sandbox, state: a.state, rec: a.rec, shim: a.shim})
+}
+
+// to moves to a state and asks again what waited for this.
+func (a *actor) to(s container.State) {
+	moved := a.state != s
+	a.state = s
+	a.publish()
+	if moved && len(a.parked) > 0 {
+		parked := a.parked
+		a.parked = nil
+		for _, again := range parked {
+			again()
+		}
+	}
+}
+
+// saw takes an observation through the lifecycle.
+func (a *actor) saw(in container.Input) {
+	o := container.Step(a.state, in)
+	if in == container.SawStartFailed && o.Next == container.Exited {
+		o.Next = container.Settle(!a.rec.Started.IsZero())
+	}
+	a.to(o.Next)
+}
+
+// ask brings a user's input before the loop, and act carries out what Step
+// says. act calls done once, from wherever it ends. The context ends the
+// waiting; the effect goes on.
+func (a *actor) ask(ctx context.Context, in container.Input, act func(do container.Action, done func(error))) error {
+	result := make(chan error, 1)
+	var try func()
+	try = func() {
+		if ctx.Err() != nil {
+			return // nobody waits, and nothing was begun
+		}
+		o := container.Step(a.state, in)
+		switch o.Do {
+		case container.Wait:
+			a.parked = append(a.parked, try)
+		case container.Nothing:
+			result <- errNothing
+		case container.Refuse:
+			result <- a.refusal(in, o.Why)
+		default:
+			a.to(o.Next)
+			act(o.Do, func(err error) { result <- err })
+		}
+	}
+	if !a.post(try) {
+		return notFound("No such container: %s", a.spec.Name)
+	}
+	select {
+	case err := <-result:
+		return err
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-a.quit:
+		select {
+		case err := <-result:
+			return err
+		default:
+			return notFound("No such container: %s", a.id)
+		}
+	}
+}
+
+// refusal is the sentence for a refused input.
+func (a *actor) refusal(in container.Input, why string) error {
+	if a.state == container.Unknown {
+		return unavailable("container %s %s", a.spec.Name, why)
+	}
+	switch in {
+	case container.AskRemove:
+		if a.state == container.Removing {
+			return conflict("removal of container %s is already in progress", a.spec.Name)
+		}
+		return conflict("cannot remove container %q: container %s", "/"+a.spec.Name, why)
+	case container.AskForceRemove:
+		return conflict("removal of container %s is already in progress", a.spec.Name)
+	case container.AskKill:
+		return conflict("cannot kill container: %s: container %s %s", a.spec.Name, a.id, why)
+	}
+	return conflict("container %s %s", a.id, why)
+}
+
+// seen takes what the shim tells. The shim's events come in their order.
+func (a *actor) seen(ev proto.Event) {
+	if ev.State.Life != a.spec.Life && a.rec.Life == a.spec.Life {
+		return // a word of an earlier life, late
+	}
+	a.rec = ev.State
+	switch ev.Action {
+	case proto.ActionStart:
+		a.saw(container.SawRunning)
+	case proto.ActionDie:
+		a.tell(ev.State)
+		if ev.State.Status == proto.StatusRestarting {
+			a.saw(container.SawRestarting)
+		}
+	case proto.ActionExited:
+		a.ended()
+	default:
+		switch ev.State.Status {
+		case proto.StatusRestarting:
+			a.saw(container.SawRestarting)
+		case proto.StatusPaused:
+			a.saw(container.SawPaused)
+		case proto.StatusRunning:
+			if a.state == container.Paused {
+				a.saw(container.SawRunning)
+			}
+		}
+	}
+	a.publish()
+	if ev.Seq > 0 && ev.Action != proto.ActionExited {
+		a.e.record(a, ev.Entry, ev.State.Life)
+	}
+}
+
+// tell answers those who wait for the end of a run.
+func (a *actor) tell(rec proto.State) {
+	a.waiters = slices.DeleteFunc(a.waiters, func(w waiter) bool {
+		if w.on == moby.WaitConditionRemoved {
+			return false
+		}
+		w.ch <- waitResponse(rec)
+		return true
+	})
+}
+
+func waitResponse(rec proto.State) moby.WaitResponse {
+	r := moby.WaitResponse{StatusCode: int64(rec.ExitCode)}
+	if rec.Error != "" {
+		r.Error = &moby.WaitExitError{Message: rec.Error}
+	}
+	return r
+}
+
+// ended: no run of this life follows. What the container used is given back,
+// and --rm is carried out.
+func (a *actor) ended() {
+	shim, sandbox, mounts := a.shim, a.sandbox, a.mounts
+	a.shim = nil
+	rm := a.req.HostConfig.AutoRemove && !a.restarting && a.state != container.Removing
+	if a.state == container.Removing {
+		return // the removal does the rest
+	}
+	// Until the shim is gone and the network is given back nothing may start
+	// again: Stopping makes the inputs wait.
+	a.to(container.Stopping)
+	go func() {
+		if shim != nil {
+			<-shim.Done()
+		}
+		a.e.giveBack(a.id, sandbox, mounts)
+		a.post(func() {
+			if a.state != container.Stopping {
+				return
+			}
+			a.saw(container.SawExited)
+			a.tell(a.rec)
+			if rm {
+				a.removeSelf()
+			}
+		})
+	}()
+}
+
+// removeSelf carries out --rm, in the loop.
+func (a *actor) removeSelf() {
+	o := container.Step(a.state, container.AskRemove)
+	if o.Do != container.Remove {
+		return
+	}
+	a.to(o.Next)
+	a.remove(RemoveOptions{Volumes: true}, func(err error) {
+		if err != nil {
+			a.log.Error("automatic removal failed, it is tried again at the next start", "error", err)
+		}
+	})
+}
+
+// save persists the spec as it is now, in the loop.
+func (a *actor) save() error { return a.e.store.WriteSpec(&a.spec) }
+
+// attributes are what every event of the container carries.
+func (a *actor) attributes() map[string]string {
+	at := make(map[string]string, len(a.req.Config.Labels)+2)
+	for k, v := range a.req.Config.Labels {
+		at[k] = v
+	}
+	at["name"] = a.spec.Name
+	at["image"] = a.req.Config.Image
+	return at
+}
+
+// emit journals something that the daemon did to the container.
+func (a *actor) emit(action string, extra map[string]string) {
+	at := a.attributes()
+	for k, v := range extra {
+		at[k] = v
+	}
+	a.e.emit("container", action, a.id, at, time.Now())
+}

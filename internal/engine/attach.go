@@ -1,0 +1,206 @@
+package engine
+
+import (
+	"context"
+	"encoding/binary"
+	"fmt"
+	"io"
+	"os"
+	"time"
+
+	"github.com/moby/term"
+
+	"holdfast/internal/container"
+	"holdfast/internal/logs/reader"
+	"holdfast/internal/shim/proto"
+)
+
+// ContainerAttach connects a client to a container's streams. The client's
+// socket is handed to the shim; the daemon is out of it afterwards. A client
+// that comes before the start waits for it.
+func (e *Engine) ContainerAttach(ctx context.Context, ref string, o AttachOptions) error {
+	a, err := e.find(ctx, ref)
+	if err != nil {
+		return err
+	}
+	keys, err := detachKeys(o.DetachKeys)
+	if err != nil {
+		return err
+	}
+	err = a.ask(ctx, container.AskAttach, func(_ container.Action, done func(error)) { done(nil) })
+	if err != nil {
+		return err
+	}
+	v := a.view.Load()
+	raw := v.req.Config.Tty
+	c, err := o.Hijack(raw)
+	if err != nil {
+		return err
+	}
+	if o.Logs {
+		if err := e.replay(ctx, v, o, raw, c.File); err != nil && ctx.Err() == nil {
+			fmt.Fprintf(c.File, "Error grabbing logs: %v\r\n", err)
+		}
+	}
+	if !o.Stream {
+		return c.File.Close()
+	}
+	at := attachment{client: c, attach: proto.Attach{
+		Stdin: o.Stdin && v.req.Config.OpenStdin, Stdout: o.Stdout, Stderr: o.Stderr,
+		Raw: raw, DetachKeys: keys, Pending: c.Pending,
+	}}
+	if !a.post(func() { a.join(at) }) {
+		return c.File.Close()
+	}
+	return nil
+}
+
+// join gives a client to the shim, or keeps it for the start, in the loop.
+func (a *actor) join(at attachment) {
+	switch {
+	case a.state == container.Starting:
+		a.parked = append(a.parked, func() { a.join(at) })
+		return
+	case a.shim == nil && (a.state == container.Created || a.state == container.Exited):
+		a.clients = append(a.clients, at)
+	case a.shim == nil:
+		at.client.File.Close()
+		return
+	default:
+		shim := a.shim
+		go func() {
+			if err := shim.Attach(context.Background(), at.attach, at.client.File); err != nil {
+				a.log.Warn("attach failed", "error", err)
+			}
+			at.client.File.Close()
+		}()
+	}
+	a.emit("attach", nil)
+}
+
+// replay writes what the log holds so far.
+func (e *Engine) replay(ctx context.Context, v *view, o AttachOptions, raw bool, to *os.File) error {
+	r, err := openLog(ctx, e.store, v, reader.Options{Tail: -1, Stdout: o.Stdout, Stderr: o.Stderr})
+	if err != nil {
+		return err
+	}
+	defer r.Close()
+	for {
+		line, err := r.Next()
+		if err == io.EOF {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		if !raw {
+			// Docker's frame: stream, three zero bytes, big-endian length.
+			head := [8]byte{0: 1}
+			if line.Source == "stderr" {
+				head[0] = 2
+			}
+			binary.BigEndian.PutUint32(head[4:], uint32(len(line.Line)))
+			line.Line = append(head[:], line.Line...)
+		}
+		if _, err := to.Write(line.Line); err != nil {
+			return err
+		}
+	}
+}
+
+// detachKeys reads the client's key sequence; empty is Docker's ctrl-p,ctrl-q.
+func detachKeys(keys string) ([]byte, error) {
+	if keys == "" {
+		return []byte{16, 17}, nil
+	}
+	b, err := term.ToBytes(keys)
+	if err != nil {
+		return nil, invalid("Invalid detach keys (%s) provided: %v", keys, err)
+	}
+	return b, nil
+}
+
+// ContainerResize sets the size of a container's terminal, in characters.
+func (e *Engine) ContainerResize(ctx context.Context, ref string, height, width uint) error {
+	a, err := e.find(ctx, ref)
+	if err != nil {
+		return err
+	}
+	return a.withShim(ctx, "is not running", func(s Shim) error {
+		if err := s.Resize(ctx, proto.Resize{Height: height, Width: width}); err != nil {
+			return err
+		}
+		a.emit("resize", map[string]string{"height": fmt.Sprint(height), "width": fmt.Sprint(width)})
+		return nil
+	})
+}
+
+// withShim calls fn with the container's shim, outside the loop. Without one
+// it refuses with a sentence that begins with the container.
+func (a *actor) withShim(ctx context.Context, why string, fn func(Shim) error) error {
+	got := make(chan Shim, 1)
+	var look func()
+	look = func() {
+		if a.state == container.Starting && a.shim == nil {
+			a.parked = append(a.parked, look)
+			return
+		}
+		got <- a.shim
+	}
+	if !a.post(look) {
+		return notFound("No such container: %s", a.id)
+	}
+	select {
+	case s := <-got:
+		if s == nil {
+			return conflict("container %s %s", a.id, why)
+		}
+		return fn(s)
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-a.quit:
+		return notFound("No such container: %s", a.id)
+	}
+}
+
+// ContainerLogs opens a container's log.
+func (e *Engine) ContainerLogs(ctx context.Context, ref string, o LogsOptions) (LogReader, bool, error) {
+	a, err := e.index.find(ref)
+	if err != nil {
+		return nil, false, err
+	}
+	if !o.Stdout && !o.Stderr {
+		return nil, false, invalid("Bad parameters: you must choose at least one stream")
+	}
+	v := a.view.Load()
+	ro := reader.Options{Since: o.Since, Until: o.Until, Tail: o.Tail, Stdout: o.Stdout, Stderr: o.Stderr}
+	if o.Follow && v.state.Alive() {
+		ro.Follow = true
+		ro.Done = a.ends()
+	}
+	if !o.Until.IsZero() && o.Until.Before(time.Now()) {
+		ro.Follow = false
+	}
+	r, err := openLog(ctx, e.store, v, ro)
+	if err != nil {
+		return nil, false, err
+	}
+	return logReader{r}, v.req.Config.Tty, nil
+}
+
+// ends is closed when the container has ended for good, or is gone.
+func (a *actor) ends() <-chan struct{} {
+	ch := make(chan struct{})
+	var look func()
+	look = func() {
+		if a.state.Alive() {
+			a.parked = append(a.parked, look)
+			return
+		}
+		close(ch)
+	}
+	if !a.post(look) {
+		close(ch)
+	}
+	return ch
+}

@@ -1,0 +1,157 @@
+// Package engine is what the daemon does: it keeps one actor per container,
+// brings what users ask and what shims tell before the lifecycle of package
+// container, and carries out what that says through the small interfaces in
+// ports.go. It owns no file format, no kernel object and no HTTP; and nothing
+// that a running container needs passes through it.
+package engine
+
+import (
+	"context"
+	"log/slog"
+	"maps"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"holdfast/internal/config"
+	"holdfast/internal/engine/oci"
+	"holdfast/internal/event"
+)
+
+// Config is the daemon's configuration with what was found for it on the host.
+// It never changes; a reload puts another in its place. Values hold for what
+// is created after, except LiveRestore, Labels and ShutdownTimeout.
+type Config struct {
+	*config.Config
+	ShimPath string       // of the shim's binary
+	Defaults oci.Defaults // of containers
+}
+
+// runtimes are the OCI runtimes by name, the one that is always there too.
+func (c *Config) runtimes() map[string]config.Runtime {
+	all := map[string]config.Runtime{config.StockRuntime: {Path: config.StockRuntime}}
+	maps.Copy(all, c.Runtimes)
+	return all
+}
+
+// Deps are the parts that the engine is made of.
+type Deps struct {
+	Store    Store
+	Shims    Shims
+	Images   Images
+	Networks Networks
+	Volumes  Volumes
+	Events   Events
+	Lives    Lives
+	Host     oci.Host
+	Log      *slog.Logger
+	Release  string
+	ID       string // of this daemon's data root
+}
+
+// Engine is the daemon's core. Its exported methods are the backends that the
+// API's rooms ask for; each takes a container by name, ID or ID prefix.
+type Engine struct {
+	store    Store
+	shims    Shims
+	images   Images
+	networks Networks
+	volumes  Volumes
+	events   Events
+	lives    Lives
+	host     oci.Host
+	log      *slog.Logger
+	release  string
+	id       string
+	started  time.Time
+
+	config atomic.Pointer[Config]
+	index  *index
+	stats  statsHub
+	// listeners counts the clients of Events.
+	listeners atomic.Int64
+
+	// restored is closed when every container was looked at; what would change
+	// something waits for it, what reads does not.
+	restored chan struct{}
+	// closing is closed when the daemon ends.
+	closing   chan struct{}
+	closeOnce sync.Once
+}
+
+// New makes an engine that knows nothing yet; Load and Restore follow.
+func New(d Deps, cfg *Config) *Engine {
+	e := &Engine{
+		store: d.Store, shims: d.Shims, images: d.Images, networks: d.Networks,
+		volumes: d.Volumes, events: d.Events, lives: d.Lives, host: d.Host, log: d.Log,
+		release: d.Release, id: d.ID, started: time.Now(),
+		index:    newIndex(),
+		restored: make(chan struct{}),
+		closing:  make(chan struct{}),
+	}
+	e.config.Store(cfg)
+	return e
+}
+
+// SetConfig puts a new configuration in place. Running containers keep theirs.
+func (e *Engine) SetConfig(cfg *Config) { e.config.Store(cfg) }
+
+// ready waits until the restore is done.
+func (e *Engine) ready(ctx context.Context) error {
+	select {
+	case <-e.restored:
+		return nil
+	default:
+	}
+	select {
+	case <-e.restored:
+		return nil
+	case <-e.closing:
+		return unavailable("the daemon is shutting down")
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// find finds a container for an effect, once all are restored.
+func (e *Engine) find(ctx context.Context, ref string) (*actor, error) {
+	if err := e.ready(ctx); err != nil {
+		return nil, err
+	}
+	return e.index.find(ref)
+}
+
+// record journals what a shim saw. An entry that is there already, because an
+// earlier daemon took it, is left as it is.
+func (e *Engine) record(a *actor, entry shimEntry, life uint64) {
+	at := a.attributes()
+	for k, v := range entry.Attributes {
+		at[k] = v
+	}
+	action := entry.Action
+	if h := entry.Attributes["health"]; h != "" {
+		action += ": " + h
+		delete(at, "health")
+	}
+	e.append(event.Message{
+		Type: "container", Action: action,
+		Actor:  event.Actor{ID: a.id, Attributes: at},
+		Source: entrySource(a.id, life, entry.Seq),
+	}, entry.Time)
+}
+
+// emit journals what the daemon did.
+func (e *Engine) emit(typ, action, id string, attributes map[string]string, at time.Time) {
+	e.append(event.Message{Type: typ, Action: action, Actor: event.Actor{ID: id, Attributes: attributes}}, at)
+}
+
+func (e *Engine) append(m event.Message, at time.Time) {
+	m.Scope = "local"
+	m.Time, m.TimeNano = at.Unix(), at.UnixNano()
+	if _, err := e.events.Append(m); err != nil {
+		e.log.Error("event not journalled", "type", m.Type, "action", m.Action, "id", m.Actor.ID, "error", err)
+	}
+}
+
+// Experimental reports whether experimental features are on.
+func (e *Engine) Experimental() bool { return e.config.Load().Experimental }

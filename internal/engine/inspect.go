@@ -1,0 +1,195 @@
+package engine
+
+import (
+	"context"
+	"maps"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	moby "github.com/moby/moby/api/types/container"
+	mobynet "github.com/moby/moby/api/types/network"
+	"github.com/moby/moby/api/types/storage"
+
+	"holdfast/internal/container"
+	"holdfast/internal/engine/oci"
+	"holdfast/internal/shim/proto"
+)
+
+// zeroTime is how the API writes a time that has not come.
+const zeroTime = "0001-01-01T00:00:00Z"
+
+// ContainerInspect tells all about a container. It never waits for anything.
+func (e *Engine) ContainerInspect(ctx context.Context, ref string, size bool) (moby.InspectResponse, error) {
+	a, err := e.index.find(ref)
+	if err != nil {
+		return moby.InspectResponse{}, err
+	}
+	v := a.view.Load()
+	dir := e.store.ContainerDir(a.id)
+	path, args := commandOf(v.req.Config)
+	r := moby.InspectResponse{
+		ID: a.id, Created: v.spec.Created.Format(time.RFC3339Nano),
+		Path: path, Args: args,
+		State:          apiState(v),
+		Image:          v.spec.Image.ID,
+		ResolvConfPath: filepath.Join(dir, "resolv.conf"),
+		HostnamePath:   filepath.Join(dir, "hostname"),
+		HostsPath:      filepath.Join(dir, "hosts"),
+		LogPath:        "",
+		Name:           "/" + v.spec.Name,
+		RestartCount:   v.rec.RestartCount,
+		Driver:         v.spec.Image.Storage,
+		Platform:       "linux",
+		HostConfig:     v.req.HostConfig,
+		Config:         v.req.Config,
+		Mounts:         apiMounts(v.mounts),
+		ExecIDs:        runningExecs(v.rec),
+		NetworkSettings: &moby.NetworkSettings{
+			SandboxID: v.sandbox.ID, SandboxKey: v.sandbox.Netns,
+		},
+		GraphDriver: &storage.DriverData{Name: v.spec.Image.Storage},
+	}
+	if v.req.HostConfig.LogConfig.Type == oci.LogDriverJSON {
+		r.LogPath = e.store.LogPath(a.id, oci.LogDriverJSON)
+	}
+	if !e.host.AppArmor {
+		r.AppArmorProfile = ""
+	} else if !v.req.HostConfig.Privileged {
+		r.AppArmorProfile = "docker-default"
+	}
+	r.NetworkSettings.Networks, r.NetworkSettings.Ports = e.networkSettings(v)
+	if size {
+		rw, err := e.images.RootfsUsage(dir)
+		if err != nil {
+			return moby.InspectResponse{}, err
+		}
+		total := rw + v.spec.Image.LayerBytes
+		r.SizeRw, r.SizeRootFs = &rw, &total
+	}
+	return r, nil
+}
+
+// commandOf is what a container runs: its entrypoint, then its command.
+func commandOf(c *moby.Config) (string, []string) {
+	all := append(slices.Clone(c.Entrypoint), c.Cmd...)
+	if len(all) == 0 {
+		return "", []string{}
+	}
+	return all[0], append([]string{}, all[1:]...)
+}
+
+// exit is the record of the last end: the shim's, or the start that failed.
+func (v *view) exit() proto.State {
+	rec := v.rec
+	if f := v.spec.Failure; f != nil {
+		rec.ExitCode, rec.Error = f.ExitCode, f.Error
+	}
+	return rec
+}
+
+func (a *actor) exit() proto.State { return a.view.Load().exit() }
+
+// apiState derives the API's booleans from the one state.
+func apiState(v *view) *moby.State {
+	rec := v.exit()
+	st := &moby.State{
+		Status:     moby.ContainerState(v.state.Docker(v.hasRun())),
+		Error:      rec.Error,
+		ExitCode:   rec.ExitCode,
+		OOMKilled:  rec.OOMKilled,
+		StartedAt:  apiTime(rec.Started),
+		FinishedAt: apiTime(rec.Finished),
+	}
+	switch v.state {
+	case container.Running, container.Stopping, container.Unknown:
+		st.Running, st.Pid = true, rec.Pid
+	case container.Paused:
+		st.Running, st.Paused, st.Pid = true, true, rec.Pid
+	case container.Restarting:
+		st.Running, st.Restarting = true, true
+	case container.Dead:
+		st.Dead = true
+	}
+	if st.Running && !st.Restarting {
+		st.ExitCode, st.Error = 0, ""
+	}
+	if h := rec.Health; h != nil {
+		st.Health = &moby.Health{Status: moby.HealthStatus(h.Status), FailingStreak: h.FailingStreak, Log: []*moby.HealthcheckResult{}}
+		for _, l := range h.Log {
+			st.Health.Log = append(st.Health.Log, &moby.HealthcheckResult{Start: l.Start, End: l.End, ExitCode: l.ExitCode, Output: l.Output})
+		}
+	} else if hc := v.req.Config.Healthcheck; hc != nil && len(hc.Test) > 0 && hc.Test[0] != "NONE" {
+		st.Health = &moby.Health{Status: moby.Starting, Log: []*moby.HealthcheckResult{}}
+	}
+	return st
+}
+
+func apiTime(t time.Time) string {
+	if t.IsZero() {
+		return zeroTime
+	}
+	return t.UTC().Format(time.RFC3339Nano)
+}
+
+func apiMounts(mounts []mountPoint) []moby.MountPoint {
+	out := make([]moby.MountPoint, 0, len(mounts))
+	for _, m := range mounts {
+		out = append(out, m.MountPoint)
+	}
+	return out
+}
+
+func runningExecs(rec proto.State) []string {
+	var ids []string
+	for _, x := range rec.Execs {
+		if x.Running {
+			ids = append(ids, x.Exec)
+		}
+	}
+	return ids
+}
+
+// networkSettings are a container's networks and published ports. What was
+// asked for stands there also while nothing runs.
+func (e *Engine) networkSettings(v *view) (map[string]*mobynet.EndpointSettings, mobynet.PortMap) {
+	nets := map[string]*mobynet.EndpointSettings{}
+	if v.req.Networking != nil {
+		for name, ep := range v.req.Networking.EndpointsConfig {
+			nets[name] = ep.Copy()
+		}
+	}
+	ports := mobynet.PortMap{}
+	h := v.req.HostConfig
+	if !h.NetworkMode.IsContainer() {
+		name := h.NetworkMode.NetworkName()
+		if nets[name] == nil {
+			nets[name] = &mobynet.EndpointSettings{}
+		}
+		if v.state.Alive() && v.sandbox.ID != "" {
+			live, published := e.networks.Settings(v.sandbox)
+			for name, ep := range live {
+				if asked := nets[name]; asked != nil {
+					ep.IPAMConfig, ep.Links, ep.Aliases, ep.DriverOpts = asked.IPAMConfig, asked.Links, asked.Aliases, asked.DriverOpts
+				}
+			}
+			maps.Copy(nets, live)
+			maps.Copy(ports, published)
+		}
+	}
+	return nets, ports
+}
+
+// shortCommand is the command as a list shows it.
+func shortCommand(c *moby.Config) string {
+	path, args := commandOf(c)
+	var words []string
+	for _, w := range append([]string{path}, args...) {
+		if strings.ContainsAny(w, " '") {
+			w = "'" + w + "'"
+		}
+		words = append(words, w)
+	}
+	return strings.Join(words, " ")
+}

@@ -1,0 +1,227 @@
+package engine
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"holdfast/internal/container"
+	"holdfast/internal/network"
+	"holdfast/internal/shim/client"
+	"holdfast/internal/shim/proto"
+)
+
+// ContainerStart starts a container. It answers errdefs.ErrNotModified if it
+// runs already.
+func (e *Engine) ContainerStart(ctx context.Context, ref string) error {
+	a, err := e.find(ctx, ref)
+	if err != nil {
+		return err
+	}
+	return a.start(ctx)
+}
+
+func (a *actor) start(ctx context.Context) error {
+	err := a.ask(ctx, container.AskStart, func(_ container.Action, done func(error)) { a.launch(done) })
+	if err != nil && !errors.Is(err, errNothing) {
+		return fmt.Errorf("start %s: %w", a.view.Load().spec.Name, err)
+	}
+	return err
+}
+
+// launch begins a new life, in the loop and in the state Starting.
+func (a *actor) launch(done func(error)) {
+	before := a.spec
+	a.spec.Life++
+	a.spec.Desired = container.DesiredRunning
+	a.spec.Failure = nil
+	a.spec.Sandbox = nil
+	a.sandbox = network.Sandbox{}
+	clients := a.clients
+	a.clients = nil
+	spec, req, mounts := a.spec, a.req, a.mounts
+
+	go func() {
+		// The effect is the container's, not the request's.
+		err := a.e.launch(context.Background(), a, spec, req, mounts, clients)
+		for _, c := range clients {
+			c.client.File.Close()
+		}
+		a.post(func() {
+			if err != nil {
+				a.failed(before.Desired, err)
+			}
+			done(err)
+		})
+	}()
+}
+
+// failed takes a start back, in the loop.
+func (a *actor) failed(desired container.Desired, err error) {
+	a.log.Warn("start failed", "error", err)
+	a.spec.Desired = desired
+	a.spec.Sandbox = nil
+	a.sandbox = network.Sandbox{}
+	a.shim = nil
+	f := &container.Failure{ExitCode: 128, Error: err.Error(), Time: time.Now()}
+	var call *proto.Error
+	if errors.As(err, &call) && call.ExitCode != 0 {
+		f.ExitCode = call.ExitCode
+	}
+	a.spec.Failure = f
+	if err := a.save(); err != nil {
+		a.log.Error("the failed start could not be recorded", "error", err)
+	}
+	a.saw(container.SawStartFailed)
+	if a.req.HostConfig.AutoRemove {
+		a.removeSelf()
+	}
+}
+
+// launch does what a start does, and takes back all of it if a step fails:
+//
+//	network record → spec persisted → ┬ netns, addresses, ports ┬ → run
+//	                                  └ rootfs, bundle, shim    ┘
+func (e *Engine) launch(ctx context.Context, a *actor, spec container.Spec, req request, mounts []mountPoint, clients []attachment) (err error) {
+	var u undo
+	defer func() {
+		if err != nil {
+			u.fail()
+		}
+	}()
+
+	sandbox, reserved, err := e.sandbox(ctx, spec, req)
+	if err != nil {
+		return err
+	}
+	ports := make([]*os.File, 0, len(reserved))
+	protoPorts := make([]proto.Port, 0, len(reserved))
+	for _, r := range reserved {
+		ports = append(ports, r.File)
+		protoPorts = append(protoPorts, proto.Port{Proto: r.Proto, Target: r.Target})
+	}
+	defer func() {
+		for _, f := range ports {
+			f.Close()
+		}
+	}()
+	u.add(func() { e.giveBack(spec.ID, sandbox, mounts) })
+
+	if spec.Sandbox, err = json.Marshal(sandbox); err != nil {
+		return err
+	}
+	if err := e.store.WriteSpec(&spec); err != nil {
+		return err
+	}
+
+	run := e.store.RunDir(spec.ID)
+	if err := e.clearRun(spec.ID); err != nil {
+		return err
+	}
+	if err := os.MkdirAll(run, 0o711); err != nil {
+		return fmt.Errorf("make the run directory: %w", err)
+	}
+	u.add(func() { _ = e.clearRun(spec.ID) })
+
+	var shim Shim
+	var g errgroup.Group
+	g.Go(func() error {
+		if err := e.networks.Join(ctx, sandbox); err != nil {
+			return err
+		}
+		return e.networks.Publish(ctx, sandbox)
+	})
+	g.Go(func() error {
+		boot, err := e.bundle(ctx, spec, req, mounts, sandbox)
+		if err != nil {
+			return err
+		}
+		boot.Ports = protoPorts
+		shim, err = e.shims.Spawn(ctx, client.Options{Binary: e.config.Load().ShimPath, Bootstrap: boot, Ports: ports, Release: e.release})
+		return err
+	})
+	err = g.Wait()
+	if shim != nil {
+		u.add(func() {
+			// The shim goes first: it holds the ports and the run directory.
+			_ = shim.Shutdown(ctx)
+			<-shim.Done()
+			shim.Close()
+		})
+	}
+	if err != nil {
+		return err
+	}
+
+	// From here on the shim speaks for the container: what the loop knows of
+	// this life must be there before its first word.
+	a.post(func() {
+		a.spec, a.sandbox, a.shim = spec, sandbox, shim
+		a.publish()
+	})
+	if err := shim.Subscribe(ctx, 0, func(ev proto.Event) { a.post(func() { a.seen(ev) }) }); err != nil {
+		return err
+	}
+	for _, c := range clients {
+		if err := shim.Attach(ctx, c.attach, c.client.File); err != nil {
+			return fmt.Errorf("attach: %w", err)
+		}
+	}
+	if _, err := shim.Start(ctx); err != nil {
+		return err
+	}
+	u.keep()
+	a.watchShim(shim)
+	return nil
+}
+
+// sandbox prepares a container's network. In the mode container:ID there is
+// nothing to prepare: the namespace is the other's.
+func (e *Engine) sandbox(ctx context.Context, spec container.Spec, req request) (network.Sandbox, []network.Reserved, error) {
+	mode := string(req.HostConfig.NetworkMode)
+	if req.HostConfig.NetworkMode.IsContainer() {
+		return network.Sandbox{}, nil, nil
+	}
+	if mode == "" || mode == "default" {
+		mode = "bridge"
+	}
+	r := network.Request{
+		ID:           spec.ID,
+		Name:         spec.Name,
+		Mode:         mode,
+		PortBindings: req.HostConfig.PortBindings,
+		Exposed:      req.Config.ExposedPorts,
+		PublishAll:   req.HostConfig.PublishAllPorts,
+	}
+	if req.Networking != nil {
+		r.Endpoints = req.Networking.EndpointsConfig
+	}
+	return e.networks.Prepare(ctx, r)
+}
+
+// giveBack returns what a life used of the host: network, mounts and the
+// volumes' mounts. Everything in it may have been done before. What fails is
+// logged and done by the next start or restore, which find it by its name.
+func (e *Engine) giveBack(id string, sandbox network.Sandbox, mounts []mountPoint) {
+	ctx := context.Background()
+	if sandbox.ID != "" {
+		if err := e.networks.Release(ctx, sandbox); err != nil {
+			e.log.Error("network not released", "container", id[:12], "error", err)
+		}
+	}
+	if err := e.unmount(id); err != nil {
+		e.log.Error("not unmounted", "container", id[:12], "error", err)
+	}
+	for _, m := range mounts {
+		if m.volume() {
+			if err := e.volumes.Unmount(ctx, m.Name, id); err != nil {
+				e.log.Error("volume not unmounted", "container", id[:12], "volume", m.Name, "error", err)
+			}
+		}
+	}
+}

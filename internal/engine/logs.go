@@ -1,0 +1,44 @@
+package engine
+
+import (
+	"context"
+
+	"holdfast/internal/container"
+	"holdfast/internal/engine/oci"
+	"holdfast/internal/logs/reader"
+	"holdfast/internal/shim/proto"
+)
+
+// logConfig is what the shim needs to write a container's log.
+func (e *Engine) logConfig(spec container.Spec, req request) (proto.Log, error) {
+	c, err := oci.ParseLog(req.HostConfig.LogConfig)
+	if err != nil {
+		return proto.Log{}, err
+	}
+	attrs, err := c.Attributes(oci.LogInfo{
+		ContainerID: spec.ID, ContainerName: "/" + spec.Name,
+		ContainerImageID: spec.Image.ID, ContainerImageName: req.Config.Image,
+		Config: req.Config, DaemonName: "holdfast",
+	})
+	if err != nil {
+		return proto.Log{}, err
+	}
+	return proto.Log{
+		Driver: c.Driver, Path: e.store.LogPath(spec.ID, c.Driver),
+		MaxSize: c.MaxSize, MaxFiles: c.MaxFiles, Compress: c.Compress, Attrs: attrs,
+	}, nil
+}
+
+type logReader struct{ r *reader.Reader }
+
+func (l logReader) Next() (LogLine, error) {
+	line, err := l.r.Next()
+	return LogLine{Time: line.Time, Source: line.Source, Line: line.Line, Attrs: line.Attrs}, err
+}
+
+func (l logReader) Close() error { return l.r.Close() }
+
+func openLog(ctx context.Context, s Store, v *view, o reader.Options) (*reader.Reader, error) {
+	driver := v.req.HostConfig.LogConfig.Type
+	return reader.Open(ctx, reader.Config{Driver: driver, Path: s.LogPath(v.spec.ID, driver)}, o)
+}

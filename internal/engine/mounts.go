@@ -1,0 +1,231 @@
+package engine
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+
+	"github.com/containerd/errdefs"
+	moby "github.com/moby/moby/api/types/container"
+	"github.com/moby/moby/api/types/mount"
+	"github.com/moby/moby/api/types/volume"
+
+	"holdfast/internal/container"
+	"holdfast/internal/engine/oci"
+)
+
+// anonymousLabel marks a volume that was made without a name for a container,
+// under Docker's key.
+const anonymousLabel = "com.docker.volume.anonymous"
+
+// mountPoint is a mount as it was resolved when the container was made: the
+// API's mount point, and what only the engine needs.
+type mountPoint struct {
+	moby.MountPoint
+	// Copy: an empty volume gets what the image has at the destination.
+	Copy bool `json:",omitempty"`
+	// Create: a missing source is made as a folder, as with -v.
+	Create bool `json:",omitempty"`
+	// Anonymous: made for this container, goes with it when asked.
+	Anonymous bool `json:",omitempty"`
+	// Subpath is below the volume's root.
+	Subpath     string              `json:",omitempty"`
+	BindOptions *mount.BindOptions  `json:",omitempty"`
+	Tmpfs       *mount.TmpfsOptions `json:",omitempty"`
+}
+
+func (m *mountPoint) volume() bool { return m.Type == mount.TypeVolume }
+
+// resolveMounts makes mount points of what was asked, in Docker's order of
+// precedence, and creates the volumes that they name. The undo removes the
+// volumes that were made here.
+func (e *Engine) resolveMounts(ctx context.Context, id string, req request) ([]mountPoint, func(), error) {
+	var u undo
+	var points []mountPoint
+	at := func(dest string) int {
+		return slices.IndexFunc(points, func(m mountPoint) bool { return m.Destination == dest })
+	}
+
+	for _, from := range req.HostConfig.VolumesFrom {
+		ref, readonly, err := oci.ParseVolumesFrom(from)
+		if err != nil {
+			return nil, u.fail, err
+		}
+		a, err := e.index.find(ref)
+		if err != nil {
+			return nil, u.fail, fmt.Errorf("volumes-from: %w", err)
+		}
+		for _, m := range a.view.Load().mounts {
+			if m.Type == mount.TypeTmpfs {
+				continue
+			}
+			m.RW = m.RW && !readonly
+			m.Anonymous, m.Copy = false, false
+			if i := at(m.Destination); i >= 0 {
+				points[i] = m
+			} else {
+				points = append(points, m)
+			}
+		}
+	}
+
+	type asked struct {
+		mount.Mount
+		mode  string
+		bound bool // by -v, which makes a missing source
+	}
+	var explicit []asked
+	for _, b := range req.HostConfig.Binds {
+		m, mode, err := oci.ParseBind(b, req.HostConfig.VolumeDriver)
+		if err != nil {
+			return nil, u.fail, err
+		}
+		explicit = append(explicit, asked{m, mode, true})
+	}
+	for _, m := range req.HostConfig.Mounts {
+		explicit = append(explicit, asked{m, "", false})
+	}
+	seen := map[string]bool{}
+	for dest := range req.HostConfig.Tmpfs {
+		seen[filepath.Clean(dest)] = true
+	}
+	for _, want := range explicit {
+		m := pointOf(want.Mount, want.mode)
+		m.Create = m.Create || want.bound
+		if seen[m.Destination] {
+			return nil, u.fail, invalid("Duplicate mount point: %s", m.Destination)
+		}
+		seen[m.Destination] = true
+		if m.volume() {
+			if err := e.ensureVolume(ctx, &m, req.HostConfig, want.VolumeOptions, &u); err != nil {
+				return nil, u.fail, err
+			}
+		}
+		if j := at(m.Destination); j >= 0 {
+			points[j] = m
+		} else {
+			points = append(points, m)
+		}
+	}
+
+	var dests []string
+	for dest := range req.Config.Volumes {
+		dests = append(dests, filepath.Clean(dest))
+	}
+	slices.Sort(dests)
+	for _, dest := range dests {
+		if !filepath.IsAbs(dest) || dest == "/" {
+			return nil, u.fail, invalid("invalid volume specification: '%s': mount path must be absolute and not '/'", dest)
+		}
+		if seen[dest] || at(dest) >= 0 {
+			continue
+		}
+		m := mountPoint{MountPoint: moby.MountPoint{Type: mount.TypeVolume, Destination: dest, RW: true}, Copy: true}
+		if err := e.ensureVolume(ctx, &m, req.HostConfig, nil, &u); err != nil {
+			return nil, u.fail, err
+		}
+		points = append(points, m)
+	}
+	return points, u.fail, nil
+}
+
+// ensureVolume creates the volume of a mount point, or finds it.
+func (e *Engine) ensureVolume(ctx context.Context, m *mountPoint, h *moby.HostConfig, o *mount.VolumeOptions, u *undo) error {
+	r := volume.CreateRequest{Name: m.Name, Driver: h.VolumeDriver}
+	if o != nil {
+		r.Labels = o.Labels
+		if o.DriverConfig != nil {
+			r.Driver, r.DriverOpts = o.DriverConfig.Name, o.DriverConfig.Options
+		}
+	}
+	existed := false
+	if r.Name == "" {
+		r.Name = newID()
+		m.Anonymous = true
+		r.Labels = map[string]string{anonymousLabel: ""}
+	} else if v, err := e.volumes.Get(ctx, r.Name); err == nil {
+		existed = true
+		if r.DriverOpts == nil {
+			r.Driver, r.DriverOpts, r.Labels = v.Driver, v.Options, v.Labels
+		}
+	} else if !errors.Is(err, errdefs.ErrNotFound) {
+		return err
+	}
+	v, err := e.volumes.Create(ctx, r)
+	if err != nil {
+		return err
+	}
+	if !existed {
+		u.add(func() { _ = e.volumes.Remove(context.Background(), v.Name, true) })
+		e.emitVolume("create", v.Name, map[string]string{"driver": v.Driver})
+	}
+	m.Name, m.Driver, m.Source = v.Name, v.Driver, v.Mountpoint
+	return nil
+}
+
+// pointOf makes a mount point of a mount that was judged by oci.Validate.
+func pointOf(s mount.Mount, mode string) mountPoint {
+	m := mountPoint{
+		MountPoint:  moby.MountPoint{Type: s.Type, Destination: filepath.Clean(s.Target), RW: !s.ReadOnly, Mode: mode},
+		BindOptions: s.BindOptions, Tmpfs: s.TmpfsOptions,
+	}
+	switch s.Type {
+	case mount.TypeBind:
+		m.Source, m.Propagation = filepath.Clean(s.Source), mount.PropagationRPrivate
+		if o := s.BindOptions; o != nil {
+			m.Create = o.CreateMountpoint
+			if o.Propagation != "" {
+				m.Propagation = o.Propagation
+			}
+		}
+	case mount.TypeVolume:
+		m.Name, m.Copy = s.Source, true
+		if o := s.VolumeOptions; o != nil {
+			m.Copy, m.Subpath = !o.NoCopy && o.Subpath == "", o.Subpath
+		}
+	}
+	return m
+}
+
+// copyUp fills empty volumes with what the image has at their destinations.
+// The root file system is mounted for it and unmounted again.
+func (e *Engine) copyUp(ctx context.Context, spec container.Spec, mounts []mountPoint) error {
+	if !slices.ContainsFunc(mounts, func(m mountPoint) bool { return m.volume() && m.Copy }) {
+		return nil
+	}
+	rootfs := e.store.Rootfs(spec.ID)
+	if err := os.MkdirAll(rootfs, 0o711); err != nil {
+		return err
+	}
+	defer e.clearRun(spec.ID)
+	if err := e.images.MountRootfs(ctx, spec.Image.Snapshot, spec.Image.Storage, e.store.ContainerDir(spec.ID), rootfs, true); err != nil {
+		return err
+	}
+	for _, m := range mounts {
+		if !m.volume() || !m.Copy {
+			continue
+		}
+		if err := e.volumes.CopyUp(ctx, m.Name, rootfs, m.Destination); err != nil {
+			return fmt.Errorf("copy the image's %s into volume %s: %w", m.Destination, m.Name, err)
+		}
+	}
+	return nil
+}
+
+// removeAnonymous removes the volumes that were made for a container and that
+// no other one uses.
+func (e *Engine) removeAnonymous(mounts []mountPoint, id string) {
+	for _, m := range mounts {
+		if !m.Anonymous || len(e.volumeUsers(m.Name, id)) > 0 {
+			continue
+		}
+		if err := e.volumes.Remove(context.Background(), m.Name, true); err != nil {
+			e.log.Error("anonymous volume not removed", "volume", m.Name, "error", err)
+			continue
+		}
+		e.emitVolume("destroy", m.Name, map[string]string{"driver": m.Driver})
+	}
+}

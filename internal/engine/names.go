@@ -1,0 +1,42 @@
+package engine
+
+import (
+	"fmt"
+	"math/rand/v2"
+)
+
+// Containers without a name get one of these: a word of how a thing holds,
+// and a word of what holds at sea.
+var (
+	nameHow = []string{
+		"able", "ample", "bold", "brisk", "calm", "clear", "deft", "eager", "even", "fair",
+		"fast", "fine", "firm", "fond", "glad", "grand", "hale", "hardy", "keen", "kind",
+		"light", "lively", "loyal", "merry", "mild", "neat", "nimble", "noble", "patient", "plain",
+		"prime", "proud", "quick", "quiet", "ready", "safe", "sharp", "snug", "sober", "solid",
+		"sound", "spry", "stable", "steady", "stout", "strong", "sturdy", "sure", "swift", "taut",
+		"tidy", "tight", "true", "trusty", "vivid", "warm", "whole", "wise", "worthy", "zesty",
+	}
+	nameWhat = []string{
+		"anchor", "beacon", "becket", "bight", "binnacle", "bitt", "block", "bollard", "bowline", "bridle",
+		"buoy", "cable", "capstan", "carrick", "chock", "cleat", "clew", "compass", "davit", "dock",
+		"fairlead", "fender", "ferry", "galley", "gangway", "grapnel", "halyard", "harbor", "hawser", "hitch",
+		"jetty", "kedge", "keel", "ketch", "lanyard", "lantern", "lashing", "lighthouse", "marlin", "mast",
+		"mooring", "oarlock", "packet", "painter", "pier", "pilot", "quay", "reef", "rigging", "rudder",
+		"sextant", "shackle", "sheet", "shroud", "splice", "spar", "stanchion", "tiller", "toggle", "winch",
+	}
+)
+
+// newName reserves a name for an ID that came without one.
+func (e *Engine) newName(id string) (string, error) {
+	for try := range 20 {
+		name := nameHow[rand.IntN(len(nameHow))] + "_" + nameWhat[rand.IntN(len(nameWhat))]
+		if try > 5 {
+			name = fmt.Sprintf("%s%d", name, rand.IntN(1000))
+		}
+		if e.index.reserve(name, id) == nil {
+			return name, nil
+		}
+	}
+	name := id[:12]
+	return name, e.index.reserve(name, id)
+}

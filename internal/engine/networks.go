@@ -1,0 +1,55 @@
+package engine
+
+import (
+	"context"
+
+	mobynet "github.com/moby/moby/api/types/network"
+
+	"holdfast/internal/filter"
+)
+
+// NetworkList lists networks.
+func (e *Engine) NetworkList(ctx context.Context, f filter.Args) ([]mobynet.Summary, error) {
+	return e.networks.List(ctx, f)
+}
+
+// NetworkInspect tells about a network and the containers on it.
+func (e *Engine) NetworkInspect(ctx context.Context, ref, scope string, verbose bool) (mobynet.Inspect, error) {
+	if scope != "" && scope != "local" {
+		return mobynet.Inspect{}, notFound("network %s not found in scope %s", ref, scope)
+	}
+	return e.networks.Inspect(ctx, ref)
+}
+
+// NetworkCreate creates a network.
+func (e *Engine) NetworkCreate(ctx context.Context, r mobynet.CreateRequest) (mobynet.CreateResponse, error) {
+	return e.networks.Create(ctx, r)
+}
+
+// NetworkRemove removes a network.
+func (e *Engine) NetworkRemove(ctx context.Context, ref string) error {
+	return e.networks.Remove(ctx, ref)
+}
+
+// NetworkConnect connects a container to a network.
+func (e *Engine) NetworkConnect(ctx context.Context, ref string, r mobynet.ConnectRequest) error {
+	a, err := e.find(ctx, r.Container)
+	if err != nil {
+		return err
+	}
+	return e.networks.Connect(ctx, ref, a.id, r.EndpointConfig)
+}
+
+// NetworkDisconnect disconnects it.
+func (e *Engine) NetworkDisconnect(ctx context.Context, ref string, r mobynet.DisconnectRequest) error {
+	a, err := e.find(ctx, r.Container)
+	if err != nil {
+		return err
+	}
+	return e.networks.Disconnect(ctx, ref, a.id, r.Force)
+}
+
+// NetworksPrune removes networks that nobody uses.
+func (e *Engine) NetworksPrune(ctx context.Context, f filter.Args) (mobynet.PruneReport, error) {
+	return e.networks.Prune(ctx, f)
+}

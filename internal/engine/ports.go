@@ -1,0 +1,145 @@
+package engine
+
+import (
+	"context"
+	"io"
+	"os"
+	"time"
+
+	"github.com/moby/moby/api/types/image"
+	"github.com/moby/moby/api/types/jsonstream"
+	mobynet "github.com/moby/moby/api/types/network"
+	"github.com/moby/moby/api/types/registry"
+	"github.com/moby/moby/api/types/volume"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"holdfast/internal/container"
+	"holdfast/internal/event"
+	"holdfast/internal/filter"
+	images "holdfast/internal/image"
+	"holdfast/internal/network"
+	"holdfast/internal/shim/client"
+	"holdfast/internal/shim/proto"
+	"holdfast/internal/store"
+)
+
+// Store is where specs lie. Implementations write durably and whole.
+type Store interface {
+	WriteSpec(*container.Spec) error
+	// LoadAll gives the specs that can be used, and those that can't.
+	LoadAll() ([]*container.Spec, []store.Broken, error)
+	RemoveContainer(id string) error
+	RemoveRunDir(id string) error
+	// RunDirs are the IDs of all run directories.
+	RunDirs() ([]string, error)
+
+	ContainerDir(id string) string
+	LogPath(id, driver string) string
+	RunDir(id string) string
+	Bundle(id string) string
+	Rootfs(id string) string
+}
+
+// Shim is one container's shim, from the daemon's side. Every method's context
+// ends the waiting, never the effect.
+type Shim interface {
+	Hello() proto.HelloReply
+	Subscribe(ctx context.Context, after uint64, fn func(proto.Event)) error
+	Start(ctx context.Context) (proto.State, error)
+	Stop(ctx context.Context, s proto.Stop) (proto.State, error)
+	Kill(ctx context.Context, k proto.Kill) error
+	Pause(ctx context.Context) (proto.State, error)
+	Resume(ctx context.Context) (proto.State, error)
+	Update(ctx context.Context, u proto.Update) error
+	Resize(ctx context.Context, r proto.Resize) error
+	Attach(ctx context.Context, a proto.Attach, f *os.File) error
+	ExecCreate(ctx context.Context, c proto.ExecCreate) error
+	ExecStart(ctx context.Context, s proto.ExecStart, f *os.File) (proto.ExecState, error)
+	ExecResize(ctx context.Context, r proto.Resize) error
+	State(ctx context.Context) (proto.State, error)
+	Shutdown(ctx context.Context) error
+	// Done is closed when the connection has ended.
+	Done() <-chan struct{}
+	Close() error
+}
+
+// Shims starts shims and finds those that are there.
+type Shims interface {
+	Spawn(ctx context.Context, o client.Options) (Shim, error)
+	Dial(ctx context.Context, runDir string) (Shim, error)
+	// State is the last that the shim wrote in its run directory, Exit the
+	// durable copy that it left at its end. Neither there: errdefs.ErrNotFound.
+	State(runDir string) (proto.State, error)
+	Exit(dataDir string) (proto.State, error)
+	Journal(runDir string, after uint64) ([]proto.Entry, error)
+}
+
+// Images is the image store, and what becomes of images in containers.
+type Images interface {
+	Driver() string
+	Resolve(ctx context.Context, name string, platform *ocispec.Platform) (images.Image, error)
+	PrepareRootfs(ctx context.Context, img images.Image, dir string) error
+	MountRootfs(ctx context.Context, snapshot, storage, dir, target string, readonly bool) error
+	UnmountRootfs(target string) error
+	RemoveRootfs(ctx context.Context, dir string) error
+	RootfsUsage(dir string) (int64, error)
+	Hold(ctx context.Context, snapshots []string) error
+
+	Pull(ctx context.Context, ref string, platform *ocispec.Platform, auth *registry.AuthConfig, all bool, progress func(jsonstream.Message)) error
+	Import(ctx context.Context, src io.Reader, ref, message string, changes []string, platform *ocispec.Platform) (string, error)
+	Load(ctx context.Context, src io.Reader, platforms []ocispec.Platform, progress func(jsonstream.Message)) error
+	List(ctx context.Context, o images.ListOptions) ([]image.Summary, error)
+	Inspect(ctx context.Context, name string, platform *ocispec.Platform) (image.InspectResponse, error)
+	History(ctx context.Context, name string, platform *ocispec.Platform) ([]image.HistoryResponseItem, error)
+	Tag(ctx context.Context, src, dst string) error
+	Remove(ctx context.Context, name string, force, prune bool, users func(imageID string) []images.User) ([]image.DeleteResponse, error)
+	Prune(ctx context.Context, f filter.Args, used func(imageID string) bool) (image.PruneReport, error)
+	DiskUsage(ctx context.Context, containers func(imageID string) int64) (image.DiskUsage, error)
+	Auth(ctx context.Context, auth registry.AuthConfig) (string, error)
+}
+
+// Networks gives containers their network.
+type Networks interface {
+	Restore(ctx context.Context, sandboxes map[string]network.Sandbox) error
+	Prepare(ctx context.Context, r network.Request) (network.Sandbox, []network.Reserved, error)
+	Join(ctx context.Context, s network.Sandbox) error
+	Publish(ctx context.Context, s network.Sandbox) error
+	TeardownBatch(s network.Sandbox) [][]byte
+	Release(ctx context.Context, s network.Sandbox) error
+	Settings(s network.Sandbox) (map[string]*mobynet.EndpointSettings, mobynet.PortMap)
+
+	List(ctx context.Context, f filter.Args) ([]mobynet.Summary, error)
+	Inspect(ctx context.Context, ref string) (mobynet.Inspect, error)
+	Create(ctx context.Context, r mobynet.CreateRequest) (mobynet.CreateResponse, error)
+	Remove(ctx context.Context, ref string) error
+	Connect(ctx context.Context, ref, container string, es *mobynet.EndpointSettings) error
+	Disconnect(ctx context.Context, ref, container string, force bool) error
+	Prune(ctx context.Context, f filter.Args) (mobynet.PruneReport, error)
+}
+
+// Volumes is the local volume driver.
+type Volumes interface {
+	Create(ctx context.Context, r volume.CreateRequest) (volume.Volume, error)
+	Get(ctx context.Context, name string) (volume.Volume, error)
+	List(ctx context.Context) ([]volume.Volume, error)
+	Remove(ctx context.Context, name string, force bool) error
+	Size(ctx context.Context, name string) (int64, error)
+	CopyUp(ctx context.Context, name, rootfs, path string) error
+	// Restore tells which containers have which volumes mounted.
+	Restore(ctx context.Context, users map[string][]string) error
+	Mount(ctx context.Context, name, container string) (string, error)
+	Unmount(ctx context.Context, name, container string) error
+	Subpath(ctx context.Context, name, subpath string) (string, error)
+}
+
+// Events is the journal of everything that happened.
+type Events interface {
+	Append(event.Message) (bool, error)
+	Subscribe(since, until time.Time, match func(event.Message) bool) *event.Subscription
+}
+
+// Lives is the record of the daemon's lives over this data root.
+type Lives interface {
+	List() []event.Life
+	Since(t time.Time) []event.Life
+}

@@ -1,0 +1,146 @@
+package engine
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/containerd/errdefs"
+	moby "github.com/moby/moby/api/types/container"
+
+	"holdfast/internal/container"
+	"holdfast/internal/filter"
+	"holdfast/internal/shim/proto"
+)
+
+// ContainerRemove removes a container, with Force also one that runs.
+func (e *Engine) ContainerRemove(ctx context.Context, ref string, o RemoveOptions) error {
+	if o.Link {
+		return invalid("links between containers are not kept as objects, there is none to remove: leave out the option link")
+	}
+	a, err := e.find(ctx, ref)
+	if err != nil {
+		return err
+	}
+	in := container.AskRemove
+	if o.Force {
+		in = container.AskForceRemove
+	}
+	return a.ask(ctx, in, func(do container.Action, done func(error)) {
+		if do == container.HaltAndRemove {
+			a.emitKill(9)
+		}
+		a.remove(o, done)
+	})
+}
+
+// remove takes the container away, in the loop and in the state Removing. The
+// intent is persisted first, so that the next daemon finishes what a crash
+// interrupts.
+func (a *actor) remove(o RemoveOptions, done func(error)) {
+	a.removal = o
+	a.spec.Desired = container.DesiredRemoved
+	if err := a.save(); err != nil {
+		a.saw(container.SawRemoveFailed)
+		done(fmt.Errorf("remove %s: %w", a.spec.Name, err))
+		return
+	}
+	clients := a.clients
+	a.clients = nil
+	shim, spec, sandbox, mounts := a.shim, a.spec, a.sandbox, a.mounts
+	go func() {
+		for _, c := range clients {
+			c.client.File.Close()
+		}
+		err := a.e.takeAway(shim, spec, func() { a.e.giveBack(spec.ID, sandbox, mounts) })
+		if err == nil && o.Volumes {
+			a.e.removeAnonymous(mounts, spec.ID)
+		}
+		a.post(func() {
+			if err != nil {
+				a.log.Error("removal failed", "error", err)
+				a.saw(container.SawRemoveFailed)
+				done(fmt.Errorf("remove %s: %w", spec.Name, err))
+				return
+			}
+			a.e.index.remove(a.id, a.spec.Name)
+			a.emit("destroy", nil)
+			for _, w := range a.waiters {
+				w.ch <- waitResponse(a.rec)
+			}
+			a.waiters = nil
+			a.e.imagesUnused(a.spec.Image)
+			done(nil)
+			for _, again := range a.parked {
+				again()
+			}
+			close(a.quit)
+		})
+	}()
+}
+
+// takeAway removes all that is a container's, on the host and on disk.
+// Everything in it may have been done before.
+func (e *Engine) takeAway(shim Shim, spec container.Spec, giveBack func()) error {
+	ctx := context.Background()
+	if shim != nil {
+		_, err := shim.Stop(ctx, proto.Stop{Signal: 9})
+		if err == nil {
+			<-shim.Done()
+		} else {
+			select {
+			case <-shim.Done():
+			default:
+				return fmt.Errorf("kill its process: %w", err)
+			}
+		}
+	} else if err := e.killUnshimmed(spec.ID); err != nil {
+		return err
+	}
+	giveBack()
+	if err := e.clearRun(spec.ID); err != nil {
+		return err
+	}
+	if err := e.images.RemoveRootfs(ctx, e.store.ContainerDir(spec.ID)); err != nil {
+		return fmt.Errorf("remove its files: %w", err)
+	}
+	return e.store.RemoveContainer(spec.ID)
+}
+
+// ContainersPrune removes all containers that don't run.
+func (e *Engine) ContainersPrune(ctx context.Context, f filter.Args) (moby.PruneReport, error) {
+	report := moby.PruneReport{ContainersDeleted: []string{}}
+	if err := f.Check("label", "label!", "until"); err != nil {
+		return report, invalid("%v", err)
+	}
+	until, err := untilOf(f)
+	if err != nil {
+		return report, err
+	}
+	for _, a := range e.index.all() {
+		if ctx.Err() != nil {
+			return report, ctx.Err()
+		}
+		v := a.view.Load()
+		switch v.state {
+		case container.Created, container.Exited, container.Dead:
+		default:
+			continue
+		}
+		if !until.IsZero() && !v.spec.Created.Before(until) || !labelsMatch(f, v.req.Config.Labels) {
+			continue
+		}
+		size, _ := e.images.RootfsUsage(e.store.ContainerDir(a.id))
+		switch err := e.ContainerRemove(ctx, a.id, RemoveOptions{}); {
+		case err == nil:
+			report.ContainersDeleted = append(report.ContainersDeleted, a.id)
+			report.SpaceReclaimed += uint64(size)
+		case errors.Is(err, errdefs.ErrConflict), errors.Is(err, errdefs.ErrNotFound):
+			// It started or went meanwhile: no longer ours to prune.
+		default:
+			return report, err
+		}
+	}
+	e.emitPrune("container", report.SpaceReclaimed)
+	return report, nil
+}

@@ -1,0 +1,554 @@
+package engine
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"golang.org/x/sync/errgroup"
+
+	"holdfast/internal/container"
+	"holdfast/internal/network"
+	"holdfast/internal/shim/proto"
+)
+
+// helloTimeout bounds how long a shim may take to say hello before it counts
+// as silent. It is asked again later, so this costs nothing but patience.
+const helloTimeout = 2 * time.Second
+
+// Load reads the specs and makes the containers known, so that reads are
+// answered at once. What runs is not looked at yet, beyond its files.
+func (e *Engine) Load() error {
+	specs, broken, err := e.store.LoadAll()
+	if err != nil {
+		return err
+	}
+	for _, b := range broken {
+		// It stays on disk as it is: an older or a repaired daemon may read it.
+		e.log.Error("a container's spec can't be used, the container is left alone", "container", b.ID, "error", b.Err)
+	}
+	for _, spec := range specs {
+		var req request
+		var mounts []mountPoint
+		if err := json.Unmarshal(spec.API, &req); err != nil || req.Config == nil || req.HostConfig == nil {
+			e.log.Error("a container's request can't be read, the container is left alone", "container", spec.ID, "error", err)
+			continue
+		}
+		if len(spec.Mounts) > 0 {
+			if err := json.Unmarshal(spec.Mounts, &mounts); err != nil {
+				e.log.Error("a container's mounts can't be read, the container is left alone", "container", spec.ID, "error", err)
+				continue
+			}
+		}
+		if err := e.index.reserve(spec.Name, spec.ID); err != nil {
+			// A crash between two writes of a rename can't leave this; hands can.
+			e.log.Error("two containers have one name, this one goes by its ID", "container", spec.ID, "error", err)
+			spec.Name = spec.ID[:12]
+			_ = e.index.reserve(spec.Name, spec.ID)
+		}
+		a := newActor(e, spec, req, mounts)
+		a.rec, a.state = e.fromFiles(spec)
+		a.publish()
+		e.index.add(a)
+	}
+	return nil
+}
+
+// fromFiles is the state that the files tell, before any shim was asked.
+func (e *Engine) fromFiles(spec *container.Spec) (proto.State, container.State) {
+	rec, seen := e.lastRecord(spec)
+	switch seen {
+	case container.RecordRunning:
+		return rec, container.Running
+	case container.RecordPaused:
+		return rec, container.Paused
+	case container.RecordRestarting:
+		return rec, container.Restarting
+	}
+	if spec.Desired == container.DesiredRemoved {
+		return rec, container.Removing
+	}
+	return rec, container.Settle(!rec.Started.IsZero())
+}
+
+// lastRecord reads what the shim wrote last. What it wrote of an earlier life
+// still tells when the container last ran, and is no record of this one.
+func (e *Engine) lastRecord(spec *container.Spec) (proto.State, container.Record) {
+	rec, err := e.shims.State(e.store.RunDir(spec.ID))
+	if err != nil {
+		if !errors.Is(err, errdefs.ErrNotFound) {
+			e.log.Warn("the shim's state can't be read", "container", spec.ID[:12], "error", err)
+		}
+		if rec, err = e.shims.Exit(e.store.ContainerDir(spec.ID)); err != nil {
+			if !errors.Is(err, errdefs.ErrNotFound) {
+				e.log.Warn("the exit record can't be read", "container", spec.ID[:12], "error", err)
+			}
+			return proto.State{}, container.RecordNone
+		}
+	}
+	if rec.Life != spec.Life {
+		rec.Pid = 0
+		return rec, container.RecordNone
+	}
+	return rec, recordOf(rec)
+}
+
+func recordOf(rec proto.State) container.Record {
+	switch rec.Status {
+	case proto.StatusCreated:
+		return container.RecordCreated
+	case proto.StatusRunning:
+		return container.RecordRunning
+	case proto.StatusPaused:
+		return container.RecordPaused
+	case proto.StatusRestarting:
+		return container.RecordRestarting
+	case proto.StatusExited:
+		return container.RecordExited
+	case proto.StatusRemoved:
+		return container.RecordRemoved
+	}
+	return container.RecordNone
+}
+
+// Restore looks at every container, adopts what runs, finishes what a crash
+// interrupted, and lets effects begin. Restarts and removals that are due go
+// on after it has returned.
+func (e *Engine) Restore(ctx context.Context) error {
+	actors := e.index.all()
+	found := make([]found, len(actors))
+	var g errgroup.Group
+	g.SetLimit(32)
+	for i, a := range actors {
+		g.Go(func() error {
+			found[i] = e.look(ctx, a)
+			return nil
+		})
+	}
+	_ = g.Wait()
+
+	// The kernel's network state, once for all: of those that live or may.
+	sandboxes := map[string]network.Sandbox{}
+	var snapshots []string
+	for i, a := range actors {
+		snapshots = append(snapshots, a.spec.Image.Snapshot)
+		switch found[i].verdict {
+		case container.Adopt, container.Retry, container.Watch, container.HaltLeft, container.Abort:
+			if a.sandbox.ID != "" {
+				sandboxes[a.id] = a.sandbox
+			}
+		}
+	}
+	slices.Sort(snapshots)
+	if err := e.images.Hold(ctx, slices.Compact(snapshots)); err != nil {
+		return fmt.Errorf("hold the images of containers: %w", err)
+	}
+	if err := e.networks.Restore(ctx, sandboxes); err != nil {
+		return fmt.Errorf("restore networks: %w", err)
+	}
+	if err := e.restoreVolumes(ctx, actors, found); err != nil {
+		return fmt.Errorf("restore volumes: %w", err)
+	}
+
+	var left sync.WaitGroup
+	for i, a := range actors {
+		e.apply(a, found[i], &left)
+		go a.loop()
+	}
+	e.sweepRunDirs()
+	// What live restore does not cover is stopped before anything else is
+	// asked of it, so that nobody sees it run and then vanish.
+	left.Wait()
+	close(e.restored)
+	return nil
+}
+
+// found is what was seen of one container, and what is to be done.
+type found struct {
+	verdict container.Verdict
+	shim    Shim
+	rec     proto.State
+	process bool
+}
+
+// look observes a container. It changes nothing.
+func (e *Engine) look(ctx context.Context, a *actor) found {
+	f := found{}
+	rec, seen := e.lastRecord(&a.spec)
+	f.rec = rec
+	o := container.Observation{Record: seen}
+
+	dialCtx, cancel := context.WithTimeout(ctx, helloTimeout)
+	defer cancel()
+	shim, err := e.shims.Dial(dialCtx, e.store.RunDir(a.id))
+	switch {
+	case err == nil:
+		f.shim, f.rec = shim, shim.Hello().State
+		o.Shim, o.Record = container.ShimAnswers, recordOf(f.rec)
+	case errors.Is(err, errdefs.ErrNotFound):
+		o.Process = alive(rec)
+	default:
+		a.log.Warn("the shim does not answer, it is asked again", "error", err)
+		o.Shim = container.ShimSilent
+	}
+	f.process = o.Process
+	p := container.RestartPolicy{Name: a.spec.Restart.Name, MaxRetries: a.spec.Restart.MaxRetries}
+	f.verdict = container.Reconcile(container.Rules{
+		Desired: a.spec.Desired, LiveRestore: e.config.Load().LiveRestore, AutoRemove: a.req.HostConfig.AutoRemove,
+		Restart: container.ShouldRun(p, a.spec.Desired, !f.rec.Started.IsZero(), f.rec.ExitCode, f.rec.RestartCount),
+	}, o)
+	return f
+}
+
+// apply does what was decided, before the actor's loop runs.
+func (e *Engine) apply(a *actor, f found, left *sync.WaitGroup) {
+	a.rec = f.rec
+	for _, x := range f.rec.Execs {
+		e.index.addExec(x.Exec, a.id)
+	}
+	switch f.verdict {
+	case container.Keep:
+		a.state = container.Settle(a.hasRun())
+		e.ingest(a)
+	case container.Adopt:
+		a.adopt(f.shim)
+	case container.HaltLeft:
+		a.log.Info("live restore is off: stopping what the last daemon left running")
+		a.adopt(f.shim)
+		left.Add(1)
+		go func() {
+			defer left.Done()
+			err := a.stop(context.Background(), StopOptions{}, false)
+			if err != nil && !errors.Is(err, errNothing) {
+				a.log.Error("it could not be stopped", "error", err)
+				return
+			}
+			a.post(a.byPolicy)
+		}()
+	case container.Retry:
+		a.state = container.Unknown
+		go a.retry()
+	case container.Watch:
+		a.log.Warn("the container runs without its shim")
+		a.state = stateOf(f.rec)
+		if !a.state.Alive() {
+			a.state = container.Running
+		}
+		e.ingest(a)
+		go a.watchProcess(f.rec)
+	case container.Lose:
+		e.ingest(a)
+		a.lose()
+		go a.finishLost()
+	case container.Abort:
+		a.state = container.Settle(a.hasRun())
+		a.spec.Desired = container.DesiredStopped
+		if !a.hasRun() {
+			a.spec.Desired = container.DesiredCreated
+		}
+		go a.abort(f.shim)
+	case container.Run:
+		a.state = container.Settle(a.hasRun())
+		e.ingest(a)
+		go a.runByPolicy()
+	case container.Clear:
+		e.ingest(a)
+		a.state = container.Removing
+		a.shim = f.shim
+		go a.post(func() { a.remove(RemoveOptions{Volumes: a.req.HostConfig.AutoRemove}, func(error) {}) })
+	}
+	a.publish()
+}
+
+func (a *actor) hasRun() bool { return !a.rec.Started.IsZero() }
+
+// adopt takes a shim as it is found and follows it.
+func (a *actor) adopt(shim Shim) {
+	if shim == nil {
+		// Only its process is there: HaltLeft of a container whose shim died.
+		a.state = container.Running
+		go a.watchProcess(a.rec)
+		return
+	}
+	a.shim = shim
+	a.state = stateOf(a.rec)
+	if a.rec.Status == proto.StatusExited || a.rec.Status == proto.StatusRemoved {
+		// Its last words have yet to be read; they move it on.
+		a.state = container.Running
+	}
+	go func() {
+		err := shim.Subscribe(context.Background(), 0, func(ev proto.Event) {
+			a.post(func() { a.replayed(ev) })
+		})
+		if err != nil {
+			a.log.Warn("the shim's journal can't be followed", "error", err)
+		}
+	}()
+	a.watchShim(shim)
+}
+
+// replayed takes an event that may be of the time before this daemon: those
+// are journalled, and only what is newer than the hello moves the state.
+func (a *actor) replayed(ev proto.Event) {
+	if ev.Seq != 0 && ev.Seq <= a.rec.Seq && ev.Action != proto.ActionExited {
+		a.e.record(a, ev.Entry, a.spec.Life)
+		return
+	}
+	a.seen(ev)
+}
+
+// watchShim notices a shim that goes without its last words.
+func (a *actor) watchShim(shim Shim) {
+	go func() {
+		<-shim.Done()
+		a.post(func() {
+			if a.shim != shim {
+				return
+			}
+			a.shim = nil
+			switch a.state {
+			case container.Stopping, container.Removing, container.Starting:
+				// Whoever brought it here knows how to go on; a stop does not.
+				if a.state != container.Stopping {
+					return
+				}
+			}
+			a.log.Warn("the shim has gone without a word")
+			a.saw(container.SawLost)
+			go a.retry()
+		})
+	}()
+}
+
+// retry asks again about a container that nothing is known of, until something
+// is.
+func (a *actor) retry() {
+	delay := 100 * time.Millisecond
+	for {
+		timer := time.NewTimer(delay)
+		select {
+		case <-timer.C:
+		case <-a.quit:
+			timer.Stop()
+			return
+		case <-a.e.closing:
+			timer.Stop()
+			return
+		}
+		f := a.e.look(context.Background(), a)
+		if f.verdict == container.Retry {
+			delay = min(delay*2, 30*time.Second)
+			continue
+		}
+		if f.verdict == container.HaltLeft {
+			// It is this daemon's own by now: it is kept, not stopped.
+			f.verdict = container.Adopt
+			if f.shim == nil {
+				f.verdict = container.Watch
+			}
+		}
+		var none sync.WaitGroup
+		a.post(func() {
+			if a.state != container.Unknown {
+				if f.shim != nil {
+					f.shim.Close()
+				}
+				return
+			}
+			a.e.apply(a, f, &none)
+			a.to(a.state)
+		})
+		return
+	}
+}
+
+// lose records the end of a container that nobody saw.
+func (a *actor) lose() {
+	a.state = container.Exited
+	a.rec.Status, a.rec.Pid = proto.StatusExited, 0
+	a.rec.ExitCode = 255
+	a.rec.Error = "the exit code is unknown: the container ended together with its shim, by a reboot or by a signal"
+	if a.rec.Started.IsZero() {
+		a.rec.Started = a.spec.Created
+	}
+	a.rec.Life = a.spec.Life
+	a.rec.Finished = time.Now().UTC()
+	a.spec.Failure = &container.Failure{ExitCode: a.rec.ExitCode, Error: a.rec.Error, Time: a.rec.Finished}
+}
+
+// finishLost clears what a lost container left, and applies its policy.
+func (a *actor) finishLost() {
+	if err := a.e.killUnshimmed(a.id); err != nil {
+		a.log.Error("what is left of the container can't be cleared", "error", err)
+	}
+	a.e.giveBack(a.id, a.sandbox, a.mounts)
+	a.post(func() {
+		if err := a.save(); err != nil {
+			a.log.Error("the lost container could not be recorded", "error", err)
+		}
+		a.tell(a.rec)
+		a.emit("die", map[string]string{"exitCode": fmt.Sprint(a.rec.ExitCode)})
+		if a.req.HostConfig.AutoRemove {
+			a.removeSelf()
+			return
+		}
+		a.byPolicy()
+	})
+}
+
+// abort takes back a start that a crash of the daemon interrupted.
+func (a *actor) abort(shim Shim) {
+	if shim != nil {
+		if err := shim.Shutdown(context.Background()); err != nil {
+			a.log.Warn("the shim of an interrupted start does not leave", "error", err)
+		} else {
+			<-shim.Done()
+		}
+		shim.Close()
+	}
+	if err := a.e.killUnshimmed(a.id); err != nil {
+		a.log.Error("what is left of the interrupted start can't be cleared", "error", err)
+	}
+	a.e.giveBack(a.id, a.sandbox, a.mounts)
+	a.post(func() {
+		a.spec.Sandbox, a.sandbox = nil, network.Sandbox{}
+		a.spec.Failure = &container.Failure{ExitCode: 128, Error: "the daemon died while it started the container: start it again", Time: time.Now()}
+		if err := a.save(); err != nil {
+			a.log.Error("the interrupted start could not be recorded", "error", err)
+		}
+		a.publish()
+		if a.req.HostConfig.AutoRemove {
+			a.removeSelf()
+			return
+		}
+		a.byPolicy()
+	})
+}
+
+// byPolicy starts the container if its policy says so, in the loop.
+func (a *actor) byPolicy() {
+	p := container.RestartPolicy{Name: a.spec.Restart.Name, MaxRetries: a.spec.Restart.MaxRetries}
+	rec := a.exit()
+	if container.ShouldRun(p, a.spec.Desired, a.hasRun(), rec.ExitCode, rec.RestartCount) {
+		go a.runByPolicy()
+	}
+}
+
+func (a *actor) runByPolicy() {
+	if err := a.e.ready(context.Background()); err != nil {
+		return
+	}
+	if err := a.start(context.Background()); err != nil && !errors.Is(err, errNothing) {
+		a.log.Error("the restart policy's start failed", "error", err)
+	}
+}
+
+// ingest journals what a shim that is gone has left in its journal.
+func (e *Engine) ingest(a *actor) {
+	entries, err := e.shims.Journal(e.store.RunDir(a.id), 0)
+	if err != nil && !errors.Is(err, errdefs.ErrNotFound) {
+		a.log.Warn("the shim's journal can't be read", "error", err)
+	}
+	for _, entry := range entries {
+		if entry.Action != proto.ActionExited {
+			e.record(a, entry, a.rec.Life)
+		}
+	}
+}
+
+// sweepRunDirs removes the run directories of containers that are no more.
+func (e *Engine) sweepRunDirs() {
+	ids, err := e.store.RunDirs()
+	if err != nil {
+		e.log.Warn("run directories can't be listed", "error", err)
+		return
+	}
+	for _, id := range ids {
+		e.index.mu.RLock()
+		_, known := e.index.byID[id]
+		e.index.mu.RUnlock()
+		if known {
+			continue
+		}
+		if _, err := e.shims.State(e.store.RunDir(id)); err == nil {
+			// A shim wrote there and its spec is gone or can't be read: what can't
+			// be understood is not destroyed.
+			e.log.Warn("a run directory has no container that can be read, it is left alone", "container", id)
+			continue
+		}
+		if err := e.clearRun(id); err != nil {
+			e.log.Warn("a run directory without a container is not removed", "container", id, "error", err)
+		}
+	}
+}
+
+// unmount unmounts what the engine has mounted for a container's life.
+func (e *Engine) unmount(id string) error {
+	for _, path := range []string{e.store.Rootfs(id), e.shmPath(id)} {
+		if err := e.images.UnmountRootfs(path); err != nil {
+			return fmt.Errorf("unmount %s: %w", path, err)
+		}
+	}
+	return nil
+}
+
+// clearRun unmounts and removes a run directory. It removes nothing while
+// something is still mounted there.
+func (e *Engine) clearRun(id string) error {
+	if err := e.unmount(id); err != nil {
+		return err
+	}
+	return e.store.RemoveRunDir(id)
+}
+
+// Shutdown ends the daemon's part. With live restore nothing is touched;
+// without it all containers are stopped, each within its own time, all within
+// the shutdown time-out.
+func (e *Engine) Shutdown(ctx context.Context) {
+	e.closeOnce.Do(func() { close(e.closing) })
+	cfg := e.config.Load()
+	if cfg.LiveRestore {
+		return
+	}
+	limit := time.Duration(cfg.ShutdownTimeout) * time.Second
+	actors := e.index.all()
+	for _, a := range actors {
+		// A container's own longer time-out prolongs the whole, as in Docker.
+		if t := a.view.Load().spec.StopTimeout; t != nil {
+			if *t < 0 {
+				limit = -1
+			} else if own := time.Duration(*t+5) * time.Second; limit >= 0 && own > limit {
+				limit = own
+			}
+		}
+	}
+	if limit >= 0 {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, limit)
+		defer cancel()
+	}
+	var wg sync.WaitGroup
+	for _, a := range actors {
+		if !a.view.Load().state.Alive() {
+			continue
+		}
+		wg.Go(func() {
+			if err := a.stop(ctx, StopOptions{}, false); err != nil && !errors.Is(err, errNothing) {
+				a.log.Warn("not stopped at shutdown", "error", err)
+			}
+		})
+	}
+	wg.Wait()
+}
+
+// entrySource names a shim's journal entry, so that it is journalled once.
+func entrySource(id string, life, seq uint64) string {
+	return fmt.Sprintf("%s/%d:%d", id, life, seq)
+}
+
+type shimEntry = proto.Entry

@@ -1,0 +1,170 @@
+package engine
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/moby/moby/api/types/volume"
+
+	"holdfast/internal/container"
+	"holdfast/internal/filter"
+)
+
+// VolumeCreate creates a volume, or finds the one of that name.
+func (e *Engine) VolumeCreate(ctx context.Context, r volume.CreateRequest) (volume.Volume, error) {
+	if r.ClusterVolumeSpec != nil {
+		return volume.Volume{}, invalid("cluster volumes need swarm mode, which this release does not have")
+	}
+	existed := false
+	if r.Name != "" {
+		_, err := e.volumes.Get(ctx, r.Name)
+		existed = err == nil
+	} else {
+		r.Name = newID()
+		if r.Labels == nil {
+			r.Labels = map[string]string{}
+		}
+		r.Labels[anonymousLabel] = ""
+	}
+	v, err := e.volumes.Create(ctx, r)
+	if err == nil && !existed {
+		e.emitVolume("create", v.Name, map[string]string{"driver": v.Driver})
+	}
+	return v, err
+}
+
+// VolumeList lists volumes.
+func (e *Engine) VolumeList(ctx context.Context, f filter.Args) (volume.ListResponse, error) {
+	r := volume.ListResponse{Volumes: []volume.Volume{}, Warnings: []string{}}
+	if err := f.Check("dangling", "name", "driver", "label"); err != nil {
+		return r, invalid("%v", err)
+	}
+	dangling, given, err := f.Bool("dangling")
+	if err != nil {
+		return r, invalid("%v", err)
+	}
+	all, err := e.volumes.List(ctx)
+	if err != nil {
+		return r, err
+	}
+	for _, v := range all {
+		if !f.Match("name", v.Name) || !f.Exact("driver", v.Driver) || !f.KV("label", v.Labels) {
+			continue
+		}
+		if given && (len(e.volumeUsers(v.Name, "")) == 0) != dangling {
+			continue
+		}
+		r.Volumes = append(r.Volumes, v)
+	}
+	return r, nil
+}
+
+// VolumeInspect tells about a volume.
+func (e *Engine) VolumeInspect(ctx context.Context, name string) (volume.Volume, error) {
+	return e.volumes.Get(ctx, name)
+}
+
+// VolumeRemove removes a volume that no container uses. With force a volume
+// that isn't there is fine.
+func (e *Engine) VolumeRemove(ctx context.Context, name string, force bool) error {
+	if err := e.ready(ctx); err != nil {
+		return err
+	}
+	if users := e.volumeUsers(name, ""); len(users) > 0 {
+		return conflict("remove %s: volume is in use - %v", name, users)
+	}
+	v, err := e.volumes.Get(ctx, name)
+	if err != nil {
+		if force && isNotFound(err) {
+			return nil
+		}
+		return err
+	}
+	if err := e.volumes.Remove(ctx, name, force); err != nil {
+		return err
+	}
+	e.emitVolume("destroy", name, map[string]string{"driver": v.Driver})
+	return nil
+}
+
+// VolumesPrune removes the volumes that no container uses: anonymous ones, or
+// with all=true those with a name too.
+func (e *Engine) VolumesPrune(ctx context.Context, f filter.Args) (volume.PruneReport, error) {
+	report := volume.PruneReport{VolumesDeleted: []string{}}
+	if err := e.ready(ctx); err != nil {
+		return report, err
+	}
+	if err := f.Check("label", "label!", "all"); err != nil {
+		return report, invalid("%v", err)
+	}
+	everything, _, err := f.Bool("all")
+	if err != nil {
+		return report, invalid("%v", err)
+	}
+	list, err := e.volumes.List(ctx)
+	if err != nil {
+		return report, err
+	}
+	for _, v := range list {
+		if _, anonymous := v.Labels[anonymousLabel]; !anonymous && !everything {
+			continue
+		}
+		if !labelsMatch(f, v.Labels) || len(e.volumeUsers(v.Name, "")) > 0 {
+			continue
+		}
+		size, _ := e.volumes.Size(ctx, v.Name)
+		if err := e.volumes.Remove(ctx, v.Name, false); err != nil {
+			e.log.Warn("volume not pruned", "volume", v.Name, "error", err)
+			continue
+		}
+		report.VolumesDeleted = append(report.VolumesDeleted, v.Name)
+		report.SpaceReclaimed += uint64(size)
+		e.emitVolume("destroy", v.Name, map[string]string{"driver": v.Driver})
+	}
+	e.emitPrune("volume", report.SpaceReclaimed)
+	return report, nil
+}
+
+// volumeUsers are the containers that have a volume among their mounts: it is
+// derived from their records, so that it can't go wrong over a restart.
+func (e *Engine) volumeUsers(name, except string) []string {
+	var users []string
+	for _, a := range e.index.all() {
+		if a.id == except {
+			continue
+		}
+		for _, m := range a.view.Load().mounts {
+			if m.volume() && m.Name == name {
+				users = append(users, a.id)
+				break
+			}
+		}
+	}
+	return users
+}
+
+// restoreVolumes tells the volumes who of the containers has them mounted.
+func (e *Engine) restoreVolumes(ctx context.Context, actors []*actor, found []found) error {
+	users := map[string][]string{}
+	for i, a := range actors {
+		switch found[i].verdict {
+		case container.Keep, container.Run, container.Lose, container.Clear:
+			continue
+		}
+		for _, m := range a.mounts {
+			if m.volume() {
+				users[m.Name] = append(users[m.Name], a.id)
+			}
+		}
+	}
+	return e.volumes.Restore(ctx, users)
+}
+
+func (e *Engine) emitVolume(action, name string, attributes map[string]string) {
+	e.emit("volume", action, name, attributes, time.Now())
+}
+
+func (e *Engine) emitPrune(typ string, reclaimed uint64) {
+	e.emit(typ, "prune", "", map[string]string{"reclaimed": fmt.Sprint(reclaimed)}, time.Now())
+}
