@@ -1,7 +1,6 @@
 package api
 
 import (
-	"net/http"
 	"strings"
 
 	"holdfast/internal/api/wire"
@@ -104,5 +103,3 @@ func splitVersion(path string) (version, rest string, ok bool) {
 	}
 	return version, "/" + rest, true
 }
-
-var _ http.Handler = (*server)(nil)

@@ -102,6 +102,9 @@ func pump(ctx context.Context, cancel func(), log engine.LogReader, enc *logEnco
 		if ctx.Err() != nil || errors.Is(err, io.EOF) {
 			return nil
 		}
+		if p, ok := err.(panicked); ok {
+			panic(p.what)
+		}
 		// The head is sent: the stream itself is the place to tell.
 		if _, werr := w.Write(enc.failure(err)); werr == nil {
 			_ = flush()
@@ -120,6 +123,11 @@ type readAhead struct {
 	ended   bool
 }
 
+// panicked is a panic of the reading goroutine, with its stack.
+type panicked struct{ what string }
+
+func (p panicked) Error() string { return "panic: " + p.what }
+
 func newReadAhead() *readAhead {
 	a := &readAhead{}
 	a.changed = sync.NewCond(&a.mu)
@@ -129,10 +137,10 @@ func newReadAhead() *readAhead {
 // fill reads until the log ends or stop is called. It waits while too much is
 // not yet taken.
 func (a *readAhead) fill(log engine.LogReader, enc *logEncoder) {
-	// A panic here is outside of the server's recovery: it ends the stream.
+	// A panic here is outside of the server's recovery: carry it over.
 	defer func() {
 		if v := recover(); v != nil {
-			a.end(fmt.Errorf("panic while reading the log: %v\n%s", v, debug.Stack()))
+			a.end(panicked{fmt.Sprintf("%v\n%s", v, debug.Stack())})
 		}
 	}()
 	for {

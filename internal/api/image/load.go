@@ -59,18 +59,19 @@ func (h *handlers) importImage(w http.ResponseWriter, r *wire.Request) error {
 	if r.Version.Before(32) {
 		platform = nil
 	}
-	if err := duplex(w); err != nil {
-		return err
-	}
-	s := wire.NewStream(w, types.MediaTypeJSON)
-	src := io.Reader(r.Body)
-	if from := r.Query.Get("fromSrc"); from != "-" {
+	from, src := r.Query.Get("fromSrc"), io.Reader(r.Body)
+	if from != "-" {
 		body, err := download(r.Context(), from)
 		if err != nil {
-			return s.Finish(err)
+			return err
 		}
 		defer body.Close()
 		src = body
+	} else if err := duplex(w); err != nil {
+		return err
+	}
+	s := wire.NewStream(w, types.MediaTypeJSON)
+	if from != "-" {
 		s.Message(jsonstream.Message{Status: "Downloading from " + from})
 	}
 	id, err := h.backend.ImageImport(r.Context(), src, ref, r.Query.Get("message"), r.Query["changes"], platform)

@@ -7,9 +7,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"mime"
 	"net/http"
 	"reflect"
+	"slices"
 	"strings"
 )
 
@@ -83,7 +85,7 @@ func describe(body []byte, t reflect.Type, err error) error {
 	case errors.As(err, &syntax):
 		return Invalid("invalid JSON: %s at %s", syntax, position(body, syntax.Offset-1))
 	case errors.As(err, &kind):
-		field := kind.Field
+		field := fieldPath(t, kind.Field)
 		if field == "" {
 			field = "(the whole body)"
 		}
@@ -95,6 +97,42 @@ func describe(body []byte, t reflect.Type, err error) error {
 		return Invalid("invalid JSON: field %s: %w", field, cause)
 	}
 	return Invalid("invalid JSON: %w", err)
+}
+
+// fieldPath is a path of encoding/json without the names of embedded structs,
+// which are Go's and not in the JSON.
+func fieldPath(t reflect.Type, path string) string {
+	var out []string
+	for _, part := range strings.Split(path, ".") {
+		for t != nil && (t.Kind() == reflect.Pointer || t.Kind() == reflect.Slice || t.Kind() == reflect.Array || t.Kind() == reflect.Map) {
+			t = t.Elem()
+		}
+		if t == nil || t.Kind() != reflect.Struct {
+			out = append(out, part)
+			t = nil
+			continue
+		}
+		var field *reflect.StructField
+		for i := range t.NumField() {
+			f := t.Field(i)
+			tag, _, _ := strings.Cut(f.Tag.Get("json"), ",")
+			if f.Name == part && tag == "" || tag == part && tag != "" {
+				field = &f
+				break
+			}
+		}
+		switch {
+		case field == nil:
+			out = append(out, part)
+			t = nil
+		case field.Anonymous && field.Tag.Get("json") == "":
+			t = field.Type
+		default:
+			out = append(out, part)
+			t = field.Type
+		}
+	}
+	return strings.Join(out, ".")
 }
 
 func position(body []byte, offset int64) string {
@@ -158,7 +196,8 @@ func locate(raw json.RawMessage, t reflect.Type, path string) (string, error) {
 		if json.Unmarshal(raw, &members) != nil {
 			break
 		}
-		for key, member := range members {
+		for _, key := range slices.Sorted(maps.Keys(members)) {
+			member := members[key]
 			mt, ok := memberType(t, key)
 			if !ok {
 				continue
