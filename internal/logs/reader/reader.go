@@ -80,7 +80,7 @@ func Open(ctx context.Context, cfg Config, opts Options) (*Reader, error) {
 	case format.DriverLocal:
 		r.decode = &localDecoder{}
 	default:
-		return nil, fmt.Errorf("configured logging driver does not support reading: %w", errdefs.ErrNotImplemented)
+		return nil, errdefs.ErrNotImplemented.WithMessage("configured logging driver does not support reading")
 	}
 	if opts.Follow {
 		w, err := newWatch()
