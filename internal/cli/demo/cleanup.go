@@ -50,15 +50,18 @@ func (d *demo) cleanUp() error {
 
 // removeContainer asks the daemon, and starts it again for that if need be.
 func (d *demo) removeContainer(ctx context.Context) error {
-	if d.id == "" {
+	if !d.asked {
 		return nil
 	}
 	if !d.daemon.alive() {
-		if err := d.startDaemon(ctx); err != nil {
+		if err := d.daemon.launch(); err != nil {
 			return err
 		}
 	}
-	_, err := d.api.ContainerRemove(ctx, d.id, client.ContainerRemoveOptions{Force: true, RemoveVolumes: true})
+	if err := d.daemon.awaitReady(ctx); err != nil {
+		return err
+	}
+	_, err := d.api.ContainerRemove(ctx, containerName, client.ContainerRemoveOptions{Force: true, RemoveVolumes: true})
 	if errdefs.IsNotFound(err) {
 		return nil
 	}

@@ -28,6 +28,7 @@ type daemon struct {
 	cmd   *exec.Cmd     // nil before the first start
 	ended chan struct{} // closed once cmd is reaped
 	err   error         // how it ended; valid once ended is closed
+	ready chan struct{} // closed once cmd has said that it is ready
 }
 
 func newDaemon(binary, root string, log io.Writer) (*daemon, error) {
@@ -75,6 +76,13 @@ func (d *daemon) args() []string {
 
 // start returns once the daemon has said that it is ready, or has ended.
 func (d *daemon) start(ctx context.Context) error {
+	if err := d.launch(); err != nil {
+		return err
+	}
+	return d.awaitReady(ctx)
+}
+
+func (d *daemon) launch() error {
 	// The daemon tells as it tells systemd: with a datagram.
 	notify := filepath.Join(d.root, "notify")
 	if err := os.Remove(notify); err != nil && !errors.Is(err, os.ErrNotExist) {
@@ -84,8 +92,6 @@ func (d *daemon) start(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	defer conn.Close()
-
 	cmd := exec.Command(d.binary, d.args()...)
 	cmd.Env = append(os.Environ(), "NOTIFY_SOCKET="+notify)
 	cmd.Stdout, cmd.Stderr = d.log, d.log
@@ -95,38 +101,45 @@ func (d *daemon) start(ctx context.Context) error {
 	// In a group of its own, a Ctrl-C on the terminal is ours alone to handle.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	if err := cmd.Start(); err != nil {
-		return err
+		return errors.Join(err, conn.Close())
 	}
-	ended := make(chan struct{})
-	d.cmd, d.ended = cmd, ended
+	ended, ready := make(chan struct{}), make(chan struct{})
+	d.cmd, d.ended, d.ready = cmd, ended, ready
 	go func() {
 		d.err = cmd.Wait()
+		conn.Close() // ends the listening
 		close(ended)
 	}()
+	go func() {
+		if saysReady(conn) {
+			close(ready)
+		}
+	}()
+	return nil
+}
 
-	ready := make(chan error, 1)
-	go func() { ready <- awaitReady(conn) }()
+func (d *daemon) awaitReady(ctx context.Context) error {
 	select {
-	case err := <-ready:
-		return err
-	case <-ended:
+	case <-d.ready:
+		return nil
+	case <-d.ended:
 		return fmt.Errorf("the daemon ended before it was ready: %w", exitError(d.err))
 	case <-ctx.Done():
 		return context.Cause(ctx)
 	}
 }
 
-// awaitReady reads notifications until one says READY=1.
-func awaitReady(conn *net.UnixConn) error {
+// saysReady reads notifications until one says READY=1.
+func saysReady(conn *net.UnixConn) bool {
 	buf := make([]byte, 4096)
 	for {
 		n, err := conn.Read(buf)
 		if err != nil {
-			return err
+			return false
 		}
 		for line := range bytes.Lines(buf[:n]) {
 			if string(bytes.TrimSpace(line)) == "READY=1" {
-				return nil
+				return true
 			}
 		}
 	}

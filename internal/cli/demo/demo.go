@@ -52,13 +52,19 @@ func Run(ctx context.Context, o Options) (err error) {
 		return err
 	}
 	defer func() {
-		if err != nil && ctx.Err() != nil {
+		interrupted := err != nil && ctx.Err() != nil
+		if interrupted {
 			err = context.Cause(ctx)
 			d.say("interrupted, cleaning up")
 		} else if err != nil {
 			d.daemon.showLog(o.Out)
 		}
-		err = errors.Join(err, d.cleanUp())
+		left := d.cleanUp()
+		if interrupted && left != nil {
+			// An interruption itself prints nothing.
+			d.say("%v", left)
+		}
+		err = errors.Join(err, left)
 	}()
 	return d.run(ctx)
 }
@@ -91,7 +97,8 @@ type demo struct {
 	root   string
 	daemon *daemon
 	api    *client.Client
-	id     string // of the container, once it is created
+	asked  bool   // for the container, which may therefore be there
+	id     string // of the container, once that is known
 }
 
 func newDemo(binary string, o Options) (*demo, error) {
@@ -221,6 +228,7 @@ func (d *demo) loadImage(ctx context.Context) error {
 // startContainer returns once the container has said that its port answers.
 func (d *demo) startContainer(ctx context.Context, log *logWatch) (container.State, string, error) {
 	port := network.MustParsePort("8080/tcp")
+	d.asked = true
 	created, err := d.api.ContainerCreate(ctx, client.ContainerCreateOptions{
 		Name:   containerName,
 		Config: &container.Config{Image: imageRef},
