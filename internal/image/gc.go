@@ -19,6 +19,10 @@ type collector struct {
 	stop   context.CancelFunc
 	done   chan struct{}
 	mu     sync.Mutex // one collection at a time
+
+	listMu sync.Mutex
+	must   bool     // something was removed
+	chains []string // released by containers: removed only if no image has them
 }
 
 func (s *Store) startCollector() {
@@ -48,6 +52,11 @@ func (s *Store) startCollector() {
 			if !s.holds.ready() {
 				continue // Hold asks again
 			}
+			if wanted, err := s.collectWanted(ctx); err != nil {
+				s.log.Error("garbage collection of images", "error", err)
+			} else if !wanted {
+				continue
+			}
 			if err := s.collect(ctx); err != nil && ctx.Err() == nil {
 				s.log.Error("garbage collection of images", "error", err)
 			}
@@ -62,6 +71,55 @@ func (s *Store) stopCollector() {
 
 // collectSoon asks for a collection and returns at once.
 func (s *Store) collectSoon() {
+	s.gc.listMu.Lock()
+	s.gc.must = true
+	s.gc.listMu.Unlock()
+	s.wakeCollector()
+}
+
+// released tells that a container no longer stands on these chains. Removing a
+// container costs no collection as long as its image is there.
+func (s *Store) released(chains []string) {
+	s.gc.listMu.Lock()
+	s.gc.chains = append(s.gc.chains, chains...)
+	s.gc.listMu.Unlock()
+	s.wakeCollector()
+}
+
+// collectWanted takes what was asked for and says whether it needs a
+// collection.
+func (s *Store) collectWanted(ctx context.Context) (bool, error) {
+	s.gc.listMu.Lock()
+	must, chains := s.gc.must, s.gc.chains
+	s.gc.must, s.gc.chains = false, nil
+	s.gc.listMu.Unlock()
+	if must {
+		return true, nil
+	}
+	ctx = s.ctx(ctx)
+	all, err := s.entries(ctx)
+	if err != nil {
+		return true, err
+	}
+	named := map[string]bool{}
+	for _, e := range all {
+		variants, err := s.variants(ctx, e.target)
+		if err != nil {
+			return true, err
+		}
+		for _, v := range variants {
+			named[v.snapshot()] = true
+		}
+	}
+	for _, chain := range chains {
+		if !named[chain] {
+			return true, nil
+		}
+	}
+	return false, nil
+}
+
+func (s *Store) wakeCollector() {
 	select {
 	case s.gc.wanted <- struct{}{}:
 	default:

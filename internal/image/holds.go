@@ -93,17 +93,18 @@ func (h *holds) add(storage, snapshot, dir string) error {
 	return nil
 }
 
-// drop forgets every hold of dir.
-func (h *holds) drop(dir string) error {
+// drop forgets every hold of dir and returns the chains that it was on.
+func (h *holds) drop(dir string) (released []string, _ error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	var errs []error
 	for name, held := range h.byLink {
 		if held.dir == dir {
 			errs = append(errs, h.forget(name))
+			released = append(released, held.snapshot)
 		}
 	}
-	return errors.Join(errs...)
+	return released, errors.Join(errs...)
 }
 
 func (h *holds) forget(name string) error {

@@ -110,6 +110,9 @@ func (s *Store) pullOne(ctx context.Context, named reference.Named, platform *oc
 	return nil
 }
 
+// maxLayers is OVL_MAX_STACK of Linux's overlayfs.
+const maxLayers = 500
+
 // pull is one run over one image.
 type pull struct {
 	store    *Store
@@ -226,6 +229,9 @@ func (r *pull) manifest(ctx context.Context, desc ocispec.Descriptor) ([]ocispec
 	conf, layers := children[0], children[1:]
 	if !images.IsConfigType(conf.MediaType) {
 		return nil, errInvalid("%s is no container image: its config is a %q", r.ref, conf.MediaType)
+	}
+	if len(layers) > maxLayers {
+		return nil, errInvalid("%s has %d layers, more than the %d that overlayfs can stack", r.ref, len(layers), maxLayers)
 	}
 	for _, layer := range layers {
 		if !images.IsLayerType(layer.MediaType) {

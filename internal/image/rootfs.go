@@ -16,6 +16,8 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
 	"golang.org/x/sys/unix"
+
+	"holdfast/internal/image/mounts"
 )
 
 // Names inside the directory of a container's rootfs. upper and work are the
@@ -215,14 +217,14 @@ func (s *Store) nativeDir(ctx context.Context, sn snapshots.Snapshotter, snapsho
 		if err := sn.Remove(ctx, key); err != nil && !errdefs.IsNotFound(err) {
 			return err
 		}
-		mounts, err := sn.View(ctx, key, snapshot)
+		view, err := sn.View(ctx, key, snapshot)
 		if err != nil {
 			return err
 		}
-		if len(mounts) != 1 {
+		if len(view) != 1 {
 			return fmt.Errorf("snapshot %s does not tell its directory", snapshot)
 		}
-		dirs = []string{mounts[0].Source}
+		dirs = []string{view[0].Source}
 		return sn.Remove(ctx, key)
 	})
 	return dirs, err
@@ -237,7 +239,7 @@ func (s *Store) MountRootfs(ctx context.Context, snapshot, storage, dir, target 
 	if err := os.MkdirAll(target, 0o755); err != nil {
 		return fmt.Errorf("mount rootfs: %w", err)
 	}
-	if mounted, err := isMounted(target); err != nil || mounted {
+	if mounted, err := mounts.Mounted(target); err != nil || mounted {
 		return err
 	}
 	// A container of an older start has a hold already; this renews a lost one.
@@ -260,7 +262,7 @@ func (s *Store) mount(storage string, lowers []string, dir, target string, reado
 		if readonly && len(lowers) > 0 {
 			from = lowers[0]
 		}
-		return bindMount(from, target, readonly)
+		return mounts.Bind(from, target, readonly)
 	}
 	if len(lowers) == 0 {
 		empty := s.path("snapshots", "empty")
@@ -271,15 +273,15 @@ func (s *Store) mount(storage string, lowers []string, dir, target string, reado
 	}
 	switch {
 	case readonly && len(lowers) == 1:
-		return bindMount(lowers[0], target, true)
+		return mounts.Bind(lowers[0], target, true)
 	case readonly:
-		return overlayMount(overlayLayers{lowers: lowers}, target)
+		return mounts.Overlay{Lowers: lowers}.Mount(target)
 	}
-	return overlayMount(overlayLayers{
-		lowers: lowers,
-		upper:  filepath.Join(dir, upperDir),
-		work:   filepath.Join(dir, workDir),
-	}, target)
+	return mounts.Overlay{
+		Lowers: lowers,
+		Upper:  filepath.Join(dir, upperDir),
+		Work:   filepath.Join(dir, workDir),
+	}.Mount(target)
 }
 
 // UnmountRootfs undoes MountRootfs; nothing mounted is success.
@@ -311,15 +313,16 @@ func (s *Store) RemoveRootfs(ctx context.Context, dir string) error {
 			return fmt.Errorf("remove rootfs: %w", err)
 		}
 	}
-	if err := s.holds.drop(dir); err != nil {
+	released, err := s.holds.drop(dir)
+	if err != nil {
 		return err
 	}
-	err := os.Remove(dir)
+	if len(released) > 0 {
+		s.released(released)
+	}
+	err = os.Remove(dir)
 	if err != nil && !errors.Is(err, os.ErrNotExist) && !errors.Is(err, syscall.ENOTEMPTY) && !errors.Is(err, syscall.EBUSY) {
 		return fmt.Errorf("remove rootfs: %w", err)
-	}
-	if s.holds.ready() && err == nil {
-		s.collectSoon()
 	}
 	return nil
 }
@@ -370,7 +373,7 @@ func (s *Store) RootfsUsage(dir string) (int64, error) {
 
 // mountsBelow lists what is mounted at or below dir, deepest first.
 func mountsBelow(dir string) ([]string, error) {
-	found, err := mountPoints(func(at string) bool {
+	found, err := mounts.Points(func(at string) bool {
 		return at == dir || strings.HasPrefix(at, dir+"/")
 	})
 	slices.Reverse(found)

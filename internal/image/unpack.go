@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 
 	"github.com/containerd/containerd/v2/core/content"
 	"github.com/containerd/containerd/v2/core/diff"
@@ -102,6 +103,9 @@ func (s *Store) label(ctx context.Context, desc ocispec.Descriptor) ([]ocispec.D
 // unpackError gives a failed unpacking the kind of its cause: bad input, or a
 // host that can't take it.
 func unpackError(err error) error {
+	if err != nil && strings.Contains(err.Error(), "wrong diff id") { // the unpacker's words; it has no kind for it
+		return &kinded{fmt.Sprintf("failed to register layer: it is not the one that the image's config names: %s", err), errdefs.ErrDataLoss, err}
+	}
 	var layer *layerError
 	if !errors.As(err, &layer) || isHostError(err) {
 		return err

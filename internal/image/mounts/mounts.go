@@ -1,9 +1,10 @@
-package image
+// Package mounts makes the mounts of root filesystems: overlays of any number
+// of layers, and binds. It knows paths alone, neither images nor containers.
+package mounts
 
 import (
 	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -13,10 +14,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// overlayLayers is what an overlay mount is made of. Without upper it is read-only.
-type overlayLayers struct {
-	lowers      []string // top first
-	upper, work string
+// Overlay is what an overlay mount is made of. Without Upper it is read-only.
+type Overlay struct {
+	Lowers      []string // top first
+	Upper, Work string
 }
 
 // indexParameter exists where the kernel knows the overlay's inode index. It
@@ -27,40 +28,42 @@ var indexParameter = func() bool {
 	return err == nil
 }()
 
-// overlayMount mounts o at target, with the mount API of Linux 6.8 and later,
+// Mount mounts o at target, with the mount API of Linux 6.8 and later,
 // which takes each layer by itself and so has no limit on the length of all
 // options, or else with mount(2).
-func overlayMount(o overlayLayers, target string) error {
-	err := overlayMountFD(o, target)
-	if errors.Is(err, errOldKernel) {
-		return overlayMountOptions(o, target)
+func (o Overlay) Mount(target string) error {
+	err := o.MountByFD(target)
+	if errors.Is(err, ErrOldKernel) {
+		return o.MountByOptions(target)
 	}
 	return err
 }
 
-var errOldKernel = errors.New("the kernel lacks the mount API")
+// ErrOldKernel is MountByFD's error where the kernel lacks what it needs.
+var ErrOldKernel = errors.New("the kernel lacks the mount API")
 
-func overlayMountFD(o overlayLayers, target string) error {
+// MountByFD mounts o with fsopen(2), fsconfig(2) and fsmount(2).
+func (o Overlay) MountByFD(target string) error {
 	fd, err := unix.Fsopen("overlay", unix.FSOPEN_CLOEXEC)
 	if errors.Is(err, unix.ENOSYS) || errors.Is(err, unix.EPERM) && os.Geteuid() == 0 {
-		return errOldKernel // EPERM: some seccomp profiles know only mount(2)
+		return ErrOldKernel // EPERM: some seccomp profiles know only mount(2)
 	}
 	if err != nil {
 		return fmt.Errorf("fsopen overlay: %w", err)
 	}
 	defer unix.Close(fd)
 
-	for i, dir := range o.lowers {
+	for i, dir := range o.Lowers {
 		if err := unix.FsconfigSetString(fd, "lowerdir+", dir); err != nil {
 			if i == 0 && errors.Is(err, unix.EINVAL) {
-				return errOldKernel
+				return ErrOldKernel
 			}
 			return fsError(fd, "layer "+dir, err)
 		}
 	}
 	set := [][2]string{{"source", "overlay"}}
-	if o.upper != "" {
-		set = append(set, [2]string{"upperdir", o.upper}, [2]string{"workdir", o.work})
+	if o.Upper != "" {
+		set = append(set, [2]string{"upperdir", o.Upper}, [2]string{"workdir", o.Work})
 	}
 	if indexParameter {
 		set = append(set, [2]string{"index", "off"})
@@ -74,7 +77,7 @@ func overlayMountFD(o overlayLayers, target string) error {
 		return fsError(fd, "overlay", err)
 	}
 	attrs := 0
-	if o.upper == "" {
+	if o.Upper == "" {
 		attrs = unix.MOUNT_ATTR_RDONLY
 	}
 	mnt, err := unix.Fsmount(fd, unix.FSMOUNT_CLOEXEC, attrs)
@@ -97,13 +100,13 @@ func fsError(fd int, what string, err error) error {
 	return fmt.Errorf("%s: %w", what, err)
 }
 
-// overlayMountOptions mounts with mount(2). Its options must fit into a page,
+// MountByOptions mounts o with mount(2). Its options must fit into a page,
 // so the layers are named relative to their common directory, into which a
 // thread of its own goes.
-func overlayMountOptions(o overlayLayers, target string) error {
-	base := filepath.Dir(filepath.Dir(o.lowers[0]))
-	rel := make([]string, len(o.lowers))
-	for i, dir := range o.lowers {
+func (o Overlay) MountByOptions(target string) error {
+	base := filepath.Dir(filepath.Dir(o.Lowers[0]))
+	rel := make([]string, len(o.Lowers))
+	for i, dir := range o.Lowers {
 		r, err := filepath.Rel(base, dir)
 		if err != nil {
 			return err
@@ -112,8 +115,8 @@ func overlayMountOptions(o overlayLayers, target string) error {
 	}
 	options := "lowerdir=" + strings.Join(rel, ":")
 	var flags uintptr
-	if o.upper != "" {
-		options += ",upperdir=" + escape(o.upper, `\,`) + ",workdir=" + escape(o.work, `\,`)
+	if o.Upper != "" {
+		options += ",upperdir=" + escape(o.Upper, `\,`) + ",workdir=" + escape(o.Work, `\,`)
 	} else {
 		flags = unix.MS_RDONLY
 	}
@@ -121,7 +124,7 @@ func overlayMountOptions(o overlayLayers, target string) error {
 		options += ",index=off"
 	}
 	if len(options) >= os.Getpagesize() {
-		return fmt.Errorf("%d layers are too many for mount(2); Linux 6.8 or later can mount them", len(o.lowers))
+		return fmt.Errorf("%d layers are too many for mount(2); Linux 6.8 or later can mount them", len(o.Lowers))
 	}
 	done := make(chan error, 1)
 	go func() {
@@ -136,7 +139,7 @@ func overlayMountOptions(o overlayLayers, target string) error {
 				return &os.PathError{Op: "chdir", Path: base, Err: err}
 			}
 			if err := unix.Mount("overlay", target, "overlay", flags, options); err != nil {
-				return fmt.Errorf("mount overlay with %d layers: %w", len(o.lowers), err)
+				return fmt.Errorf("mount overlay with %d layers: %w", len(o.Lowers), err)
 			}
 			return nil
 		}()
@@ -159,7 +162,8 @@ func escape(s, set string) string {
 	return b.String()
 }
 
-func bindMount(from, target string, readonly bool) error {
+// Bind mounts from at target.
+func Bind(from, target string, readonly bool) error {
 	if err := unix.Mount(from, target, "", unix.MS_BIND, ""); err != nil {
 		return fmt.Errorf("bind %s: %w", from, err)
 	}
@@ -173,7 +177,8 @@ func bindMount(from, target string, readonly bool) error {
 	return nil
 }
 
-func isMounted(target string) (bool, error) {
+// Mounted reports whether target is a mount point.
+func Mounted(target string) (bool, error) {
 	var stx unix.Statx_t
 	err := unix.Statx(unix.AT_FDCWD, target, unix.AT_SYMLINK_NOFOLLOW|unix.AT_NO_AUTOMOUNT, unix.STATX_TYPE, &stx)
 	if err == nil && stx.Attributes_mask&unix.STATX_ATTR_MOUNT_ROOT != 0 {
@@ -182,8 +187,8 @@ func isMounted(target string) (bool, error) {
 	return mountinfo.Mounted(target)
 }
 
-// mountPoints lists the mount points that want accepts, in mount order.
-func mountPoints(want func(string) bool) ([]string, error) {
+// Points lists the mount points that want accepts, in mount order.
+func Points(want func(string) bool) ([]string, error) {
 	infos, err := mountinfo.GetMounts(func(i *mountinfo.Info) (skip, stop bool) {
 		return !want(i.Mountpoint), false
 	})
@@ -195,28 +200,4 @@ func mountPoints(want func(string) bool) ([]string, error) {
 		at[i] = info.Mountpoint
 	}
 	return at, nil
-}
-
-// clearFlags takes the immutable and append-only flags from everything below
-// path, so that it can be removed.
-func clearFlags(path string) error {
-	return filepath.WalkDir(path, func(p string, d fs.DirEntry, err error) error {
-		if err != nil || !d.IsDir() && !d.Type().IsRegular() {
-			return err
-		}
-		fd, err := unix.Open(p, unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
-		if err != nil {
-			return &os.PathError{Op: "open", Path: p, Err: err}
-		}
-		defer unix.Close(fd)
-		flags, err := unix.IoctlGetUint32(fd, unix.FS_IOC_GETFLAGS)
-		if err != nil {
-			return nil // the filesystem has no such flags
-		}
-		const locked = 0x10 | 0x20 // FS_IMMUTABLE_FL, FS_APPEND_FL of linux/fs.h
-		if flags&locked == 0 {
-			return nil
-		}
-		return unix.IoctlSetPointerInt(fd, unix.FS_IOC_SETFLAGS, int(flags&^locked))
-	})
 }
