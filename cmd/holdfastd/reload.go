@@ -12,13 +12,17 @@ import (
 // reload takes the file again. Whatever is wrong with it leaves the daemon as
 // it is.
 func (d *daemon) reload(ctx context.Context) {
-	d.tell(d.notify.Reloading())
+	if d.ready { // before, there is nothing to be ready again from
+		d.tell(d.notify.Reloading())
+	}
 	status := "ready"
 	if err := d.takeConfig(ctx); err != nil {
 		status = "ready; the last reload failed: " + err.Error()
 		d.log.Error("the configuration was not reloaded, the old one stays", "error", err)
 	}
-	d.tell(d.notify.Ready(status))
+	if d.ready {
+		d.tell(d.notify.Ready(status))
+	}
 }
 
 func (d *daemon) takeConfig(ctx context.Context) error {

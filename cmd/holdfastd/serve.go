@@ -50,6 +50,7 @@ type daemon struct {
 	requests    context.Context
 	endRequests context.CancelFunc
 	failed      chan error // from a listener that broke
+	ready       bool       // and the service manager knows it
 }
 
 // serve runs the daemon until a signal ends it. The order is that of every
@@ -162,12 +163,13 @@ func (d *daemon) loop(signals <-chan os.Signal, started time.Time) error {
 				return fmt.Errorf("restore what was there: %w", err)
 			}
 			d.log.Info("Daemon has completed initialization", "took", time.Since(started).Round(time.Microsecond).String())
+			d.ready = true
 			d.tell(d.notify.Ready("ready"))
 		case err := <-d.failed:
 			return err
 		case s := <-signals:
 			if d.handle(ctx, s) {
-				return d.stop(signals)
+				return d.stop(s, signals)
 			}
 		}
 	}
@@ -175,8 +177,8 @@ func (d *daemon) loop(signals <-chan os.Signal, started time.Time) error {
 
 // stop ends what is to end, while requests are still answered: a client that
 // waits for a container that is being stopped gets its answer.
-func (d *daemon) stop(signals <-chan os.Signal) error {
-	d.log.Info("Processing signal: the daemon stops", "live-restore", d.cfg.LiveRestore)
+func (d *daemon) stop(s os.Signal, signals <-chan os.Signal) error {
+	d.log.Info(fmt.Sprintf("Processing signal '%s'", s), "live-restore", d.cfg.LiveRestore)
 	d.tell(d.notify.Stopping())
 	go forceOn(signals, d.log)
 	if err := d.service.Shutdown(context.Background()); err != nil {

@@ -3,7 +3,6 @@ package handoff
 import (
 	"crypto/sha256"
 	"encoding/hex"
-	"errors"
 	"os"
 	"strings"
 
@@ -82,5 +81,3 @@ func (in *Inherited) unclaimed() []string {
 	in.units = nil
 	return names
 }
-
-var errNoUnits = errors.New("no sockets found via socket activation: make sure the service was started by systemd")

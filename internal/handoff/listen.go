@@ -99,7 +99,7 @@ func Listen(ctx context.Context, o ListenOptions) (_ *Listeners, err error) {
 		case "fd":
 			got, err = listenUnits(o, address, rest)
 		default:
-			err = fmt.Errorf("want unix://PATH, tcp://HOST:PORT or fd://: %w", errdefs.ErrInvalidArgument)
+			err = errdefs.ErrInvalidArgument.WithMessage("want unix://PATH, tcp://HOST:PORT or fd://")
 		}
 		ls.list = append(ls.list, got...)
 		if err != nil {
@@ -190,7 +190,7 @@ func listenTCP(ctx context.Context, o ListenOptions, address, rest string) ([]*L
 	}
 	host, p, err := net.SplitHostPort(hostport)
 	if err != nil {
-		return nil, fmt.Errorf("%w: %w", err, errdefs.ErrInvalidArgument)
+		return nil, errdefs.ErrInvalidArgument.WithMessage(err.Error())
 	}
 	if p == "" {
 		p = port
@@ -250,7 +250,7 @@ func wrap(o ListenOptions, address string, raw rawListener, s *socketFile) *List
 // one of a descriptor's number or name.
 func listenUnits(o ListenOptions, address, which string) ([]*Listener, error) {
 	if o.Inherited == nil || len(o.Inherited.units) == 0 {
-		return nil, fmt.Errorf("%w: %w", errNoUnits, errdefs.ErrFailedPrecondition)
+		return nil, errdefs.ErrFailedPrecondition.WithMessage("no sockets found via socket activation: make sure the service was started by systemd")
 	}
 	var take, leave []*os.File
 	for _, f := range o.Inherited.units {
@@ -262,7 +262,7 @@ func listenUnits(o ListenOptions, address, which string) ([]*Listener, error) {
 	}
 	o.Inherited.units = leave
 	if len(take) == 0 {
-		return nil, fmt.Errorf("failed to find systemd activated sockets: %q: %w", which, errdefs.ErrNotFound)
+		return nil, errdefs.ErrNotFound.WithMessage(fmt.Sprintf("failed to find systemd activated sockets: %q", which))
 	}
 	var out []*Listener
 	for _, f := range take {
@@ -274,7 +274,7 @@ func listenUnits(o ListenOptions, address, which string) ([]*Listener, error) {
 		raw, ok := l.(rawListener)
 		if !ok {
 			l.Close()
-			return out, fmt.Errorf("socket %s of systemd is no stream socket: %w", f.Name(), errdefs.ErrInvalidArgument)
+			return out, errdefs.ErrInvalidArgument.WithMessage(fmt.Sprintf("socket %s of systemd is no stream socket", f.Name()))
 		}
 		if _, tcp := raw.(*net.TCPListener); tcp && o.TLS == nil {
 			warnPlain(o.Log, raw.Addr())

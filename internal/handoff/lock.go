@@ -79,7 +79,7 @@ func makeRoot(what, dir string) error {
 	if st, err := os.Stat(dir); err != nil {
 		return fmt.Errorf("the %s %s: %w", what, dir, err)
 	} else if !st.IsDir() {
-		return fmt.Errorf("the %s %s is no folder: name another: %w", what, dir, errdefs.ErrInvalidArgument)
+		return errdefs.ErrInvalidArgument.WithMessage(fmt.Sprintf("the %s %s is no folder: name another", what, dir))
 	}
 	return nil
 }
@@ -114,14 +114,13 @@ func lockRoot(ctx context.Context, what, dir string) (*os.File, error) {
 		if err := waitLock(ctx, f); err == nil {
 			return f, nil
 		}
-		return nil, fmt.Errorf("the %s %s is locked, though its holder, process %d, has ended: look for processes that it left with `fuser %s`: %w", what, dir, held.Pid, name, errdefs.ErrConflict)
+		return nil, errdefs.ErrConflict.WithMessage(fmt.Sprintf("the %s %s is locked, though its holder, process %d, has ended: look for processes that it left with `fuser %s`", what, dir, held.Pid, name))
 	}
 	f.Close()
 	if held.Pid == 0 {
-		return nil, fmt.Errorf("the %s %s is held by another daemon: stop it, or use another --%s: %w", what, dir, strings.ReplaceAll(what, " ", "-"), errdefs.ErrConflict)
+		return nil, errdefs.ErrConflict.WithMessage(fmt.Sprintf("the %s %s is held by another daemon: stop it, or use another --%s", what, dir, strings.ReplaceAll(what, " ", "-")))
 	}
-	return nil, fmt.Errorf("the %s %s is held by the daemon with process ID %d since %s, whose data root is %s: stop it, or use another --%s: %w",
-		what, dir, held.Pid, held.Since.Format(time.RFC3339), held.DataRoot, strings.ReplaceAll(what, " ", "-"), errdefs.ErrConflict)
+	return nil, errdefs.ErrConflict.WithMessage(fmt.Sprintf("the %s %s is held by the daemon with process ID %d since %s, whose data root is %s: stop it, or use another --%s", what, dir, held.Pid, held.Since.Format(time.RFC3339), held.DataRoot, strings.ReplaceAll(what, " ", "-")))
 }
 
 // waitLock takes over f: it is locked on return, or closed once the lock has
@@ -203,7 +202,7 @@ func Adopt(files []*os.File, dataRoot, execRoot string) (*Lock, error) {
 		// Same open file: succeeds at once. Anything else means that this is
 		// not the lock that it is said to be.
 		if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
-			return nil, fmt.Errorf("the lock %s was not handed over: %w", f.Name(), errors.Join(err, errdefs.ErrFailedPrecondition))
+			return nil, errdefs.ErrFailedPrecondition.WithMessage(fmt.Sprintf("the lock %s was not handed over: %v", f.Name(), err))
 		}
 	}
 	l := &Lock{files: files, record: holder{Pid: os.Getpid(), Since: time.Now(), DataRoot: dataRoot, ExecRoot: execRoot}}

@@ -41,7 +41,7 @@ func ServerTLS(f TLSFiles) (*tls.Config, error) {
 	}
 	c.ClientCAs = x509.NewCertPool()
 	if !c.ClientCAs.AppendCertsFromPEM(pem) {
-		return nil, fmt.Errorf("no certificate in %q: want PEM: %w", f.CA, errdefs.ErrInvalidArgument)
+		return nil, errdefs.ErrInvalidArgument.WithMessage(fmt.Sprintf("no certificate in %q: want PEM", f.CA))
 	}
 	c.ClientAuth = tls.RequireAndVerifyClientCert
 	return c, nil

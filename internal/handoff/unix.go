@@ -38,7 +38,7 @@ func statSocket(path string) (*socketFile, error) {
 		return nil, &os.PathError{Op: "lstat", Path: path, Err: err}
 	}
 	if st.Mode&unix.S_IFMT != unix.S_IFSOCK {
-		return nil, fmt.Errorf("%s is there and is no socket: move it away, or use another path: %w", path, errdefs.ErrConflict)
+		return nil, errdefs.ErrConflict.WithMessage(fmt.Sprintf("%s is there and is no socket: move it away, or use another path", path))
 	}
 	return &socketFile{path: path, dev: uint64(st.Dev), ino: st.Ino}, nil
 }
@@ -49,7 +49,7 @@ func statSocket(path string) (*socketFile, error) {
 // or the new one with its owner and mode, and nothing in between.
 func listenUnix(ctx context.Context, o ListenOptions, address, path string) ([]*Listener, error) {
 	if len(path) > maxSocketPath {
-		return nil, fmt.Errorf("the path of a socket can have %d characters at most: %w", maxSocketPath, errdefs.ErrInvalidArgument)
+		return nil, errdefs.ErrInvalidArgument.WithMessage(fmt.Sprintf("the path of a socket can have %d characters at most", maxSocketPath))
 	}
 	old, err := statSocket(path)
 	if err != nil && !errors.Is(err, os.ErrNotExist) {
@@ -69,7 +69,7 @@ func listenUnix(ctx context.Context, o ListenOptions, address, path string) ([]*
 	if old != nil {
 		if conn, err := (&net.Dialer{}).DialContext(ctx, "unix", path); err == nil {
 			conn.Close()
-			return nil, fmt.Errorf("another program listens on %s: stop it, or use another path: %w", path, errdefs.ErrConflict)
+			return nil, errdefs.ErrConflict.WithMessage(fmt.Sprintf("another program listens on %s: stop it, or use another path", path))
 		}
 	}
 	gid, err := groupID(o)
@@ -124,7 +124,7 @@ func groupID(o ListenOptions) (int, error) {
 		return strconv.Atoi(g.Gid)
 	}
 	if o.GroupRequired {
-		return 0, fmt.Errorf("group %s not found: make it with `groupadd %s`, or name another by --group: %w", o.Group, o.Group, errdefs.ErrNotFound)
+		return 0, errdefs.ErrNotFound.WithMessage(fmt.Sprintf("group %s not found: make it with `groupadd %s`, or name another by --group", o.Group, o.Group))
 	}
 	o.Log.Warn("could not change group of the API's socket: group " + o.Group + " not found; only root can use the socket")
 	return -1, nil
