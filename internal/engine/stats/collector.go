@@ -26,6 +26,7 @@ type Collector struct {
 	mu      sync.Mutex
 	clients map[*client]struct{}
 	stop    context.CancelFunc // of the sampling, while there are clients
+	last    *result            // the latest sample, while there are clients
 	closed  chan struct{}
 }
 
@@ -137,12 +138,8 @@ func (c *Collector) join() *client {
 		ctx, cancel := context.WithCancel(context.Background())
 		c.stop = cancel
 		go c.run(ctx)
-	} else {
-		// The sampling goes on by its own beat; a newcomer need not wait for it.
-		go func() {
-			s, err := c.sample(context.Background())
-			cl.put(result{s, err})
-		}()
+	} else if c.last != nil {
+		cl.put(*c.last) // which is no older than Interval
 	}
 	return cl
 }
@@ -153,7 +150,7 @@ func (c *Collector) leave(cl *client) {
 	delete(c.clients, cl)
 	if len(c.clients) == 0 && c.stop != nil {
 		c.stop()
-		c.stop = nil
+		c.stop, c.last = nil, nil
 	}
 }
 
@@ -163,12 +160,14 @@ func (c *Collector) run(ctx context.Context) {
 	defer t.Stop()
 	for {
 		s, err := c.sample(ctx)
-		if ctx.Err() != nil {
+		c.mu.Lock()
+		if ctx.Err() != nil { // under the lock: the clients may be another run's
+			c.mu.Unlock()
 			return
 		}
-		c.mu.Lock()
+		c.last = &result{s, err}
 		for cl := range c.clients {
-			cl.put(result{s, err})
+			cl.put(*c.last)
 		}
 		c.mu.Unlock()
 		select {
