@@ -3,6 +3,7 @@ package cli
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net/url"
 	"path"
@@ -68,7 +69,11 @@ func runStatus(ctx context.Context, docker command.Cli, format, execRoot string)
 	}
 
 	host := docker.DockerEndpoint().Host
-	s.Error = fmt.Sprintf("%s: %v", host, err)
+	what := "not answering"
+	if errors.Is(err, status.ErrNoStatus) {
+		what = "unknown"
+	}
+	s.Error = fmt.Sprintf("%s: %s: %v", what, host, err)
 	if execRoot == "" {
 		execRoot = execRootOf(host)
 	}

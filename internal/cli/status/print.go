@@ -22,7 +22,7 @@ func Print(out io.Writer, s Status, now time.Time) error {
 		fmt.Fprintf(w, "Exec root:\t%s\n", d.ExecRoot)
 		fmt.Fprintf(w, "Lives:\t%d\n", len(s.Lives))
 	} else {
-		fmt.Fprintf(w, "Daemon:\tnot answering: %s\n", s.Error)
+		fmt.Fprintf(w, "Daemon:\t%s\n", s.Error)
 	}
 	if err := w.Flush(); err != nil {
 		return err

@@ -58,6 +58,9 @@ type Container struct {
 	Note string `json:"note,omitempty"`
 }
 
+// ErrNoStatus is of a daemon that answers something else.
+var ErrNoStatus = errors.New("the daemon there answers, but has no status")
+
 // Fetch asks the daemon that dial connects to.
 func Fetch(ctx context.Context, dial func(context.Context) (net.Conn, error)) (Status, error) {
 	web := &http.Client{Transport: &http.Transport{
@@ -90,7 +93,7 @@ func Fetch(ctx context.Context, dial func(context.Context) (net.Conn, error)) (S
 		if json.Unmarshal(body, &refusal) != nil || refusal.Message == "" {
 			refusal.Message = resp.Status
 		}
-		return Status{}, fmt.Errorf("the daemon there answers, but has no status to give (%s); is it Holdfast's?", refusal.Message)
+		return Status{}, fmt.Errorf("%w (%s); is it Holdfast's?", ErrNoStatus, refusal.Message)
 	}
 	// The daemon's own fields stand beside lives and containers.
 	var answer struct {
@@ -99,7 +102,7 @@ func Fetch(ctx context.Context, dial func(context.Context) (net.Conn, error)) (S
 		Containers []Container `json:"containers"`
 	}
 	if err := json.Unmarshal(body, &answer); err != nil {
-		return Status{}, fmt.Errorf("the daemon's status can't be understood: %w", err)
+		return Status{}, fmt.Errorf("%w that can be understood: %w", ErrNoStatus, err)
 	}
 	return Status{Daemon: &answer.Daemon, Lives: answer.Lives, Containers: answer.Containers}, nil
 }
