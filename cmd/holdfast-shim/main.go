@@ -1,0 +1,22 @@
+// Command holdfast-shim stands beside one container and keeps it without a
+// daemon. The daemon starts it; see docs/protocol/shim.md. It is not meant to
+// be started by hand.
+package main
+
+import (
+	"fmt"
+	"os"
+
+	"holdfast/internal/shim/server"
+)
+
+// release is set by the build.
+var release = "dev"
+
+func main() {
+	if len(os.Args) > 1 && (os.Args[1] == "--version" || os.Args[1] == "-v") {
+		fmt.Println("holdfast-shim " + release)
+		return
+	}
+	os.Exit(server.Main(release))
+}

@@ -1,0 +1,237 @@
+package server
+
+import (
+	"encoding/binary"
+	"errors"
+	"os"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"holdfast/internal/logs/format"
+	"holdfast/internal/shim/proto"
+)
+
+// frameHeader is the length of the header in a multiplexed stream of the
+// Docker Engine API: the stream's number, three zeros, the length of what
+// follows, 4 bytes big-endian.
+const frameHeader = 8
+
+func header(src format.Source, n int) (h [frameHeader]byte) {
+	h[0] = byte(src)
+	binary.BigEndian.PutUint32(h[4:], uint32(n))
+	return h
+}
+
+// lingerTime is how long, after the end, a client may take for its next read
+// before the shim leaves without it.
+const lingerTime = 30 * time.Second
+
+// client is someone attached to the container.
+type client struct {
+	sock           *socket
+	raw            bool
+	stdout, stderr bool
+	queue          *backlog
+	done           chan struct{} // the socket is closed
+}
+
+// socket is a client's connection.
+type socket struct {
+	f        *os.File
+	raw      syscall.RawConn
+	progress *atomic.Uint64 // counts what was taken, for who waits at the end
+	once     sync.Once
+}
+
+// newSocket takes over a connected socket.
+func newSocket(fd int, progress *atomic.Uint64) (*socket, error) {
+	if err := unix.SetNonblock(fd, true); err != nil {
+		unix.Close(fd)
+		return nil, os.NewSyscallError("setnonblock", err)
+	}
+	f := os.NewFile(uintptr(fd), "client")
+	raw, err := f.SyscallConn()
+	if err != nil {
+		f.Close()
+		return nil, err
+	}
+	return &socket{f: f, raw: raw, progress: progress}, nil
+}
+
+// write writes all of p, at the peer's pace.
+func (s *socket) write(p []byte) error {
+	for len(p) > 0 {
+		n, err := s.f.Write(p[:min(len(p), readSize)])
+		if err != nil {
+			return err
+		}
+		s.progress.Add(1)
+		p = p[n:]
+	}
+	return nil
+}
+
+// close ends the connection for all who hold the socket: the daemon may not
+// have closed its copy yet.
+func (s *socket) close() {
+	s.once.Do(func() {
+		s.raw.Control(func(fd uintptr) { unix.Shutdown(int(fd), unix.SHUT_RDWR) })
+		s.f.Close()
+	})
+}
+
+// waitGone returns when the peer, who has already said that it will send no
+// more, has closed the connection altogether, or when close was called.
+func (s *socket) waitGone() {
+	s.raw.Read(func(fd uintptr) bool {
+		fds := []unix.PollFd{{Fd: int32(fd)}}
+		unix.Poll(fds, 0)
+		return fds[0].Revents&(unix.POLLHUP|unix.POLLERR) != 0
+	})
+}
+
+// attach connects a client. It gets every byte that the container writes from
+// now on, up to the end of the run.
+func (o *output) attach(sock *socket, a proto.Attach, spillDir string) (*client, *stdin, error) {
+	c := &client{sock: sock, raw: a.Raw, stdout: a.Stdout, stderr: a.Stderr,
+		queue: newBacklog(spillDir), done: make(chan struct{})}
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.ended {
+		return nil, nil, errors.New("container is not running")
+	}
+	o.clients[c] = struct{}{}
+	go c.deliver(o)
+	return c, o.in, nil
+}
+
+// send is called with output's lock held and never waits.
+func (c *client) send(src format.Source, p []byte) {
+	if src == format.Stdout && !c.stdout || src == format.Stderr && !c.stderr {
+		return
+	}
+	var head []byte
+	if !c.raw {
+		h := header(src, len(p))
+		head = h[:]
+	}
+	if err := c.queue.put(head, p); err != nil {
+		c.queue.last(c.farewell("\r\nholdfast: this client reads too slowly and was detached; the container runs on, its log has all output\r\n"))
+	}
+}
+
+// farewell is a message in the client's format.
+func (c *client) farewell(msg string) []byte {
+	if c.raw {
+		return []byte(msg)
+	}
+	h := header(format.Stderr, len(msg))
+	return append(h[:], msg...)
+}
+
+// finish ends the stream after what is still to be delivered.
+func (c *client) finish() { c.queue.last(nil) }
+
+// deliver writes the backlog to the client, at the client's pace.
+func (c *client) deliver(o *output) {
+	defer close(c.done)
+	defer c.sock.close()
+	defer func() {
+		o.mu.Lock()
+		delete(o.clients, c)
+		o.mu.Unlock()
+	}()
+	var p []byte
+	for {
+		if p = c.queue.take(p); p == nil {
+			return
+		}
+		if err := c.sock.write(p); err != nil {
+			c.queue.discard()
+			return
+		}
+	}
+}
+
+// input carries what the client sends to the container's input. It returns
+// when the client has gone, or was detached by its keys, which it reports.
+func (c *client) input(in *stdin, a proto.Attach, stdinOnce bool) (detached bool) {
+	esc := escape{keys: a.DetachKeys}
+	broken := !a.Stdin
+	feed := func(p []byte) bool {
+		clean, left := esc.filter(p)
+		if len(clean) > 0 && !broken {
+			broken = in.write(clean) != nil
+		}
+		return left
+	}
+	if feed(a.Pending) {
+		c.finish()
+		return true
+	}
+	size := 512
+	if a.Stdin {
+		size = 32 << 10
+	}
+	buf := make([]byte, size)
+	for {
+		n, err := c.sock.f.Read(buf)
+		if n > 0 && feed(buf[:n]) {
+			c.finish()
+			return true
+		}
+		if err != nil || n == 0 {
+			break
+		}
+	}
+	if a.Stdin {
+		if rest := esc.held(); len(rest) > 0 && !broken {
+			in.write(rest)
+		}
+		if stdinOnce {
+			in.closeInput()
+		}
+	}
+	buf = nil
+	// It may have closed only its writing side.
+	c.sock.waitGone()
+	c.queue.discard()
+	return false
+}
+
+// escape finds the detach keys in what a client types. Keys that may yet
+// become the whole sequence are held back.
+type escape struct {
+	keys []byte
+	pos  int // how many keys are held back
+}
+
+// filter returns what is to be passed on, and whether the sequence was typed.
+func (e *escape) filter(p []byte) (clean []byte, detached bool) {
+	if len(e.keys) == 0 {
+		return p, false
+	}
+	clean = make([]byte, 0, len(p)+e.pos)
+	for _, b := range p {
+		if b != e.keys[e.pos] {
+			clean = append(clean, e.keys[:e.pos]...)
+			e.pos = 0
+			if b != e.keys[0] {
+				clean = append(clean, b)
+				continue
+			}
+		}
+		if e.pos++; e.pos == len(e.keys) {
+			e.pos = 0
+			return clean, true
+		}
+	}
+	return clean, false
+}
+
+// held is what filter keeps back.
+func (e *escape) held() []byte { return e.keys[:e.pos] }

@@ -1,0 +1,126 @@
+package server
+
+import (
+	"bytes"
+	"encoding/json"
+	"os"
+
+	"holdfast/internal/shim/proto"
+)
+
+// journalLimit is the size in bytes above which the older half of the journal
+// is given up: it lies in memory (the run directory is a tmpfs), and without a
+// daemon nobody collects it.
+const journalLimit = 4 << 20
+
+// journal is the file of entries, one JSON line each. It is not safe for
+// concurrent use; record's lock guards it.
+type journal struct {
+	path string
+	f    *os.File
+	size int64
+	seq  uint64 // of the last entry
+}
+
+// openJournal opens the file, keeps its entries when keep is set, and cuts off
+// a line that was torn by a crash.
+func openJournal(path string, keep bool) (*journal, error) {
+	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|os.O_APPEND, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	j := &journal{path: path, f: f}
+	if keep {
+		b, err := os.ReadFile(path)
+		if err != nil {
+			f.Close()
+			return nil, err
+		}
+		j.size = int64(bytes.LastIndexByte(b, '\n') + 1)
+		for _, e := range parseJournal(b, 0) {
+			j.seq = max(j.seq, e.Seq)
+		}
+	}
+	if err := f.Truncate(j.size); err != nil {
+		f.Close()
+		return nil, err
+	}
+	return j, nil
+}
+
+// append numbers the entry and writes it in one write.
+func (j *journal) append(e *proto.Entry) error {
+	j.seq++
+	e.Seq = j.seq
+	line, err := json.Marshal(e)
+	if err != nil {
+		return err
+	}
+	line = append(line, '\n')
+	if j.size+int64(len(line)) > journalLimit {
+		if err := j.shrink(); err != nil {
+			return err
+		}
+	}
+	n, err := j.f.Write(line)
+	if err != nil {
+		// A torn line must not join the next one.
+		if n > 0 && j.f.Truncate(j.size) != nil {
+			j.size += int64(n)
+		}
+		return err
+	}
+	j.size += int64(n)
+	return nil
+}
+
+// shrink replaces the file by its newer half.
+func (j *journal) shrink() error {
+	b, err := os.ReadFile(j.path)
+	if err != nil {
+		return err
+	}
+	half := b[len(b)/2:]
+	half = half[bytes.IndexByte(half, '\n')+1:]
+	tmp := j.path + ".tmp"
+	f, err := os.OpenFile(tmp, os.O_RDWR|os.O_CREATE|os.O_TRUNC|os.O_APPEND, 0o600)
+	if err != nil {
+		return err
+	}
+	if _, err = f.Write(half); err == nil {
+		err = os.Rename(tmp, j.path)
+	}
+	if err != nil {
+		f.Close()
+		os.Remove(tmp)
+		return err
+	}
+	j.f.Close()
+	j.f, j.size = f, int64(len(half))
+	return nil
+}
+
+// after reads the entries with a higher number.
+func (j *journal) after(seq uint64) []proto.Entry {
+	if seq >= j.seq {
+		return nil
+	}
+	b, err := os.ReadFile(j.path)
+	if err != nil {
+		logf("read journal: %v", err)
+		return nil
+	}
+	return parseJournal(b, seq)
+}
+
+// parseJournal skips lines that are no entries: one may have been torn.
+func parseJournal(b []byte, after uint64) []proto.Entry {
+	var entries []proto.Entry
+	for line := range bytes.Lines(b) {
+		var e proto.Entry
+		if json.Unmarshal(line, &e) == nil && e.Seq > after {
+			entries = append(entries, e)
+		}
+	}
+	return entries
+}

@@ -1,0 +1,122 @@
+package server
+
+import (
+	"fmt"
+	"os"
+	"os/signal"
+	"strings"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"holdfast/internal/shim/proto"
+)
+
+// logf writes a line to the shim's log, for people.
+func logf(format string, args ...any) {
+	fmt.Fprintf(os.Stderr, time.Now().UTC().Format("2006-01-02T15:04:05.000Z ")+format+"\n", args...)
+}
+
+// bootTime is how long the first frame may take. A shim without a container
+// is of use to nobody.
+const bootTime = 30 * time.Second
+
+// Main is a shim's life: it reads the Bootstrap from descriptor 0, serves until
+// the container has ended for good, and returns the exit status of the process.
+func Main(release string) int {
+	// Handled, not ignored: what is ignored stays so in the container. None of
+	// these ends the shim, for that would orphan its container.
+	signal.Notify(make(chan os.Signal, 1), syscall.SIGHUP, syscall.SIGINT, syscall.SIGQUIT, syscall.SIGTERM,
+		syscall.SIGPIPE, syscall.SIGUSR1, syscall.SIGUSR2)
+	s, err := boot(release)
+	if err != nil {
+		logf("%v", err)
+		return 1
+	}
+	<-s.left
+	return 0
+}
+
+func boot(release string) (*Shim, error) {
+	if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); err != nil {
+		return nil, os.NewSyscallError("become subreaper", err)
+	}
+	os.WriteFile("/proc/self/comm", []byte("holdfast-shim"), 0)
+	oomScore := protect()
+
+	frames, err := firstConnection()
+	if err != nil {
+		return nil, err
+	}
+	frames.File().SetReadDeadline(time.Now().Add(bootTime))
+	b := &proto.Bootstrap{}
+	if err := frames.Receive(b); err != nil {
+		return nil, fmt.Errorf("read bootstrap: %w", err)
+	}
+	frames.File().SetReadDeadline(time.Time{})
+	fds, err := frames.TakeFDs(len(b.Ports))
+	if err != nil {
+		return nil, fmt.Errorf("read bootstrap: ports: %w", err)
+	}
+	if b.Version < 1 || !validName(b.ID) || b.RunDir == "" || b.DataDir == "" || b.Bundle == "" {
+		return nil, fmt.Errorf("bootstrap is not usable: version %d, id %q, run directory %q, data directory %q, bundle %q",
+			b.Version, b.ID, b.RunDir, b.DataDir, b.Bundle)
+	}
+	dirfd, err := unix.Open(b.RunDir, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, &os.PathError{Op: "open", Path: b.RunDir, Err: err}
+	}
+	reaper := newReaper()
+	runtime, err := newRuntime(b, reaper)
+	if err != nil {
+		return nil, err
+	}
+	runtime.oomScore = oomScore
+	rec, err := newRecord(b)
+	if err != nil {
+		return nil, err
+	}
+	s := &Shim{boot: b, dirfd: dirfd, rec: rec, reaper: reaper, runtime: runtime, out: newOutput(),
+		left: make(chan struct{}), policy: b.Restart, rows: b.ConsoleSize[0], cols: b.ConsoleSize[1]}
+	l, err := listenUnix(dirfd, proto.SocketFile)
+	if err != nil {
+		return nil, err
+	}
+	s.server = &server{shim: s, release: release, listener: l, closed: make(chan struct{}), sealed: make(chan struct{}),
+		conns: map[*conn]struct{}{}, clients: map[<-chan struct{}]struct{}{}}
+	if err := servePorts(b.Ports, fds); err != nil {
+		return nil, fmt.Errorf("ports: %w", err)
+	}
+	go s.server.acceptAll()
+	s.server.serve(frames)
+	return s, nil
+}
+
+// firstConnection takes descriptor 0, so that no child ever inherits it.
+func firstConnection() (*proto.Conn, error) {
+	fd, err := unix.FcntlInt(0, unix.F_DUPFD_CLOEXEC, 3)
+	if err != nil {
+		return nil, os.NewSyscallError("descriptor 0", err)
+	}
+	null, err := unix.Open(os.DevNull, unix.O_RDWR|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, os.NewSyscallError("open "+os.DevNull, err)
+	}
+	defer unix.Close(null)
+	if err := unix.Dup3(null, 0, 0); err != nil {
+		return nil, os.NewSyscallError("dup3", err)
+	}
+	return proto.NewConn(fd)
+}
+
+// protect keeps the shim from being the one that is killed when memory is
+// short, where it may. It returns the score that its children get back.
+func protect() string {
+	const file = "/proc/self/oom_score_adj"
+	old, err := os.ReadFile(file)
+	if err != nil || os.WriteFile(file, []byte("-999"), 0) != nil {
+		return ""
+	}
+	return strings.TrimSpace(string(old))
+}

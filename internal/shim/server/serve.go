@@ -1,0 +1,466 @@
+package server
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"maps"
+	"os"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"holdfast/internal/shim/proto"
+)
+
+const (
+	// eventsQueued is how many events a subscriber may be behind before its
+	// connection is closed. It comes again and reads the journal.
+	eventsQueued = 1024
+	// flushTime is what a connection gets at the end to take its last events.
+	flushTime = 5 * time.Second
+)
+
+func protoError(kind, format string, args ...any) error {
+	return &proto.Error{Kind: kind, Message: fmt.Sprintf(format, args...)}
+}
+
+func invalid(format string, args ...any) error {
+	return protoError(proto.KindInvalid, format, args...)
+}
+
+func conflict(format string, args ...any) error {
+	return protoError(proto.KindConflict, format, args...)
+}
+
+func notFound(format string, args ...any) error {
+	return protoError(proto.KindNotFound, format, args...)
+}
+
+// server has the connections of daemons, and of whoever else may open the
+// socket.
+type server struct {
+	shim     *Shim
+	release  string
+	listener *listener
+	closed   chan struct{} // when it no longer listens
+	sealed   chan struct{} // when the state is final
+
+	progress atomic.Uint64 // writes that some client took
+
+	mu      sync.Mutex
+	conns   map[*conn]struct{}
+	clients map[<-chan struct{}]struct{} // not yet served to the end
+}
+
+// conn is one connection. Everything that goes out passes through its queue
+// and one goroutine, so that a peer that doesn't read holds up nobody.
+type conn struct {
+	srv    *server
+	frames *proto.Conn
+	daemon atomic.Bool
+	done   chan struct{} // the connection is closed
+	wake   chan struct{} // one token
+
+	mu        sync.Mutex
+	queue     []*proto.Message
+	events    int  // how many of queue are live events
+	calls     int  // requests not yet answered
+	finishing bool // ends once these are answered and the queue is written
+	closing   bool // ends once the queue is written
+}
+
+func (s *server) add(fd int) error {
+	frames, err := proto.NewConn(fd)
+	if err != nil {
+		unix.Close(fd)
+		return err
+	}
+	s.serve(frames)
+	return nil
+}
+
+func (s *server) serve(frames *proto.Conn) {
+	c := &conn{srv: s, frames: frames, done: make(chan struct{}), wake: make(chan struct{}, 1)}
+	s.mu.Lock()
+	s.conns[c] = struct{}{}
+	s.mu.Unlock()
+	go c.write()
+	go c.read()
+}
+
+func (s *server) acceptAll() {
+	for {
+		fd, err := s.listener.accept()
+		if err != nil {
+			select {
+			case <-s.closed:
+				return
+			default:
+			}
+			// Out of descriptors, most likely: those who wait stay in the
+			// queue, and the next end of a connection makes room.
+			logf("accept: %v", err)
+			s.waitForRoom()
+			continue
+		}
+		if err := s.add(fd); err != nil {
+			logf("connection: %v", err)
+		}
+	}
+}
+
+// waitForRoom waits until some connection has ended, or a second.
+func (s *server) waitForRoom() {
+	s.mu.Lock()
+	var any <-chan struct{}
+	for c := range s.conns {
+		any = c.done
+		break
+	}
+	s.mu.Unlock()
+	select {
+	case <-any:
+	case <-time.After(time.Second):
+	}
+}
+
+// daemonConnected reports whether someone is there to take over what comes
+// after the end.
+func (s *server) daemonConnected() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for c := range s.conns {
+		if c.daemon.Load() {
+			return true
+		}
+	}
+	return false
+}
+
+// stopListening takes the socket away: whoever comes now finds the files.
+func (s *server) stopListening() {
+	unix.Unlinkat(s.shim.dirfd, proto.SocketFile, 0)
+	close(s.closed)
+	s.listener.close()
+}
+
+// linger makes the end wait for a client, whose done is closed when it was
+// served.
+func (s *server) linger(done <-chan struct{}) {
+	s.mu.Lock()
+	s.clients[done] = struct{}{}
+	s.mu.Unlock()
+	go func() {
+		<-done
+		s.mu.Lock()
+		delete(s.clients, done)
+		s.mu.Unlock()
+	}()
+}
+
+// finish lets everyone have what is theirs and closes the connections.
+func (s *server) finish() {
+	close(s.sealed)
+	s.mu.Lock()
+	conns := slices.Collect(maps.Keys(s.conns))
+	clients := slices.Collect(maps.Keys(s.clients))
+	s.mu.Unlock()
+	for _, c := range conns {
+		c.finish()
+	}
+	for _, c := range conns {
+		<-c.done
+	}
+	for _, done := range clients {
+		if !s.served(done) {
+			return
+		}
+	}
+}
+
+// served waits for a client as long as clients take something.
+func (s *server) served(done <-chan struct{}) bool {
+	for {
+		before := s.progress.Load()
+		timer := time.NewTimer(lingerTime)
+		select {
+		case <-done:
+			timer.Stop()
+			return true
+		case <-timer.C:
+			if s.progress.Load() == before {
+				return false
+			}
+		}
+	}
+}
+
+func (c *conn) post(m *proto.Message) {
+	c.mu.Lock()
+	c.queue = append(c.queue, m)
+	c.mu.Unlock()
+	c.signal()
+}
+
+// postEvent queues a live event. A subscriber that is too far behind is cut
+// off.
+func (c *conn) postEvent(e *proto.Event) {
+	c.mu.Lock()
+	if c.events++; c.events > eventsQueued {
+		c.closing, c.queue = true, nil
+		c.frames.File().SetDeadline(time.Unix(1, 0))
+	} else {
+		c.queue = append(c.queue, &proto.Message{Event: e})
+	}
+	c.mu.Unlock()
+	c.signal()
+}
+
+func (c *conn) signal() {
+	select {
+	case c.wake <- struct{}{}:
+	default:
+	}
+}
+
+// write is the connection's only writer. When it ends the connection does.
+func (c *conn) write() {
+	defer close(c.done)
+	defer c.close()
+	for {
+		c.mu.Lock()
+		queue, closing := c.queue, c.closing || c.finishing && c.calls == 0
+		c.queue, c.events = nil, 0
+		c.mu.Unlock()
+		for _, m := range queue {
+			if err := c.frames.Send(m); err != nil {
+				return
+			}
+		}
+		if len(queue) > 0 {
+			continue
+		}
+		if closing {
+			return
+		}
+		<-c.wake
+	}
+}
+
+// close is called once, by write.
+func (c *conn) close() {
+	c.srv.shim.rec.unsubscribe(c)
+	c.srv.mu.Lock()
+	delete(c.srv.conns, c)
+	c.srv.mu.Unlock()
+	c.frames.Close()
+}
+
+// finish ends the connection after its calls are answered and its queue is
+// written.
+func (c *conn) finish() {
+	c.frames.File().SetWriteDeadline(time.Now().Add(flushTime))
+	c.mu.Lock()
+	c.finishing = true
+	c.mu.Unlock()
+	c.signal()
+}
+
+// end lets write close the connection once the queue is empty.
+func (c *conn) end() {
+	c.mu.Lock()
+	c.closing = true
+	c.mu.Unlock()
+	c.signal()
+}
+
+func (c *conn) read() {
+	defer c.frames.DropFDs()
+	for {
+		var m proto.Message
+		if err := c.frames.Receive(&m); err != nil {
+			if errors.Is(err, proto.ErrFrame) {
+				logf("connection: %v", err)
+			}
+			c.end()
+			return
+		}
+		fds, err := c.frames.TakeFDs(m.FDs)
+		if err != nil {
+			logf("connection: %v", err)
+			c.end()
+			return
+		}
+		c.mu.Lock()
+		if c.finishing {
+			c.mu.Unlock()
+			closeAll(fds)
+			return
+		}
+		c.calls++
+		c.mu.Unlock()
+		go func() {
+			c.handle(&m, fds)
+			c.mu.Lock()
+			c.calls--
+			c.mu.Unlock()
+			c.signal()
+		}()
+	}
+}
+
+// handle answers one request. Descriptors that the method doesn't take are
+// closed.
+func (c *conn) handle(m *proto.Message, fds []int) {
+	s := c.srv.shim
+	if m.Method == proto.MethodSubscribe {
+		var p proto.Subscribe
+		if err := params(m, &p); err == nil {
+			s.rec.subscribe(c, &proto.Message{ID: m.ID}, p.After)
+			closeAll(fds)
+			return
+		}
+	}
+	result, err := c.call(m, &fds)
+	closeAll(fds)
+	reply := &proto.Message{ID: m.ID}
+	if err != nil {
+		if !errors.As(err, &reply.Error) {
+			reply.Error = &proto.Error{Kind: proto.KindInternal, Message: err.Error()}
+		}
+	} else if result != nil {
+		if reply.Result, err = json.Marshal(result); err != nil {
+			reply.Error = &proto.Error{Kind: proto.KindInternal, Message: err.Error()}
+		}
+	}
+	c.post(reply)
+}
+
+func closeAll(fds []int) {
+	for _, fd := range fds {
+		unix.Close(fd)
+	}
+}
+
+func params(m *proto.Message, v any) error {
+	if len(m.Params) == 0 {
+		return nil
+	}
+	if err := json.Unmarshal(m.Params, v); err != nil {
+		return invalid("%s: %v", m.Method, err)
+	}
+	return nil
+}
+
+// takeSocket makes the request's first descriptor a client's connection.
+func (s *server) takeSocket(fds *[]int) (*socket, error) {
+	fd := (*fds)[0]
+	*fds = (*fds)[1:]
+	return newSocket(fd, &s.progress)
+}
+
+func (c *conn) call(m *proto.Message, fds *[]int) (any, error) {
+	s := c.srv.shim
+	switch m.Method {
+	case proto.MethodHello:
+		var p proto.Hello
+		if err := params(m, &p); err != nil {
+			return nil, err
+		}
+		c.daemon.Store(p.Daemon != "")
+		return proto.HelloReply{Version: proto.Version, Release: c.srv.release, Pid: os.Getpid(), State: s.rec.snapshot()}, nil
+	case proto.MethodState:
+		return s.rec.snapshot(), nil
+	case proto.MethodStart:
+		st, err := s.start()
+		return st, err
+	case proto.MethodStop:
+		var p proto.Stop
+		if err := params(m, &p); err != nil {
+			return nil, err
+		}
+		st, err := s.stop(p)
+		return st, err
+	case proto.MethodKill:
+		var p proto.Kill
+		if err := params(m, &p); err != nil {
+			return nil, err
+		}
+		return nil, s.kill(p)
+	case proto.MethodPause:
+		st, err := s.pause()
+		return st, err
+	case proto.MethodResume:
+		st, err := s.resume()
+		return st, err
+	case proto.MethodUpdate:
+		var p proto.Update
+		if err := params(m, &p); err != nil {
+			return nil, err
+		}
+		return nil, s.update(p)
+	case proto.MethodResize, proto.MethodExecResize:
+		var p proto.Resize
+		if err := params(m, &p); err != nil {
+			return nil, err
+		}
+		if m.Method == proto.MethodExecResize && p.Exec == "" {
+			return nil, invalid("%s: exec is missing", m.Method)
+		}
+		return nil, s.resize(p)
+	case proto.MethodAttach:
+		var p proto.Attach
+		if err := params(m, &p); err != nil {
+			return nil, err
+		}
+		if len(*fds) != 1 {
+			return nil, invalid("%s: want 1 descriptor, %d came", m.Method, len(*fds))
+		}
+		sock, err := c.srv.takeSocket(fds)
+		if err != nil {
+			return nil, err
+		}
+		return nil, s.attach(p, sock)
+	case proto.MethodExecCreate:
+		var p proto.ExecCreate
+		if err := params(m, &p); err != nil {
+			return nil, err
+		}
+		return nil, s.execCreate(p)
+	case proto.MethodExecStart:
+		var p proto.ExecStart
+		if err := params(m, &p); err != nil {
+			return nil, err
+		}
+		var sock *socket
+		if len(*fds) > 0 {
+			var err error
+			if sock, err = c.srv.takeSocket(fds); err != nil {
+				return nil, err
+			}
+		}
+		st, err := s.execStart(p, sock)
+		return st, err
+	case proto.MethodShutdown:
+		return nil, s.shutdown()
+	}
+	return nil, protoError(proto.KindUnimplemented, "this shim (protocol %d) knows no method %q", proto.Version, m.Method)
+}
+
+// validName keeps names from the outside usable as file names.
+func validName(s string) bool {
+	if len(s) == 0 || len(s) > 128 || s[0] == '.' {
+		return false
+	}
+	for i := range len(s) {
+		c := s[i]
+		if (c < 'a' || c > 'z') && (c < 'A' || c > 'Z') && (c < '0' || c > '9') && c != '_' && c != '.' && c != '-' {
+			return false
+		}
+	}
+	return true
+}

@@ -1,0 +1,193 @@
+package server
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"strconv"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
+
+// listener is a Unix stream socket in the run directory. Its address goes
+// through a descriptor of the directory, because a socket's path may have only
+// 108 bytes and the run directory's may be longer.
+type listener struct {
+	f   *os.File
+	raw syscall.RawConn
+}
+
+// socketAddress is the short path of a socket in the directory, valid for any
+// process that sees this one's /proc.
+func socketAddress(dirfd int, name string) string {
+	return "/proc/" + strconv.Itoa(os.Getpid()) + "/fd/" + strconv.Itoa(dirfd) + "/" + name
+}
+
+// listenUnix replaces what is there under the name.
+func listenUnix(dirfd int, name string) (*listener, error) {
+	if err := unix.Unlinkat(dirfd, name, 0); err != nil && err != unix.ENOENT {
+		return nil, os.NewSyscallError("unlink "+name, err)
+	}
+	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return nil, os.NewSyscallError("socket", err)
+	}
+	// The mode of the inode is the one of the socket's descriptor, less the
+	// umask: so there is no moment in which others could connect.
+	if err := unix.Fchmod(fd, 0o600); err != nil {
+		unix.Close(fd)
+		return nil, os.NewSyscallError("fchmod", err)
+	}
+	if err := unix.Bind(fd, &unix.SockaddrUnix{Name: socketAddress(dirfd, name)}); err != nil {
+		unix.Close(fd)
+		return nil, os.NewSyscallError("bind "+name, err)
+	}
+	if err := unix.Listen(fd, 128); err != nil {
+		unix.Close(fd)
+		return nil, os.NewSyscallError("listen "+name, err)
+	}
+	return newListener(fd)
+}
+
+// newListener takes over a non-blocking listening socket.
+func newListener(fd int) (*listener, error) {
+	f := os.NewFile(uintptr(fd), "listener")
+	raw, err := f.SyscallConn()
+	if err != nil {
+		f.Close()
+		return nil, err
+	}
+	return &listener{f, raw}, nil
+}
+
+// accept returns the descriptor of the next connection, non-blocking and
+// close-on-exec.
+func (l *listener) accept() (int, error) {
+	for {
+		fd := -1
+		var err error
+		rerr := l.raw.Read(func(s uintptr) bool {
+			fd, _, err = unix.Accept4(int(s), unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC)
+			return err != unix.EAGAIN
+		})
+		switch {
+		case rerr != nil:
+			return -1, rerr
+		case err == unix.EINTR || err == unix.ECONNABORTED:
+		case err != nil:
+			return -1, os.NewSyscallError("accept", err)
+		default:
+			return fd, nil
+		}
+	}
+}
+
+func (l *listener) close() { l.f.Close() }
+
+// console receives the master of a container's terminal from the runtime, by
+// the convention of the OCI runtimes' --console-socket.
+type console struct {
+	l      *listener
+	dirfd  int
+	name   string
+	master chan int // one descriptor, or closed without
+}
+
+func newConsole(dirfd int, name string, rows, columns uint) (*console, error) {
+	l, err := listenUnix(dirfd, name)
+	if err != nil {
+		return nil, err
+	}
+	c := &console{l: l, dirfd: dirfd, name: name, master: make(chan int, 1)}
+	go func() {
+		defer close(c.master)
+		fd, err := l.accept()
+		if err != nil {
+			return
+		}
+		master, err := receiveFD(fd)
+		if err != nil {
+			logf("console socket: %v", err)
+			return
+		}
+		// Before the runtime has started the process, so that it never sees
+		// another size.
+		setSize(master, rows, columns)
+		c.master <- master
+	}()
+	return c, nil
+}
+
+func (c *console) address() string { return socketAddress(c.dirfd, c.name) }
+
+// take waits for the master. The runtime has ended with success before, so
+// that it either has sent it or never will.
+func (c *console) take() (*os.File, error) {
+	fd, ok := <-c.master
+	if !ok {
+		return nil, errors.New("the OCI runtime sent no terminal")
+	}
+	if err := unix.SetNonblock(fd, true); err != nil {
+		unix.Close(fd)
+		return nil, os.NewSyscallError("setnonblock", err)
+	}
+	return os.NewFile(uintptr(fd), "terminal"), nil
+}
+
+// close stops waiting; a master that came and was not taken is closed.
+func (c *console) close() {
+	c.l.close()
+	unix.Unlinkat(c.dirfd, c.name, 0)
+	if fd, ok := <-c.master; ok {
+		unix.Close(fd)
+	}
+}
+
+// receiveFD reads one message with one descriptor from a connected socket and
+// closes the socket.
+func receiveFD(sock int) (int, error) {
+	f := os.NewFile(uintptr(sock), "console connection")
+	defer f.Close()
+	raw, err := f.SyscallConn()
+	if err != nil {
+		return -1, err
+	}
+	var (
+		name [4096]byte
+		oob  [64]byte
+		oobn int
+	)
+	if rerr := raw.Read(func(fd uintptr) bool {
+		_, oobn, _, _, err = unix.Recvmsg(int(fd), name[:], oob[:], unix.MSG_CMSG_CLOEXEC)
+		return err != unix.EAGAIN && err != unix.EINTR
+	}); rerr != nil {
+		return -1, rerr
+	}
+	if err != nil {
+		return -1, os.NewSyscallError("recvmsg", err)
+	}
+	msgs, err := unix.ParseSocketControlMessage(oob[:oobn])
+	if err != nil {
+		return -1, err
+	}
+	for i := range msgs {
+		fds, err := unix.ParseUnixRights(&msgs[i])
+		if err != nil {
+			continue
+		}
+		for _, extra := range fds[1:] {
+			unix.Close(extra)
+		}
+		return fds[0], nil
+	}
+	return -1, fmt.Errorf("the runtime's message carried no descriptor")
+}
+
+// setSize sets a terminal's size in characters; 0 by 0 leaves it.
+func setSize(fd int, rows, columns uint) error {
+	if rows == 0 && columns == 0 {
+		return nil
+	}
+	return unix.IoctlSetWinsize(fd, unix.TIOCSWINSZ, &unix.Winsize{Row: uint16(rows), Col: uint16(columns)})
+}

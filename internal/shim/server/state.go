@@ -1,0 +1,212 @@
+package server
+
+import (
+	"encoding/json"
+	"maps"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"time"
+
+	"holdfast/internal/shim/proto"
+)
+
+// record is the one place where the container's State changes. A change is
+// journalled, written to state.json, told to the subscribers and wakes who
+// waits, in this order, so that nobody hears of what is not on file.
+type record struct {
+	dir string
+
+	mu      sync.Mutex
+	st      proto.State
+	attrs   map[string]string
+	journal *journal
+	sealed  bool // after the last entry: the files belong to the daemon
+	changed chan struct{}
+	subs    map[*conn]struct{}
+	dropped func() uint64 // lines lost by the log; set once it is open
+}
+
+func newRecord(boot *proto.Bootstrap) (*record, error) {
+	r := &record{dir: boot.RunDir, attrs: boot.Attributes, changed: make(chan struct{}), subs: map[*conn]struct{}{}}
+	// A journal of the same life is continued, one of an earlier life has been
+	// collected.
+	var before proto.State
+	if b, err := os.ReadFile(filepath.Join(boot.RunDir, proto.StateFile)); err == nil {
+		json.Unmarshal(b, &before)
+	}
+	same := before.ID == boot.ID && before.Life == boot.Life
+	var err error
+	r.journal, err = openJournal(filepath.Join(boot.RunDir, proto.JournalFile), same)
+	if err != nil {
+		return nil, err
+	}
+	bootID, _ := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	r.st = proto.State{
+		Schema: proto.StateSchema, ID: boot.ID, Life: boot.Life, Status: proto.StatusCreated,
+		ShimPid: os.Getpid(), BootID: strings.TrimSpace(string(bootID)),
+		RestartCount: boot.RestartCount, Seq: r.journal.seq,
+	}
+	return r, r.write()
+}
+
+// note is an entry to be journalled with a change.
+type note struct {
+	action string
+	attrs  map[string]string
+}
+
+// change applies fn to the state and journals the notes. fn replaces slices
+// and pointers in the state, it never writes through them: older copies are
+// with subscribers.
+func (r *record) change(fn func(*proto.State), notes ...note) proto.State {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.sealed {
+		return r.st
+	}
+	fn(&r.st)
+	if r.dropped != nil {
+		r.st.LogDropped = r.dropped()
+	}
+	now := time.Now().UTC()
+	entries := make([]proto.Entry, 0, 1)
+	for _, n := range notes {
+		attrs := make(map[string]string, len(r.attrs)+len(n.attrs))
+		maps.Copy(attrs, r.attrs)
+		maps.Copy(attrs, n.attrs)
+		e := proto.Entry{Time: now, Action: n.action, Attributes: attrs}
+		if err := r.journal.append(&e); err != nil {
+			logf("journal %s: %v", n.action, err)
+		}
+		r.st.Seq = r.journal.seq
+		entries = append(entries, e)
+	}
+	if len(entries) == 0 {
+		entries = append(entries, proto.Entry{Time: now, Action: proto.ActionState})
+	}
+	if err := r.write(); err != nil {
+		logf("write state: %v", err)
+	}
+	for _, e := range entries {
+		for c := range r.subs {
+			c.postEvent(&proto.Event{Entry: e, State: r.st})
+		}
+	}
+	close(r.changed)
+	r.changed = make(chan struct{})
+	return r.st
+}
+
+// seal makes the present state the last one.
+func (r *record) seal() {
+	r.mu.Lock()
+	r.sealed = true
+	r.mu.Unlock()
+}
+
+func (r *record) write() error {
+	b, err := json.Marshal(&r.st)
+	if err != nil {
+		return err
+	}
+	path := filepath.Join(r.dir, proto.StateFile)
+	if err := os.WriteFile(path+".tmp", b, 0o600); err != nil {
+		return err
+	}
+	return os.Rename(path+".tmp", path)
+}
+
+func (r *record) snapshot() proto.State {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.dropped != nil && !r.sealed {
+		r.st.LogDropped = r.dropped()
+	}
+	return r.st
+}
+
+// watch gives the state and a channel that is closed at its next change.
+func (r *record) watch() (proto.State, <-chan struct{}) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.st, r.changed
+}
+
+// until waits for a state that fn likes, or for cancel.
+func (r *record) until(cancel <-chan struct{}, fn func(*proto.State) bool) (proto.State, bool) {
+	for {
+		st, changed := r.watch()
+		if fn(&st) {
+			return st, true
+		}
+		select {
+		case <-changed:
+		case <-cancel:
+			return st, false
+		}
+	}
+}
+
+func (r *record) setAttributes(attrs map[string]string) {
+	r.mu.Lock()
+	r.attrs = attrs
+	r.mu.Unlock()
+}
+
+// subscribe posts the reply to the connection, then all entries after seq and
+// then the new ones, without a gap or a repetition. Past entries come with the
+// present state: theirs is gone.
+func (r *record) subscribe(c *conn, reply *proto.Message, seq uint64) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	c.post(reply)
+	for _, e := range r.journal.after(seq) {
+		c.post(&proto.Message{Event: &proto.Event{Entry: e, State: r.st}})
+	}
+	r.subs[c] = struct{}{}
+}
+
+func (r *record) unsubscribe(c *conn) {
+	r.mu.Lock()
+	delete(r.subs, c)
+	r.mu.Unlock()
+}
+
+// ended reports whether no run will follow.
+func ended(st *proto.State) bool {
+	return st.Status == proto.StatusExited || st.Status == proto.StatusRemoved
+}
+
+// writeExit makes the durable copy of the last state.
+func writeExit(dir string, st proto.State) error {
+	b, err := json.Marshal(&st)
+	if err != nil {
+		return err
+	}
+	path := filepath.Join(dir, proto.ExitFile)
+	f, err := os.OpenFile(path+".tmp", os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
+	if err != nil {
+		return err
+	}
+	if _, err = f.Write(b); err == nil {
+		err = f.Sync()
+	}
+	if cerr := f.Close(); err == nil {
+		err = cerr
+	}
+	if err == nil {
+		err = os.Rename(path+".tmp", path)
+	}
+	if err != nil {
+		os.Remove(path + ".tmp")
+		return err
+	}
+	d, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	defer d.Close()
+	return d.Sync()
+}
