@@ -1,0 +1,320 @@
+// Package client is the daemon's side of the shim protocol: it starts shims,
+// connects to running ones, and reads the files of those that are gone. It
+// knows no container but through internal/shim/proto, and it decides nothing:
+// what an unreachable shim means is the engine's to say.
+//
+// Errors carry a kind of github.com/containerd/errdefs. An answer of the shim
+// is also a *proto.Error, by errors.As, with the exit code of a start that
+// failed.
+package client
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"sync"
+
+	"github.com/containerd/errdefs"
+
+	"holdfast/internal/shim/proto"
+)
+
+// Shim is a connection to a shim. Its methods may be called from any number of
+// goroutines. A context ends the waiting for an answer, never the effect.
+type Shim struct {
+	conn  *proto.Conn
+	hello proto.HelloReply
+	done  chan struct{}
+
+	mu      sync.Mutex
+	next    uint64
+	calls   map[uint64]chan *proto.Message
+	ended   error // set when the connection is over
+	events  []proto.Event
+	fn      func(proto.Event)
+	pending chan struct{} // one token: there are events, or the end
+}
+
+func newShim(conn *proto.Conn) *Shim {
+	s := &Shim{conn: conn, done: make(chan struct{}), calls: map[uint64]chan *proto.Message{}, pending: make(chan struct{}, 1)}
+	go s.receive()
+	go s.dispatch()
+	return s
+}
+
+// receive hands out what comes. It never waits for who gets it.
+func (s *Shim) receive() {
+	for {
+		m := &proto.Message{}
+		err := s.conn.Receive(m)
+		if err == nil && m.FDs > 0 {
+			s.conn.DropFDs() // no message to a daemon carries any yet
+		}
+		s.mu.Lock()
+		switch {
+		case err != nil:
+			s.ended = err
+			for id, ch := range s.calls {
+				delete(s.calls, id)
+				close(ch)
+			}
+		case m.Event != nil:
+			s.events = append(s.events, *m.Event)
+		default:
+			if ch := s.calls[m.ID]; ch != nil {
+				delete(s.calls, m.ID)
+				ch <- m
+			}
+		}
+		s.mu.Unlock()
+		if err != nil || m.Event != nil {
+			s.wake()
+		}
+		if err != nil {
+			return
+		}
+	}
+}
+
+func (s *Shim) wake() {
+	select {
+	case s.pending <- struct{}{}:
+	default:
+	}
+}
+
+// dispatch calls the subscriber in order, and says that all is over after the
+// last event.
+func (s *Shim) dispatch() {
+	defer close(s.done)
+	for range s.pending {
+		s.mu.Lock()
+		events, fn, ended := s.events, s.fn, s.ended
+		s.events = nil
+		s.mu.Unlock()
+		for _, e := range events {
+			if fn != nil {
+				fn(e)
+			}
+		}
+		if ended != nil {
+			return
+		}
+	}
+}
+
+// Done is closed when the connection has ended and every event that came was
+// given to the subscriber.
+func (s *Shim) Done() <-chan struct{} { return s.done }
+
+// Close ends the connection, not the shim.
+func (s *Shim) Close() error { return s.conn.Close() }
+
+// Hello is what the shim said of itself when the connection was made.
+func (s *Shim) Hello() proto.HelloReply { return s.hello }
+
+// call sends a request and waits for its answer, which it decodes into result
+// unless that is nil.
+func (s *Shim) call(ctx context.Context, method string, params, result any, fds ...int) error {
+	m := &proto.Message{Method: method, FDs: len(fds)}
+	if params != nil {
+		p, err := json.Marshal(params)
+		if err != nil {
+			return fmt.Errorf("shim %s: %w: %w", method, errdefs.ErrInvalidArgument, err)
+		}
+		m.Params = p
+	}
+	answer := make(chan *proto.Message, 1)
+	s.mu.Lock()
+	if s.ended != nil {
+		s.mu.Unlock()
+		return s.gone(method)
+	}
+	s.next++
+	m.ID = s.next
+	s.calls[m.ID] = answer
+	s.mu.Unlock()
+	if err := s.conn.Send(m, fds...); err != nil {
+		s.mu.Lock()
+		delete(s.calls, m.ID)
+		s.mu.Unlock()
+		if errors.Is(err, proto.ErrFrame) {
+			return fmt.Errorf("shim %s: %w: %w", method, errdefs.ErrInvalidArgument, err)
+		}
+		return fmt.Errorf("shim %s: %w: %w", method, errdefs.ErrUnavailable, err)
+	}
+	select {
+	case m, ok := <-answer:
+		if !ok {
+			return s.gone(method)
+		}
+		if m.Error != nil {
+			return fmt.Errorf("%w%w", kind(m.Error.Kind), m.Error)
+		}
+		if result == nil {
+			return nil
+		}
+		if err := json.Unmarshal(m.Result, result); err != nil {
+			return fmt.Errorf("shim %s: the answer makes no sense: %w: %w", method, errdefs.ErrInternal, err)
+		}
+		return nil
+	case <-ctx.Done():
+		s.mu.Lock()
+		delete(s.calls, m.ID)
+		s.mu.Unlock()
+		return context.Cause(ctx)
+	}
+}
+
+func (s *Shim) gone(method string) error {
+	return fmt.Errorf("shim %s: %w: the connection to the shim has ended", method, errdefs.ErrUnavailable)
+}
+
+// silent carries a kind without its words: the shim's message is complete.
+type silent struct{ error }
+
+func (silent) Error() string   { return "" }
+func (s silent) Unwrap() error { return s.error }
+
+func kind(k string) error {
+	switch k {
+	case proto.KindUnimplemented:
+		return silent{errdefs.ErrNotImplemented}
+	case proto.KindInvalid:
+		return silent{errdefs.ErrInvalidArgument}
+	case proto.KindNotFound:
+		return silent{errdefs.ErrNotFound}
+	case proto.KindConflict:
+		return silent{errdefs.ErrConflict}
+	case proto.KindRuntime:
+		return silent{errdefs.ErrUnknown}
+	}
+	return silent{errdefs.ErrInternal}
+}
+
+// Subscribe calls fn with every journal entry after the number, first the past
+// ones and then the new ones as they come, from one goroutine and in order. The
+// past ones carry the present state. A connection has one subscription.
+func (s *Shim) Subscribe(ctx context.Context, after uint64, fn func(proto.Event)) error {
+	s.mu.Lock()
+	if s.fn != nil {
+		s.mu.Unlock()
+		return fmt.Errorf("shim subscribe: %w: this connection has a subscriber", errdefs.ErrAlreadyExists)
+	}
+	s.fn = fn
+	s.mu.Unlock()
+	err := s.call(ctx, proto.MethodSubscribe, proto.Subscribe{After: after}, nil)
+	if err != nil && ctx.Err() == nil {
+		s.mu.Lock()
+		s.fn = nil
+		s.mu.Unlock()
+	}
+	return err
+}
+
+// State asks for the present state.
+func (s *Shim) State(ctx context.Context) (st proto.State, err error) {
+	err = s.call(ctx, proto.MethodState, nil, &st)
+	return st, err
+}
+
+// Start runs the container and returns once its process runs. An error of
+// *proto.Error with KindRuntime has the exit code; the shim then ends by
+// itself.
+func (s *Shim) Start(ctx context.Context) (st proto.State, err error) {
+	err = s.call(ctx, proto.MethodStart, nil, &st)
+	return st, err
+}
+
+// Stop ends the container for good and returns once its cgroup is gone and its
+// exit recorded.
+func (s *Shim) Stop(ctx context.Context, p proto.Stop) (st proto.State, err error) {
+	err = s.call(ctx, proto.MethodStop, p, &st)
+	return st, err
+}
+
+// Kill sends a signal.
+func (s *Shim) Kill(ctx context.Context, p proto.Kill) error {
+	return s.call(ctx, proto.MethodKill, p, nil)
+}
+
+// Pause freezes the container.
+func (s *Shim) Pause(ctx context.Context) (st proto.State, err error) {
+	err = s.call(ctx, proto.MethodPause, nil, &st)
+	return st, err
+}
+
+// Resume thaws it.
+func (s *Shim) Resume(ctx context.Context) (st proto.State, err error) {
+	err = s.call(ctx, proto.MethodResume, nil, &st)
+	return st, err
+}
+
+// Update changes restart policy, resources or attributes.
+func (s *Shim) Update(ctx context.Context, p proto.Update) error {
+	return s.call(ctx, proto.MethodUpdate, p, nil)
+}
+
+// Resize sets the terminal's size in characters.
+func (s *Shim) Resize(ctx context.Context, height, width uint) error {
+	return s.call(ctx, proto.MethodResize, proto.Resize{Height: height, Width: width}, nil)
+}
+
+// Attach gives the client's connection to the shim, which closes it at the end
+// of the container's run. The caller closes its own copy when Attach returns,
+// whatever it returns. Attached before Start, a client gets everything from the
+// first byte on.
+func (s *Shim) Attach(ctx context.Context, p proto.Attach, client *os.File) error {
+	fd, err := descriptor(client)
+	if err != nil {
+		return err
+	}
+	return s.call(ctx, proto.MethodAttach, p, nil, fd)
+}
+
+// ExecCreate prepares an exec session.
+func (s *Shim) ExecCreate(ctx context.Context, p proto.ExecCreate) error {
+	return s.call(ctx, proto.MethodExecCreate, p, nil)
+}
+
+// ExecStart runs a session, detached when client is nil. The client's
+// connection is the shim's as with Attach. A program that can't be run is told
+// to the client, with ExitCode 126 or 127 in the state; without a client it is
+// the error.
+func (s *Shim) ExecStart(ctx context.Context, p proto.ExecStart, client *os.File) (st proto.ExecState, err error) {
+	if client == nil {
+		err = s.call(ctx, proto.MethodExecStart, p, &st)
+		return st, err
+	}
+	fd, err := descriptor(client)
+	if err != nil {
+		return st, err
+	}
+	err = s.call(ctx, proto.MethodExecStart, p, &st, fd)
+	return st, err
+}
+
+// ExecResize sets the size of an exec's terminal in characters.
+func (s *Shim) ExecResize(ctx context.Context, exec string, height, width uint) error {
+	return s.call(ctx, proto.MethodExecResize, proto.Resize{Exec: exec, Height: height, Width: width}, nil)
+}
+
+// Shutdown ends a shim whose container was never started.
+func (s *Shim) Shutdown(ctx context.Context) error {
+	return s.call(ctx, proto.MethodShutdown, nil, nil)
+}
+
+// descriptor reads a file's descriptor without making it a blocking one.
+func descriptor(f *os.File) (int, error) {
+	raw, err := f.SyscallConn()
+	if err != nil {
+		return -1, fmt.Errorf("client's connection: %w: %w", errdefs.ErrInvalidArgument, err)
+	}
+	n := -1
+	if err := raw.Control(func(fd uintptr) { n = int(fd) }); err != nil {
+		return -1, fmt.Errorf("client's connection: %w: %w", errdefs.ErrInvalidArgument, err)
+	}
+	return n, nil
+}

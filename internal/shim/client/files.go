@@ -1,0 +1,83 @@
+package client
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+
+	"github.com/containerd/errdefs"
+
+	"holdfast/internal/shim/proto"
+)
+
+// ReadState reads the state that a shim left in its run directory.
+// ErrNotFound: there is none. ErrDataLoss: it is cut short or no state.
+// ErrFailedPrecondition: a newer release wrote it.
+func ReadState(runDir string) (proto.State, error) {
+	return readState(filepath.Join(runDir, proto.StateFile))
+}
+
+// ReadExit reads the durable exit record of the data directory. Errors are
+// those of ReadState.
+func ReadExit(dataDir string) (proto.State, error) {
+	return readState(filepath.Join(dataDir, proto.ExitFile))
+}
+
+func readState(path string) (proto.State, error) {
+	b, err := os.ReadFile(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return proto.State{}, fmt.Errorf("%w: %w", errdefs.ErrNotFound, err)
+	} else if err != nil {
+		return proto.State{}, err
+	}
+	// The schema first: a newer one may not even decode.
+	var head struct{ Schema int }
+	if err := json.Unmarshal(b, &head); err != nil {
+		return proto.State{}, fmt.Errorf("%s: %w: the file is cut short or damaged: %w", path, errdefs.ErrDataLoss, err)
+	}
+	if head.Schema > proto.StateSchema {
+		return proto.State{}, fmt.Errorf("%s: %w: it has schema %d and this release knows schemas up to %d: a newer release wrote it, use that one",
+			path, errdefs.ErrFailedPrecondition, head.Schema, proto.StateSchema)
+	}
+	if head.Schema < 1 {
+		return proto.State{}, fmt.Errorf("%s: %w: it has no schema number", path, errdefs.ErrDataLoss)
+	}
+	var st proto.State
+	if err := json.Unmarshal(b, &st); err != nil {
+		return proto.State{}, fmt.Errorf("%s: %w: %w", path, errdefs.ErrDataLoss, err)
+	}
+	return st, nil
+}
+
+// ReadJournal reads the entries with a number above after that a shim left in
+// its run directory. No file is no entries. A last line that was torn is left
+// out; lines in between that are no entries give the entries and ErrDataLoss.
+func ReadJournal(runDir string, after uint64) ([]proto.Entry, error) {
+	path := filepath.Join(runDir, proto.JournalFile)
+	b, err := os.ReadFile(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	} else if err != nil {
+		return nil, err
+	}
+	var entries []proto.Entry
+	n := 0
+	for line := range bytes.Lines(b) {
+		n++
+		var e proto.Entry
+		if jerr := json.Unmarshal(line, &e); jerr != nil || e.Seq == 0 {
+			if line[len(line)-1] == '\n' && err == nil {
+				err = fmt.Errorf("%s: %w: line %d is no journal entry", path, errdefs.ErrDataLoss, n)
+			}
+			continue
+		}
+		if e.Seq > after {
+			entries = append(entries, e)
+		}
+	}
+	return entries, err
+}

@@ -1,0 +1,180 @@
+package client
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+
+	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
+
+	"holdfast/internal/shim/proto"
+)
+
+// Options are what a shim is started with.
+type Options struct {
+	Binary    string // path of holdfast-shim
+	Bootstrap proto.Bootstrap
+	// Ports are the reserved sockets, in the order of Bootstrap.Ports. They
+	// stay the caller's, who closes them when Spawn returns.
+	Ports   []*os.File
+	Release string // the daemon's, for people
+}
+
+// Spawn starts a shim in a session of its own and says hello. The shim outlives
+// this process; as long as both live, its end is waited for here. When ctx ends
+// or hello fails the shim ends as well, for its container was not started.
+func Spawn(ctx context.Context, o Options) (*Shim, error) {
+	b := o.Bootstrap
+	fail := func(err error) (*Shim, error) {
+		return nil, fmt.Errorf("start shim of %s: %w", b.ID, err)
+	}
+	if len(o.Ports) != len(b.Ports) {
+		return fail(fmt.Errorf("%w: %d port sockets for %d ports", errdefs.ErrInvalidArgument, len(o.Ports), len(b.Ports)))
+	}
+	b.Version = proto.Version
+	log, err := os.OpenFile(filepath.Join(b.RunDir, proto.LogFile), os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600)
+	if err != nil {
+		return fail(err)
+	}
+	defer log.Close()
+	logStart, _ := log.Seek(0, 2)
+
+	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return fail(os.NewSyscallError("socketpair", err))
+	}
+	theirs := os.NewFile(uintptr(pair[1]), "shim's end")
+	conn, err := proto.NewConn(pair[0])
+	if err != nil {
+		theirs.Close()
+		return fail(err)
+	}
+	cmd := exec.Command(o.Binary, b.ID)
+	cmd.Args[0] = "holdfast-shim"
+	cmd.Dir = "/"
+	// One thread of Go code is enough for one container, and costs less memory.
+	cmd.Env = append(environment(), "GOMAXPROCS=1")
+	cmd.Stdin, cmd.Stderr = theirs, log
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	err = cmd.Start()
+	theirs.Close()
+	if err != nil {
+		conn.Close()
+		return fail(err)
+	}
+	go cmd.Wait()
+
+	fds := make([]int, len(o.Ports))
+	for i, f := range o.Ports {
+		if fds[i], err = descriptor(f); err != nil {
+			conn.Close()
+			return fail(err)
+		}
+	}
+	stop := context.AfterFunc(ctx, func() { conn.Close() })
+	err = conn.Send(&b, fds...)
+	if !stop() {
+		return fail(context.Cause(ctx))
+	}
+	if err != nil {
+		conn.Close()
+		return fail(withLog(err, b.RunDir, logStart))
+	}
+	s := newShim(conn)
+	if err := s.greet(ctx, o.Release); err != nil {
+		s.conn.Close()
+		cmd.Process.Kill() // no container of it runs
+		return fail(withLog(err, b.RunDir, logStart))
+	}
+	return s, nil
+}
+
+// environment is what a shim and its runtime need of ours, and no more: it
+// stays in memory as long as the container runs.
+func environment() []string {
+	var env []string
+	for _, name := range []string{"PATH", "DBUS_SESSION_BUS_ADDRESS", "XDG_RUNTIME_DIR"} {
+		if v, ok := os.LookupEnv(name); ok {
+			env = append(env, name+"="+v)
+		}
+	}
+	return env
+}
+
+// withLog adds what the shim said before it ended.
+func withLog(err error, runDir string, from int64) error {
+	f, oerr := os.Open(filepath.Join(runDir, proto.LogFile))
+	if oerr != nil {
+		return err
+	}
+	defer f.Close()
+	buf := make([]byte, 2048)
+	n, _ := f.ReadAt(buf, from)
+	if said := strings.TrimSpace(string(buf[:n])); said != "" {
+		return fmt.Errorf("%w; the shim said: %s", err, said)
+	}
+	return err
+}
+
+func (s *Shim) greet(ctx context.Context, release string) error {
+	if release == "" {
+		release = "unknown"
+	}
+	return s.call(ctx, proto.MethodHello, proto.Hello{Version: proto.Version, Daemon: release}, &s.hello)
+}
+
+// Dial connects to the shim of a run directory. ErrNotFound: nobody listens
+// there, the shim is gone. ErrUnavailable, or the context's error: it could not
+// be told, and nothing may be concluded.
+func Dial(ctx context.Context, runDir, release string) (*Shim, error) {
+	fail := func(kind, err error) (*Shim, error) {
+		return nil, fmt.Errorf("connect to the shim in %s: %w: %w", runDir, kind, err)
+	}
+	// Through a descriptor of the directory: its path may be longer than a
+	// socket's may be.
+	dir, err := unix.Open(runDir, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENOTDIR) {
+		return fail(errdefs.ErrNotFound, err)
+	} else if err != nil {
+		return fail(errdefs.ErrUnavailable, err)
+	}
+	defer unix.Close(dir)
+	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return fail(errdefs.ErrUnavailable, os.NewSyscallError("socket", err))
+	}
+	addr := &unix.SockaddrUnix{Name: "/proc/self/fd/" + strconv.Itoa(dir) + "/" + proto.SocketFile}
+	for {
+		err = unix.Connect(fd, addr)
+		if err != unix.EINTR {
+			break
+		}
+	}
+	switch {
+	case err == nil:
+	case errors.Is(err, unix.ENOENT), errors.Is(err, unix.ECONNREFUSED):
+		unix.Close(fd)
+		return fail(errdefs.ErrNotFound, err)
+	default: // EAGAIN: its queue is full
+		unix.Close(fd)
+		return fail(errdefs.ErrUnavailable, err)
+	}
+	conn, err := proto.NewConn(fd)
+	if err != nil {
+		unix.Close(fd)
+		return fail(errdefs.ErrUnavailable, err)
+	}
+	s := newShim(conn)
+	if err := s.greet(ctx, release); err != nil {
+		s.Close()
+		return nil, fmt.Errorf("connect to the shim in %s: %w", runDir, err)
+	}
+	return s, nil
+}
