@@ -78,7 +78,7 @@ func compose(ctx context.Context, cfg *config.Config, shim string, log *slog.Log
 	if c.nets, err = network.Open(ctx, networkOptions(cfg, files.NetworksDir(), log)); err != nil {
 		return nil, errors.Join(err, c.images.Close())
 	}
-	volumes, err := volume.Open(files.VolumesDir())
+	volumes, err := volume.Open(files.VolumesDir(), volume.Options{InUse: func(name string) []string { return c.engine.VolumeUsers(name) }})
 	if err != nil {
 		return nil, errors.Join(err, c.images.Close())
 	}

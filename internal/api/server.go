@@ -18,6 +18,7 @@ import (
 	"github.com/containerd/errdefs"
 
 	"holdfast/internal/api/container"
+	"holdfast/internal/api/daemon"
 	"holdfast/internal/api/image"
 	"holdfast/internal/api/network"
 	"holdfast/internal/api/system"
@@ -40,6 +41,7 @@ type Options struct {
 	Volumes    volume.Backend
 	Networks   network.Backend
 	System     system.Backend
+	Daemon     daemon.Backend
 
 	Log *slog.Logger // nil discards
 
@@ -87,6 +89,7 @@ func New(o Options) http.Handler {
 	routes = append(routes, image.Routes(o.Images)...)
 	routes = append(routes, volume.Routes(o.Volumes)...)
 	routes = append(routes, network.Routes(o.Networks)...)
+	routes = append(routes, daemon.Routes(o.Daemon)...)
 	routes = append(routes, unavailableRoutes()...)
 	s.routes = newRouter(routes)
 	return s

@@ -127,7 +127,7 @@ func (e *Engine) ContainerResize(ctx context.Context, ref string, height, width 
 		return err
 	}
 	return a.withShim(ctx, "is not running", func(s Shim) error {
-		if err := s.Resize(ctx, proto.Resize{Height: height, Width: width}); err != nil {
+		if err := s.Resize(ctx, height, width); err != nil {
 			return err
 		}
 		a.emit("resize", map[string]string{"height": fmt.Sprint(height), "width": fmt.Sprint(width)})

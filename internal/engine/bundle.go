@@ -12,6 +12,7 @@ import (
 	"syscall"
 	"time"
 
+	securejoin "github.com/cyphar/filepath-securejoin"
 	moby "github.com/moby/moby/api/types/container"
 	"github.com/moby/moby/api/types/mount"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
@@ -262,8 +263,8 @@ func (e *Engine) bindSources(ctx context.Context, id string, mounts []mountPoint
 			}
 			o.Source = path
 			if m.Subpath != "" {
-				if o.Source, err = e.volumes.Subpath(ctx, m.Name, m.Subpath); err != nil {
-					return nil, err
+				if o.Source, err = below(path, m.Subpath); err != nil {
+					return nil, invalid("subpath %s of volume %s: %v", m.Subpath, m.Name, err)
 				}
 			}
 		case mount.TypeTmpfs:
@@ -284,6 +285,17 @@ func (e *Engine) bindSources(ctx context.Context, id string, mounts []mountPoint
 		out = append(out, o)
 	}
 	return out, nil
+}
+
+// below is a path below a folder of a volume, with the links on the way
+// followed within the folder.
+func below(dir, sub string) (string, error) {
+	path, err := securejoin.SecureJoin(dir, sub)
+	if err != nil {
+		return "", err
+	}
+	_, err = os.Lstat(path)
+	return path, err
 }
 
 // joinPeers fills in the namespaces of other containers that this one shares.

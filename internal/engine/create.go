@@ -71,8 +71,8 @@ func (e *Engine) ContainerCreate(ctx context.Context, o CreateOptions) (moby.Cre
 	}
 	u.add(func() { e.index.release(name, id) })
 
-	mounts, undoMounts, err := e.resolveMounts(ctx, id, req)
-	u.add(undoMounts)
+	mounts, release, takeBack, err := e.resolveMounts(req)
+	u.add(takeBack)
 	if err != nil {
 		return none, err
 	}
@@ -116,6 +116,7 @@ func (e *Engine) ContainerCreate(ctx context.Context, o CreateOptions) (moby.Cre
 	a := newActor(e, &spec, req, mounts)
 	e.index.add(a)
 	go a.loop()
+	release()
 	u.keep()
 	a.emit("create", nil)
 	if warnings == nil {

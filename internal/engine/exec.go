@@ -120,7 +120,7 @@ func (e *Engine) ExecResize(ctx context.Context, id string, height, width uint) 
 		return err
 	}
 	return a.withShim(ctx, "is not running", func(s Shim) error {
-		return s.ExecResize(ctx, proto.Resize{Exec: id, Height: height, Width: width})
+		return s.ExecResize(ctx, id, height, width)
 	})
 }
 

@@ -2,7 +2,6 @@ package engine
 
 import (
 	"context"
-	"maps"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -32,24 +31,22 @@ func (e *Engine) ContainerInspect(ctx context.Context, ref string, size bool) (m
 	r := moby.InspectResponse{
 		ID: a.id, Created: v.spec.Created.Format(time.RFC3339Nano),
 		Path: path, Args: args,
-		State:          apiState(v),
-		Image:          v.spec.Image.ID,
-		ResolvConfPath: filepath.Join(dir, "resolv.conf"),
-		HostnamePath:   filepath.Join(dir, "hostname"),
-		HostsPath:      filepath.Join(dir, "hosts"),
-		LogPath:        "",
-		Name:           "/" + v.spec.Name,
-		RestartCount:   v.rec.RestartCount,
-		Driver:         v.spec.Image.Storage,
-		Platform:       "linux",
-		HostConfig:     v.req.HostConfig,
-		Config:         v.req.Config,
-		Mounts:         apiMounts(v.mounts),
-		ExecIDs:        runningExecs(v.rec),
-		NetworkSettings: &moby.NetworkSettings{
-			SandboxID: v.sandbox.ID, SandboxKey: v.sandbox.Netns,
-		},
-		GraphDriver: &storage.DriverData{Name: v.spec.Image.Storage},
+		State:           apiState(v),
+		Image:           v.spec.Image.ID,
+		ResolvConfPath:  filepath.Join(dir, "resolv.conf"),
+		HostnamePath:    filepath.Join(dir, "hostname"),
+		HostsPath:       filepath.Join(dir, "hosts"),
+		LogPath:         "",
+		Name:            "/" + v.spec.Name,
+		RestartCount:    v.rec.RestartCount,
+		Driver:          v.spec.Image.Storage,
+		Platform:        "linux",
+		HostConfig:      v.req.HostConfig,
+		Config:          v.req.Config,
+		Mounts:          apiMounts(v.mounts),
+		ExecIDs:         runningExecs(v.rec),
+		NetworkSettings: e.networkSettings(v),
+		GraphDriver:     &storage.DriverData{Name: v.spec.Image.Storage},
 	}
 	if v.req.HostConfig.LogConfig.Type == oci.LogDriverJSON {
 		r.LogPath = e.store.LogPath(a.id, oci.LogDriverJSON)
@@ -59,7 +56,6 @@ func (e *Engine) ContainerInspect(ctx context.Context, ref string, size bool) (m
 	} else if !v.req.HostConfig.Privileged {
 		r.AppArmorProfile = "docker-default"
 	}
-	r.NetworkSettings.Networks, r.NetworkSettings.Ports = e.networkSettings(v)
 	if size {
 		rw, err := e.images.RootfsUsage(dir)
 		if err != nil {
@@ -153,32 +149,14 @@ func runningExecs(rec proto.State) []string {
 
 // networkSettings are a container's networks and published ports. What was
 // asked for stands there also while nothing runs.
-func (e *Engine) networkSettings(v *view) (map[string]*mobynet.EndpointSettings, mobynet.PortMap) {
-	nets := map[string]*mobynet.EndpointSettings{}
-	if v.req.Networking != nil {
-		for name, ep := range v.req.Networking.EndpointsConfig {
-			nets[name] = ep.Copy()
-		}
+func (e *Engine) networkSettings(v *view) *moby.NetworkSettings {
+	switch {
+	case v.req.HostConfig.NetworkMode.IsContainer():
+		return &moby.NetworkSettings{Networks: map[string]*mobynet.EndpointSettings{}, Ports: mobynet.PortMap{}}
+	case v.state.Alive() && v.sandbox.ID != "":
+		return e.networks.Settings(v.sandbox)
 	}
-	ports := mobynet.PortMap{}
-	h := v.req.HostConfig
-	if !h.NetworkMode.IsContainer() {
-		name := h.NetworkMode.NetworkName()
-		if nets[name] == nil {
-			nets[name] = &mobynet.EndpointSettings{}
-		}
-		if v.state.Alive() && v.sandbox.ID != "" {
-			live, published := e.networks.Settings(v.sandbox)
-			for name, ep := range live {
-				if asked := nets[name]; asked != nil {
-					ep.IPAMConfig, ep.Links, ep.Aliases, ep.DriverOpts = asked.IPAMConfig, asked.Links, asked.Aliases, asked.DriverOpts
-				}
-			}
-			maps.Copy(nets, live)
-			maps.Copy(ports, published)
-		}
-	}
-	return nets, ports
+	return e.networks.Idle(networkRequest(v.spec, v.req))
 }
 
 // shortCommand is the command as a list shows it.

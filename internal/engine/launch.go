@@ -183,17 +183,18 @@ func (e *Engine) launch(ctx context.Context, a *actor, spec container.Spec, req 
 // sandbox prepares a container's network. In the mode container:ID there is
 // nothing to prepare: the namespace is the other's.
 func (e *Engine) sandbox(ctx context.Context, spec container.Spec, req request) (network.Sandbox, []network.Reserved, error) {
-	mode := string(req.HostConfig.NetworkMode)
 	if req.HostConfig.NetworkMode.IsContainer() {
 		return network.Sandbox{}, nil, nil
 	}
-	if mode == "" || mode == "default" {
-		mode = "bridge"
-	}
+	return e.networks.Prepare(ctx, networkRequest(spec, req))
+}
+
+// networkRequest is what a container asks of the network.
+func networkRequest(spec container.Spec, req request) network.Request {
 	r := network.Request{
 		ID:           spec.ID,
 		Name:         spec.Name,
-		Mode:         mode,
+		Mode:         string(req.HostConfig.NetworkMode),
 		PortBindings: req.HostConfig.PortBindings,
 		Exposed:      req.Config.ExposedPorts,
 		PublishAll:   req.HostConfig.PublishAllPorts,
@@ -201,7 +202,7 @@ func (e *Engine) sandbox(ctx context.Context, spec container.Spec, req request) 
 	if req.Networking != nil {
 		r.Endpoints = req.Networking.EndpointsConfig
 	}
-	return e.networks.Prepare(ctx, r)
+	return r
 }
 
 // giveBack returns what a life used of the host: network, mounts and the
@@ -219,7 +220,7 @@ func (e *Engine) giveBack(id string, sandbox network.Sandbox, mounts []mountPoin
 	}
 	for _, m := range mounts {
 		if m.volume() {
-			if err := e.volumes.Unmount(ctx, m.Name, id); err != nil {
+			if err := e.volumes.Unmount(m.Name, id); err != nil {
 				e.log.Error("volume not unmounted", "container", id[:12], "volume", m.Name, "error", err)
 			}
 		}

@@ -76,8 +76,9 @@ func (e *Engine) summary(v *view) moby.Summary {
 	if st.Health != nil {
 		s.Health = &moby.HealthSummary{Status: st.Health.Status, FailingStreak: st.Health.FailingStreak}
 	}
-	nets, published := e.networkSettings(v)
-	s.NetworkSettings = &moby.NetworkSettingsSummary{Networks: nets}
+	ns := e.networkSettings(v)
+	published := ns.Ports
+	s.NetworkSettings = &moby.NetworkSettingsSummary{Networks: ns.Networks}
 	for port := range v.req.Config.ExposedPorts {
 		if !st.Running {
 			break
@@ -235,10 +236,10 @@ func (e *Engine) listFilter(ctx context.Context, f filter.Args) (func(*view) boo
 			return false
 		}
 		if f.Has("network") || ports["publish"] != nil {
-			nets, published := e.networkSettings(v)
+			ns := e.networkSettings(v)
 			if f.Has("network") {
 				found := false
-				for name, ep := range nets {
+				for name, ep := range ns.Networks {
 					for _, want := range f["network"] {
 						found = found || name == want || ep.NetworkID != "" && strings.HasPrefix(ep.NetworkID, want)
 					}
@@ -249,7 +250,7 @@ func (e *Engine) listFilter(ctx context.Context, f filter.Args) (func(*view) boo
 			}
 			if match := ports["publish"]; match != nil {
 				found := false
-				for p := range published {
+				for p := range ns.Ports {
 					found = found || match(p)
 				}
 				if !found {

@@ -8,18 +8,13 @@ import (
 	"path/filepath"
 	"slices"
 
-	"github.com/containerd/errdefs"
 	moby "github.com/moby/moby/api/types/container"
 	"github.com/moby/moby/api/types/mount"
-	"github.com/moby/moby/api/types/volume"
 
 	"holdfast/internal/container"
 	"holdfast/internal/engine/oci"
+	volumes "holdfast/internal/volume"
 )
-
-// anonymousLabel marks a volume that was made without a name for a container,
-// under Docker's key.
-const anonymousLabel = "com.docker.volume.anonymous"
 
 // mountPoint is a mount as it was resolved when the container was made: the
 // API's mount point, and what only the engine needs.
@@ -40,11 +35,17 @@ type mountPoint struct {
 func (m *mountPoint) volume() bool { return m.Type == mount.TypeVolume }
 
 // resolveMounts makes mount points of what was asked, in Docker's order of
-// precedence, and creates the volumes that they name. The undo removes the
-// volumes that were made here.
-func (e *Engine) resolveMounts(ctx context.Context, id string, req request) ([]mountPoint, func(), error) {
+// precedence, and creates the volumes that they name. undo removes those that
+// were made here; release lets go of all, once the container's record names
+// them.
+func (e *Engine) resolveMounts(req request) (points []mountPoint, release, takeBack func(), err error) {
 	var u undo
-	var points []mountPoint
+	var holds []func()
+	release = func() {
+		for _, r := range holds {
+			r()
+		}
+	}
 	at := func(dest string) int {
 		return slices.IndexFunc(points, func(m mountPoint) bool { return m.Destination == dest })
 	}
@@ -52,11 +53,11 @@ func (e *Engine) resolveMounts(ctx context.Context, id string, req request) ([]m
 	for _, from := range req.HostConfig.VolumesFrom {
 		ref, readonly, err := oci.ParseVolumesFrom(from)
 		if err != nil {
-			return nil, u.fail, err
+			return nil, release, u.fail, err
 		}
 		a, err := e.index.find(ref)
 		if err != nil {
-			return nil, u.fail, fmt.Errorf("volumes-from: %w", err)
+			return nil, release, u.fail, fmt.Errorf("volumes-from: %w", err)
 		}
 		for _, m := range a.view.Load().mounts {
 			if m.Type == mount.TypeTmpfs {
@@ -81,7 +82,7 @@ func (e *Engine) resolveMounts(ctx context.Context, id string, req request) ([]m
 	for _, b := range req.HostConfig.Binds {
 		m, mode, err := oci.ParseBind(b, req.HostConfig.VolumeDriver)
 		if err != nil {
-			return nil, u.fail, err
+			return nil, release, u.fail, err
 		}
 		explicit = append(explicit, asked{m, mode, true})
 	}
@@ -96,12 +97,12 @@ func (e *Engine) resolveMounts(ctx context.Context, id string, req request) ([]m
 		m := pointOf(want.Mount, want.mode)
 		m.Create = m.Create || want.bound
 		if seen[m.Destination] {
-			return nil, u.fail, invalid("Duplicate mount point: %s", m.Destination)
+			return nil, release, u.fail, invalid("Duplicate mount point: %s", m.Destination)
 		}
 		seen[m.Destination] = true
 		if m.volume() {
-			if err := e.ensureVolume(ctx, &m, req.HostConfig, want.VolumeOptions, &u); err != nil {
-				return nil, u.fail, err
+			if err := e.ensureVolume(&m, req.HostConfig, want.VolumeOptions, &u, &holds); err != nil {
+				return nil, release, u.fail, err
 			}
 		}
 		if j := at(m.Destination); j >= 0 {
@@ -118,50 +119,44 @@ func (e *Engine) resolveMounts(ctx context.Context, id string, req request) ([]m
 	slices.Sort(dests)
 	for _, dest := range dests {
 		if !filepath.IsAbs(dest) || dest == "/" {
-			return nil, u.fail, invalid("invalid volume specification: '%s': mount path must be absolute and not '/'", dest)
+			return nil, release, u.fail, invalid("invalid volume specification: '%s': mount path must be absolute and not '/'", dest)
 		}
 		if seen[dest] || at(dest) >= 0 {
 			continue
 		}
 		m := mountPoint{MountPoint: moby.MountPoint{Type: mount.TypeVolume, Destination: dest, RW: true}, Copy: true}
-		if err := e.ensureVolume(ctx, &m, req.HostConfig, nil, &u); err != nil {
-			return nil, u.fail, err
+		if err := e.ensureVolume(&m, req.HostConfig, nil, &u, &holds); err != nil {
+			return nil, release, u.fail, err
 		}
 		points = append(points, m)
 	}
-	return points, u.fail, nil
+	return points, release, u.fail, nil
 }
 
 // ensureVolume creates the volume of a mount point, or finds it.
-func (e *Engine) ensureVolume(ctx context.Context, m *mountPoint, h *moby.HostConfig, o *mount.VolumeOptions, u *undo) error {
-	r := volume.CreateRequest{Name: m.Name, Driver: h.VolumeDriver}
+func (e *Engine) ensureVolume(m *mountPoint, h *moby.HostConfig, o *mount.VolumeOptions, u *undo, holds *[]func()) error {
+	r := volumes.CreateOptions{Name: m.Name, Driver: h.VolumeDriver}
 	if o != nil {
 		r.Labels = o.Labels
 		if o.DriverConfig != nil {
 			r.Driver, r.DriverOpts = o.DriverConfig.Name, o.DriverConfig.Options
 		}
 	}
-	existed := false
-	if r.Name == "" {
-		r.Name = newID()
-		m.Anonymous = true
-		r.Labels = map[string]string{anonymousLabel: ""}
-	} else if v, err := e.volumes.Get(ctx, r.Name); err == nil {
-		existed = true
-		if r.DriverOpts == nil {
-			r.Driver, r.DriverOpts, r.Labels = v.Driver, v.Options, v.Labels
-		}
-	} else if !errors.Is(err, errdefs.ErrNotFound) {
-		return err
-	}
-	v, err := e.volumes.Create(ctx, r)
+	m.Anonymous = r.Name == ""
+	v, created, err := e.volumes.Create(r)
 	if err != nil {
 		return err
 	}
-	if !existed {
-		u.add(func() { _ = e.volumes.Remove(context.Background(), v.Name, true) })
+	if created {
+		u.add(func() { _ = e.volumes.Remove(v.Name) })
 		e.emitVolume("create", v.Name, map[string]string{"driver": v.Driver})
 	}
+	release, err := e.volumes.Hold(v.Name)
+	if err != nil {
+		return err
+	}
+	*holds = append(*holds, release)
+	u.add(release)
 	m.Name, m.Driver, m.Source = v.Name, v.Driver, v.Mountpoint
 	return nil
 }
@@ -208,8 +203,12 @@ func (e *Engine) copyUp(ctx context.Context, spec container.Spec, mounts []mount
 		if !m.volume() || !m.Copy {
 			continue
 		}
-		if err := e.volumes.CopyUp(ctx, m.Name, rootfs, m.Destination); err != nil {
-			return fmt.Errorf("copy the image's %s into volume %s: %w", m.Destination, m.Name, err)
+		if _, err := e.volumes.Mount(ctx, m.Name, spec.ID); err != nil {
+			return err
+		}
+		err := e.volumes.CopyUp(rootfs, m.Destination, m.Name)
+		if err := errors.Join(err, e.volumes.Unmount(m.Name, spec.ID)); err != nil {
+			return err
 		}
 	}
 	return nil
@@ -217,12 +216,12 @@ func (e *Engine) copyUp(ctx context.Context, spec container.Spec, mounts []mount
 
 // removeAnonymous removes the volumes that were made for a container and that
 // no other one uses.
-func (e *Engine) removeAnonymous(mounts []mountPoint, id string) {
+func (e *Engine) removeAnonymous(mounts []mountPoint) {
 	for _, m := range mounts {
-		if !m.Anonymous || len(e.volumeUsers(m.Name, id)) > 0 {
+		if !m.Anonymous || len(e.volumeUsers(m.Name, "")) > 0 {
 			continue
 		}
-		if err := e.volumes.Remove(context.Background(), m.Name, true); err != nil {
+		if err := e.volumes.Remove(m.Name); err != nil {
 			e.log.Error("anonymous volume not removed", "volume", m.Name, "error", err)
 			continue
 		}

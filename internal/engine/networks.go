@@ -10,7 +10,7 @@ import (
 
 // NetworkList lists networks.
 func (e *Engine) NetworkList(ctx context.Context, f filter.Args) ([]mobynet.Summary, error) {
-	return e.networks.List(ctx, f)
+	return e.networks.List(f)
 }
 
 // NetworkInspect tells about a network and the containers on it.
@@ -18,12 +18,18 @@ func (e *Engine) NetworkInspect(ctx context.Context, ref, scope string, verbose 
 	if scope != "" && scope != "local" {
 		return mobynet.Inspect{}, notFound("network %s not found in scope %s", ref, scope)
 	}
-	return e.networks.Inspect(ctx, ref)
+	return e.networks.Inspect(ref, func(id string) string {
+		if a, err := e.index.find(id); err == nil {
+			return a.view.Load().spec.Name
+		}
+		return ""
+	})
 }
 
 // NetworkCreate creates a network.
 func (e *Engine) NetworkCreate(ctx context.Context, r mobynet.CreateRequest) (mobynet.CreateResponse, error) {
-	return e.networks.Create(ctx, r)
+	id, err := e.networks.Create(ctx, r)
+	return mobynet.CreateResponse{ID: id}, err
 }
 
 // NetworkRemove removes a network.
@@ -37,7 +43,8 @@ func (e *Engine) NetworkConnect(ctx context.Context, ref string, r mobynet.Conne
 	if err != nil {
 		return err
 	}
-	return e.networks.Connect(ctx, ref, a.id, r.EndpointConfig)
+	r.Container = a.id
+	return e.networks.Connect(ctx, ref, r)
 }
 
 // NetworkDisconnect disconnects it.
@@ -46,7 +53,8 @@ func (e *Engine) NetworkDisconnect(ctx context.Context, ref string, r mobynet.Di
 	if err != nil {
 		return err
 	}
-	return e.networks.Disconnect(ctx, ref, a.id, r.Force)
+	r.Container = a.id
+	return e.networks.Disconnect(ctx, ref, r)
 }
 
 // NetworksPrune removes networks that nobody uses.

@@ -6,6 +6,7 @@ import (
 	"os"
 	"time"
 
+	moby "github.com/moby/moby/api/types/container"
 	"github.com/moby/moby/api/types/image"
 	"github.com/moby/moby/api/types/jsonstream"
 	mobynet "github.com/moby/moby/api/types/network"
@@ -21,6 +22,7 @@ import (
 	"holdfast/internal/shim/client"
 	"holdfast/internal/shim/proto"
 	"holdfast/internal/store"
+	volumes "holdfast/internal/volume"
 )
 
 // Store is where specs lie. Implementations write durably and whole.
@@ -51,11 +53,11 @@ type Shim interface {
 	Pause(ctx context.Context) (proto.State, error)
 	Resume(ctx context.Context) (proto.State, error)
 	Update(ctx context.Context, u proto.Update) error
-	Resize(ctx context.Context, r proto.Resize) error
+	Resize(ctx context.Context, height, width uint) error
 	Attach(ctx context.Context, a proto.Attach, f *os.File) error
 	ExecCreate(ctx context.Context, c proto.ExecCreate) error
 	ExecStart(ctx context.Context, s proto.ExecStart, f *os.File) (proto.ExecState, error)
-	ExecResize(ctx context.Context, r proto.Resize) error
+	ExecResize(ctx context.Context, exec string, height, width uint) error
 	State(ctx context.Context) (proto.State, error)
 	Shutdown(ctx context.Context) error
 	// Done is closed when the connection has ended.
@@ -106,30 +108,32 @@ type Networks interface {
 	Publish(ctx context.Context, s network.Sandbox) error
 	TeardownBatch(s network.Sandbox) [][]byte
 	Release(ctx context.Context, s network.Sandbox) error
-	Settings(s network.Sandbox) (map[string]*mobynet.EndpointSettings, mobynet.PortMap)
+	Settings(s network.Sandbox) *moby.NetworkSettings
+	Idle(r network.Request) *moby.NetworkSettings
 
-	List(ctx context.Context, f filter.Args) ([]mobynet.Summary, error)
-	Inspect(ctx context.Context, ref string) (mobynet.Inspect, error)
-	Create(ctx context.Context, r mobynet.CreateRequest) (mobynet.CreateResponse, error)
+	List(f filter.Args) ([]mobynet.Summary, error)
+	Inspect(ref string, name func(container string) string) (mobynet.Inspect, error)
+	Create(ctx context.Context, r mobynet.CreateRequest) (string, error)
 	Remove(ctx context.Context, ref string) error
-	Connect(ctx context.Context, ref, container string, es *mobynet.EndpointSettings) error
-	Disconnect(ctx context.Context, ref, container string, force bool) error
+	Connect(ctx context.Context, ref string, r mobynet.ConnectRequest) error
+	Disconnect(ctx context.Context, ref string, r mobynet.DisconnectRequest) error
 	Prune(ctx context.Context, f filter.Args) (mobynet.PruneReport, error)
 }
 
 // Volumes is the local volume driver.
 type Volumes interface {
-	Create(ctx context.Context, r volume.CreateRequest) (volume.Volume, error)
-	Get(ctx context.Context, name string) (volume.Volume, error)
-	List(ctx context.Context) ([]volume.Volume, error)
-	Remove(ctx context.Context, name string, force bool) error
-	Size(ctx context.Context, name string) (int64, error)
-	CopyUp(ctx context.Context, name, rootfs, path string) error
+	Create(o volumes.CreateOptions) (v volume.Volume, created bool, err error)
+	Get(name string) (volume.Volume, error)
+	List() []volume.Volume
+	Remove(name string) error
+	// Hold keeps a volume from removal until release is called.
+	Hold(name string) (release func(), err error)
+	Usage(ctx context.Context, name string) (int64, error)
+	CopyUp(rootfs, path, name string) error
 	// Restore tells which containers have which volumes mounted.
-	Restore(ctx context.Context, users map[string][]string) error
+	Restore(users map[string][]string) error
 	Mount(ctx context.Context, name, container string) (string, error)
-	Unmount(ctx context.Context, name, container string) error
-	Subpath(ctx context.Context, name, subpath string) (string, error)
+	Unmount(name, container string) error
 }
 
 // Events is the journal of everything that happened.

@@ -53,9 +53,6 @@ func (a *actor) remove(o RemoveOptions, done func(error)) {
 			c.client.File.Close()
 		}
 		err := a.e.takeAway(shim, spec, func() { a.e.giveBack(spec.ID, sandbox, mounts) })
-		if err == nil && o.Volumes {
-			a.e.removeAnonymous(mounts, spec.ID)
-		}
 		a.post(func() {
 			if err != nil {
 				a.log.Error("removal failed", "error", err)
@@ -64,6 +61,10 @@ func (a *actor) remove(o RemoveOptions, done func(error)) {
 				return
 			}
 			a.e.index.remove(a.id, a.spec.Name)
+			a.e.stats.forget(a.id)
+			if o.Volumes {
+				a.e.removeAnonymous(mounts)
+			}
 			a.emit("destroy", nil)
 			for _, w := range a.waiters {
 				w.ch <- waitResponse(a.rec)

@@ -151,7 +151,7 @@ func (e *Engine) Restore(ctx context.Context) error {
 	if err := e.networks.Restore(ctx, sandboxes); err != nil {
 		return fmt.Errorf("restore networks: %w", err)
 	}
-	if err := e.restoreVolumes(ctx, actors, found); err != nil {
+	if err := e.restoreVolumes(actors, found); err != nil {
 		return fmt.Errorf("restore volumes: %w", err)
 	}
 

@@ -212,13 +212,10 @@ func (e *Engine) DiskUsage(ctx context.Context, o DiskUsageOptions) (system.Disk
 		du.ImageUsage = &u
 	}
 	if o.Volumes {
-		list, err := e.volumes.List(ctx)
-		if err != nil {
-			return du, err
-		}
+		list := e.volumes.List()
 		u := &volume.DiskUsage{Items: list, TotalCount: int64(len(list))}
 		for i := range list {
-			size, err := e.volumes.Size(ctx, list[i].Name)
+			size, err := e.volumes.Usage(ctx, list[i].Name)
 			if err != nil {
 				size = -1
 			}

@@ -9,6 +9,7 @@ import (
 
 	"holdfast/internal/container"
 	"holdfast/internal/filter"
+	volumes "holdfast/internal/volume"
 )
 
 // VolumeCreate creates a volume, or finds the one of that name.
@@ -16,19 +17,8 @@ func (e *Engine) VolumeCreate(ctx context.Context, r volume.CreateRequest) (volu
 	if r.ClusterVolumeSpec != nil {
 		return volume.Volume{}, invalid("cluster volumes need swarm mode, which this release does not have")
 	}
-	existed := false
-	if r.Name != "" {
-		_, err := e.volumes.Get(ctx, r.Name)
-		existed = err == nil
-	} else {
-		r.Name = newID()
-		if r.Labels == nil {
-			r.Labels = map[string]string{}
-		}
-		r.Labels[anonymousLabel] = ""
-	}
-	v, err := e.volumes.Create(ctx, r)
-	if err == nil && !existed {
+	v, created, err := e.volumes.Create(volumes.CreateOptions{Name: r.Name, Driver: r.Driver, DriverOpts: r.DriverOpts, Labels: r.Labels})
+	if created {
 		e.emitVolume("create", v.Name, map[string]string{"driver": v.Driver})
 	}
 	return v, err
@@ -44,11 +34,7 @@ func (e *Engine) VolumeList(ctx context.Context, f filter.Args) (volume.ListResp
 	if err != nil {
 		return r, invalid("%v", err)
 	}
-	all, err := e.volumes.List(ctx)
-	if err != nil {
-		return r, err
-	}
-	for _, v := range all {
+	for _, v := range e.volumes.List() {
 		if !f.Match("name", v.Name) || !f.Exact("driver", v.Driver) || !f.KV("label", v.Labels) {
 			continue
 		}
@@ -62,7 +48,7 @@ func (e *Engine) VolumeList(ctx context.Context, f filter.Args) (volume.ListResp
 
 // VolumeInspect tells about a volume.
 func (e *Engine) VolumeInspect(ctx context.Context, name string) (volume.Volume, error) {
-	return e.volumes.Get(ctx, name)
+	return e.volumes.Get(name)
 }
 
 // VolumeRemove removes a volume that no container uses. With force a volume
@@ -71,17 +57,14 @@ func (e *Engine) VolumeRemove(ctx context.Context, name string, force bool) erro
 	if err := e.ready(ctx); err != nil {
 		return err
 	}
-	if users := e.volumeUsers(name, ""); len(users) > 0 {
-		return conflict("remove %s: volume is in use - %v", name, users)
+	v, err := e.volumes.Get(name)
+	if err == nil {
+		err = e.volumes.Remove(name)
 	}
-	v, err := e.volumes.Get(ctx, name)
 	if err != nil {
 		if force && isNotFound(err) {
 			return nil
 		}
-		return err
-	}
-	if err := e.volumes.Remove(ctx, name, force); err != nil {
 		return err
 	}
 	e.emitVolume("destroy", name, map[string]string{"driver": v.Driver})
@@ -102,19 +85,15 @@ func (e *Engine) VolumesPrune(ctx context.Context, f filter.Args) (volume.PruneR
 	if err != nil {
 		return report, invalid("%v", err)
 	}
-	list, err := e.volumes.List(ctx)
-	if err != nil {
-		return report, err
-	}
-	for _, v := range list {
-		if _, anonymous := v.Labels[anonymousLabel]; !anonymous && !everything {
+	for _, v := range e.volumes.List() {
+		if !volumes.Anonymous(v) && !everything {
 			continue
 		}
 		if !labelsMatch(f, v.Labels) || len(e.volumeUsers(v.Name, "")) > 0 {
 			continue
 		}
-		size, _ := e.volumes.Size(ctx, v.Name)
-		if err := e.volumes.Remove(ctx, v.Name, false); err != nil {
+		size, _ := e.volumes.Usage(ctx, v.Name)
+		if err := e.volumes.Remove(v.Name); err != nil {
 			e.log.Warn("volume not pruned", "volume", v.Name, "error", err)
 			continue
 		}
@@ -125,6 +104,9 @@ func (e *Engine) VolumesPrune(ctx context.Context, f filter.Args) (volume.PruneR
 	e.emitPrune("volume", report.SpaceReclaimed)
 	return report, nil
 }
+
+// VolumeUsers are the containers that have a volume among their mounts.
+func (e *Engine) VolumeUsers(name string) []string { return e.volumeUsers(name, "") }
 
 // volumeUsers are the containers that have a volume among their mounts: it is
 // derived from their records, so that it can't go wrong over a restart.
@@ -145,7 +127,7 @@ func (e *Engine) volumeUsers(name, except string) []string {
 }
 
 // restoreVolumes tells the volumes who of the containers has them mounted.
-func (e *Engine) restoreVolumes(ctx context.Context, actors []*actor, found []found) error {
+func (e *Engine) restoreVolumes(actors []*actor, found []found) error {
 	users := map[string][]string{}
 	for i, a := range actors {
 		switch found[i].verdict {
@@ -158,7 +140,7 @@ func (e *Engine) restoreVolumes(ctx context.Context, actors []*actor, found []fo
 			}
 		}
 	}
-	return e.volumes.Restore(ctx, users)
+	return e.volumes.Restore(users)
 }
 
 func (e *Engine) emitVolume(action, name string, attributes map[string]string) {

@@ -29,12 +29,16 @@
 package store
 
 import (
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"regexp"
+	"strings"
 
 	"github.com/containerd/errdefs"
+	"github.com/google/uuid"
 )
 
 // Names within a container's folder.
@@ -141,4 +145,35 @@ func checkID(id string) error {
 		return fmt.Errorf("invalid container ID %q: %w", id, errdefs.ErrInvalidArgument)
 	}
 	return nil
+}
+
+// RunDirs are the IDs that have a run directory.
+func (s *Store) RunDirs() ([]string, error) {
+	entries, err := os.ReadDir(s.shimsDir())
+	if err != nil {
+		return nil, fmt.Errorf("list run directories: %w", err)
+	}
+	var ids []string
+	for _, e := range entries {
+		if e.IsDir() && checkID(e.Name()) == nil {
+			ids = append(ids, e.Name())
+		}
+	}
+	return ids, nil
+}
+
+// DaemonID is the identity of this data root, made when it is first asked for:
+// a UUID, as `docker info` shows it.
+func (s *Store) DaemonID() (string, error) {
+	path := filepath.Join(s.data, "engine-id")
+	if b, err := os.ReadFile(path); err == nil && len(b) > 0 {
+		return strings.TrimSpace(string(b)), nil
+	} else if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return "", fmt.Errorf("read the engine's ID: %w", err)
+	}
+	id := uuid.NewString()
+	if err := WriteFileAtomic(path, []byte(id+"\n"), 0o600); err != nil {
+		return "", fmt.Errorf("write the engine's ID: %w", err)
+	}
+	return id, nil
 }
