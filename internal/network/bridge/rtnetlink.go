@@ -10,7 +10,7 @@ import (
 )
 
 // conn is a rtnetlink socket of the network namespace of the thread that
-// dialled it. A container's interface takes five requests on two of them,
+// dialled it. A container's interface takes six requests on two of them,
 // where the library's own calls would take a dozen.
 type conn struct{ sockets map[int]*nl.SocketHandle }
 
@@ -43,8 +43,9 @@ func (c *conn) up(index int) error {
 	return c.do(unix.RTM_NEWLINK, 0, msg)
 }
 
-// addVeth makes both ends at once, up, the host's end as a port of the bridge
-// and the container's in its namespace.
+// addVeth makes both ends at once, the host's end up and a port of the bridge,
+// the container's in its namespace. That one can't be up before the first
+// exists: the kernel refuses it (ENOTCONN).
 func (c *conn) addVeth(l Link, bridge, netns int) error {
 	mtu := nl.Uint32Attr(uint32(l.MTU))
 	msg := nl.NewIfInfomsg(unix.AF_UNSPEC)
@@ -53,8 +54,7 @@ func (c *conn) addVeth(l Link, bridge, netns int) error {
 	info := nl.NewRtAttr(unix.IFLA_LINKINFO, nil)
 	info.AddRtAttr(nl.IFLA_INFO_KIND, nl.NonZeroTerminated("veth"))
 	peer := info.AddRtAttr(nl.IFLA_INFO_DATA, nil).AddRtAttr(nl.VETH_INFO_PEER, nil)
-	peerMsg := nl.NewIfInfomsgChild(peer, unix.AF_UNSPEC)
-	peerMsg.Flags, peerMsg.Change = unix.IFF_UP, unix.IFF_UP
+	nl.NewIfInfomsgChild(peer, unix.AF_UNSPEC)
 	peer.AddRtAttr(unix.IFLA_IFNAME, nl.ZeroTerminated(l.Name))
 	peer.AddRtAttr(unix.IFLA_MTU, mtu)
 	if len(l.MAC) > 0 {

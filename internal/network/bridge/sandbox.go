@@ -137,6 +137,9 @@ func join(s Sandbox) error {
 }
 
 func configure(c *conn, index int, l Link) error {
+	if err := c.up(index); err != nil {
+		return fmt.Errorf("bring up %s: %w", l.Name, err)
+	}
 	for _, a := range l.Addrs {
 		if err := c.addAddress(index, a); err != nil && !errors.Is(err, unix.EEXIST) {
 			return fmt.Errorf("add address %s to %s: %w", a, l.Name, err)
@@ -222,11 +225,19 @@ func IsNamespace(path string) bool {
 }
 
 // onThread runs f on a thread that nothing else uses meanwhile. A thread that
-// can't be brought back to where it was ends with its goroutine.
+// can't be brought back to where it was ends with its goroutine. It is never
+// the process's first one: that one can't end, and what /proc/self says of the
+// process is said of it.
 func onThread(f func() error) error {
 	done := make(chan error, 1)
 	go func() {
 		runtime.LockOSThread()
+		if unix.Gettid() == os.Getpid() {
+			err := onThread(f) // elsewhere, as this thread is taken
+			runtime.UnlockOSThread()
+			done <- err
+			return
+		}
 		ns, err := os.Open("/proc/thread-self/ns/net")
 		if err != nil {
 			done <- fmt.Errorf("network namespace of the thread: %w", err)

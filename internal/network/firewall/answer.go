@@ -2,10 +2,63 @@ package firewall
 
 import (
 	"encoding/binary"
+	"errors"
 	"fmt"
 
 	"golang.org/x/sys/unix"
 )
+
+// socket sends encoded messages to the kernel's netfilter. It stays open: when
+// one that deleted something is closed, the kernel first waits out an RCU grace
+// period, which takes ten milliseconds and more.
+type socket struct{ fd int }
+
+func openSocket() (*socket, error) {
+	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, unix.NETLINK_NETFILTER)
+	if err != nil {
+		return nil, fmt.Errorf("netfilter socket: %w", err)
+	}
+	for _, opt := range []int{unix.SO_SNDBUFFORCE, unix.SO_RCVBUFFORCE} {
+		if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, opt, socketBuffer); err != nil {
+			unix.Close(fd)
+			return nil, fmt.Errorf("netfilter socket: %w", err)
+		}
+	}
+	return &socket{fd}, nil
+}
+
+func (s *socket) Close() error { return unix.Close(s.fd) }
+
+// send gives the first error among the answers. A transaction is over when the
+// call that sends it returns, so all answers are there to be read.
+func (s *socket) send(messages []byte) error {
+	if err := unix.Sendto(s.fd, messages, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
+		return fmt.Errorf("netfilter: send: %w", err)
+	}
+	var first error
+	buf := make([]byte, 1<<16)
+	for {
+		n, _, err := unix.Recvfrom(s.fd, buf, 0)
+		if errors.Is(err, unix.EAGAIN) {
+			return first
+		}
+		if err != nil {
+			return fmt.Errorf("netfilter: receive: %w", err)
+		}
+		if err := firstError(buf[:n]); first == nil {
+			first = err
+		}
+	}
+}
+
+// Send sends messages such as those of DeleteBatches on a socket of its own.
+func Send(messages []byte) error {
+	s, err := openSocket()
+	if err != nil {
+		return err
+	}
+	return errors.Join(s.send(messages), s.Close())
+}
 
 // firstError reads struct nlmsghdr by struct nlmsghdr and returns the first
 // error that a struct nlmsgerr among them carries.

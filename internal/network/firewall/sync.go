@@ -2,11 +2,9 @@ package firewall
 
 import (
 	"bytes"
-	"errors"
 	"fmt"
 
 	"github.com/google/nftables"
-	"golang.org/x/sys/unix"
 
 	"holdfast/internal/network/nft"
 )
@@ -168,34 +166,4 @@ func (t *Table) ForwardDrops() ([]string, error) {
 		}
 	}
 	return names, nil
-}
-
-// Send sends encoded messages to the kernel's netfilter and returns the first
-// error among its answers. A transaction is over when the call that sends it
-// returns, so the answers are there to be read.
-func Send(messages []byte) error {
-	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, unix.NETLINK_NETFILTER)
-	if err != nil {
-		return fmt.Errorf("netfilter socket: %w", err)
-	}
-	defer unix.Close(fd)
-	if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_SNDBUFFORCE, socketBuffer); err != nil {
-		return fmt.Errorf("netfilter socket: %w", err)
-	}
-	if err := unix.Sendto(fd, messages, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
-		return fmt.Errorf("netfilter: send: %w", err)
-	}
-	buf := make([]byte, 1<<16)
-	for {
-		n, _, err := unix.Recvfrom(fd, buf, 0)
-		if errors.Is(err, unix.EAGAIN) {
-			return nil
-		}
-		if err != nil {
-			return fmt.Errorf("netfilter: receive: %w", err)
-		}
-		if err := firstError(buf[:n]); err != nil {
-			return err
-		}
-	}
 }

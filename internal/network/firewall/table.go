@@ -35,12 +35,21 @@ type Table struct {
 
 	mu   sync.Mutex
 	conn *nftables.Conn
+	raw  *socket
 }
 
 // Open opens a connection. It changes nothing.
 func Open(name string) (*Table, error) {
-	t := &Table{name: name, destroy: canDestroy()}
-	return t, t.dial()
+	raw, err := openSocket()
+	if err != nil {
+		return nil, err
+	}
+	t := &Table{name: name, destroy: canDestroy(), raw: raw}
+	if err := t.dial(); err != nil {
+		raw.Close()
+		return nil, err
+	}
+	return t, nil
 }
 
 func (t *Table) dial() error {
@@ -58,7 +67,7 @@ func (t *Table) dial() error {
 func (t *Table) Close() error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	return t.conn.CloseLasting()
+	return errors.Join(t.conn.CloseLasting(), t.raw.Close())
 }
 
 // Add puts elements into their maps, in one transaction. What is there
@@ -78,8 +87,10 @@ func (t *Table) Add(elements []nft.Element) error {
 
 // Delete takes elements out, also those that are not there.
 func (t *Table) Delete(elements []nft.Element) error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
 	for _, b := range t.DeleteBatches(elements) {
-		if err := Send(b); err != nil && !errors.Is(err, unix.ENOENT) {
+		if err := t.raw.send(b); err != nil && !errors.Is(err, unix.ENOENT) {
 			return fmt.Errorf("nftables table %s: remove published ports: %w", t.name, err)
 		}
 	}

@@ -158,7 +158,7 @@ func Build(c Config) Ruleset {
 	// route_localnet is set on the bridges, so that the host's own 127.0.0.1
 	// can be answered by a container. Without this chain, whoever sits on a
 	// bridge or on the host's link could reach what listens, or is published,
-	// on 127.0.0.1 only, or pretend to be the host's loopback. It stands before connection tracking, where answers
+	// on 127.0.0.1 only, or pretend to be one of its loopback addresses. It stands before connection tracking, where answers
 	// still carry the host's address. IPv6 needs none: the kernel drops ::1
 	// from outside before any hook.
 	if c.IPv4 {

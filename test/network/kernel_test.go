@@ -1,0 +1,92 @@
+package network_test
+
+import (
+	"encoding/binary"
+	"testing"
+
+	"github.com/google/nftables"
+	"github.com/mdlayher/netlink"
+	"golang.org/x/sys/unix"
+)
+
+func removeTable(t *testing.T, name string) {
+	t.Helper()
+	conn, err := nftables.New()
+	if err != nil {
+		t.Fatal(err)
+	}
+	table := &nftables.Table{Name: name, Family: nftables.TableFamilyINet}
+	conn.AddTable(table)
+	conn.DelTable(table)
+	if err := conn.Flush(); err != nil {
+		t.Error(err)
+	}
+}
+
+// flushChain takes a chain's rules out, to see that they mattered.
+func flushChain(t *testing.T, table, chain string) {
+	t.Helper()
+	conn, err := nftables.New()
+	if err != nil {
+		t.Fatal(err)
+	}
+	tb := &nftables.Table{Name: table, Family: nftables.TableFamilyINet}
+	conn.FlushChain(&nftables.Chain{Name: chain, Table: tb})
+	if err := conn.Flush(); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// owners counts the elements of all maps by the container that they name.
+func owners(t *testing.T, table string) map[string]int {
+	t.Helper()
+	conn, err := nftables.New()
+	if err != nil {
+		t.Fatal(err)
+	}
+	out := map[string]int{}
+	sets, err := conn.GetSets(&nftables.Table{Name: table, Family: nftables.TableFamilyINet})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, s := range sets {
+		elements, err := conn.GetSetElements(s)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, e := range elements {
+			out[e.Comment]++
+		}
+	}
+	return out
+}
+
+// generation is the number of nftables transactions so far.
+func generation(t *testing.T) uint32 {
+	t.Helper()
+	const getGen, genID = 16, 1
+	c, err := netlink.Dial(unix.NETLINK_NETFILTER, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	ms, err := c.Execute(netlink.Message{
+		Header: netlink.Header{Type: unix.NFNL_SUBSYS_NFTABLES<<8 | getGen, Flags: netlink.Request},
+		Data:   make([]byte, 4),
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ad, err := netlink.NewAttributeDecoder(ms[0].Data[4:])
+	if err != nil {
+		t.Fatal(err)
+	}
+	ad.ByteOrder = binary.BigEndian
+	for ad.Next() {
+		if ad.Type() == genID {
+			return ad.Uint32()
+		}
+	}
+	t.Fatal("no generation in the answer")
+	return 0
+}

@@ -1,0 +1,472 @@
+package network_test
+
+import (
+	"context"
+	"encoding/json"
+	"os"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/containerd/errdefs"
+	apinet "github.com/moby/moby/api/types/network"
+	"github.com/vishvananda/netlink"
+
+	"holdfast/internal/network"
+	"holdfast/internal/network/bridge"
+)
+
+// stored is what the engine reads again after it was killed.
+func (h *host) stored(cs ...*container) map[string]network.Sandbox {
+	h.t.Helper()
+	out := map[string]network.Sandbox{}
+	for _, c := range cs {
+		b, err := json.Marshal(c.Sandbox)
+		h.ok(err)
+		var s network.Sandbox
+		h.ok(json.Unmarshal(b, &s))
+		out[c.Container] = s
+	}
+	return out
+}
+
+func TestRestoreTouchesNothingThatIsAsItShouldBe(t *testing.T) {
+	h := newHost(t, func(o *network.Options) { o.IPv6 = true })
+	a := h.run(h.request("8080:80/tcp", "["+hostAddr6+"]:8081:80/tcp", "5353:53/udp"))
+	b := h.run(h.request("127.0.0.1:9000:80/tcp"))
+	h.serve(a.Netns, "tcp4", ":80", "a")
+	before := generation(t)
+	links := make(chan netlink.LinkUpdate, 100)
+	addrs := make(chan netlink.AddrUpdate, 100)
+	done := make(chan struct{})
+	defer close(done)
+	h.ok(netlink.LinkSubscribe(links, done))
+	h.ok(netlink.AddrSubscribe(addrs, done))
+	h.log.take()
+	for range 2 {
+		h.open(h.stored(a, b))
+	}
+	if now := generation(t); now != before {
+		t.Errorf("%d transactions", now-before)
+	}
+	if got := h.log.take(); got != "" {
+		t.Errorf("logged: %s", got)
+	}
+	// A change of our own ends the wait: what came before it is the answer.
+	attrs := netlink.NewLinkAttrs()
+	attrs.Name = "mark"
+	h.ok(netlink.LinkAdd(&netlink.Bridge{LinkAttrs: attrs}))
+	for {
+		u := <-links
+		if u.Attrs().Name == "mark" {
+			break
+		}
+		t.Errorf("interface %s was touched", u.Attrs().Name)
+	}
+	if len(addrs) > 0 {
+		t.Errorf("%d addresses were touched", len(addrs))
+	}
+	h.answers(h.lan, "tcp", hostAddr+":8080", "a", lanAddr)
+
+	// What is in use is known again.
+	c := h.run(h.request())
+	for _, other := range []*container{a, b} {
+		if c.ip() == other.ip() {
+			t.Errorf("%s was given out twice", c.ip())
+		}
+	}
+	_, _, err := h.m.Prepare(context.Background(), h.request("8080:80/tcp"))
+	if err == nil {
+		t.Error("port 8080 was given out twice")
+	}
+}
+
+func TestPortAnswersWhileNoDaemonLives(t *testing.T) {
+	h := newHost(t, nil)
+	c := h.run(h.request("8080:80/tcp"))
+	h.serve(c.Netns, "tcp4", ":80", "web")
+	h.ok(h.m.Close())
+	h.m = nil
+	h.answers(h.lan, "tcp", hostAddr+":8080", "web", lanAddr)
+	h.answers("", "tcp", "127.0.0.1:8080", "web", "")
+}
+
+func TestRestoreRemovesWhatBelongsToNobody(t *testing.T) {
+	h := newHost(t, nil)
+	kept := h.run(h.request("8080:80/tcp"))
+	gone := h.run(h.request("8081:80/tcp"))
+	h.serve(kept.Netns, "tcp4", ":80", "kept")
+	h.open(h.stored(kept))
+	if bridge.IsNamespace(gone.Netns) {
+		t.Error("its namespace is still mounted")
+	}
+	if _, err := os.Stat(gone.Netns); !os.IsNotExist(err) {
+		t.Errorf("its namespace's file: %v", err)
+	}
+	if _, err := netlink.LinkByName(gone.Endpoints[0].HostName); err == nil {
+		t.Error("its interface is still there")
+	}
+	got := owners(t, table)
+	if got[gone.Container] != 0 || got[kept.Container] != 1 {
+		t.Errorf("elements by owner: %v", got)
+	}
+	h.answers(h.lan, "tcp", hostAddr+":8080", "kept", lanAddr)
+}
+
+func TestRestorePutsBackWhatWasTakenAway(t *testing.T) {
+	for name, take := range map[string]func(h *host, c *container){
+		"the table":   func(h *host, c *container) { removeTable(h.t, table) },
+		"a rule":      func(h *host, c *container) { flushChain(h.t, table, "prerouting") },
+		"the bridge":  func(h *host, c *container) { h.ok(bridge.Remove("hft0")) },
+		"the address": func(h *host, c *container) { h.removeBridgeAddress() },
+		"the veth": func(h *host, c *container) {
+			link, err := netlink.LinkByName(c.Endpoints[0].HostName)
+			h.ok(err)
+			h.ok(netlink.LinkDel(link))
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			h := newHost(t, nil)
+			c := h.run(h.request("8080:80/tcp"))
+			h.serve(c.Netns, "tcp4", ":80", "web")
+			h.answers(h.lan, "tcp", hostAddr+":8080", "web", lanAddr)
+			take(h, c)
+			h.silent(h.lan, "tcp", hostAddr+":8080")
+			h.open(h.stored(c))
+			h.answers(h.lan, "tcp", hostAddr+":8080", "web", lanAddr)
+		})
+	}
+}
+
+func (h *host) removeBridgeAddress() {
+	link, err := netlink.LinkByName("hft0")
+	h.ok(err)
+	addrs, err := netlink.AddrList(link, netlink.FAMILY_V4)
+	h.ok(err)
+	for _, a := range addrs {
+		h.ok(netlink.AddrDel(link, &a))
+	}
+}
+
+func TestPublishRepairsATableThatWasFlushed(t *testing.T) {
+	h := newHost(t, nil)
+	first := h.run(h.request("8080:80/tcp"))
+	h.serve(first.Netns, "tcp4", ":80", "first")
+	removeTable(t, table)
+	second := h.run(h.request("8081:80/tcp"))
+	h.serve(second.Netns, "tcp4", ":80", "second")
+	h.answers(h.lan, "tcp", hostAddr+":8080", "first", lanAddr)
+	h.answers(h.lan, "tcp", hostAddr+":8081", "second", lanAddr)
+}
+
+func TestContainerKeepsItsGatewayWhenTheBridgesAddressChanges(t *testing.T) {
+	h := newHost(t, func(o *network.Options) { o.BIP = "10.90.0.1/24" })
+	old := h.run(h.request("8080:80/tcp"))
+	h.serve(old.Netns, "tcp4", ":80", "old")
+	h.serve(h.lan, "tcp4", ":7000", "lan")
+	h.opts.BIP = "10.91.0.1/24"
+	h.open(h.stored(old))
+	next := h.run(h.request())
+	if next.ip() != "10.91.0.2" {
+		t.Errorf("the new container has %s", next.ip())
+	}
+	h.answers(h.lan, "tcp", hostAddr+":8080", "old", lanAddr)
+	h.answers(old.Netns, "tcp", lanAddr+":7000", "lan", hostAddr)
+	h.answers(next.Netns, "tcp", lanAddr+":7000", "lan", hostAddr)
+	// Once nobody needs the old address it goes.
+	h.ok(h.m.Release(context.Background(), old.Sandbox))
+	h.open(h.stored(next))
+	addrs, _, err := bridge.Addresses("hft0")
+	h.ok(err)
+	if len(addrs) != 1 || addrs[0].String() != "10.91.0.1/24" {
+		t.Errorf("the bridge has %v", addrs)
+	}
+}
+
+func TestSubnetAvoidsTheHostsRoutesAndStays(t *testing.T) {
+	attrs := netlink.NewLinkAttrs()
+	attrs.Name = "corp"
+	link := &netlink.Bridge{LinkAttrs: attrs}
+	if err := netlink.LinkAdd(link); err != nil {
+		t.Fatal(err)
+	}
+	addr, err := netlink.ParseAddr("172.17.5.1/16")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := netlink.AddrAdd(link, addr); err != nil {
+		t.Fatal(err)
+	}
+	if err := netlink.LinkSetUp(link); err != nil {
+		t.Fatal(err)
+	}
+	h := newHost(t, nil)
+	gateway := func() string {
+		gs, err := h.m.Gateways("bridge")
+		h.ok(err)
+		return gs[0].String()
+	}
+	if got := gateway(); got != "172.18.0.1" {
+		t.Errorf("gateway %s", got)
+	}
+	h.ok(netlink.LinkDel(link))
+	h.open(nil)
+	if got := gateway(); got != "172.18.0.1" {
+		t.Errorf("gateway %s after a restart", got)
+	}
+}
+
+func TestBridgeOfTheHostIsUsedAsItIs(t *testing.T) {
+	attrs := netlink.NewLinkAttrs()
+	attrs.Name = "hft0"
+	link := &netlink.Bridge{LinkAttrs: attrs}
+	if err := netlink.LinkAdd(link); err != nil {
+		t.Fatal(err)
+	}
+	for _, a := range []string{"10.80.0.7/24", "10.81.0.1/24"} {
+		addr, err := netlink.ParseAddr(a)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := netlink.AddrAdd(link, addr); err != nil {
+			t.Fatal(err)
+		}
+	}
+	h := newHost(t, nil)
+	c := h.run(h.request())
+	if c.ip() != "10.80.0.1" || c.Endpoints[0].IPv4.Gateway.String() != "10.80.0.7" {
+		t.Errorf("got %s by %s", c.ip(), c.Endpoints[0].IPv4.Gateway)
+	}
+	h.open(h.stored(c))
+	addrs, _, err := bridge.Addresses("hft0")
+	h.ok(err)
+	if len(addrs) != 2 {
+		t.Errorf("the bridge has %v", addrs)
+	}
+}
+
+func TestJoinMayBeCutOffAndRepeated(t *testing.T) {
+	h := newHost(t, nil)
+	ctx := context.Background()
+	s, reserved, err := h.m.Prepare(ctx, h.request())
+	h.ok(err)
+	c := &container{s, reserved}
+	// The namespace was mounted, no more.
+	h.ok(bridge.Join(bridge.Sandbox{Path: s.Netns}))
+	for range 3 {
+		h.ok(h.m.Join(ctx, s))
+	}
+	h.serve(h.lan, "tcp4", ":7000", "lan")
+	h.answers(c.Netns, "tcp", lanAddr+":7000", "lan", hostAddr)
+	for range 3 {
+		h.ok(h.m.Release(ctx, s))
+	}
+	if _, err := os.Stat(s.Netns); !os.IsNotExist(err) {
+		t.Errorf("the namespace's file: %v", err)
+	}
+	// The interface of a namespace that was never mounted is in the way.
+	s, _, err = h.m.Prepare(ctx, h.request())
+	h.ok(err)
+	attrs := netlink.NewLinkAttrs()
+	attrs.Name = s.Endpoints[0].HostName
+	h.ok(netlink.LinkAdd(&netlink.Veth{LinkAttrs: attrs, PeerName: "stray"}))
+	h.ok(h.m.Join(ctx, s))
+	h.answers(s.Netns, "tcp", lanAddr+":7000", "lan", hostAddr)
+}
+
+func TestReleaseOfAnEarlierLifeLeavesTheLaterAlone(t *testing.T) {
+	h := newHost(t, nil)
+	r := h.request("8080:80/tcp")
+	old := h.run(r)
+	old.closePorts()
+	next := h.run(r)
+	h.ok(h.m.Release(context.Background(), old.Sandbox))
+	h.serve(next.Netns, "tcp4", ":80", "next")
+	h.answers(h.lan, "tcp", hostAddr+":8080", "next", lanAddr)
+}
+
+func TestPredefinedModes(t *testing.T) {
+	h := newHost(t, nil)
+	ctx := context.Background()
+	prepare := func(mode string) network.Sandbox {
+		t.Helper()
+		r := h.request()
+		r.Mode = mode
+		s, _, err := h.m.Prepare(ctx, r)
+		h.ok(err)
+		h.ok(h.m.Join(ctx, s))
+		h.ok(h.m.Publish(ctx, s))
+		return s
+	}
+	onHost, none, bridged := prepare("host"), prepare("none"), prepare("default")
+	if onHost.Netns != "" {
+		t.Errorf("host: namespace %s", onHost.Netns)
+	}
+	if got := h.links(none.Netns); !slices.Equal(got, []string{"lo"}) {
+		t.Errorf("none: interfaces %v", got)
+	}
+	if got := h.links(bridged.Netns); !slices.Equal(got, []string{"lo", "eth0"}) {
+		t.Errorf("bridge: interfaces %v", got)
+	}
+	shared := prepare("container:" + bridged.Container)
+	if shared.Netns != bridged.Netns {
+		t.Errorf("shared: namespace %s", shared.Netns)
+	}
+	h.ok(h.m.Release(ctx, shared))
+	if !bridge.IsNamespace(bridged.Netns) {
+		t.Error("the owner lost its namespace")
+	}
+	for mode, is := range map[string]func(error) bool{
+		"container:" + h.id(): errdefs.IsFailedPrecondition,
+		"nowhere":             errdefs.IsNotFound,
+	} {
+		r := h.request()
+		r.Mode = mode
+		if _, _, err := h.m.Prepare(ctx, r); !is(err) {
+			t.Errorf("%s: got %v", mode, err)
+		}
+	}
+	in, err := h.m.Inspect("bridge", func(string) string { return "web" })
+	h.ok(err)
+	if e := in.Containers[bridged.Container]; e.Name != "web" || e.IPv4Address != bridged.Endpoints[0].IPv4.Address {
+		t.Errorf("inspect: %+v", in.Containers)
+	}
+}
+
+func (h *host) links(path string) (names []string) {
+	h.in(path, func() {
+		links, err := netlink.LinkList()
+		if err != nil {
+			h.t.Error(err)
+		}
+		for _, l := range links {
+			names = append(names, l.Attrs().Name)
+		}
+	})
+	return names
+}
+
+func TestIPv6IsOffInContainersWithoutAnAddressOfIt(t *testing.T) {
+	h := newHost(t, nil)
+	c := h.run(h.request())
+	h.in(c.Netns, func() {
+		link, err := netlink.LinkByName("eth0")
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		addrs, err := netlink.AddrList(link, netlink.FAMILY_V6)
+		if err != nil || len(addrs) != 0 {
+			t.Errorf("eth0: %v, %v", addrs, err)
+		}
+	})
+}
+
+func TestAddressesThatTheUserNames(t *testing.T) {
+	h := newHost(t, func(o *network.Options) { o.BIP = "10.90.0.1/24" })
+	r := h.request()
+	mac := apinet.HardwareAddr{2, 0, 0, 0, 0, 9}
+	r.Endpoints = map[string]*apinet.EndpointSettings{"bridge": {
+		IPAMConfig: &apinet.EndpointIPAMConfig{IPv4Address: parseAddr("10.90.0.77")}, MacAddress: mac,
+	}}
+	c := h.run(r)
+	es := h.m.Settings(c.Sandbox).Networks["bridge"]
+	if c.ip() != "10.90.0.77" || es.MacAddress.String() != mac.String() || es.IPAddress.String() != c.ip() {
+		t.Errorf("got %+v", es)
+	}
+	h.in(c.Netns, func() {
+		link, err := netlink.LinkByName("eth0")
+		if err != nil || link.Attrs().HardwareAddr.String() != mac.String() {
+			t.Errorf("eth0: %v, %v", link, err)
+		}
+	})
+	again := h.request()
+	again.Endpoints = r.Endpoints
+	if _, _, err := h.m.Prepare(context.Background(), again); !errdefs.IsInvalidArgument(err) {
+		t.Errorf("the same address again: %v", err)
+	}
+}
+
+func TestManyContainersAtOnce(t *testing.T) {
+	h := newHost(t, nil)
+	ctx := context.Background()
+	const n = 50
+	rs := make([]network.Request, n)
+	for i := range rs {
+		rs[i] = h.request(":80/tcp")
+	}
+	cs := make([]*container, n)
+	errs := make([]error, n)
+	var wg sync.WaitGroup
+	start := time.Now()
+	for i := range rs {
+		wg.Go(func() {
+			s, reserved, err := h.m.Prepare(ctx, rs[i])
+			cs[i] = &container{s, reserved}
+			if err == nil {
+				err = h.m.Join(ctx, s)
+			}
+			if err == nil {
+				err = h.m.Publish(ctx, s)
+			}
+			errs[i] = err
+		})
+	}
+	wg.Wait()
+	t.Logf("%d at once: %v", n, time.Since(start))
+	seen := map[string]bool{}
+	for i, c := range cs {
+		t.Cleanup(c.closePorts)
+		h.ok(errs[i])
+		if seen[c.ip()] {
+			t.Errorf("%s twice", c.ip())
+		}
+		seen[c.ip()] = true
+	}
+	h.serve(cs[n-1].Netns, "tcp4", ":80", "last")
+	h.answers(cs[0].Netns, "tcp", cs[n-1].ip()+":80", "last", cs[0].ip())
+	start = time.Now()
+	h.open(h.stored(cs...))
+	t.Logf("restore of %d: %v", n, time.Since(start))
+
+	// The threads that went into namespaces came back to the host's, or ended.
+	host, err := os.Readlink("/proc/self/ns/net")
+	h.ok(err)
+	runtime.GC()
+	tasks, err := filepath.Glob("/proc/self/task/*/ns/net")
+	h.ok(err)
+	for _, task := range tasks {
+		if ns, err := os.Readlink(task); err == nil && ns != host {
+			t.Errorf("a thread is in %s", ns)
+		}
+	}
+}
+
+func TestTimes(t *testing.T) {
+	h := newHost(t, nil)
+	ctx := context.Background()
+	const n = 30
+	took := map[string][]time.Duration{}
+	timed := func(name string, f func() error) {
+		start := time.Now()
+		h.ok(f())
+		took[name] = append(took[name], time.Since(start))
+	}
+	for range n {
+		r := h.request(":80/tcp")
+		var s network.Sandbox
+		var reserved []network.Reserved
+		timed("prepare", func() (err error) { s, reserved, err = h.m.Prepare(ctx, r); return err })
+		timed("join", func() error { return h.m.Join(ctx, s) })
+		timed("publish", func() error { return h.m.Publish(ctx, s) })
+		timed("release", func() error { return h.m.Release(ctx, s) })
+		(&container{s, reserved}).closePorts()
+	}
+	for name, ds := range took {
+		slices.Sort(ds)
+		t.Logf("%-8s median %v, max %v", name, ds[n/2], ds[n-1])
+	}
+}
