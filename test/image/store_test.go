@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -14,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"holdfast/internal/image"
+	"holdfast/internal/image/mounts"
 )
 
 func needRoot(t testing.TB) {
@@ -53,17 +55,13 @@ func tempDir(t testing.TB) string {
 	t.Helper()
 	dir := t.TempDir()
 	t.Cleanup(func() {
-		raw, err := os.ReadFile("/proc/self/mountinfo")
+		at, err := mounts.Points(func(p string) bool { return strings.HasPrefix(p, dir+"/") })
 		if err != nil {
 			t.Error(err)
 		}
-		lines := strings.Split(string(raw), "\n")
-		for i := len(lines) - 1; i >= 0; i-- {
-			f := strings.Fields(lines[i])
-			if len(f) > 4 && strings.HasPrefix(f[4], dir+"/") {
-				if err := unix.Unmount(f[4], unix.MNT_DETACH); err != nil {
-					t.Error(err)
-				}
+		for _, p := range slices.Backward(at) {
+			if err := unix.Unmount(p, unix.MNT_DETACH); err != nil {
+				t.Errorf("unmount %s: %v", p, err)
 			}
 		}
 	})

@@ -63,7 +63,8 @@ func (o Overlay) MountByFD(target string) error {
 	}
 	set := [][2]string{{"source", "overlay"}}
 	if o.Upper != "" {
-		set = append(set, [2]string{"upperdir", o.Upper}, [2]string{"workdir", o.Work})
+		// Unlike lowerdir+, these two are unescaped by the kernel.
+		set = append(set, [2]string{"upperdir", escape(o.Upper, `\`)}, [2]string{"workdir", escape(o.Work, `\`)})
 	}
 	if indexParameter {
 		set = append(set, [2]string{"index", "off"})
