@@ -84,7 +84,7 @@ func TestManyClientsCostOneSampling(t *testing.T) {
 		}
 		before := n.Load()
 		synctest.Wait()
-		time.Sleep(10 * Interval)
+		<-time.After(10 * Interval)
 		if n.Load() != before {
 			t.Error("sampling goes on without a client")
 		}
@@ -138,7 +138,7 @@ func TestStreamsEnd(t *testing.T) {
 			_, err := take(t.Context(), c, 1000)
 			ended <- err
 		}()
-		time.Sleep(Interval / 2)
+		<-time.After(Interval / 2)
 		c.Close()
 		c.Close()
 		if err := <-ended; err != nil {
@@ -151,7 +151,7 @@ func TestStreamsEnd(t *testing.T) {
 			_, err := take(ctx, c, 1000)
 			ended <- err
 		}()
-		time.Sleep(Interval / 2)
+		<-time.After(Interval / 2)
 		cancel()
 		if err := <-ended; !errors.Is(err, context.Canceled) {
 			t.Errorf("after cancel: %v", err)
@@ -175,7 +175,7 @@ func TestSlowClientGetsTheLatestSample(t *testing.T) {
 			if len(got) == 2 {
 				return errDone
 			}
-			time.Sleep(5*Interval + Interval/2)
+			<-time.After(5*Interval + Interval/2)
 			return nil
 		})
 		if err != errDone || got[0] != 1 || got[1] != 6 {
