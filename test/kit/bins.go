@@ -1,0 +1,108 @@
+package kit
+
+import (
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"sync"
+	"testing"
+)
+
+var built struct {
+	sync.Mutex
+	dir   string
+	paths map[string]string
+}
+
+// Binary is the path of holdfastd, holdfast or holdfast-shim: the one in the
+// folder HOLDFAST_BIN, or one that is built the first time that the test
+// process asks for it.
+func Binary(t testing.TB, name string) string {
+	t.Helper()
+	if dir := os.Getenv("HOLDFAST_BIN"); dir != "" {
+		path, err := filepath.Abs(filepath.Join(dir, name))
+		if err == nil {
+			_, err = os.Stat(path)
+		}
+		if err != nil {
+			t.Fatalf("HOLDFAST_BIN: %v: run make build", err)
+		}
+		return path
+	}
+	built.Lock()
+	defer built.Unlock()
+	if path := built.paths[name]; path != "" {
+		return path
+	}
+	if built.dir == "" {
+		sweepOnce.Do(sweep)
+		// Named by the process, so that a later one sees whether it lives.
+		dir := fmt.Sprintf("/tmp/hfbin-%d", os.Getpid())
+		if err := os.RemoveAll(dir); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Mkdir(dir, 0o755); err != nil {
+			t.Fatal(err)
+		}
+		built.dir, built.paths = dir, map[string]string{}
+	}
+	// All three into one folder: the daemon finds the shim beside itself.
+	cmd := exec.Command("go", "build", "-trimpath", "-ldflags=-s -w", "-o", built.dir+"/", "./cmd/"+name)
+	cmd.Dir = moduleRoot(t)
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("build %s: %v\n%s", name, err, out)
+	}
+	built.paths[name] = filepath.Join(built.dir, name)
+	return built.paths[name]
+}
+
+// Main runs a package's tests and removes what Binary built. Packages whose
+// tests use the kit have
+//
+//	func TestMain(m *testing.M) { kit.Main(m) }
+func Main(m *testing.M) {
+	code := m.Run()
+	if built.dir != "" {
+		os.RemoveAll(built.dir)
+	}
+	os.Exit(code)
+}
+
+// moduleRoot is the folder of go.mod, seen from this file's package.
+func moduleRoot(t testing.TB) string {
+	t.Helper()
+	out, err := exec.Command("go", "env", "GOMOD").Output()
+	if err != nil {
+		t.Fatalf("go env GOMOD: %v", err)
+	}
+	mod := strings.TrimSpace(string(out))
+	if mod == "" || mod == os.DevNull {
+		t.Fatal("tests must run within the module: go test ./test/...")
+	}
+	return filepath.Dir(mod)
+}
+
+// docker is the path of Docker's own client.
+func docker(t testing.TB) string {
+	t.Helper()
+	if path, err := exec.LookPath("docker"); err == nil {
+		return path
+	}
+	path := filepath.Join(moduleRoot(t), ".cache", "bin", "docker")
+	if _, err := os.Stat(path); err != nil {
+		t.Fatal("no docker client in PATH: run make tools")
+	}
+	return path
+}
+
+// needRoot fails a test that was started without what it needs.
+func needRoot(t testing.TB) {
+	t.Helper()
+	if os.Geteuid() != 0 {
+		t.Fatalf("%s starts a daemon: run it as root, on %s", t.Name(), runtime.GOOS)
+	}
+}

@@ -1,0 +1,575 @@
+package kit
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/moby/moby/client"
+	"golang.org/x/sys/unix"
+)
+
+// patience is how long the kit waits for what should take milliseconds.
+const patience = 60 * time.Second
+
+// Options are how Start starts a daemon.
+type Options struct {
+	LiveRestore bool
+	// Config are further keys of daemon.json.
+	Config map[string]any
+	// Flags come after the kit's own.
+	Flags []string
+	// Env are variables as NAME=value, on top of the test's.
+	Env []string
+	// Binary is another holdfastd than that of the tree, such as one of a
+	// release; empty is Binary's.
+	Binary string
+	// Shim is another holdfast-shim; empty is the one beside the daemon.
+	Shim string
+}
+
+// Daemon is a private holdfastd.
+type Daemon struct {
+	// ID is what all names of this daemon are made of: hf-XXXXXXXX.
+	ID string
+	// Root holds everything on disk; DataRoot and ExecRoot are in it.
+	Root, DataRoot, ExecRoot string
+	// Socket is the API's path, Host the same as DOCKER_HOST has it.
+	Socket, Host string
+	// Bridge is the default network's link, Address its address and subnet.
+	Bridge  string
+	Address netip.Prefix
+	// Cgroup is the parent of all containers' cgroups, without the mount.
+	Cgroup string
+	// Table is the nftables table.
+	Table string
+
+	t    testing.TB
+	opts Options
+
+	mu     sync.Mutex
+	cmd    *exec.Cmd
+	exited chan struct{} // closed when cmd has ended, whether reaped or not
+	notify *net.UnixConn
+}
+
+// Start starts a private daemon and waits until it says that it is ready. All
+// that it and its containers leave is looked for, reported and removed when
+// the test ends.
+func Start(t testing.TB, o Options) *Daemon {
+	t.Helper()
+	d := New(t, o)
+	d.Start()
+	return d
+}
+
+// New prepares a private daemon without starting it.
+func New(t testing.TB, o Options) *Daemon {
+	t.Helper()
+	needRoot(t)
+	sweepOnce.Do(sweep)
+	if o.Binary == "" {
+		o.Binary = Binary(t, "holdfastd")
+		if o.Shim == "" {
+			Binary(t, "holdfast-shim")
+		}
+	}
+	b := make([]byte, 4)
+	rand.Read(b)
+	id := "hf-" + hex.EncodeToString(b)
+	root := "/tmp/" + id
+	d := &Daemon{
+		ID: id, Root: root, DataRoot: root + "/data", ExecRoot: root + "/run",
+		Socket: root + "/run/holdfast.sock", Host: "unix://" + root + "/run/holdfast.sock",
+		Bridge: "hf" + id[3:], Cgroup: "/" + id, t: t, opts: o,
+	}
+	d.Table = "holdfast-" + d.Bridge
+	if err := os.Mkdir(root, 0o711); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(d.cleanup)
+	if err := writeOwner(root); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.MkdirAll(root+"/docker", 0o700); err != nil {
+		t.Fatal(err)
+	}
+	var err error
+	if d.Address, err = freeSubnet(); err != nil {
+		t.Fatal(err)
+	}
+	// A test that was killed is recognised by this file; the network is kept
+	// in it for the sweep.
+	d.notify, err = net.ListenUnixgram("unixgram", &net.UnixAddr{Name: root + "/notify", Net: "unixgram"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	conf := map[string]any{}
+	if o.LiveRestore {
+		conf["live-restore"] = true
+	}
+	for k, v := range o.Config {
+		conf[k] = v
+	}
+	d.WriteConfig(conf)
+	return d
+}
+
+// WriteConfig replaces daemon.json. Hup or Restart makes the daemon read it.
+func (d *Daemon) WriteConfig(conf map[string]any) {
+	d.t.Helper()
+	b, err := json.MarshalIndent(conf, "", "  ")
+	if err != nil {
+		d.t.Fatal(err)
+	}
+	if err := os.WriteFile(d.ConfigFile(), b, 0o600); err != nil {
+		d.t.Fatal(err)
+	}
+}
+
+// ConfigFile is the path of daemon.json.
+func (d *Daemon) ConfigFile() string { return d.Root + "/daemon.json" }
+
+// LogFile is the path of what the daemon logs, over all its lives.
+func (d *Daemon) LogFile() string { return d.Root + "/daemon.log" }
+
+// Log is what the daemon has logged so far.
+func (d *Daemon) Log() string {
+	b, _ := os.ReadFile(d.LogFile())
+	return string(b)
+}
+
+// Command is the daemon's command line, for tests that start it in a way of
+// their own. It is not started.
+func (d *Daemon) Command() *exec.Cmd {
+	args := []string{
+		"--data-root", d.DataRoot, "--exec-root", d.ExecRoot, "--config-file", d.ConfigFile(),
+		"--bridge", d.Bridge, "--bip", d.Address.String(), "--cgroup-parent", d.Cgroup, "--group", "",
+	}
+	if d.opts.Shim != "" {
+		args = append(args, "--shim", d.opts.Shim)
+	}
+	cmd := exec.Command(d.opts.Binary, append(args, d.opts.Flags...)...)
+	cmd.Env = append(os.Environ(), "NOTIFY_SOCKET="+d.Root+"/notify")
+	cmd.Env = append(cmd.Env, d.opts.Env...)
+	// Signals of the terminal are for the test.
+	cmd.SysProcAttr = &unix.SysProcAttr{Setpgid: true}
+	return cmd
+}
+
+// SetBinary makes the next start use another holdfastd, as an upgrade does.
+func (d *Daemon) SetBinary(path string) { d.opts.Binary = path }
+
+// Start starts the daemon, which must not run, and waits until it is ready.
+func (d *Daemon) Start() {
+	d.t.Helper()
+	if err := d.TryStart(); err != nil {
+		d.t.Fatalf("%v\n%s", err, d.tail())
+	}
+}
+
+// TryStart is Start with an error instead of a failure: when the daemon ends
+// instead of getting ready, the error holds its last words.
+func (d *Daemon) TryStart() error {
+	if d.Running() {
+		return errors.New("the daemon runs already")
+	}
+	d.drainNotify()
+	cmd := d.Command()
+	log, err := os.OpenFile(d.LogFile(), os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600)
+	if err != nil {
+		return err
+	}
+	defer log.Close()
+	from, err := log.Seek(0, io.SeekEnd)
+	if err != nil {
+		return err
+	}
+	cmd.Stdout, cmd.Stderr = log, log
+	if err := cmd.Start(); err != nil {
+		return err
+	}
+	exited := make(chan struct{})
+	d.mu.Lock()
+	d.cmd, d.exited = cmd, exited
+	d.mu.Unlock()
+	go func() {
+		// Without reaping it: a test may want the zombie.
+		for {
+			if err := unix.Waitid(unix.P_PID, cmd.Process.Pid, nil, unix.WEXITED|unix.WNOWAIT, nil); err != unix.EINTR {
+				break
+			}
+		}
+		close(exited)
+	}()
+	if err := d.waitNotify("READY=1"); err != nil {
+		select {
+		case <-exited:
+			d.Reap()
+			b, _ := os.ReadFile(d.LogFile())
+			return fmt.Errorf("the daemon ended: %s", strings.TrimSpace(string(b[min(int(from), len(b)):])))
+		default:
+			return err
+		}
+	}
+	return nil
+}
+
+// waitNotify waits for a message of the daemon to its service manager.
+func (d *Daemon) waitNotify(want string) error {
+	d.mu.Lock()
+	exited := d.exited
+	d.mu.Unlock()
+	got := make(chan error, 1)
+	deadline := time.Now().Add(patience)
+	d.notify.SetReadDeadline(deadline)
+	go func() {
+		b := make([]byte, 4096)
+		for {
+			n, err := d.notify.Read(b)
+			if err != nil {
+				got <- fmt.Errorf("the daemon did not say %s: %w", want, err)
+				return
+			}
+			for line := range strings.SplitSeq(string(b[:n]), "\n") {
+				if line == want {
+					got <- nil
+					return
+				}
+			}
+		}
+	}()
+	select {
+	case err := <-got:
+		return err
+	case <-exited:
+		// It may have spoken just before. Wake the reader, and wait for it: no
+		// two may read.
+		d.notify.SetReadDeadline(time.Now())
+		return <-got
+	}
+}
+
+// drainNotify throws away what an earlier life said.
+func (d *Daemon) drainNotify() {
+	b := make([]byte, 4096)
+	d.notify.SetReadDeadline(time.Now().Add(time.Millisecond))
+	for {
+		if _, err := d.notify.Read(b); err != nil {
+			return
+		}
+	}
+}
+
+// Running reports whether the daemon's process runs.
+func (d *Daemon) Running() bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.cmd == nil {
+		return false
+	}
+	select {
+	case <-d.exited:
+		return false
+	default:
+		return true
+	}
+}
+
+// Pid is the daemon's process ID, of its last life.
+func (d *Daemon) Pid() int {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.cmd == nil {
+		return 0
+	}
+	return d.cmd.Process.Pid
+}
+
+// Signal sends a signal and does not wait.
+func (d *Daemon) Signal(s unix.Signal) {
+	d.t.Helper()
+	d.mu.Lock()
+	cmd := d.cmd
+	d.mu.Unlock()
+	if cmd == nil {
+		d.t.Fatal("the daemon was not started")
+	}
+	if err := cmd.Process.Signal(s); err != nil {
+		d.t.Fatalf("send %s to the daemon: %v", s, err)
+	}
+}
+
+// Exited is closed when the daemon's process has ended.
+func (d *Daemon) Exited() <-chan struct{} {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.exited
+}
+
+// WaitExit waits until the daemon has ended and gives its exit code; -1 is a
+// death by signal.
+func (d *Daemon) WaitExit() int {
+	d.t.Helper()
+	select {
+	case <-d.Exited():
+	case <-time.After(patience):
+		d.t.Fatalf("the daemon does not end\n%s", d.tail())
+	}
+	return d.Reap()
+}
+
+// Reap reaps the ended daemon and gives its exit code.
+func (d *Daemon) Reap() int {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.cmd.ProcessState == nil {
+		d.cmd.Wait()
+	}
+	return d.cmd.ProcessState.ExitCode()
+}
+
+// Kill9 kills the daemon, and returns when its process is gone and reaped.
+func (d *Daemon) Kill9() {
+	d.t.Helper()
+	d.Signal(unix.SIGKILL)
+	d.WaitExit()
+}
+
+// KillZombie kills the daemon and leaves it as a zombie, as a parent does that
+// doesn't wait. The next start or the end of the test reaps it.
+func (d *Daemon) KillZombie() {
+	d.t.Helper()
+	d.Signal(unix.SIGKILL)
+	select {
+	case <-d.Exited():
+	case <-time.After(patience):
+		d.t.Fatal("the daemon does not die")
+	}
+}
+
+// Term stops the daemon by SIGTERM and waits until it has ended, which must
+// be with exit code 0.
+func (d *Daemon) Term() {
+	d.t.Helper()
+	d.Signal(unix.SIGTERM)
+	if code := d.WaitExit(); code != 0 {
+		d.t.Errorf("the daemon ended with %d after SIGTERM\n%s", code, d.tail())
+	}
+}
+
+// Restart stops the daemon by SIGTERM and starts it again.
+func (d *Daemon) Restart() {
+	d.t.Helper()
+	d.Term()
+	d.Start()
+}
+
+// Hup makes the daemon read its configuration again, and waits until it has.
+func (d *Daemon) Hup() {
+	d.t.Helper()
+	d.drainNotify()
+	d.Signal(unix.SIGHUP)
+	if err := d.waitNotify("RELOADING=1"); err != nil {
+		d.t.Fatal(err)
+	}
+	if err := d.waitNotify("READY=1"); err != nil {
+		d.t.Fatal(err)
+	}
+}
+
+// Client is a client of the API. It is closed when the test ends.
+func (d *Daemon) Client() *client.Client {
+	d.t.Helper()
+	c, err := client.New(client.WithHost(d.Host))
+	if err != nil {
+		d.t.Fatal(err)
+	}
+	d.t.Cleanup(func() { c.Close() })
+	return c
+}
+
+// HTTP is a plain HTTP client over the socket; the host in URLs is of no
+// account.
+func (d *Daemon) HTTP() *http.Client {
+	return &http.Client{Transport: &http.Transport{
+		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			return (&net.Dialer{}).DialContext(ctx, "unix", d.Socket)
+		},
+		DisableKeepAlives: true,
+	}}
+}
+
+// tail is the end of the daemon's log, for failures.
+func (d *Daemon) tail() string {
+	log := d.Log()
+	if len(log) > 8000 {
+		log = "…" + log[len(log)-8000:]
+	}
+	return "log of the daemon:\n" + log
+}
+
+// cleanup ends the daemon's life in a test: containers removed, daemon
+// stopped, leaks reported and removed.
+func (d *Daemon) cleanup() {
+	t := d.t
+	t.Helper()
+	defer func() {
+		if t.Failed() {
+			t.Log(d.tail())
+		}
+		if err := d.scrub(); err != nil {
+			t.Errorf("clean up: %v", err)
+		}
+	}()
+	d.mu.Lock()
+	started := d.cmd != nil
+	d.mu.Unlock()
+	defer d.notify.Close()
+	if !started {
+		return
+	}
+	if !d.Running() && !t.Failed() {
+		// It is the daemon that is to remove what containers left.
+		d.Reap()
+		if err := d.TryStart(); err != nil {
+			t.Errorf("start for cleaning up: %v", err)
+		}
+	}
+	if d.Running() {
+		if err := d.removeAll(); err != nil {
+			t.Errorf("remove what the test left: %v", err)
+		}
+		d.Signal(unix.SIGTERM)
+		select {
+		case <-d.Exited():
+		case <-time.After(patience):
+			t.Errorf("the daemon does not end by SIGTERM")
+			d.Signal(unix.SIGKILL)
+			<-d.Exited()
+		}
+	}
+	d.Reap()
+	if t.Failed() {
+		return // what is left is a consequence
+	}
+	for _, leak := range d.Leaks() {
+		t.Errorf("left behind: %s", leak)
+	}
+}
+
+// removeAll removes all containers and volumes through the API.
+func (d *Daemon) removeAll() error {
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	var errs []error
+	var containers []struct{ ID string }
+	if err := d.get(ctx, "/containers/json?all=1", &containers); err != nil {
+		return err
+	}
+	for _, c := range containers {
+		errs = append(errs, d.delete(ctx, "/containers/"+c.ID+"?force=1&v=1"))
+	}
+	var volumes struct{ Volumes []struct{ Name string } }
+	if err := d.get(ctx, "/volumes", &volumes); err != nil {
+		errs = append(errs, err)
+	}
+	for _, v := range volumes.Volumes {
+		errs = append(errs, d.delete(ctx, "/volumes/"+v.Name+"?force=1"))
+	}
+	return errors.Join(errs...)
+}
+
+func (d *Daemon) get(ctx context.Context, path string, into any) error {
+	return d.call(ctx, http.MethodGet, path, into)
+}
+
+func (d *Daemon) delete(ctx context.Context, path string) error {
+	return d.call(ctx, http.MethodDelete, path, nil)
+}
+
+func (d *Daemon) call(ctx context.Context, method, path string, into any) error {
+	req, err := http.NewRequestWithContext(ctx, method, "http://holdfast"+path, nil)
+	if err != nil {
+		return err
+	}
+	resp, err := d.HTTP().Do(req)
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	body, err := io.ReadAll(resp.Body)
+	if err != nil {
+		return err
+	}
+	switch {
+	case resp.StatusCode == http.StatusNotFound:
+		return nil // gone meanwhile
+	case resp.StatusCode >= 300:
+		return fmt.Errorf("%s %s: %s: %s", method, path, resp.Status, body)
+	case into == nil:
+		return nil
+	}
+	return json.Unmarshal(body, into)
+}
+
+// freeSubnet picks a /24 of 10.0.0.0/8 that no link of the host has.
+func freeSubnet() (netip.Prefix, error) {
+	addrs, err := net.InterfaceAddrs()
+	if err != nil {
+		return netip.Prefix{}, err
+	}
+next:
+	for range 100 {
+		b := make([]byte, 2)
+		rand.Read(b)
+		// Above 10.64, where fewer machines live.
+		p := netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 64 + b[0]%190, b[1], 1}), 24)
+		for _, a := range addrs {
+			if have, err := netip.ParsePrefix(a.String()); err == nil && have.Overlaps(p) {
+				continue next
+			}
+		}
+		return p, nil
+	}
+	return netip.Prefix{}, errors.New("no free subnet in 10.64.0.0/10")
+}
+
+// writeOwner notes the test process in a root, so that a later process can
+// tell whether it still lives.
+func writeOwner(root string) error {
+	start, err := startTime(os.Getpid())
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(filepath.Join(root, "owner"), []byte(strconv.Itoa(os.Getpid())+" "+start), 0o600)
+}
+
+// startTime is when a process started, in clock ticks since boot: with the ID
+// it names one process and no later one. A zombie is an error.
+func startTime(pid int) (string, error) {
+	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		return "", err
+	}
+	f := strings.Fields(string(stat[strings.LastIndexByte(string(stat), ')')+1:]))
+	if len(f) < 20 || f[0] == "Z" || f[0] == "X" {
+		return "", fmt.Errorf("process %d has ended", pid)
+	}
+	return f[19], nil
+}
