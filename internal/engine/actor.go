@@ -255,12 +255,10 @@ func (a *actor) tell(rec proto.State) {
 	})
 }
 
+// waitResponse tells the exit code. The API's Error is for waits that failed,
+// not for containers that did.
 func waitResponse(rec proto.State) moby.WaitResponse {
-	r := moby.WaitResponse{StatusCode: int64(rec.ExitCode)}
-	if rec.Error != "" {
-		r.Error = &moby.WaitExitError{Message: rec.Error}
-	}
-	return r
+	return moby.WaitResponse{StatusCode: int64(rec.ExitCode)}
 }
 
 // ended: no run of this life follows. What the container used is given back,

@@ -28,10 +28,16 @@ func (e *Engine) ContainerStart(ctx context.Context, ref string) error {
 
 func (a *actor) start(ctx context.Context) error {
 	err := a.ask(ctx, container.AskStart, func(_ container.Action, done func(error)) { a.launch(done) })
-	if err != nil && !errors.Is(err, errNothing) {
-		return fmt.Errorf("start %s: %w", a.view.Load().spec.Name, err)
+	if err == nil || errors.Is(err, errNothing) {
+		return err
 	}
-	return err
+	name := a.view.Load().spec.Name
+	var call *proto.Error
+	if errors.As(err, &call) && (call.ExitCode == 126 || call.ExitCode == 127) {
+		// The command is at fault, not the engine.
+		return invalid("start %s: %s", name, call.Message)
+	}
+	return fmt.Errorf("start %s: %w", name, err)
 }
 
 // launch begins a new life, in the loop and in the state Starting.

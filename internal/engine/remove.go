@@ -67,7 +67,7 @@ func (a *actor) remove(o RemoveOptions, done func(error)) {
 			}
 			a.emit("destroy", nil)
 			for _, w := range a.waiters {
-				w.ch <- waitResponse(a.rec)
+				w.ch <- waitResponse(a.exit())
 			}
 			a.waiters = nil
 			a.e.imagesUnused(a.spec.Image)
