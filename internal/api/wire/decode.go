@@ -19,6 +19,10 @@ import (
 // (configurations with embedded files) are far below.
 const maxBody = 32 << 20
 
+// whiteSpace is what JSON calls so (RFC 8259, section 2), which is less than
+// what Unicode does.
+const whiteSpace = " \t\r\n"
+
 // Decode reads the JSON body into v. Malformed JSON, a field of the wrong type
 // and anything after the value are refused (400) with the place and what was
 // expected; fields that v doesn't have are ignored, as dockerd does. No body at
@@ -56,7 +60,7 @@ func (r *Request) ReadBody(w http.ResponseWriter) ([]byte, error) {
 		}
 		return nil, Invalid("failed to read the request body: %w", err)
 	}
-	if len(bytes.TrimSpace(body)) == 0 {
+	if len(bytes.TrimLeft(body, whiteSpace)) == 0 {
 		return nil, Invalid("invalid JSON: got EOF while reading request body")
 	}
 	return body, nil
@@ -68,9 +72,8 @@ func DecodeBytes(body []byte, v any) error {
 	if err := dec.Decode(v); err != nil {
 		return describe(body, reflect.TypeOf(v), err)
 	}
-	if rest := body[dec.InputOffset():]; len(bytes.TrimSpace(rest)) > 0 {
-		skip := len(rest) - len(bytes.TrimLeft(rest, " \t\r\n"))
-		return Invalid("invalid JSON: unexpected content after JSON at %s", position(body, dec.InputOffset()+int64(skip)))
+	if rest := bytes.TrimLeft(body[dec.InputOffset():], whiteSpace); len(rest) > 0 {
+		return Invalid("invalid JSON: unexpected content after JSON at %s", position(body, int64(len(body)-len(rest))))
 	}
 	return nil
 }

@@ -68,7 +68,7 @@ func FuzzDecode(f *testing.F) {
 	for _, s := range []string{
 		"", "{", "[]", "null", `{"Image":1}`, `{"HostConfig":{"Memory":"x"}}`, `{"a":1} x`, `{"HostConfig":{"Dns":["x"]}}`,
 		`{"HostConfig":{"PortBindings":{"80/tcp":[{"HostIp":"x"}]}}}`, `{"NetworkingConfig":{"EndpointsConfig":{"a":{"MacAddress":"x"}}}}`,
-		`{"ExposedPorts":{"x":{}}}`, `{"Healthcheck":{"Interval":1e99}}`, "{\"Image\":\"\xff\"}",
+		"{}\u2029", `{"ExposedPorts":{"x":{}}}`, `{"Healthcheck":{"Interval":1e99}}`, "{\"Image\":\"\xff\"}",
 	} {
 		f.Add([]byte(s))
 	}
