@@ -1,6 +1,6 @@
 // Package oci turns what was asked of a container over the API into what an
 // OCI runtime is told: it knows what the host can do (Probe), judges a request
-// (Validate, ValidateUpdate), and writes the runtime's configuration (Build,
+// (Validate, Update), and writes the runtime's configuration (Build,
 // ExecProcess, Resources) and the files of the sandbox (Hosts, ResolvConf,
 // Hostname).
 //
