@@ -113,8 +113,6 @@ func New(t testing.TB, o Options) *Daemon {
 	if d.Address, err = freeSubnet(); err != nil {
 		t.Fatal(err)
 	}
-	// A test that was killed is recognised by this file; the network is kept
-	// in it for the sweep.
 	d.notify, err = net.ListenUnixgram("unixgram", &net.UnixAddr{Name: root + "/notify", Net: "unixgram"})
 	if err != nil {
 		t.Fatal(err)
@@ -130,9 +128,13 @@ func New(t testing.TB, o Options) *Daemon {
 	return d
 }
 
-// WriteConfig replaces daemon.json. Hup or Restart makes the daemon read it.
+// WriteConfig replaces daemon.json; nil is an empty one. Hup or Restart makes
+// the daemon read it.
 func (d *Daemon) WriteConfig(conf map[string]any) {
 	d.t.Helper()
+	if conf == nil {
+		conf = map[string]any{}
+	}
 	b, err := json.MarshalIndent(conf, "", "  ")
 	if err != nil {
 		d.t.Fatal(err)
