@@ -618,6 +618,21 @@ func TestEventsSendTheirHeadBeforeTheFirst(t *testing.T) {
 	}
 }
 
+// TestEventsWithAnEndOnlyAreReplayedFromTheBeginning: as dockerd does.
+func TestEventsWithAnEndOnlyAreReplayedFromTheBeginning(t *testing.T) {
+	var asked engine.EventsOptions
+	f := &fake{events: func(_ context.Context, o engine.EventsOptions, _ func(events.Message) error) error {
+		asked = o
+		return nil
+	}}
+	if w := ask(handler(f), "GET", "/events?until=1700000000", ""); w.Code != 200 {
+		t.Fatalf("%d %q", w.Code, w.Body)
+	}
+	if !asked.Since.IsZero() || asked.Until.Unix() != 1700000000 {
+		t.Errorf("asked for %v to %v", asked.Since, asked.Until)
+	}
+}
+
 func TestStatsAreSentAsTheyCome(t *testing.T) {
 	next := make(chan struct{})
 	f := &fake{stats: func(_ context.Context, emit func(container.StatsResponse) error) error {

@@ -48,7 +48,7 @@ func (h *handlers) events(w http.ResponseWriter, r *wire.Request) error {
 	if !o.Since.IsZero() && !o.Until.IsZero() && o.Until.Before(o.Since) {
 		return wire.Invalid("`since` time (%s) cannot be after `until` time (%s)", r.Query.Get("since"), r.Query.Get("until"))
 	}
-	if o.Since.IsZero() {
+	if o.Since.IsZero() && o.Until.IsZero() {
 		// The head goes out before the engine is asked, as clients wait for it;
 		// nothing that happens between the two may be missed.
 		o.Since = arrived
