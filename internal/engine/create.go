@@ -51,7 +51,8 @@ func (e *Engine) ContainerCreate(ctx context.Context, o CreateOptions) (moby.Cre
 	if err != nil {
 		return none, err
 	}
-	warnings, err := oci.Validate(e.host, req.Config, req.HostConfig, cfg.Defaults)
+	// What is judged is the client's own configuration, not the image's.
+	warnings, err := oci.Validate(e.host, o.Request.Config, req.HostConfig, cfg.Defaults)
 	if err != nil {
 		return none, err
 	}

@@ -51,10 +51,8 @@ func (e *Engine) ContainerInspect(ctx context.Context, ref string, size bool) (m
 	if v.req.HostConfig.LogConfig.Type == oci.LogDriverJSON {
 		r.LogPath = e.store.LogPath(a.id, oci.LogDriverJSON)
 	}
-	if !e.host.AppArmor {
-		r.AppArmorProfile = ""
-	} else if !v.req.HostConfig.Privileged {
-		r.AppArmorProfile = "docker-default"
+	if e.host.AppArmor && !v.req.HostConfig.Privileged {
+		r.AppArmorProfile = "holdfast-default"
 	}
 	if size {
 		rw, err := e.images.RootfsUsage(dir)

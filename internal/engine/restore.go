@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"holdfast/internal/container"
+	"holdfast/internal/engine/oci"
 	"holdfast/internal/network"
 	"holdfast/internal/shim/proto"
 )
@@ -120,6 +121,9 @@ func recordOf(rec proto.State) container.Record {
 // interrupted, and lets effects begin. Restarts and removals that are due go
 // on after it has returned.
 func (e *Engine) Restore(ctx context.Context) error {
+	if err := oci.EnsureAppArmor(e.host); err != nil {
+		e.log.Warn("the default AppArmor profile is not loaded: containers that want it will not start", "error", err)
+	}
 	actors := e.index.all()
 	found := make([]found, len(actors))
 	var g errgroup.Group
