@@ -65,6 +65,7 @@ type Daemon struct {
 	mu     sync.Mutex
 	cmd    *exec.Cmd
 	exited chan struct{} // closed when cmd has ended, whether reaped or not
+	served bool          // it was ready once, so containers may be there
 	notify *net.UnixConn
 }
 
@@ -177,6 +178,9 @@ func (d *Daemon) Command() *exec.Cmd {
 // SetBinary makes the next start use another holdfastd, as an upgrade does.
 func (d *Daemon) SetBinary(path string) { d.opts.Binary = path }
 
+// SetFlags makes the next start use these in place of Options.Flags.
+func (d *Daemon) SetFlags(flags ...string) { d.opts.Flags = flags }
+
 // Start starts the daemon, which must not run, and waits until it is ready.
 func (d *Daemon) Start() {
 	d.t.Helper()
@@ -229,6 +233,9 @@ func (d *Daemon) TryStart() error {
 			return err
 		}
 	}
+	d.mu.Lock()
+	d.served = true
+	d.mu.Unlock()
 	return nil
 }
 
@@ -440,13 +447,13 @@ func (d *Daemon) cleanup() {
 		}
 	}()
 	d.mu.Lock()
-	started := d.cmd != nil
+	started, served := d.cmd != nil, d.served
 	d.mu.Unlock()
 	defer d.notify.Close()
 	if !started {
 		return
 	}
-	if !d.Running() && !t.Failed() {
+	if !d.Running() && served && !t.Failed() {
 		// It is the daemon that is to remove what containers left.
 		d.Reap()
 		if err := d.TryStart(); err != nil {
