@@ -20,9 +20,9 @@ IMAGE   := internal/cli/demo/image/image.tar
 help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
 
-build: image ## holdfastd, holdfast and holdfast-shim, static, into bin/
+build: image ## the binaries, static, into bin/
 	@mkdir -p bin
-	$(GOBUILD) -o bin/ ./cmd/holdfast ./cmd/holdfastd ./cmd/holdfast-shim
+	$(GOBUILD) -o bin/ ./cmd/holdfast ./cmd/holdfastd ./cmd/holdfast-shim ./cmd/holdfast-init
 
 image: $(IMAGE)
 
@@ -59,9 +59,9 @@ tools:
 		-o .cache/bin/docker github.com/docker/cli/cmd/docker
 
 PREFIX ?= /usr/local
-install: build ## the three binaries into PREFIX/bin (/usr/local)
+install: build ## the binaries into PREFIX/bin (/usr/local)
 	install -d $(DESTDIR)$(PREFIX)/bin
-	install bin/holdfast bin/holdfastd bin/holdfast-shim $(DESTDIR)$(PREFIX)/bin/
+	install bin/holdfast bin/holdfastd bin/holdfast-shim bin/holdfast-init $(DESTDIR)$(PREFIX)/bin/
 
 clean: ## what building made
 	rm -rf bin .cache $(IMAGE)

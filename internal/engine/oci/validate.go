@@ -249,7 +249,7 @@ func validateNamespaces(c *container.Config, hc *container.HostConfig, d Default
 }
 
 // FindInit looks for the init that --init puts into containers: the named
-// path, or docker-init or tini beside the daemon or in PATH. The error is of
+// path, or docker-init, tini or our own holdfast-init, beside the daemon or in PATH. The error is of
 // kind errdefs.ErrFailedPrecondition.
 func FindInit(configured, besideDir string) (string, error) {
 	if configured != "" {
@@ -258,7 +258,7 @@ func FindInit(configured, besideDir string) (string, error) {
 		}
 		return "", unmet("the init binary %q can't be run: set init-path to one that can", configured)
 	}
-	for _, name := range []string{"docker-init", "tini-static", "tini"} {
+	for _, name := range []string{"docker-init", "tini-static", "tini", "holdfast-init"} {
 		if besideDir != "" {
 			if p := path.Join(besideDir, name); executable(p) {
 				return p, nil
