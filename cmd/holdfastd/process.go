@@ -7,7 +7,6 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
-	"runtime/debug"
 	"strconv"
 	"syscall"
 	"time"
@@ -19,11 +18,6 @@ import (
 // settle makes the process what a daemon is, before anything is started.
 func settle(cfg *config.Config, log *slog.Logger) {
 	syscall.Umask(0o022)
-	// The heap is small and lives long: collecting twice as often as Go would
-	// costs nothing that was measurable and halves what lies about.
-	if os.Getenv("GOGC") == "" {
-		debug.SetGCPercent(50)
-	}
 	// net/http and what starts from here read proxies from the environment;
 	// the configuration is stronger than what was there.
 	for name, value := range map[string]string{"HTTP_PROXY": cfg.HTTPProxy, "HTTPS_PROXY": cfg.HTTPSProxy, "NO_PROXY": cfg.NoProxy} {

@@ -49,6 +49,7 @@ type daemon struct {
 	// hang on it.
 	requests    context.Context
 	endRequests context.CancelFunc
+	silent      silent
 	failed      chan error // from a listener that broke
 	ready       bool       // and the service manager knows it
 }
@@ -134,6 +135,7 @@ func (d *daemon) listen() error {
 		BaseContext:       func(net.Listener) context.Context { return d.requests },
 		ErrorLog:          slog.NewLogLogger(d.log.Handler(), slog.LevelDebug),
 		Protocols:         new(http.Protocols),
+		ConnState:         d.silent.track,
 	}
 	d.server.Protocols.SetHTTP1(true)
 	for _, l := range d.listeners.All() {
@@ -186,17 +188,6 @@ func (d *daemon) stop(s os.Signal, signals <-chan os.Signal) error {
 	}
 	d.log.Info("Daemon shutdown complete")
 	return nil
-}
-
-// hangUp ends the API: no new connections, then every stream, then what is
-// left of the requests in two seconds.
-func (d *daemon) hangUp() {
-	d.endRequests()
-	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
-	defer cancel()
-	if err := d.server.Shutdown(ctx); err != nil {
-		d.server.Close()
-	}
 }
 
 // tell logs what the service manager could not be told.
