@@ -90,6 +90,7 @@ func New(o Options) http.Handler {
 	routes = append(routes, volume.Routes(o.Volumes)...)
 	routes = append(routes, network.Routes(o.Networks)...)
 	routes = append(routes, daemon.Routes(o.Daemon)...)
+	routes = append(routes, emptyRoutes()...)
 	routes = append(routes, unavailableRoutes()...)
 	s.routes = newRouter(routes)
 	return s

@@ -179,6 +179,17 @@ func TestWhatIsMissingSaysSo(t *testing.T) {
 	}
 }
 
+// TestWhatCannotBeThereIsEmpty: commands about other things ask for these too.
+func TestWhatCannotBeThereIsEmpty(t *testing.T) {
+	h := handler(&fake{})
+	if w := ask(h, "GET", "/plugins/a/b:c/json", ""); w.Code != 404 || message(t, w) != `plugin "a/b:c": not found` {
+		t.Errorf("plugin: %d %q", w.Code, w.Body)
+	}
+	if w := ask(h, "POST", "/build/prune", ""); w.Code != 200 || w.Body.String() != `{"CachesDeleted":[],"SpaceReclaimed":0}`+"\n" {
+		t.Errorf("build cache: %d %q", w.Code, w.Body)
+	}
+}
+
 func TestPanicBecomesAnErrorAndIsLogged(t *testing.T) {
 	var log bytes.Buffer
 	f := &fake{panicOnInfo: true}

@@ -15,7 +15,7 @@ var unavailable = []struct {
 	paths []string // method and path
 }{
 	{"building images", []string{
-		"POST /build", "POST /build/prune", "POST /build/cancel", "POST /session", "POST /grpc",
+		"POST /build", "POST /build/cancel", "POST /session", "POST /grpc",
 	}},
 	{"committing a container to an image", []string{"POST /commit"}},
 	{"copying files from and to a container", []string{
@@ -46,7 +46,7 @@ var unavailable = []struct {
 	}},
 	{"managing plugins", []string{
 		"GET /plugins", "GET /plugins/privileges", "POST /plugins/pull", "POST /plugins/create",
-		"GET /plugins/{name...}/json", "DELETE /plugins/{name...}",
+		"DELETE /plugins/{name...}",
 		"POST /plugins/{name...}/enable", "POST /plugins/{name...}/disable", "POST /plugins/{name...}/upgrade",
 		"POST /plugins/{name...}/push", "POST /plugins/{name...}/set",
 	}},

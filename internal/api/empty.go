@@ -1,0 +1,26 @@
+package api
+
+import (
+	"fmt"
+	"net/http"
+
+	"github.com/containerd/errdefs"
+	"github.com/moby/moby/api/types/build"
+
+	"holdfast/internal/api/wire"
+)
+
+// emptyRoutes answer for kinds of object of which this release can't have any,
+// where a refusal would break commands that are about something else: "docker
+// inspect NAME" asks for a plugin last, "docker system prune" prunes the build
+// cache too.
+func emptyRoutes() []wire.Route {
+	return []wire.Route{
+		{Method: "GET", Path: "/plugins/{name...}/json", Handle: func(_ http.ResponseWriter, r *wire.Request) error {
+			return fmt.Errorf("plugin %q: %w", r.Name(), errdefs.ErrNotFound)
+		}},
+		{Method: "POST", Path: "/build/prune", Handle: func(w http.ResponseWriter, _ *wire.Request) error {
+			return wire.WriteJSON(w, http.StatusOK, build.CachePruneReport{CachesDeleted: []string{}})
+		}},
+	}
+}
