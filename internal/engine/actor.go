@@ -278,6 +278,7 @@ func (a *actor) ended() {
 			<-shim.Done()
 		}
 		a.e.giveBack(a.id, sandbox, mounts)
+		a.e.emitNetworks("disconnect", sandbox)
 		a.post(func() {
 			if a.state != container.Stopping {
 				return

@@ -7,8 +7,11 @@ package engine
 
 import (
 	"context"
+	"encoding/json"
 	"log/slog"
 	"maps"
+	"os"
+	"strconv"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -93,8 +96,25 @@ func New(d Deps, cfg *Config) *Engine {
 	return e
 }
 
-// SetConfig puts a new configuration in place. Running containers keep theirs.
-func (e *Engine) SetConfig(cfg *Config) { e.config.Store(cfg) }
+// SetConfig puts a new configuration in place, and journals it. Running
+// containers keep theirs.
+func (e *Engine) SetConfig(cfg *Config) {
+	e.config.Store(cfg)
+	name, _ := os.Hostname()
+	list := func(v any) string {
+		b, _ := json.Marshal(v) // lists and maps of strings
+		if string(b) == "null" {
+			return "[]"
+		}
+		return string(b)
+	}
+	e.emit("daemon", "reload", e.id, map[string]string{
+		"name": name, "live-restore": strconv.FormatBool(cfg.LiveRestore), "debug": strconv.FormatBool(cfg.Debug),
+		"labels": list(cfg.Labels), "registry-mirrors": list(cfg.RegistryMirrors), "insecure-registries": list(cfg.InsecureRegistries),
+		"shutdown-timeout": strconv.Itoa(cfg.ShutdownTimeout), "max-concurrent-downloads": strconv.Itoa(cfg.MaxConcurrentDownloads),
+		"max-download-attempts": strconv.Itoa(cfg.MaxDownloadAttempts), "default-runtime": cfg.DefaultRuntime, "runtimes": list(cfg.runtimes()),
+	}, time.Now())
+}
 
 // ready waits until the restore is done.
 func (e *Engine) ready(ctx context.Context) error {

@@ -116,7 +116,13 @@ func (e *Engine) launch(ctx context.Context, a *actor, spec container.Spec, req 
 			f.Close()
 		}
 	}()
-	u.add(func() { e.giveBack(spec.ID, sandbox, mounts) })
+	joined := false
+	u.add(func() {
+		e.giveBack(spec.ID, sandbox, mounts)
+		if joined {
+			e.emitNetworks("disconnect", sandbox)
+		}
+	})
 
 	if spec.Sandbox, err = json.Marshal(sandbox); err != nil {
 		return err
@@ -140,7 +146,12 @@ func (e *Engine) launch(ctx context.Context, a *actor, spec container.Spec, req 
 		if err := e.networks.Join(ctx, sandbox); err != nil {
 			return err
 		}
-		return e.networks.Publish(ctx, sandbox)
+		if err := e.networks.Publish(ctx, sandbox); err != nil {
+			return err
+		}
+		e.emitNetworks("connect", sandbox)
+		joined = true
+		return nil
 	})
 	g.Go(func() error {
 		boot, err := e.bundle(ctx, spec, req, mounts, sandbox)

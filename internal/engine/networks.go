@@ -2,11 +2,30 @@ package engine
 
 import (
 	"context"
+	"time"
 
 	mobynet "github.com/moby/moby/api/types/network"
 
 	"holdfast/internal/filter"
+	"holdfast/internal/network"
 )
+
+// emitNetworks journals that a container joined its networks, or left them.
+func (e *Engine) emitNetworks(action string, s network.Sandbox) {
+	for _, ep := range s.Endpoints {
+		e.emit("network", action, ep.NetworkID, map[string]string{
+			"container": s.Container, "name": ep.Network, "type": networkDriver(ep.Network),
+		}, time.Now())
+	}
+}
+
+// networkDriver is the driver of a predefined network.
+func networkDriver(name string) string {
+	if name == mobynet.NetworkNone {
+		return "null"
+	}
+	return name
+}
 
 // NetworkList lists networks.
 func (e *Engine) NetworkList(ctx context.Context, f filter.Args) ([]mobynet.Summary, error) {

@@ -52,7 +52,12 @@ func (a *actor) remove(o RemoveOptions, done func(error)) {
 		for _, c := range clients {
 			c.client.File.Close()
 		}
-		err := a.e.takeAway(shim, spec, func() { a.e.giveBack(spec.ID, sandbox, mounts) })
+		err := a.e.takeAway(shim, spec, func() {
+			a.e.giveBack(spec.ID, sandbox, mounts)
+			if shim != nil {
+				a.e.emitNetworks("disconnect", sandbox)
+			}
+		})
 		a.post(func() {
 			if err != nil {
 				a.log.Error("removal failed", "error", err)
