@@ -11,7 +11,6 @@ import (
 	"strings"
 	"sync/atomic"
 	"testing"
-	"time"
 
 	"github.com/google/go-containerregistry/pkg/name"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
@@ -270,24 +269,12 @@ func TestProberSeesEveryFailure(t *testing.T) {
 	defer s.Close()
 	p := Probe(t, s.URL)
 	p.WaitAnswer(t)
-	answers := func(n int) {
-		t.Helper()
-		for deadline := time.Now().Add(patience); p.Report().Answered < n; time.Sleep(interval) {
-			if time.Now().After(deadline) {
-				t.Fatal(p.Report())
-			}
-		}
-	}
-	answers(20)
+	p.Wait(t, func(r Report) bool { return r.Answered >= 20 })
 	if r := p.Report(); len(r.Failures) > 0 || r.Slowest == 0 || r.Asked != r.Answered {
 		t.Error(r)
 	}
 	fail.Store(true)
-	for deadline := time.Now().Add(patience); len(p.Report().Failures) < 3; time.Sleep(interval) {
-		if time.Now().After(deadline) {
-			t.Fatal(p.Report())
-		}
-	}
+	p.Wait(t, func(r Report) bool { return len(r.Failures) >= 3 })
 	r := p.Stop()
 	if !strings.Contains(r.String(), "418") || r.Asked != r.Answered+len(r.Failures) {
 		t.Error(r)
@@ -299,11 +286,7 @@ func TestProberSeesEveryFailure(t *testing.T) {
 	}
 	l.Close()
 	p = Probe(t, "http://"+l.Addr().String())
-	for deadline := time.Now().Add(patience); len(p.Report().Failures) < 3; time.Sleep(interval) {
-		if time.Now().After(deadline) {
-			t.Fatal(p.Report())
-		}
-	}
+	p.Wait(t, func(r Report) bool { return len(r.Failures) >= 3 })
 	if r := p.Stop(); !strings.Contains(r.String(), "refused") {
 		t.Error(r)
 	}

@@ -317,22 +317,31 @@ func removeCgroup(dir string) error {
 	})
 	errs := []error{err}
 	for i := len(dirs) - 1; i >= 0; i-- {
-		// A process that has just been killed may still be on its way out, and
-		// nothing on a v1 hierarchy tells when it has left.
-		deadline := time.Now().Add(5 * time.Second)
-		for {
-			err := unix.Rmdir(dirs[i])
-			if err == unix.EBUSY && time.Now().Before(deadline) {
-				time.Sleep(5 * time.Millisecond)
-				continue
-			}
-			if err != nil && err != unix.ENOENT {
-				errs = append(errs, fmt.Errorf("remove cgroup %s: %w", dirs[i], err))
-			}
-			break
+		if err := rmdirWhenFree(dirs[i]); err != nil && err != unix.ENOENT {
+			errs = append(errs, fmt.Errorf("remove cgroup %s: %w", dirs[i], err))
 		}
 	}
 	return errors.Join(errs...)
+}
+
+// rmdirWhenFree removes a cgroup once the processes that were just killed in
+// it have left. On a v1 hierarchy nothing tells when that is, so it tries
+// again for a while.
+func rmdirWhenFree(dir string) error {
+	again := time.NewTicker(5 * time.Millisecond)
+	defer again.Stop()
+	enough := time.After(5 * time.Second)
+	for {
+		err := unix.Rmdir(dir)
+		if err != unix.EBUSY {
+			return err
+		}
+		select {
+		case <-again.C:
+		case <-enough:
+			return err
+		}
+	}
 }
 
 var sweepOnce sync.Once

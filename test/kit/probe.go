@@ -20,10 +20,10 @@ type Prober struct {
 	url    string
 	cancel context.CancelFunc
 	done   chan struct{}
-	first  chan struct{} // closed at the first answer
 
-	mu     sync.Mutex
-	report Report
+	mu      sync.Mutex
+	report  Report
+	changed chan struct{} // closed, and made anew, with each result
 }
 
 // Report is what a Prober saw.
@@ -58,7 +58,7 @@ func (r Report) String() string {
 func Probe(t testing.TB, url string) *Prober {
 	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
-	p := &Prober{url: url, cancel: cancel, done: make(chan struct{}), first: make(chan struct{})}
+	p := &Prober{url: url, cancel: cancel, done: make(chan struct{}), changed: make(chan struct{})}
 	go p.run(ctx)
 	t.Cleanup(func() { p.Stop() })
 	return p
@@ -68,15 +68,30 @@ func Probe(t testing.TB, url string) *Prober {
 // server that is just starting may refuse.
 func (p *Prober) WaitAnswer(t testing.TB) {
 	t.Helper()
-	select {
-	case <-p.first:
-	case <-time.After(patience):
-		t.Fatalf("%s does not answer: %s", p.url, p.Report())
-	}
+	p.Wait(t, func(r Report) bool { return r.Answered > 0 })
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.report.Asked -= len(p.report.Failures)
 	p.report.Failures = nil
+}
+
+// Wait waits until what was seen is enough.
+func (p *Prober) Wait(t testing.TB, enough func(Report) bool) {
+	t.Helper()
+	patient := time.After(patience)
+	for {
+		p.mu.Lock()
+		ok, changed := enough(p.report), p.changed
+		p.mu.Unlock()
+		if ok {
+			return
+		}
+		select {
+		case <-changed:
+		case <-patient:
+			t.Fatalf("%s: waited in vain: %s", p.url, p.Report())
+		}
+	}
 }
 
 // Report is what was seen so far.
@@ -143,6 +158,8 @@ func ask(c *http.Client, url string) error {
 func (p *Prober) note(at time.Time, err error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	close(p.changed)
+	p.changed = make(chan struct{})
 	p.report.Asked++
 	if err != nil {
 		p.report.Failures = append(p.report.Failures, Failure{at, err})
@@ -150,7 +167,4 @@ func (p *Prober) note(at time.Time, err error) {
 	}
 	p.report.Answered++
 	p.report.Slowest = max(p.report.Slowest, time.Since(at))
-	if p.report.Answered == 1 {
-		close(p.first)
-	}
 }
