@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"maps"
 	"os"
+	"path/filepath"
 	"slices"
 
 	"github.com/containerd/containerd/v2/core/snapshots"
@@ -77,6 +78,18 @@ func (s *Store) openDrivers(want string) (map[string]snapshots.Snapshotter, erro
 
 func openDriver(name, dir string) (snapshots.Snapshotter, error) {
 	if name == Native {
+		// Halves that a dead process left; overlay finds its own by Cleanup.
+		for _, pattern := range []string{"new-*", "rm-*"} {
+			left, err := filepath.Glob(filepath.Join(dir, "snapshots", pattern))
+			if err != nil {
+				return nil, err
+			}
+			for _, half := range left {
+				if err := os.RemoveAll(half); err != nil {
+					return nil, err
+				}
+			}
+		}
 		return native.NewSnapshotter(dir)
 	}
 	return overlay.NewSnapshotter(dir, overlay.AsynchronousRemove, overlay.WithUpperdirLabel)

@@ -8,6 +8,8 @@ import (
 	"time"
 
 	"github.com/containerd/containerd/v2/core/leases"
+	"github.com/containerd/containerd/v2/core/snapshots"
+	"github.com/containerd/errdefs"
 )
 
 // collectDelay gathers what is removed in one go into one collection.
@@ -18,7 +20,9 @@ type collector struct {
 	wanted chan struct{}
 	stop   context.CancelFunc
 	done   chan struct{}
-	mu     sync.Mutex // one collection at a time
+
+	mu      sync.Mutex // one collection at a time
+	cleaned bool       // of what a process that died has left
 
 	listMu sync.Mutex
 	must   bool     // something was removed
@@ -138,8 +142,30 @@ func (s *Store) Collect(ctx context.Context) error {
 func (s *Store) collect(ctx context.Context) error {
 	s.gc.mu.Lock()
 	defer s.gc.mu.Unlock()
-	_, err := s.db.GarbageCollect(s.ctx(ctx))
+	ctx = s.ctx(ctx)
+	if !s.gc.cleaned {
+		s.gc.cleaned = s.cleanDrivers(ctx)
+	}
+	_, err := s.db.GarbageCollect(ctx)
 	return err
+}
+
+// cleanDrivers removes directories that a process left which died unpacking. A
+// driver that has no layer yet can't tell; then it is false.
+func (s *Store) cleanDrivers(ctx context.Context) bool {
+	done := true
+	for name, sn := range s.drivers {
+		c, ok := sn.(snapshots.Cleaner)
+		if !ok {
+			continue
+		}
+		err := c.Cleanup(ctx)
+		done = done && err == nil
+		if err != nil && !errdefs.IsNotFound(err) {
+			s.log.Warn("directories of half unpacked layers are left", "driver", name, "error", err)
+		}
+	}
+	return done
 }
 
 // withLease runs fn with a lease in its context, under which everything that

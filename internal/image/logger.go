@@ -3,6 +3,7 @@ package image
 import (
 	"io"
 	"log/slog"
+	"strings"
 	"sync"
 
 	clog "github.com/containerd/log"
@@ -35,7 +36,7 @@ func (h toSlog) Fire(e *logrus.Entry) error {
 	switch {
 	case e.Level <= logrus.ErrorLevel:
 		h.log.Error(e.Message, attrs...)
-	case e.Level == logrus.WarnLevel:
+	case e.Level == logrus.WarnLevel && !strings.Contains(e.Message, "fsverity"): // most filesystems lack it, and nothing needs it
 		h.log.Warn(e.Message, attrs...)
 	default:
 		h.log.Debug(e.Message, attrs...)

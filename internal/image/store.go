@@ -80,6 +80,7 @@ type Store struct {
 	content content.Store
 	images  images.Store
 	leases  leases.Manager
+	drivers map[string]snapshots.Snapshotter
 	closers []func() error
 
 	registry atomic.Pointer[hosts]
@@ -140,16 +141,20 @@ func Open(ctx context.Context, o Options) (_ *Store, err error) {
 	}
 	s.closers = append(s.closers, s.bolt.Close)
 
+	// What a dead process was writing, whole or not, nobody continues: its
+	// leases end here too. Half a download is resumed within one pull.
+	if err := os.RemoveAll(s.path("content", "ingest")); err != nil {
+		return nil, fmt.Errorf("image store: %w", err)
+	}
 	blobs, err := local.NewStore(s.path("content"))
 	if err != nil {
 		return nil, fmt.Errorf("image store: %w", err)
 	}
-	drivers, err := s.openDrivers(want)
-	if err != nil {
+	if s.drivers, err = s.openDrivers(want); err != nil {
 		return nil, err
 	}
-	s.db = metadata.NewDB(s.bolt, blobs, drivers)
-	if s.holds, err = openHolds(s.path("rootfs"), driverNames(drivers)); err != nil {
+	s.db = metadata.NewDB(s.bolt, blobs, s.drivers)
+	if s.holds, err = openHolds(s.path("rootfs"), driverNames(s.drivers)); err != nil {
 		return nil, err
 	}
 	s.db.RegisterCollectibleResource(resourceRootfs, s.holds)

@@ -58,6 +58,7 @@ func TestPullKilledAtAnyMomentIsDoneAgain(t *testing.T) {
 		// Killed while request number at is half answered.
 		var mu sync.Mutex
 		seen := 0
+		started := make(chan struct{})
 		reg.interpose(func(w http.ResponseWriter, r *http.Request, next http.Handler) {
 			mu.Lock()
 			seen++
@@ -65,6 +66,7 @@ func TestPullKilledAtAnyMomentIsDoneAgain(t *testing.T) {
 			mu.Unlock()
 			if mine >= at {
 				next.ServeHTTP(&cutter{ResponseWriter: w, left: 100_000}, r)
+				<-started
 				_ = cmd.Process.Kill()
 				<-r.Context().Done()
 				return
@@ -72,6 +74,7 @@ func TestPullKilledAtAnyMomentIsDoneAgain(t *testing.T) {
 			next.ServeHTTP(w, r)
 		})
 		must(t, cmd.Start())
+		close(started)
 		_ = cmd.Wait()
 		if out.Len() > 0 {
 			t.Fatalf("killed too late: %s", &out)
