@@ -45,7 +45,7 @@ func (d *Daemon) Leaks() []string {
 	} else {
 		add("mount", nil, err)
 	}
-	links, err := d.ports()
+	links, err := d.settledPorts()
 	var names []string
 	for _, l := range links {
 		names = append(names, l.Attrs().Name)
@@ -154,6 +154,29 @@ func (d *Daemon) ports() ([]netlink.Link, error) {
 		}
 	}
 	return out, nil
+}
+
+// settledPorts are the ports once the kernel had its time: a network namespace
+// that was given up takes its links along from a work queue, later.
+func (d *Daemon) settledPorts() ([]netlink.Link, error) {
+	changes := make(chan netlink.LinkUpdate, 64)
+	done := make(chan struct{})
+	defer close(done)
+	if err := netlink.LinkSubscribe(changes, done); err != nil {
+		return nil, err
+	}
+	late := time.After(5 * time.Second)
+	for {
+		links, err := d.ports()
+		if err != nil || len(links) == 0 {
+			return links, err
+		}
+		select {
+		case <-changes:
+		case <-late:
+			return links, nil
+		}
+	}
 }
 
 // tables are the daemon's nftables tables, of any family.
