@@ -3,6 +3,7 @@ package network_test
 import (
 	"context"
 	"encoding/json"
+	"net"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -468,5 +469,72 @@ func TestTimes(t *testing.T) {
 	for name, ds := range took {
 		slices.Sort(ds)
 		t.Logf("%-8s median %v, max %v", name, ds[n/2], ds[n-1])
+	}
+}
+
+func TestFirstPacketAfterJoinIsNotLost(t *testing.T) {
+	h := newHost(t, nil)
+	ctx := context.Background()
+	h.serve(h.lan, "tcp4", ":7000", "lan")
+	for range 20 {
+		// The bridge loses its only port each time, and gets another.
+		s, _, err := h.m.Prepare(ctx, h.request())
+		h.ok(err)
+		h.ok(h.m.Join(ctx, s))
+		start := time.Now()
+		h.answers(s.Netns, "tcp", lanAddr+":7000", "lan", hostAddr)
+		if d := time.Since(start); d > 900*time.Millisecond {
+			t.Errorf("answered after %v: a packet was lost and repeated", d)
+		}
+		h.ok(h.m.Release(ctx, s))
+	}
+}
+
+func TestWithoutPacketFilterPortsAreTheShims(t *testing.T) {
+	h := newHost(t, func(o *network.Options) { o.Iptables, o.Ip6tables = false, false })
+	before := generation(t)
+	s, reserved, err := h.m.Prepare(context.Background(), h.request("8080:80/tcp"))
+	h.ok(err)
+	c := &container{s, reserved}
+	t.Cleanup(c.closePorts)
+	h.ok(h.m.Join(context.Background(), s))
+	h.ok(h.m.Publish(context.Background(), s))
+	if b := h.m.TeardownBatch(s); b != nil {
+		t.Errorf("%d batches", len(b))
+	}
+	if generation(t) != before {
+		t.Error("the packet filter was touched")
+	}
+	if len(reserved) != 2 || reserved[0].Target != c.ip()+":80" {
+		t.Errorf("reserved %+v", reserved)
+	}
+	h.ok(h.m.Release(context.Background(), s))
+}
+
+func TestWithoutProxyPortsAreHeldButDoNotListen(t *testing.T) {
+	h := newHost(t, func(o *network.Options) { o.UserlandProxy = false })
+	c := h.run(h.request("8080:80/tcp"))
+	if len(c.reserved) != 1 || c.reserved[0].Target != "" {
+		t.Errorf("reserved %+v", c.reserved)
+	}
+	h.serve(c.Netns, "tcp4", ":80", "web")
+	h.answers(h.lan, "tcp", hostAddr+":8080", "web", lanAddr)
+	if _, err := h.ask("", "tcp", "[::1]:8080", soon); err == nil {
+		t.Error("something listens on ::1")
+	}
+}
+
+func TestReserveBindsThePortsAgain(t *testing.T) {
+	h := newHost(t, nil)
+	c := h.run(h.request("8080:80/tcp", "5353:53/udp"))
+	c.closePorts()
+	again := h.m.Reserve(context.Background(), c.Sandbox)
+	c.reserved = again
+	if len(again) != 4 {
+		t.Fatalf("reserved %+v", again)
+	}
+	if l, err := net.Listen("tcp4", ":8080"); err == nil {
+		l.Close()
+		t.Error("another process gets the port")
 	}
 }

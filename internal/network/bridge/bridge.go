@@ -103,6 +103,8 @@ func sysctls(b Bridge) (changed bool, err error) {
 	return changed, nil
 }
 
+var linkLocal = netip.MustParsePrefix("fe80::1/64")
+
 func addresses(h *netlink.Handle, link netlink.Link, b Bridge) (changed bool, err error) {
 	have, err := h.AddrList(link, netlink.FAMILY_ALL)
 	if err != nil {
@@ -114,7 +116,14 @@ func addresses(h *netlink.Handle, link netlink.Link, b Bridge) (changed bool, er
 			present[p] = a
 		}
 	}
-	for _, p := range b.Addrs {
+	want := b.Addrs
+	if b.IPv6 {
+		// The one that the kernel makes is not usable before it was checked for
+		// duplicates, which takes up to two seconds from the first port on; and
+		// without one the host asks for no neighbour.
+		want = append([]netip.Prefix{linkLocal}, want...)
+	}
+	for _, p := range want {
 		if _, ok := present[p]; ok {
 			delete(present, p)
 			continue

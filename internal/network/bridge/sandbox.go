@@ -131,6 +131,8 @@ func join(s Sandbox) error {
 			if err := host.port(index, l.Isolated); err != nil {
 				return fmt.Errorf("bridge port %s: %w", l.HostName, err)
 			}
+			settle(l.HostName)
+			settle(l.Bridge)
 		}
 		return nil
 	})
@@ -140,6 +142,7 @@ func configure(c *conn, index int, l Link) error {
 	if err := c.up(index); err != nil {
 		return fmt.Errorf("bring up %s: %w", l.Name, err)
 	}
+	settle(l.Name)
 	for _, a := range l.Addrs {
 		if err := c.addAddress(index, a); err != nil && !errors.Is(err, unix.EEXIST) {
 			return fmt.Errorf("add address %s to %s: %w", a, l.Name, err)
