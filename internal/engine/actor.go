@@ -63,6 +63,8 @@ type actor struct {
 	parked  []func()    // inputs that wait for the present state to pass
 	waiters []waiter
 	clients []attachment // attached before the start
+	// death is the end of the last run, until it is journalled.
+	death *proto.Entry
 	// restarting: a restart asked by the user is between its stop and its
 	// start, so --rm does not strike.
 	restarting bool
@@ -132,12 +134,17 @@ func (a *actor) to(s container.State) {
 	moved := a.state != s
 	a.state = s
 	a.publish()
-	if moved && len(a.parked) > 0 {
-		parked := a.parked
-		a.parked = nil
-		for _, again := range parked {
-			again()
-		}
+	if moved {
+		a.unpark()
+	}
+}
+
+// unpark asks again what waited for the last state to pass.
+func (a *actor) unpark() {
+	parked := a.parked
+	a.parked = nil
+	for _, again := range parked {
+		again()
 	}
 }
 
@@ -220,10 +227,17 @@ func (a *actor) seen(ev proto.Event) {
 	case proto.ActionStart:
 		a.saw(container.SawRunning)
 	case proto.ActionDie:
-		a.tell(ev.State)
 		if ev.State.Status == proto.StatusRestarting {
+			a.tell(ev.State)
 			a.saw(container.SawRestarting)
+			break
 		}
+		// Who reads of the death may remove the container at once: it is told
+		// when that is possible. Should the daemon die before, the next one
+		// finds it in the shim's journal.
+		a.death = &ev.Entry
+		a.publish()
+		return
 	case proto.ActionExited:
 		a.ended()
 	default:
@@ -268,6 +282,7 @@ func (a *actor) ended() {
 	a.shim = nil
 	rm := a.req.HostConfig.AutoRemove && !a.restarting && a.state != container.Removing
 	if a.state == container.Removing {
+		a.tellDeath()
 		return // the removal does the rest
 	}
 	// Until the shim is gone and the network is given back nothing may start
@@ -278,18 +293,30 @@ func (a *actor) ended() {
 			<-shim.Done()
 		}
 		a.e.giveBack(a.id, sandbox, mounts)
-		a.e.emitNetworks("disconnect", sandbox)
 		a.post(func() {
 			if a.state != container.Stopping {
+				a.tellDeath()
 				return
 			}
-			a.saw(container.SawExited)
+			a.state = container.Step(a.state, container.SawExited).Next
+			a.publish()
+			a.tellDeath()
+			a.e.emitNetworks("disconnect", sandbox)
 			a.tell(a.rec)
+			a.unpark()
 			if rm {
 				a.removeSelf()
 			}
 		})
 	}()
+}
+
+// tellDeath journals the end of the last run.
+func (a *actor) tellDeath() {
+	if a.death != nil {
+		a.e.record(a, *a.death, a.rec.Life)
+		a.death = nil
+	}
 }
 
 // removeSelf carries out --rm, in the loop.

@@ -77,9 +77,7 @@ func (a *actor) remove(o RemoveOptions, done func(error)) {
 			a.waiters = nil
 			a.e.imagesUnused(a.spec.Image)
 			done(nil)
-			for _, again := range a.parked {
-				again()
-			}
+			a.unpark()
 			close(a.quit)
 		})
 	}()

@@ -73,11 +73,7 @@ func (a *actor) watchProcess(rec proto.State) {
 		a.lose()
 		a.publish()
 		go a.finishLost()
-		parked := a.parked
-		a.parked = nil
-		for _, again := range parked {
-			again()
-		}
+		a.unpark()
 	})
 }
 
