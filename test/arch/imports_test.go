@@ -77,6 +77,8 @@ var rooms = []room{
 
 	{path: "cmd/holdfast", sees: []string{"internal/cli"}},
 	{path: "cmd/holdfast-shim", sees: []string{"internal/shim/server", "internal/shim/proto", "internal/version"}, only: []string{"golang.org/x/sys"}},
+	// What runs inside containers knows nothing.
+	{path: "cmd/holdfast-init", only: []string{}},
 	{path: "cmd/holdfastd", sees: append([]string{"internal/engine", "internal/engine/oci", "internal/engine/stats", "internal/api"}, append(services, ground...)...)},
 
 	// Tests look everywhere.
