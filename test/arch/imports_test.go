@@ -27,6 +27,7 @@ var ground = []string{
 	"internal/container", "internal/event", "internal/config", "internal/filter",
 	"internal/shim/proto", "internal/logs/format",
 	"internal/network/ipam", "internal/network/nft", "internal/version",
+	"internal/failpoint",
 }
 
 // services each own one kind of thing on the host, and never see each other:
@@ -45,6 +46,7 @@ var rooms = []room{
 	{path: "internal/version", only: stdOnly, pure: true},
 	{path: "internal/config", only: stdOnly},
 	{path: "internal/event", only: stdOnly},
+	{path: "internal/failpoint", only: stdOnly},
 	{path: "internal/logs/format", only: stdOnly},
 	{path: "internal/shim/proto", only: stdOnly},
 
