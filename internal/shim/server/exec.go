@@ -283,7 +283,10 @@ func (s *Shim) runProcess(name string, spec json.RawMessage, tty bool, rows, col
 	if err != nil {
 		return nil, nil, err
 	}
-	proc := s.reaper.adopt(pid)
+	proc, err := s.reaper.adopt(pid)
+	if err != nil {
+		return nil, nil, err
+	}
 	if con == nil {
 		return proc, nil, nil
 	}

@@ -3,9 +3,7 @@ package server
 import (
 	"fmt"
 	"os"
-	"os/signal"
 	"strings"
-	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -25,10 +23,7 @@ const bootTime = 30 * time.Second
 // Main is a shim's life: it reads the Bootstrap from descriptor 0, serves until
 // the container has ended for good, and returns the exit status of the process.
 func Main(release string) int {
-	// Handled, not ignored: what is ignored stays so in the container. None of
-	// these ends the shim, for that would orphan its container.
-	signal.Notify(make(chan os.Signal, 1), syscall.SIGHUP, syscall.SIGINT, syscall.SIGQUIT, syscall.SIGTERM,
-		syscall.SIGPIPE, syscall.SIGUSR1, syscall.SIGUSR2)
+	ignoreSignals()
 	s, err := boot(release)
 	if err != nil {
 		logf("%v", err)

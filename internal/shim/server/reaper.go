@@ -1,10 +1,13 @@
 package server
 
 import (
+	"bytes"
 	"os"
 	"os/signal"
+	"strconv"
 	"sync"
 	"syscall"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
@@ -12,7 +15,7 @@ import (
 // process is a child, by birth or by adoption as its subreaper.
 type process struct {
 	pid    int
-	pidfd  int // -1 when it was gone before one could be opened
+	pidfd  *os.File // the poller tells when it becomes readable: at the exit
 	exited chan struct{}
 	status syscall.WaitStatus // valid once exited is closed
 }
@@ -27,59 +30,31 @@ func (p *process) exitCode() int {
 
 // signal reaches this process and no other that got its number later.
 func (p *process) signal(sig syscall.Signal) error {
-	if p.pidfd < 0 {
-		return syscall.ESRCH
+	raw, err := p.pidfd.SyscallConn()
+	if err != nil {
+		return err
 	}
-	return unix.PidfdSendSignal(p.pidfd, sig, nil, 0)
+	if cerr := raw.Control(func(fd uintptr) { err = unix.PidfdSendSignal(int(fd), sig, nil, 0) }); cerr != nil {
+		return syscall.ESRCH // closed, so it has exited
+	}
+	return err
 }
 
-// reaper is the only one that waits for children. A process that the runtime
-// leaves behind may end before the shim has read its number from the pid file;
-// while someone holds the reaper, the statuses of unknown children are kept.
+// reaper waits for children, each by its own pidfd: a child stays a zombie and
+// its number taken until the shim, which knows it, has read its status. No
+// signal handling is needed for that, which would take two more threads.
+//
+// Only where the container shares its pid namespace with others do unknown
+// processes become the shim's children. sweepOrphans then reaps them.
 type reaper struct {
-	mu     sync.Mutex
-	known  map[int]*process
-	holds  int
-	strays map[int]syscall.WaitStatus // ended, unknown; only while holds > 0
+	mu    sync.Mutex
+	known map[int]struct{}
+	holds int // someone is about to adopt a child that is not yet known
 }
 
-func newReaper() *reaper {
-	r := &reaper{known: map[int]*process{}, strays: map[int]syscall.WaitStatus{}}
-	sigchld := make(chan os.Signal, 1)
-	signal.Notify(sigchld, syscall.SIGCHLD)
-	go func() {
-		for range sigchld {
-			r.reap()
-		}
-	}()
-	return r
-}
+func newReaper() *reaper { return &reaper{known: map[int]struct{}{}} }
 
-func (r *reaper) reap() {
-	// The lock spans wait4 so that a number can't be given to a new process
-	// between adopt's look at strays and its pidfd_open.
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	for {
-		var ws syscall.WaitStatus
-		pid, err := syscall.Wait4(-1, &ws, syscall.WNOHANG, nil)
-		if err == syscall.EINTR {
-			continue
-		}
-		if err != nil || pid <= 0 {
-			return
-		}
-		if p := r.known[pid]; p != nil {
-			delete(r.known, pid)
-			p.status = ws
-			close(p.exited)
-		} else if r.holds > 0 {
-			r.strays[pid] = ws
-		}
-	}
-}
-
-// hold keeps the statuses of unknown children until release.
+// hold keeps the status of children that are not yet known until release.
 func (r *reaper) hold() {
 	r.mu.Lock()
 	r.holds++
@@ -88,37 +63,16 @@ func (r *reaper) hold() {
 
 func (r *reaper) release() {
 	r.mu.Lock()
-	if r.holds--; r.holds == 0 {
-		clear(r.strays)
-	}
+	r.holds--
 	r.mu.Unlock()
 }
 
 // adopt watches a child that the runtime left behind. The caller holds the
 // reaper since before the runtime was called.
-func (r *reaper) adopt(pid int) *process {
+func (r *reaper) adopt(pid int) (*process, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	p := &process{pid: pid, pidfd: -1, exited: make(chan struct{})}
-	if ws, ok := r.strays[pid]; ok {
-		p.status = ws
-		close(p.exited)
-		return p
-	}
-	if fd, err := unix.PidfdOpen(pid, 0); err == nil {
-		p.pidfd = fd
-	}
-	r.known[pid] = p
-	return p
-}
-
-// forget closes what a process that has exited still holds.
-func (p *process) forget() {
-	<-p.exited
-	if p.pidfd >= 0 {
-		unix.Close(p.pidfd)
-		p.pidfd = -1
-	}
+	return r.watch(pid)
 }
 
 // spawn starts a child of the shim's own.
@@ -129,7 +83,136 @@ func (r *reaper) spawn(path string, argv []string, attr *syscall.ProcAttr) (*pro
 	if err != nil {
 		return nil, os.NewSyscallError("exec "+path, err)
 	}
-	p := &process{pid: pid, pidfd: -1, exited: make(chan struct{})}
-	r.known[pid] = p
+	return r.watch(pid)
+}
+
+// watch is called with the lock held, for a child that nobody can have reaped.
+func (r *reaper) watch(pid int) (*process, error) {
+	fd, err := unix.PidfdOpen(pid, unix.PIDFD_NONBLOCK)
+	if err != nil {
+		unix.Kill(pid, unix.SIGKILL) // what can't be watched must not run on
+		return nil, os.NewSyscallError("pidfd_open "+strconv.Itoa(pid), err)
+	}
+	p := &process{pid: pid, pidfd: os.NewFile(uintptr(fd), "process"), exited: make(chan struct{})}
+	raw, err := p.pidfd.SyscallConn()
+	if err != nil {
+		p.pidfd.Close()
+		return nil, err
+	}
+	r.known[pid] = struct{}{}
+	go func() {
+		var got int
+		var werr error
+		rerr := raw.Read(func(uintptr) bool {
+			for {
+				got, werr = syscall.Wait4(pid, &p.status, syscall.WNOHANG, nil)
+				if werr != syscall.EINTR {
+					return got != 0
+				}
+			}
+		})
+		if rerr != nil || werr != nil {
+			// Not our child, against all promises: its status is lost.
+			logf("wait for %d: %v %v", pid, rerr, werr)
+			p.status = 255 << 8
+		}
+		r.mu.Lock()
+		delete(r.known, pid)
+		r.mu.Unlock()
+		close(p.exited)
+	}()
 	return p, nil
+}
+
+// forget closes what a process that has exited still holds.
+func (p *process) forget() {
+	<-p.exited
+	p.pidfd.Close()
+}
+
+// sweepOrphans reaps children that nobody knows, whenever some child exits.
+func (r *reaper) sweepOrphans() {
+	sigchld := make(chan os.Signal, 1)
+	signal.Notify(sigchld, syscall.SIGCHLD)
+	go func() {
+		for range sigchld {
+			r.sweep()
+		}
+	}()
+}
+
+func (r *reaper) sweep() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.holds > 0 {
+		return // the exits of the next ones bring it back
+	}
+	tasks, err := os.ReadDir("/proc/self/task")
+	if err != nil {
+		return
+	}
+	for _, task := range tasks {
+		children, err := os.ReadFile("/proc/self/task/" + task.Name() + "/children")
+		if err != nil {
+			continue
+		}
+		for _, f := range bytes.Fields(children) {
+			pid, err := strconv.Atoi(string(f))
+			if _, known := r.known[pid]; err == nil && !known {
+				syscall.Wait4(pid, nil, syscall.WNOHANG, nil)
+			}
+		}
+	}
+}
+
+// privatePids reports whether an OCI config.json asks for a pid namespace of
+// the container's own. The file may be large, so it is not decoded: anything
+// that does not look like such a namespace is none.
+func privatePids(config []byte) bool {
+	for _, want := range []string{`"type":"pid"`, `"type": "pid"`} {
+		if i := bytes.Index(config, []byte(want)); i >= 0 {
+			from := bytes.LastIndexByte(config[:i], '{')
+			to := bytes.IndexByte(config[i:], '}')
+			return from >= 0 && to >= 0 && !bytes.Contains(config[from:i+to], []byte(`"path"`))
+		}
+	}
+	return false
+}
+
+// bundlePrivatePids looks into the bundle without taking the file onto the
+// heap, where it would stay.
+func bundlePrivatePids(path string) bool {
+	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return false
+	}
+	defer unix.Close(fd)
+	var st unix.Stat_t
+	if unix.Fstat(fd, &st) != nil || st.Size == 0 {
+		return false
+	}
+	b, err := unix.Mmap(fd, 0, int(st.Size), unix.PROT_READ, unix.MAP_PRIVATE)
+	if err != nil {
+		return false
+	}
+	defer unix.Munmap(b)
+	return privatePids(b)
+}
+
+// ignoreSignals keeps signals for people and sessions from ending the shim,
+// which would orphan its container. It goes around os/signal: signal.Notify
+// takes two threads, and what signal.Ignore ignores stays ignored in children
+// and so in the container. The Go runtime does not know of this change and, as
+// it installed handlers for these signals, resets them in every child.
+func ignoreSignals() {
+	for _, sig := range []syscall.Signal{syscall.SIGHUP, syscall.SIGINT, syscall.SIGQUIT, syscall.SIGTERM,
+		syscall.SIGUSR1, syscall.SIGUSR2} {
+		// struct sigaction as the kernel has it, with SIG_IGN, no flags and an
+		// empty mask.
+		action := [4]uintptr{1}
+		if _, _, errno := syscall.RawSyscall6(syscall.SYS_RT_SIGACTION, uintptr(sig),
+			uintptr(unsafe.Pointer(&action)), 0, 8, 0, 0); errno != 0 {
+			logf("ignore %v: %v", sig, errno)
+		}
+	}
 }

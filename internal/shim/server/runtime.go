@@ -97,7 +97,7 @@ func (o *ociRuntime) call(files stdio, verb string, args ...string) error {
 		// Best effort, and long before the runtime makes the container.
 		os.WriteFile("/proc/"+strconv.Itoa(p.pid)+"/oom_score_adj", []byte(o.oomScore), 0)
 	}
-	<-p.exited
+	p.forget()
 	if p.status.Exited() && p.status.ExitStatus() == 0 {
 		os.Remove(log)
 		return nil

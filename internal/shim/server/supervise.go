@@ -82,7 +82,13 @@ func (s *Shim) launch() (*run, error) {
 		s.deleteContainer()
 		return nil, err
 	}
-	r := &run{proc: s.reaper.adopt(pid), io: io, started: time.Now().UTC()}
+	proc, err := s.reaper.adopt(pid)
+	if err != nil {
+		io.close()
+		s.deleteContainer()
+		return nil, err
+	}
+	r := &run{proc: proc, io: io, started: time.Now().UTC()}
 	if err := io.started(s.boot); err != nil {
 		io.close()
 		r.proc.signal(syscall.SIGKILL)
@@ -129,6 +135,9 @@ func (s *Shim) start() (proto.State, error) {
 	s.rec.mu.Lock()
 	s.rec.dropped = s.out.dropped
 	s.rec.mu.Unlock()
+	if !bundlePrivatePids(filepath.Join(s.boot.Bundle, "config.json")) {
+		s.reaper.sweepOrphans()
+	}
 	r, err := s.launch()
 	if err != nil {
 		// What the runtime may have left behind. Not if there was a container

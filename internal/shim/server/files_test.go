@@ -1,0 +1,172 @@
+package server
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+
+	"holdfast/internal/shim/proto"
+)
+
+func TestJournalSurvivesATornLine(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "journal")
+	whole := `{"seq":1,"time":"2026-01-01T00:00:00Z","action":"start"}` + "\n"
+	if err := os.WriteFile(path, []byte(whole+`{"seq":2,"ti`), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	j, err := openJournal(path, true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	e := proto.Entry{Action: "die"}
+	if err := j.append(&e); err != nil || e.Seq != 2 {
+		t.Fatalf("append: number %d, %v", e.Seq, err)
+	}
+	got := j.after(0)
+	if len(got) != 2 || got[0].Action != "start" || got[1].Action != "die" {
+		t.Errorf("entries: %+v", got)
+	}
+	if got := j.after(1); len(got) != 1 || got[0].Seq != 2 {
+		t.Errorf("after 1: %+v", got)
+	}
+}
+
+func TestJournalOfAnotherLifeIsNotContinued(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "journal")
+	if err := os.WriteFile(path, []byte(`{"seq":7,"action":"exited"}`+"\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	j, err := openJournal(path, false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	e := proto.Entry{Action: "start"}
+	if err := j.append(&e); err != nil || e.Seq != 1 || len(j.after(0)) != 1 {
+		t.Errorf("number %d, %v, entries %+v", e.Seq, err, j.after(0))
+	}
+}
+
+func TestJournalGivesUpItsOlderHalfWhenItIsTooLong(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "journal")
+	j, err := openJournal(path, false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	pad := strings.Repeat("x", 10_000)
+	const n = 1000 // more than twice the limit
+	for range n {
+		if err := j.append(&proto.Entry{Action: "exec_die", Attributes: map[string]string{"pad": pad}}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if st, err := os.Stat(path); err != nil || st.Size() > journalLimit || st.Size() != j.size {
+		t.Fatalf("size: %v, %v", st, err)
+	}
+	got := j.after(0)
+	if len(got) < 100 || got[len(got)-1].Seq != n {
+		t.Fatalf("%d entries", len(got))
+	}
+	for i, e := range got[1:] {
+		if e.Seq != got[i].Seq+1 {
+			t.Fatalf("entry %d follows %d", e.Seq, got[i].Seq)
+		}
+	}
+}
+
+func TestExitCodeOfAStartThatFailed(t *testing.T) {
+	for msg, want := range map[string]int{
+		`unable to start container process: exec: "x": executable file not found in $PATH`:  127,
+		`unable to start container process: exec: "/x": stat /x: no such file or directory`: 127,
+		`unable to start container process: exec: "/x": permission denied`:                  126,
+		`unable to start container process: exec: "/x": is a directory`:                     126,
+		`exec /x: exec format error`:                                    126,
+		`unable to apply cgroup configuration: device or resource busy`: 125,
+	} {
+		if got := startExitCode(msg); got != want {
+			t.Errorf("%s: %d, want %d", msg, got, want)
+		}
+	}
+}
+
+func TestRuntimesLastErrorIsTheMessage(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "log")
+	log := `{"level":"warning","msg":"cgroup is odd"}
+{"level":"error","msg":"first"}
+not json
+{"level":"error","msg":"runc run failed: last\n"}
+{"level":"info","msg":"bye"}
+{"level":"err`
+	if err := os.WriteFile(path, []byte(log), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if got := lastError(path); got != "runc run failed: last" {
+		t.Errorf("got %q", got)
+	}
+}
+
+func TestOnlyAPidNamespaceOfItsOwnIsPrivate(t *testing.T) {
+	for config, want := range map[string]bool{
+		`{"linux":{"namespaces":[{"type":"pid"},{"type":"mount"}]}}`:           true,
+		`{"namespaces": [{"type": "network", "path": "/n"}, {"type": "pid"}]}`: true,
+		`{"namespaces":[{"type":"pid","path":"/proc/1/ns/pid"}]}`:              false,
+		`{"namespaces":[{"path":"/proc/1/ns/pid","type":"pid"}]}`:              false,
+		`{"namespaces":[{"type":"mount"}]}`:                                    false,
+		`{"type":"pid"`:                                                        false,
+		``:                                                                     false,
+	} {
+		if got := privatePids([]byte(config)); got != want {
+			t.Errorf("%s: %v", config, got)
+		}
+	}
+}
+
+func TestStartTimeIsFoundBehindAnyCommandName(t *testing.T) {
+	stat := "77 (a) b (c) S 1 77 77 0 -1 4194560 100 0 0 0 1 2 0 0 20 0 1 0 123456 0 0"
+	if got := parseStartTime([]byte(stat)); got != 123456 {
+		t.Errorf("got %d", got)
+	}
+	if got := parseStartTime([]byte("77 (x) S 1")); got != 0 {
+		t.Errorf("of a short line: %d", got)
+	}
+	if startTime(os.Getpid()) == 0 {
+		t.Error("of this process: 0")
+	}
+}
+
+func TestNetlinkErrorsButForWhatIsGone(t *testing.T) {
+	reply := func(code int32) []byte {
+		b := make([]byte, 36)
+		b[0], b[4] = 36, 2 // length, NLMSG_ERROR, on a little-endian machine
+		for i := range 4 {
+			b[16+i] = byte(uint32(code) >> (8 * i))
+		}
+		return b
+	}
+	b := append(append(reply(0), reply(-int32(syscall.ENOENT))...), reply(-int32(syscall.EPERM))...)
+	if got := netlinkErrors(b); len(got) != 1 || got[0] != syscall.EPERM {
+		t.Errorf("got %v", got)
+	}
+}
+
+func FuzzNetlinkErrors(f *testing.F) {
+	f.Add([]byte{36, 0, 0, 0, 2, 0})
+	f.Add(make([]byte, 40))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		if n := len(netlinkErrors(b)); n > len(b)/16 {
+			t.Fatalf("%d errors in %d bytes", n, len(b))
+		}
+	})
+}
+
+func TestRemovingStaysInTheRunDirectory(t *testing.T) {
+	for path, want := range map[string]bool{
+		"/run/x/file": true, "/run/x/a/b": true, "/run/x": false, "/run/x/": false, "/run": false,
+		"/run/x/../y": false, "/run/xy": false, "/etc/passwd": false, "relative": false, "/run/x/..": false, "/run/x/..a": true,
+	} {
+		if got := within("/run/x", path); got != want {
+			t.Errorf("%s: %v", path, got)
+		}
+	}
+}

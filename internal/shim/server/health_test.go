@@ -1,0 +1,80 @@
+package server
+
+import (
+	"testing"
+	"time"
+
+	"holdfast/internal/shim/proto"
+)
+
+func TestHealthStatusFollowsDockersRules(t *testing.T) {
+	began := time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
+	type step struct {
+		at     time.Duration
+		code   int
+		status string
+		streak int
+	}
+	tests := []struct {
+		name  string
+		check proto.Health
+		steps []step
+	}{
+		{"healthy at once", proto.Health{Retries: 3}, []step{{0, 0, healthHealthy, 0}}},
+		{"unhealthy after its retries", proto.Health{Retries: 3}, []step{
+			{0, 1, healthStarting, 1}, {1, 1, healthStarting, 2}, {2, 1, healthUnhealthy, 3}, {3, 1, healthUnhealthy, 4}}},
+		{"one success heals", proto.Health{Retries: 2}, []step{
+			{0, 1, healthStarting, 1}, {1, -1, healthUnhealthy, 2}, {2, 0, healthHealthy, 0}, {3, 1, healthHealthy, 1}, {4, 1, healthUnhealthy, 2}}},
+		{"failures in the start period don't count", proto.Health{Retries: 1, StartPeriod: 10}, []step{
+			{0, 1, healthStarting, 0}, {9, 1, healthStarting, 0}, {10, 1, healthUnhealthy, 1}}},
+		{"after a success they do", proto.Health{Retries: 1, StartPeriod: 10}, []step{
+			{0, 0, healthHealthy, 0}, {1, 1, healthUnhealthy, 1}}},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			now := &proto.HealthState{Status: healthStarting}
+			for i, s := range tt.steps {
+				now = nextHealth(tt.check, now, began, proto.HealthResult{Start: began.Add(s.at), ExitCode: s.code})
+				if now.Status != s.status || now.FailingStreak != s.streak {
+					t.Fatalf("step %d: %s %d, want %s %d", i, now.Status, now.FailingStreak, s.status, s.streak)
+				}
+				if want := min(i+1, healthResults); len(now.Log) != want {
+					t.Fatalf("step %d: %d results kept, want %d", i, len(now.Log), want)
+				}
+			}
+		})
+	}
+}
+
+func TestHealthKeepsTheLastFiveResults(t *testing.T) {
+	now := &proto.HealthState{Status: healthStarting}
+	for i := range 9 {
+		before := len(now.Log)
+		next := nextHealth(proto.Health{Retries: 1}, now, time.Time{}, proto.HealthResult{ExitCode: i})
+		if len(now.Log) != before {
+			t.Fatal("changed a state that others hold")
+		}
+		now = next
+	}
+	if len(now.Log) != healthResults || now.Log[0].ExitCode != 4 || now.Log[4].ExitCode != 8 {
+		t.Errorf("kept %+v", now.Log)
+	}
+}
+
+func TestHealthChecksMoreOftenWhileStarting(t *testing.T) {
+	h := withDefaults(proto.Health{StartPeriod: time.Minute})
+	starting, healthy := &proto.HealthState{Status: healthStarting}, &proto.HealthState{Status: healthHealthy}
+	for _, tt := range []struct {
+		now   *proto.HealthState
+		since time.Duration
+		want  time.Duration
+	}{
+		{starting, 0, 5 * time.Second},
+		{starting, time.Minute, 30 * time.Second},
+		{healthy, 0, 30 * time.Second},
+	} {
+		if got := healthPause(h, tt.now, tt.since); got != tt.want {
+			t.Errorf("%s after %v: %v, want %v", tt.now.Status, tt.since, got, tt.want)
+		}
+	}
+}
