@@ -252,3 +252,48 @@ func TestLongRunDirectoryWorks(t *testing.T) {
 		t.Errorf("log: %q", got)
 	}
 }
+
+func TestContainerInheritsNoIgnoredOrBlockedSignal(t *testing.T) {
+	b := newBox(t, "cat /proc/self/status")
+	s, _ := b.started()
+	b.ended(s)
+	for line := range strings.Lines(b.logLines("stdout")) {
+		name, value, _ := strings.Cut(strings.TrimSpace(line), ":")
+		switch name {
+		case "SigIgn", "SigBlk":
+			if strings.Trim(value, "\t 0") != "" {
+				t.Errorf("%s: %s", name, value)
+			}
+		}
+	}
+}
+
+// Without a pid namespace of its own a container's orphans become the shim's
+// children, and would stay zombies as long as it runs.
+func TestOrphansOfASharedPidNamespaceAreReaped(t *testing.T) {
+	b := newBox(t, "(sh -c 'echo $$; exit 3' &); sleep 0.2; echo second; read x")
+	b.spec["linux"].(map[string]any)["namespaces"] = []any{ns("mount")}
+	delete(b.spec, "hostname")
+	b.boot.OpenStdin = true
+	s := b.spawn()
+	c := b.attach(s, proto.Attach{Stdin: true, Stdout: true, Raw: true})
+	if _, err := s.Start(ctx(t)); err != nil {
+		t.Fatal(err)
+	}
+	pid, _, _ := strings.Cut(c.until("second"), "\n")
+	// Some later exit makes sure that the sweep has come by.
+	for i := range 2 {
+		if err := s.ExecCreate(ctx(t), proto.ExecCreate{Exec: itoa(i), Process: raw(t, process("true"))}); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := s.ExecStart(ctx(t), proto.ExecStart{Exec: itoa(i)}, nil); err != nil {
+			t.Fatal(err)
+		}
+	}
+	stat, err := os.ReadFile("/proc/" + pid + "/stat")
+	if err == nil && strings.Contains(string(stat), " "+itoa(s.Hello().Pid)+" ") {
+		t.Errorf("still there: %s", stat)
+	}
+	c.write("end\n")
+	b.ended(s)
+}
