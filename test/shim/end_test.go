@@ -254,7 +254,7 @@ func TestLongRunDirectoryWorks(t *testing.T) {
 }
 
 func TestContainerInheritsNoIgnoredOrBlockedSignal(t *testing.T) {
-	b := newBox(t, "cat /proc/self/status")
+	b := newBoxArgs(t, "cat", "/proc/self/status") // a shell would change its own
 	s, _ := b.started()
 	b.ended(s)
 	for line := range strings.Lines(b.logLines("stdout")) {
