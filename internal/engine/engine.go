@@ -74,6 +74,8 @@ type Engine struct {
 	// listeners counts the clients of Events.
 	listeners atomic.Int64
 
+	// unread are the containers whose records can't be used; set by Load alone.
+	unread []string
 	// restored is closed when every container was looked at; what would change
 	// something waits for it, what reads does not.
 	restored chan struct{}

@@ -59,6 +59,13 @@ func (r *index) remove(id, name string) {
 	}
 }
 
+func (r *index) has(id string) bool {
+	r.mu.RLock()
+	defer r.mu.RUnlock()
+	_, ok := r.byID[id]
+	return ok
+}
+
 func (r *index) all() []*actor {
 	r.mu.RLock()
 	defer r.mu.RUnlock()

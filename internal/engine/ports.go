@@ -102,7 +102,7 @@ type Images interface {
 
 // Networks gives containers their network.
 type Networks interface {
-	Restore(ctx context.Context, sandboxes map[string]network.Sandbox) error
+	Restore(ctx context.Context, sandboxes map[string]network.Sandbox, unread []string) error
 	Prepare(ctx context.Context, r network.Request) (network.Sandbox, []network.Reserved, error)
 	Join(ctx context.Context, s network.Sandbox) error
 	Publish(ctx context.Context, s network.Sandbox) error

@@ -30,21 +30,13 @@ func (e *Engine) Load() error {
 		return err
 	}
 	for _, b := range broken {
-		// It stays on disk as it is: an older or a repaired daemon may read it.
-		e.log.Error("a container's spec can't be used, the container is left alone", "container", b.ID, "error", b.Err)
+		e.leaveAlone(b.ID, b.Err)
 	}
 	for _, spec := range specs {
-		var req request
-		var mounts []mountPoint
-		if err := json.Unmarshal(spec.API, &req); err != nil || req.Config == nil || req.HostConfig == nil {
-			e.log.Error("a container's request can't be read, the container is left alone", "container", spec.ID, "error", err)
+		req, mounts, err := decodeSpec(spec)
+		if err != nil {
+			e.leaveAlone(spec.ID, err)
 			continue
-		}
-		if len(spec.Mounts) > 0 {
-			if err := json.Unmarshal(spec.Mounts, &mounts); err != nil {
-				e.log.Error("a container's mounts can't be read, the container is left alone", "container", spec.ID, "error", err)
-				continue
-			}
 		}
 		if err := e.index.reserve(spec.Name, spec.ID); err != nil {
 			// A crash between two writes of a rename can't leave this; hands can.
@@ -58,6 +50,38 @@ func (e *Engine) Load() error {
 		e.index.add(a)
 	}
 	return nil
+}
+
+// leaveAlone sets a container aside whose spec can't be used. Its files stay as
+// they are, for a newer or a repaired daemon, and so does what runs of it.
+func (e *Engine) leaveAlone(id string, err error) {
+	e.unread = append(e.unread, id)
+	e.log.Error("a container's record can't be used: the container is left as it is and can't be managed", "container", id, "error", err)
+}
+
+// decodeSpec reads what a spec holds for the engine.
+func decodeSpec(spec *container.Spec) (req request, mounts []mountPoint, err error) {
+	if err := json.Unmarshal(spec.API, &req); err != nil {
+		return req, nil, fmt.Errorf("its request can't be read: %w", err)
+	}
+	if req.Config == nil || req.HostConfig == nil {
+		return req, nil, errors.New("its request is incomplete")
+	}
+	if len(spec.Mounts) > 0 {
+		if err := json.Unmarshal(spec.Mounts, &mounts); err != nil {
+			return req, nil, fmt.Errorf("its mounts can't be read: %w", err)
+		}
+	}
+	if len(spec.Sandbox) > 0 {
+		var s network.Sandbox
+		if err := json.Unmarshal(spec.Sandbox, &s); err != nil {
+			return req, nil, fmt.Errorf("its network record can't be read: %w", err)
+		}
+		if s.Schema > network.SandboxSchema {
+			return req, nil, fmt.Errorf("its network record has schema %d, this release reads up to %d", s.Schema, network.SandboxSchema)
+		}
+	}
+	return req, mounts, nil
 }
 
 // fromFiles is the state that the files tell, before any shim was asked.
@@ -152,7 +176,7 @@ func (e *Engine) Restore(ctx context.Context) error {
 	if err := e.images.Hold(ctx, slices.Compact(snapshots)); err != nil {
 		return fmt.Errorf("hold the images of containers: %w", err)
 	}
-	if err := e.networks.Restore(ctx, sandboxes); err != nil {
+	if err := e.networks.Restore(ctx, sandboxes, e.unread); err != nil {
 		return fmt.Errorf("restore networks: %w", err)
 	}
 	if err := e.restoreVolumes(actors, found); err != nil {
@@ -473,10 +497,7 @@ func (e *Engine) sweepRunDirs() {
 		return
 	}
 	for _, id := range ids {
-		e.index.mu.RLock()
-		_, known := e.index.byID[id]
-		e.index.mu.RUnlock()
-		if known {
+		if e.index.has(id) || slices.Contains(e.unread, id) {
 			continue
 		}
 		if _, err := e.shims.State(e.store.RunDir(id)); err == nil {

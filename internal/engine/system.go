@@ -64,6 +64,9 @@ func (e *Engine) Info(ctx context.Context) (system.Info, error) {
 		Warnings:         append(h.InfoWarnings(), cfg.Warnings()...),
 	}
 	i.Name, _ = os.Hostname()
+	for _, id := range e.unread {
+		i.Warnings = append(i.Warnings, fmt.Sprintf("WARNING: the record of container %s can't be used: it is left as it is (see the daemon's log)", id))
+	}
 	for name, rt := range cfg.runtimes() {
 		i.Runtimes[name] = system.RuntimeWithStatus{Runtime: system.Runtime{Path: rt.Path, Args: rt.Args}}
 	}

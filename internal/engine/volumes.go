@@ -57,6 +57,9 @@ func (e *Engine) VolumeRemove(ctx context.Context, name string, force bool) erro
 	if err := e.ready(ctx); err != nil {
 		return err
 	}
+	if n := len(e.unread); n > 0 && !force {
+		return conflict("the records of %d containers can't be used, and the volume may be theirs: repair them first (see the daemon's log), or use force", n)
+	}
 	v, err := e.volumes.Get(name)
 	if err == nil {
 		err = e.volumes.Remove(name)
@@ -77,6 +80,9 @@ func (e *Engine) VolumesPrune(ctx context.Context, f filter.Args) (volume.PruneR
 	report := volume.PruneReport{VolumesDeleted: []string{}}
 	if err := e.ready(ctx); err != nil {
 		return report, err
+	}
+	if n := len(e.unread); n > 0 {
+		return report, conflict("the records of %d containers can't be used, and volumes may be theirs: repair them first (see the daemon's log), or remove volumes by name with force", n)
 	}
 	if err := f.Check("label", "label!", "all"); err != nil {
 		return report, invalid("%v", err)

@@ -22,12 +22,23 @@ import (
 // the containers that live, by container ID. It compares first and touches
 // only what differs. What carries the engine's names and belongs to none of
 // the sandboxes is removed; so the caller gives those of every container that
-// may live, also where its shim could not be asked. It is called once, before
-// any other method but List and Inspect.
-func (m *Manager) Restore(ctx context.Context, sandboxes map[string]Sandbox) error {
+// may live, also where its shim could not be asked. unread are the IDs of
+// containers whose records can't be read: what the kernel has of them is kept
+// as it is found. It is called once, before any other method but List and
+// Inspect.
+func (m *Manager) Restore(ctx context.Context, sandboxes map[string]Sandbox, unread []string) error {
 	for id, s := range sandboxes {
 		if s.Schema > SandboxSchema {
 			return fmt.Errorf("container %s: its sandbox has schema %d, this release knows up to %d: it was written by a newer one", id, s.Schema, SandboxSchema)
+		}
+	}
+	if len(unread) > 0 {
+		sandboxes = maps.Clone(sandboxes)
+		if sandboxes == nil {
+			sandboxes = map[string]Sandbox{}
+		}
+		if err := m.observeAll(sandboxes, unread); err != nil {
+			return err
 		}
 	}
 	m.mu.Lock()
@@ -69,6 +80,38 @@ func (m *Manager) Restore(ctx context.Context, sandboxes map[string]Sandbox) err
 	}
 	m.repair(ctx, sandboxes, ports)
 	return m.removeOrphans(sandboxes, bridges, ports)
+}
+
+// observeAll adds what the kernel has of the containers unread to sandboxes.
+func (m *Manager) observeAll(sandboxes map[string]Sandbox, unread []string) error {
+	ports, err := bridge.Ports()
+	if err != nil {
+		return err
+	}
+	var published []nft.Element
+	if m.opts.filtering() {
+		if err := m.openTable(); err != nil {
+			return err
+		}
+		if published, err = m.table.Elements(); err != nil {
+			return err
+		}
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if err := m.definePredefined(); err != nil {
+		return err
+	}
+	for _, id := range unread {
+		s, ok, err := m.observe(id, ports, published)
+		if err != nil {
+			return fmt.Errorf("container %s: %w", id, err)
+		}
+		if ok {
+			sandboxes[id] = s
+		}
+	}
+	return nil
 }
 
 func (m *Manager) openTable() error {

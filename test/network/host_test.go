@@ -148,7 +148,7 @@ func (h *host) open(sandboxes map[string]network.Sandbox) {
 	m, err := network.Open(context.Background(), h.opts)
 	h.ok(err)
 	h.m = m
-	h.ok(m.Restore(context.Background(), sandboxes))
+	h.ok(m.Restore(context.Background(), sandboxes, nil))
 }
 
 func (h *host) cleanUp() {

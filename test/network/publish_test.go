@@ -163,7 +163,7 @@ func newOpenBridge(t *testing.T, h *host) [2]*container {
 	h.ok(err)
 	h.m = m
 	t.Cleanup(func() { removeTable(t, "holdfast-hft1") })
-	h.ok(m.Restore(context.Background(), nil))
+	h.ok(m.Restore(context.Background(), nil, nil))
 	a, b := h.run(h.request()), h.run(h.request())
 	h.serve(a.Netns, "tcp4", ":80", "open")
 	return [2]*container{a, b}

@@ -3,6 +3,7 @@ package firewall
 import (
 	"bytes"
 	"fmt"
+	"slices"
 
 	"github.com/google/nftables"
 
@@ -142,6 +143,40 @@ func (t *Table) diff(m nft.Map) (add, del []nft.Element, known bool, err error) 
 		del = append(del, e)
 	}
 	return add, del, true, nil
+}
+
+// Elements are all published ports that the kernel's table has. Without a
+// table there are none; what the engine would not have written is left out.
+func (t *Table) Elements() ([]nft.Element, error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	tables, err := t.conn.ListTablesOfFamily(nftables.TableFamilyINet)
+	if err != nil {
+		return nil, fmt.Errorf("nftables: list tables: %w", err)
+	}
+	if !slices.ContainsFunc(tables, func(have *nftables.Table) bool { return have.Name == t.name }) {
+		return nil, nil
+	}
+	sets, err := t.conn.GetSets(t.table())
+	if err != nil {
+		return nil, fmt.Errorf("nftables table %s: list maps: %w", t.name, err)
+	}
+	var out []nft.Element
+	for _, m := range nft.Build(nft.Config{Table: t.name, IPv4: true, IPv6: true}).Maps {
+		if !slices.ContainsFunc(sets, func(s *nftables.Set) bool { return s.Name == m.Name }) {
+			continue
+		}
+		listed, err := t.conn.GetSetElements(&nftables.Set{Table: t.table(), Name: m.Name})
+		if err != nil {
+			return nil, fmt.Errorf("nftables table %s: list map %s: %w", t.name, m.Name, err)
+		}
+		for _, l := range listed {
+			if e, err := nft.Decode(m, l.Key, l.Val, l.Comment); err == nil && e.Check() == nil {
+				out = append(out, e)
+			}
+		}
+	}
+	return out, nil
 }
 
 // ForwardDrops names the chains of other tables that drop forwarded packets by

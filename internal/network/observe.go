@@ -1,0 +1,52 @@
+package network
+
+import (
+	"holdfast/internal/network/bridge"
+	"holdfast/internal/network/nft"
+)
+
+// observe makes a Sandbox of what the kernel has of a container whose record
+// can't be read, so that its addresses, interfaces and ports are kept like
+// those of the others. ok is false when the kernel has nothing of it.
+func (m *Manager) observe(id string, ports map[string]bridge.Port, published []nft.Element) (s Sandbox, ok bool, err error) {
+	s = Sandbox{Schema: SandboxSchema, ID: randomID(), Container: id, Mode: "bridge", Netns: m.opts.netnsPath(id)}
+	if !bridge.IsNamespace(s.Netns) {
+		return s, false, nil
+	}
+	inside, err := bridge.Look(s.Netns)
+	if err != nil {
+		return s, false, err
+	}
+	byIndex := map[int]bridge.Port{}
+	for _, p := range ports {
+		byIndex[p.Index] = p
+	}
+	for _, in := range inside {
+		p, there := byIndex[in.Peer]
+		if !there {
+			continue
+		}
+		e := Endpoint{ID: randomID(), Bridge: p.Bridge, HostName: p.Name, Name: in.Name, MAC: in.MAC, MTU: in.MTU}
+		for _, n := range m.networks {
+			if n.Bridge != nil && n.Bridge.Name == p.Bridge {
+				e.Network, e.NetworkID = n.Name, n.ID
+			}
+		}
+		for _, a := range in.Addrs {
+			if a.Addr().Is4() {
+				e.IPv4.Address = a
+			} else {
+				e.IPv6.Address = a
+			}
+		}
+		s.Endpoints = append(s.Endpoints, e)
+	}
+	for _, e := range published {
+		if e.Owner == id {
+			s.Ports = append(s.Ports, PortMapping{
+				Proto: e.Proto, ContainerPort: e.Target.Port(), HostIP: e.Host, HostPort: e.HostPort, Target: e.Target,
+			})
+		}
+	}
+	return s, true, nil
+}
