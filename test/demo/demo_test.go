@@ -95,6 +95,13 @@ func leftovers(t *testing.T, cmd *exec.Cmd, tmp string) []string {
 	if _, err := net.InterfaceByName(bridge); err == nil {
 		left = append(left, "link "+bridge)
 	}
+	for _, pattern := range []string{"/sys/fs/cgroup/" + bridge, "/sys/fs/cgroup/*/" + bridge} {
+		cgroups, err := filepath.Glob(pattern)
+		if err != nil {
+			t.Fatal(err)
+		}
+		left = append(left, cgroups...)
+	}
 	tables, err := exec.Command("nft", "list", "tables").CombinedOutput()
 	if err != nil {
 		t.Fatalf("nft list tables: %v: %s", err, tables)

@@ -33,6 +33,7 @@ func (d *demo) cleanUp() error {
 	errs = append(errs,
 		d.daemon.stop(ctx),
 		endShims(ctx, d.daemon.execRoot),
+		removeCgroups(d.daemon.cgroup),
 		unmountAll(d.root),
 		removeBridge(d.daemon.bridge),
 		removeRules(d.daemon.bridge),
@@ -144,6 +145,22 @@ func unmountAll(root string) error {
 		path := mounts[i].Mountpoint
 		if err := unix.Unmount(path, unix.MNT_DETACH); err != nil && !errors.Is(err, unix.EINVAL) {
 			errs = append(errs, fmt.Errorf("unmount %s: %w", path, err))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// removeCgroups removes the parent of the container's cgroup, which is empty
+// by now, from every hierarchy.
+func removeCgroups(name string) error {
+	hierarchies, err := mountinfo.GetMounts(mountinfo.FSTypeFilter("cgroup", "cgroup2"))
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, h := range hierarchies {
+		if err := os.Remove(filepath.Join(h.Mountpoint, name)); err != nil && !errors.Is(err, os.ErrNotExist) {
+			errs = append(errs, err)
 		}
 	}
 	return errors.Join(errs...)

@@ -20,6 +20,7 @@ type daemon struct {
 	binary, root string
 	socket       string
 	bridge       string
+	cgroup       string // parent of the container's, below each hierarchy's root
 	address      string // of the bridge, with its subnet's length
 	execRoot     string
 	log          io.Writer
@@ -41,6 +42,7 @@ func newDaemon(binary, root string, log io.Writer) (*daemon, error) {
 		bridge: fmt.Sprintf("hfd%d", os.Getpid()),
 		log:    log,
 	}
+	d.cgroup = d.bridge
 	var err error
 	if d.address, err = freeSubnet(); err != nil {
 		return nil, err
@@ -71,6 +73,9 @@ func (d *daemon) args() []string {
 		"--group", "", // no group but root may talk to it
 		"--bridge", d.bridge,
 		"--bip", d.address,
+		// With systemd's driver the parent would be a slice, and systemd's.
+		"--exec-opt", "native.cgroupdriver=cgroupfs",
+		"--cgroup-parent", "/" + d.cgroup,
 	}
 }
 
