@@ -7,7 +7,8 @@ BUILT   ?= $(or $(shell TZ=UTC git log -1 --date=format-local:%Y-%m-%dT%H:%M:%SZ
 
 STAMP   := -X holdfast/internal/version.Version=$(VERSION) \
            -X holdfast/internal/version.Commit=$(COMMIT) \
-           -X holdfast/internal/version.BuildTime=$(BUILT)
+           -X holdfast/internal/version.BuildTime=$(BUILT) \
+           -X main.release=$(VERSION)
 GOBUILD := go build -trimpath -buildvcs=false -ldflags '-s -w $(STAMP)'
 
 export CGO_ENABLED := 0
@@ -15,7 +16,7 @@ export CGO_ENABLED := 0
 IMAGE   := internal/cli/demo/image/image.tar
 
 .DEFAULT_GOAL := help
-.PHONY: help build image demo check vet unit test tools install clean
+.PHONY: help build image demo check vet unit test crash bench packages root tools install clean
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -45,11 +46,26 @@ vet:
 unit:
 	go test ./internal/... ./cmd/... ./test/arch
 
-test: ## everything; installs what is missing and needs root
-	@[ "$$(id -u)" = 0 ] || { echo "make test starts daemons and containers: run it as root ('make check' needs no root)"; exit 1; }
-	.ci/need runc nft:nftables ip:iproute2 ps:procps tmux /bin/busybox:busybox-static
+# What the tests that need root need besides.
+ROOTTEST = PATH="$$PATH:$(CURDIR)/.cache/bin" HOLDFAST_BIN=$(CURDIR)/bin go test -p 1 -count=1
+
+test: root packages ## everything; installs what is missing (root)
 	@$(MAKE) --no-print-directory build tools vet unit
-	PATH="$$PATH:$(CURDIR)/.cache/bin" HOLDFAST_BIN=$(CURDIR)/bin go test -p 1 -count=1 -timeout 20m ./test/...
+	$(ROOTTEST) -timeout 20m ./test/...
+
+crash: root packages ## daemons that are killed at every point, and what is found after it (root)
+	@$(MAKE) --no-print-directory build tools
+	$(ROOTTEST) -timeout 20m -v ./test/crash
+
+bench: root packages ## measure in full, beside dockerd and podman where they are installed (root)
+	@$(MAKE) --no-print-directory build tools
+	$(ROOTTEST) -timeout 60m -v ./test/bench -full -write $(CURDIR)/docs/benchmarks.md
+
+root:
+	@[ "$$(id -u)" = 0 ] || { echo "this starts daemons and containers: run it as root ('make check' needs no root)"; exit 1; }
+
+packages:
+	.ci/need runc nft:nftables ip:iproute2 ps:procps tmux /bin/busybox:busybox-static
 
 # Docker's own client, which the tests use beside holdfast, from the module
 # that we depend on anyway. Where one is installed, that one is used.
