@@ -49,7 +49,8 @@ func (p *process) signal(sig syscall.Signal) error {
 type reaper struct {
 	mu    sync.Mutex
 	known map[int]struct{}
-	holds int // someone is about to adopt a child that is not yet known
+	holds int  // someone is about to adopt a child that is not yet known
+	due   bool // a sweep came meanwhile
 }
 
 func newReaper() *reaper { return &reaper{known: map[int]struct{}{}} }
@@ -63,8 +64,10 @@ func (r *reaper) hold() {
 
 func (r *reaper) release() {
 	r.mu.Lock()
-	r.holds--
-	r.mu.Unlock()
+	defer r.mu.Unlock()
+	if r.holds--; r.holds == 0 && r.due {
+		r.sweep()
+	}
 }
 
 // adopt watches a child that the runtime left behind. The caller holds the
@@ -136,16 +139,17 @@ func (r *reaper) sweepOrphans() {
 	signal.Notify(sigchld, syscall.SIGCHLD)
 	go func() {
 		for range sigchld {
+			r.mu.Lock()
 			r.sweep()
+			r.mu.Unlock()
 		}
 	}()
 }
 
+// sweep is called with the lock held.
 func (r *reaper) sweep() {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if r.holds > 0 {
-		return // the exits of the next ones bring it back
+	if r.due = r.holds > 0; r.due {
+		return
 	}
 	tasks, err := os.ReadDir("/proc/self/task")
 	if err != nil {
