@@ -1,0 +1,340 @@
+package bench
+
+import (
+	"bytes"
+	"fmt"
+	"os"
+	"slices"
+	"sync"
+	"testing"
+	"time"
+)
+
+// scale is how much is measured.
+type scale struct {
+	rounds   int // of single operations
+	few      int // of what takes seconds
+	many     int // containers in a row and at once
+	crowds   []int
+	restarts int
+	blocks   int           // blockFiles of log
+	calm     time.Duration // without a change before a size is taken
+}
+
+// subject is an engine that is measured, with its client.
+type subject struct {
+	engine
+	api *api
+	ids []string // containers that run
+	one string   // the port of one of them
+}
+
+// TestEnginesSideBySide measures. With -full it is the benchmark.
+func TestEnginesSideBySide(t *testing.T) {
+	s := scale{rounds: 2, few: 1, many: 3, crowds: []int{0, 3}, restarts: 1, blocks: 1, calm: 100 * time.Millisecond}
+	if *full {
+		s = scale{rounds: 21, few: 3, many: 50, crowds: []int{0, 50, 200}, restarts: 5, blocks: 10, calm: 2 * time.Second}
+	}
+	table := newTable()
+	subjects := []*subject{{engine: newHoldfast(t)}}
+	var pod *podman
+	if *full && !*alone {
+		if d := newDockerd(t); d != nil {
+			subjects = append(subjects, &subject{engine: d})
+		}
+		pod = newPodman(t)
+	}
+	for _, x := range subjects {
+		x.api, _ = connect(x.socket())
+		x.start()
+		if err := x.api.waitUp(); err != nil {
+			t.Fatalf("%s does not answer: %v", x.name(), err)
+		}
+		x.api.must(t, "POST", "/images/load?quiet=1", archive(t), nil)
+		table.engines = append(table.engines, x.name())
+		table.versions = append(table.versions, x.name()+" "+x.version())
+	}
+	if t.Failed() {
+		return
+	}
+	if pod != nil {
+		table.engines = append(table.engines, "podman")
+		table.versions = append(table.versions, pod.run("--version"))
+	}
+	if part("run") {
+		measureRun(t, s, table, subjects, pod)
+	}
+	if part("many") {
+		measureMany(t, s, table, subjects)
+	}
+	if part("size") {
+		for _, x := range subjects {
+			measureIdle(t, s, table, x)
+		}
+	}
+	if part("restart") || part("size") || part("ps") {
+		for _, n := range s.crowds {
+			for _, x := range subjects {
+				measureCrowd(t, s, table, x, n)
+			}
+		}
+		for _, x := range subjects {
+			x.api.removeAll()
+			x.ids = nil
+		}
+	}
+	if part("logs") {
+		measureLogs(t, s, table, subjects)
+	}
+	if t.Failed() {
+		return
+	}
+	text := table.String()
+	t.Log("\n" + text)
+	if *write != "" {
+		if err := table.writeTo(*write); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for name := range table.rows {
+		if table.get(name, "Holdfast") < 0 {
+			t.Errorf("%s was not measured", name)
+		}
+	}
+}
+
+// measureRun takes single operations, an engine after the other in each round.
+func measureRun(t *testing.T, s scale, table *table, subjects []*subject, pod *podman) {
+	runtime := newBare(t)
+	times := map[string]map[string][]time.Duration{}
+	note := func(what, who string, fn func()) {
+		begin := time.Now()
+		fn()
+		if times[what] == nil {
+			times[what] = map[string][]time.Duration{}
+		}
+		times[what][who] = append(times[what][who], time.Since(begin))
+	}
+	// The first round of each warms caches and does not count.
+	for round := range s.rounds + 1 {
+		if round == 1 {
+			clear(times)
+		}
+		note(rowBare, "Holdfast", runtime.run)
+		for _, x := range subjects {
+			var id string
+			note(rowRun, x.name(), func() { id, _ = x.api.runDetached(t) })
+			note(rowStop, x.name(), func() { x.api.stopRemove(t, id) })
+			note(rowRemove, x.name(), func() { x.api.runRemove(t) })
+		}
+		if pod != nil {
+			port := nextPort()
+			var id string
+			note(rowRun, "podman", func() {
+				id = pod.run("run", "-d", "-p", port+":80", "--log-driver", "k8s-file", "--ulimit", "nofile=1024:1024", "--ulimit", "nproc=4096:4096", "localhost/"+imageRef, "httpd", "-f", "-p", "80", "-h", "/www")
+				if err := answered(port); err != nil {
+					t.Error(err)
+				}
+			})
+			note(rowStop, "podman", func() { pod.run("stop", "--time", "0", id); pod.run("rm", id) })
+			note(rowRemove, "podman", func() {
+				pod.run("run", "--rm", "--log-driver", "k8s-file", "--ulimit", "nofile=1024:1024", "--ulimit", "nproc=4096:4096", "localhost/"+imageRef, "true")
+			})
+		}
+		if t.Failed() {
+			return
+		}
+	}
+	for what, by := range times {
+		for who, list := range by {
+			table.set(what, who, ms(median(list)))
+		}
+	}
+	for who := range times[rowBare] {
+		table.set(rowOverBare, who, ms(median(times[rowRun][who]))-ms(median(times[rowBare][who])))
+	}
+}
+
+// measureMany starts many containers, one after the other and at once.
+func measureMany(t *testing.T, s scale, table *table, subjects []*subject) {
+	for _, mode := range []struct {
+		row string
+		run func(x *subject)
+	}{
+		{rowInRow, func(x *subject) {
+			for range s.many {
+				x.api.runDetached(t)
+			}
+		}},
+		{rowAtOnce, func(x *subject) { each(s.many, func(int) { x.api.runDetached(t) }) }},
+	} {
+		times := map[string][]time.Duration{}
+		for range s.few {
+			for _, x := range subjects {
+				begin := time.Now()
+				mode.run(x)
+				times[x.name()] = append(times[x.name()], time.Since(begin))
+				x.api.removeAll()
+			}
+			if t.Failed() {
+				return
+			}
+		}
+		for who, list := range times {
+			table.set(fmt.Sprintf(mode.row, s.many), who, ms(median(list)))
+		}
+	}
+}
+
+// measureIdle takes the size of a fresh daemon without containers.
+func measureIdle(t *testing.T, s scale, table *table, x *subject) {
+	x.stop()
+	x.start()
+	if err := x.api.waitUp(); err != nil {
+		t.Fatal(err)
+	}
+	x.api.ps(t, 3, 0)
+	settle(s, x)
+	table.set(rowIdle, x.name(), float64(pss(t, x.programs()))/1024)
+}
+
+// settle waits until the engine's size no longer shrinks, at most some
+// seconds: what a start needed for a moment is given back a little later.
+func settle(s scale, x *subject) {
+	deadline := time.After(8 * time.Second)
+	last, since := 0, time.Now()
+	for time.Since(since) < s.calm {
+		n := 0
+		for _, pid := range processes(x.programs()) {
+			b, _ := os.ReadFile(fmt.Sprintf("/proc/%d/statm", pid))
+			var size, resident int
+			fmt.Sscan(string(b), &size, &resident)
+			n += resident
+		}
+		if n != last {
+			last, since = n, time.Now()
+		}
+		select {
+		case <-deadline:
+			return
+		case <-time.After(100 * time.Millisecond):
+		}
+	}
+}
+
+// measureCrowd brings the engine to n containers and restarts it.
+func measureCrowd(t *testing.T, s scale, table *table, x *subject, n int) {
+	var mu sync.Mutex
+	more := max(0, n-len(x.ids))
+	slots := make(chan struct{}, 4)
+	each(more, func(int) {
+		slots <- struct{}{}
+		defer func() { <-slots }()
+		id, port := x.api.runDetached(t)
+		mu.Lock()
+		x.ids = append(x.ids, id)
+		x.one = port
+		mu.Unlock()
+	})
+	if t.Failed() {
+		return
+	}
+	if part("size") && n == s.crowds[1] {
+		settle(s, x)
+		all := float64(pss(t, x.programs()))
+		table.set(fmt.Sprintf(rowWith, n), x.name(), all/1024)
+		if idle := table.get(rowIdle, x.name()); idle > 0 {
+			table.set(rowEach, x.name(), (all-idle*1024)/float64(n))
+		}
+	}
+	table.set(fmt.Sprintf(rowPS, n), x.name(), ms(x.api.ps(t, max(3, 10*s.few), n)))
+	if !part("restart") {
+		return
+	}
+	var up, all, refused []time.Duration
+	for range s.restarts {
+		var r *refusal
+		if n > 0 {
+			r = watch(x.one)
+		}
+		x.stop()
+		begin := time.Now()
+		first := make(chan time.Duration, 1)
+		go func() {
+			if err := x.api.waitUp(); err != nil {
+				t.Error(err)
+			}
+			first <- time.Since(begin)
+		}()
+		x.start()
+		up = append(up, <-first)
+		// Managed is what takes a signal.
+		each(min(8, n), func(worker int) {
+			for i := worker; i < n; i += min(8, n) {
+				x.api.must(t, "POST", "/containers/"+x.ids[i]+"/kill?signal=CONT", nil, nil)
+			}
+		})
+		all = append(all, time.Since(begin))
+		if r != nil {
+			refused = append(refused, r.end())
+		}
+		if t.Failed() {
+			return
+		}
+	}
+	table.set(fmt.Sprintf(rowUp, n), x.name(), ms(median(up)))
+	if n > 0 {
+		table.set(fmt.Sprintf(rowManaged, n), x.name(), ms(median(all)))
+		table.set(fmt.Sprintf(rowRefused, n), x.name(), ms(slices.Max(refused)))
+	}
+}
+
+// measureLogs lets a container write lines of 100 bytes in blocks of 64 KiB.
+func measureLogs(t *testing.T, s scale, table *table, subjects []*subject) {
+	times := map[string][]time.Duration{}
+	lines := s.blocks * blockFile / lineBytes
+	for range s.few {
+		for _, x := range subjects {
+			var c struct{ ID string }
+			x.api.must(t, "POST", "/containers/create", map[string]any{
+				"Image": imageRef,
+				"Cmd":   []string{"sh", "-c", fmt.Sprintf("read go; i=0; while [ $i -lt %d ]; do dd if=/lines bs=64k 2>/dev/null; i=$((i+1)); done", s.blocks)},
+				// It waits for its input until it is attached and begun.
+				"OpenStdin": true, "StdinOnce": true,
+			}, &c)
+			x.api.must(t, "POST", "/containers/"+c.ID+"/start", nil, nil)
+			if t.Failed() {
+				return
+			}
+			begin := time.Now()
+			if err := x.api.say(c.ID, "go\n"); err != nil {
+				t.Fatal(err)
+			}
+			x.api.must(t, "POST", "/containers/"+c.ID+"/wait", nil, nil)
+			times[x.name()] = append(times[x.name()], time.Since(begin))
+			var d struct{ LogPath string }
+			x.api.must(t, "GET", "/containers/"+c.ID+"/json", nil, &d)
+			text, err := os.ReadFile(d.LogPath)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if got := bytes.Count(text, []byte{'\n'}); got != lines {
+				t.Errorf("%s: %d lines in the log, %d were written", x.name(), got, lines)
+			}
+			x.api.must(t, "DELETE", "/containers/"+c.ID+"?force=1", nil, nil)
+		}
+	}
+	for who, list := range times {
+		table.set(rowLog, who, float64(lines*lineBytes)/1e6/median(list).Seconds())
+	}
+}
+
+func median(list []time.Duration) time.Duration {
+	sorted := slices.Sorted(slices.Values(list))
+	if len(sorted) == 0 {
+		return 0
+	}
+	return sorted[len(sorted)/2]
+}
+
+func ms(d time.Duration) float64 { return float64(d) / float64(time.Millisecond) }

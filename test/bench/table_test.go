@@ -1,0 +1,232 @@
+package bench
+
+import (
+	"fmt"
+	"maps"
+	"os"
+	"os/exec"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// Rows of the table; the value's unit is in the name. %d is the number of
+// containers.
+const (
+	rowRun      = "`run -d -p`: create, start, first answer (ms)"
+	rowBare     = "bare `runc run` of `true` (ms)"
+	rowOverBare = "`run -d -p` over the bare `runc run` (ms)"
+	rowRemove   = "`run --rm true` (ms)"
+	rowStop     = "`stop` and `rm` (ms)"
+	rowInRow    = "%d × `run -d -p` in a row (ms)"
+	rowAtOnce   = "%d × `run -d -p` at once (ms)"
+	rowPS       = "`ps` with %d running (ms)"
+	rowUp       = "restart with %d: until the API answers (ms)"
+	rowManaged  = "restart with %d: until each has taken a signal (ms)"
+	rowRefused  = "restart with %d: longest refusal of a published port (ms)"
+	rowIdle     = "memory without containers (MB PSS)"
+	rowWith     = "memory with %d containers (MB PSS)"
+	rowEach     = "memory of each container (kB PSS)"
+	rowLog      = "log of 100-byte lines (MB/s)"
+)
+
+// target is what a row is to reach: at most limit, at most a share of
+// dockerd's, or at least a floor.
+type target struct {
+	row   string
+	limit float64 // 0 is none
+	share float64
+	floor float64
+	any   bool // there is none: it is shown for comparison
+	zero  bool // nothing at all
+}
+
+var targets = []target{
+	{row: rowBare, any: true},
+	{row: rowRun, share: 1. / 3},
+	{row: rowOverBare, limit: 12},
+	{row: rowRemove, share: 1. / 3},
+	{row: rowStop, share: 1. / 3},
+	{row: fmt.Sprintf(rowInRow, 50), share: 1. / 3},
+	{row: fmt.Sprintf(rowAtOnce, 50), share: 1. / 3},
+	{row: fmt.Sprintf(rowPS, 0), any: true},
+	{row: fmt.Sprintf(rowPS, 50), any: true},
+	{row: fmt.Sprintf(rowPS, 200), limit: 5},
+	{row: fmt.Sprintf(rowUp, 0), any: true},
+	{row: fmt.Sprintf(rowUp, 50), any: true},
+	{row: fmt.Sprintf(rowUp, 200), any: true},
+	{row: fmt.Sprintf(rowManaged, 50), limit: 150},
+	{row: fmt.Sprintf(rowManaged, 200), limit: 150},
+	{row: fmt.Sprintf(rowRefused, 50), zero: true},
+	{row: fmt.Sprintf(rowRefused, 200), zero: true},
+	{row: rowIdle, limit: 45},
+	{row: fmt.Sprintf(rowWith, 50), any: true},
+	{row: rowEach, limit: 1024},
+	{row: rowLog, floor: 300},
+}
+
+// table is what was measured, by row and engine.
+type table struct {
+	engines, versions []string
+	rows              map[string]map[string]float64
+}
+
+func newTable() *table { return &table{rows: map[string]map[string]float64{}} }
+
+func (t *table) set(row, engine string, value float64) {
+	if t.rows[row] == nil {
+		t.rows[row] = map[string]float64{}
+	}
+	t.rows[row][engine] = value
+}
+
+// get is -1 for what was not measured.
+func (t *table) get(row, engine string) float64 {
+	if v, ok := t.rows[row][engine]; ok {
+		return v
+	}
+	return -1
+}
+
+// verdict says what the target is and whether it holds.
+func (t *table) verdict(g target) string {
+	have, docker := t.get(g.row, "Holdfast"), t.get(g.row, "dockerd")
+	mark := func(ok bool, words string) string {
+		if ok {
+			return words + ": holds"
+		}
+		return words + ": **missed**"
+	}
+	switch {
+	case g.zero:
+		return mark(have == 0, "none")
+	case g.limit > 0:
+		return mark(have <= g.limit, "≤ "+number(g.limit))
+	case g.floor > 0:
+		return mark(have >= g.floor, "≥ "+number(g.floor))
+	case g.share > 0 && docker > 0:
+		return mark(have <= docker*g.share, "≤ 1/3 of dockerd's")
+	}
+	return ""
+}
+
+func (t *table) String() string {
+	var b strings.Builder
+	b.WriteString("| |")
+	for _, e := range t.engines {
+		b.WriteString(" " + e + " |")
+	}
+	ratio := len(t.engines) > 1 && t.engines[1] == "dockerd"
+	if ratio {
+		b.WriteString(" dockerd : Holdfast |")
+	}
+	b.WriteString(" target |\n|---|" + strings.Repeat("---:|", len(t.engines)))
+	if ratio {
+		b.WriteString("---:|")
+	}
+	b.WriteString("---|\n")
+	known := map[string]bool{}
+	line := func(g target) {
+		known[g.row] = true
+		if t.rows[g.row] == nil {
+			return
+		}
+		b.WriteString("| " + g.row + " |")
+		for _, e := range t.engines {
+			cell := "–"
+			if v, ok := t.rows[g.row][e]; ok {
+				cell = number(v)
+			}
+			b.WriteString(" " + cell + " |")
+		}
+		if ratio {
+			have, docker := t.get(g.row, "Holdfast"), t.get(g.row, "dockerd")
+			cell := "–"
+			if have > 0 && docker > 0 && !g.zero {
+				cell = strconv.FormatFloat(docker/have, 'f', 2, 64)
+			}
+			b.WriteString(" " + cell + " |")
+		}
+		b.WriteString(" " + t.verdict(g) + " |\n")
+	}
+	for _, g := range targets {
+		line(g)
+	}
+	for _, row := range slices.Sorted(maps.Keys(t.rows)) {
+		if !known[row] {
+			line(target{row: row, any: true})
+		}
+	}
+	return b.String()
+}
+
+// number has three digits that mean something.
+func number(v float64) string {
+	switch {
+	case v == float64(int(v)), v >= 100 || v <= -100:
+		return strconv.FormatFloat(v, 'f', 0, 64)
+	case v >= 10 || v <= -10:
+		return strconv.FormatFloat(v, 'f', 1, 64)
+	}
+	return strconv.FormatFloat(v, 'f', 2, 64)
+}
+
+// The report's table stands between these lines; what is around it is written
+// by people and stays.
+const (
+	beginMark = "<!-- measured: begin -->\n"
+	endMark   = "<!-- measured: end -->\n"
+)
+
+// writeTo replaces the measured part of a document.
+func (t *table) writeTo(path string) error {
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return err
+	}
+	before, rest, ok := strings.Cut(string(b), beginMark)
+	_, after, ok2 := strings.Cut(rest, endMark)
+	if !ok || !ok2 {
+		return fmt.Errorf("%s has no lines %q and %q", path, beginMark, endMark)
+	}
+	return os.WriteFile(path, []byte(before+beginMark+"\n"+t.machine()+"\n"+t.String()+"\n"+endMark+after), 0o644)
+}
+
+// machine tells what the figures depend on, in general terms.
+func (t *table) machine() string {
+	var u unix.Utsname
+	unix.Uname(&u)
+	var info unix.Sysinfo_t
+	unix.Sysinfo(&info)
+	cpus, _ := os.ReadFile("/proc/cpuinfo")
+	model := ""
+	for line := range strings.Lines(string(cpus)) {
+		if name, value, ok := strings.Cut(line, ":"); ok && strings.TrimSpace(name) == "model name" {
+			model = strings.TrimSpace(value)
+		}
+	}
+	lines := []string{
+		"Measured on " + time.Now().UTC().Format("2006-01-02") + " with `make bench` on a virtual machine:",
+		"",
+		fmt.Sprintf("- %d cores (%s), %d GB of memory", strings.Count(string(cpus), "processor\t"), model, (info.Totalram*uint64(info.Unit)+1<<29)>>30),
+		"- Linux " + strings.SplitN(unix.ByteSliceToString(u.Release[:]), "-", 2)[0] + ", " + cgroups(),
+		"- " + strings.Join(append(t.versions, runtimeVersion()), ", "),
+	}
+	return strings.Join(lines, "\n") + "\n"
+}
+
+func cgroups() string {
+	if _, err := os.Stat("/sys/fs/cgroup/cgroup.controllers"); err == nil {
+		return "cgroup v2"
+	}
+	return "cgroup v1"
+}
+
+func runtimeVersion() string {
+	out, _ := exec.Command("runc", "--version").Output()
+	line, _, _ := strings.Cut(string(out), "\n")
+	return strings.Replace(line, "version ", "", 1)
+}
