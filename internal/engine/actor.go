@@ -239,6 +239,7 @@ func (a *actor) seen(ev proto.Event) {
 		a.publish()
 		return
 	case proto.ActionExited:
+		a.heed()
 		a.ended()
 	default:
 		switch ev.State.Status {
@@ -321,6 +322,10 @@ func (a *actor) tellDeath() {
 
 // removeSelf carries out --rm, in the loop.
 func (a *actor) removeSelf() {
+	if a.e.observes {
+		a.vanish()
+		return
+	}
 	o := container.Step(a.state, container.AskRemove)
 	if o.Do != container.Remove {
 		return
@@ -333,8 +338,14 @@ func (a *actor) removeSelf() {
 	})
 }
 
-// save persists the spec as it is now, in the loop.
-func (a *actor) save() error { return a.e.store.WriteSpec(&a.spec) }
+// save persists the spec as it is now, in the loop. An observer leaves that to
+// the next daemon, which finds in the shim's record what the user wanted.
+func (a *actor) save() error {
+	if a.e.observes {
+		return nil
+	}
+	return a.e.store.WriteSpec(&a.spec)
+}
 
 // attributes are what every event of the container carries.
 func (a *actor) attributes() map[string]string {

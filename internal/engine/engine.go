@@ -74,6 +74,8 @@ type Engine struct {
 	// listeners counts the clients of Events.
 	listeners atomic.Int64
 
+	// observes: this is an Observer's, which changes nothing by itself.
+	observes bool
 	// unread are the containers whose records can't be used; set by Load alone.
 	unread []string
 	// restored is closed when every container was looked at; what would change

@@ -73,6 +73,7 @@ func (a *actor) halt(how proto.Stop, manual bool, done func(error)) {
 			return
 		}
 	}
+	how.User = manual && !a.restarting
 	shim := a.shim
 	a.afterStop(func() { done(nil) })
 	if shim == nil {
@@ -172,7 +173,7 @@ func (e *Engine) ContainerKill(ctx context.Context, ref, name string) error {
 			a.afterStop(func() { close(gone) })
 		}
 		go func() {
-			err := shim.Kill(context.Background(), proto.Kill{Signal: int(sig), Manual: manual})
+			err := shim.Kill(context.Background(), proto.Kill{Signal: int(sig), Manual: manual, User: manual})
 			if err == nil && sig == syscall.SIGKILL {
 				wait := time.NewTimer(10 * time.Second)
 				defer wait.Stop()

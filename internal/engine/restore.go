@@ -226,16 +226,22 @@ func (e *Engine) look(ctx context.Context, a *actor) found {
 	}
 	f.process = o.Process
 	p := container.RestartPolicy{Name: a.spec.Restart.Name, MaxRetries: a.spec.Restart.MaxRetries}
+	desired := heeded(&a.spec, f.rec)
 	f.verdict = container.Reconcile(container.Rules{
-		Desired: a.spec.Desired, LiveRestore: e.config.Load().LiveRestore, AutoRemove: a.req.HostConfig.AutoRemove,
-		Restart: container.ShouldRun(p, a.spec.Desired, !f.rec.Started.IsZero(), f.rec.ExitCode, f.rec.RestartCount),
+		Desired: desired, LiveRestore: e.config.Load().LiveRestore, AutoRemove: a.req.HostConfig.AutoRemove,
+		Restart: container.ShouldRun(p, desired, !f.rec.Started.IsZero(), f.rec.ExitCode, f.rec.RestartCount),
 	}, o)
 	return f
 }
 
 // apply does what was decided, before the actor's loop runs.
 func (e *Engine) apply(a *actor, f found, left *sync.WaitGroup) {
+	if e.observes {
+		e.show(a, f)
+		return
+	}
 	a.rec = f.rec
+	a.heed()
 	for _, x := range f.rec.Execs {
 		e.index.addExec(x.Exec, a.id)
 	}
@@ -460,6 +466,9 @@ func (a *actor) abort(shim Shim) {
 
 // byPolicy starts the container if its policy says so, in the loop.
 func (a *actor) byPolicy() {
+	if a.e.observes {
+		return
+	}
 	p := container.RestartPolicy{Name: a.spec.Restart.Name, MaxRetries: a.spec.Restart.MaxRetries}
 	rec := a.exit()
 	if container.ShouldRun(p, a.spec.Desired, a.hasRun(), rec.ExitCode, rec.RestartCount) {

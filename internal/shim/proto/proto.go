@@ -205,6 +205,8 @@ type Stop struct {
 	Timeout int `json:"timeout,omitempty"` // seconds, -1 without end
 	// Default asks for Bootstrap.StopTimeout.
 	Default bool `json:"default,omitempty"`
+	// User: a user wants it stopped, not the daemon by its own end.
+	User bool `json:"user,omitempty"`
 }
 
 // Kill sends a signal to the container's process.
@@ -212,6 +214,8 @@ type Kill struct {
 	Signal int `json:"signal"`
 	// Manual marks the container as stopped by the user.
 	Manual bool `json:"manual,omitempty"`
+	// User: as in Stop.
+	User bool `json:"user,omitempty"`
 }
 
 // Update changes a running container.
@@ -287,8 +291,11 @@ type State struct {
 	ExitCode  int       `json:"exitCode"`
 	OOMKilled bool      `json:"oomKilled,omitempty"`
 	Error     string    `json:"error,omitempty"`
-	// Manual: the user stopped it.
-	Manual       bool         `json:"manual,omitempty"`
+	// Manual: it was told to stop.
+	Manual bool `json:"manual,omitempty"`
+	// UserStopped: and it was a user who wanted it, of which the spec may know
+	// nothing if no daemon lived.
+	UserStopped  bool         `json:"userStopped,omitempty"`
 	RestartCount int          `json:"restartCount,omitempty"`
 	NextRestart  time.Time    `json:"nextRestart,omitzero"`
 	LogDropped   uint64       `json:"logDropped,omitempty"` // lines that a full disk cost

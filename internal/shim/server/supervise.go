@@ -369,7 +369,8 @@ func (s *Shim) stop(req proto.Stop) (proto.State, error) {
 	if req.Default {
 		timeout = s.boot.StopTimeout
 	}
-	s.rec.change(func(st *proto.State) { st.Manual = true }) // cancels a restart that waits
+	// Cancels a restart that waits.
+	s.rec.change(func(st *proto.State) { st.Manual, st.UserStopped = true, st.UserStopped || req.User })
 
 	// A launch may be under way.
 	st, _ := s.rec.until(nil, func(st *proto.State) bool {
@@ -421,13 +422,13 @@ func (s *Shim) kill(k proto.Kill) error {
 	r := s.running()
 	if r == nil {
 		if st := s.rec.snapshot(); k.Manual && st.Status == proto.StatusRestarting {
-			s.rec.change(func(st *proto.State) { st.Manual = true })
+			s.rec.change(func(st *proto.State) { st.Manual, st.UserStopped = true, st.UserStopped || k.User })
 			return nil
 		}
 		return conflict("container is not running")
 	}
 	if k.Manual {
-		s.rec.change(func(st *proto.State) { st.Manual = true })
+		s.rec.change(func(st *proto.State) { st.Manual, st.UserStopped = true, st.UserStopped || k.User })
 	}
 	sig := syscall.Signal(k.Signal)
 	if sig == syscall.SIGKILL {
