@@ -68,6 +68,9 @@ type actor struct {
 	// restarting: a restart asked by the user is between its stop and its
 	// start, so --rm does not strike.
 	restarting bool
+	// launching: a start is under way, which takes back what it did if it
+	// fails. endedAtOnce: the shim told of the end before the start returned.
+	launching, endedAtOnce bool
 	// removal is what an ongoing removal was asked with.
 	removal RemoveOptions
 }
@@ -279,6 +282,10 @@ func waitResponse(rec proto.State) moby.WaitResponse {
 // ended: no run of this life follows. What the container used is given back,
 // and --rm is carried out.
 func (a *actor) ended() {
+	if a.launching {
+		a.endedAtOnce = true // the start's own undoing, or the end after it
+		return
+	}
 	shim, sandbox, mounts := a.shim, a.sandbox, a.mounts
 	a.shim = nil
 	rm := a.req.HostConfig.AutoRemove && !a.restarting && a.state != container.Removing

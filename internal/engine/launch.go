@@ -51,6 +51,7 @@ func (a *actor) launch(done func(error)) {
 	clients := a.clients
 	a.clients = nil
 	spec, req, mounts := a.spec, a.req, a.mounts
+	a.launching, a.endedAtOnce = true, false
 
 	go func() {
 		// The effect is the container's, not the request's.
@@ -59,8 +60,12 @@ func (a *actor) launch(done func(error)) {
 			c.client.File.Close()
 		}
 		a.post(func() {
-			if err != nil {
+			a.launching = false
+			switch {
+			case err != nil:
 				a.failed(before.Desired, err)
+			case a.endedAtOnce:
+				a.ended()
 			}
 			done(err)
 		})
@@ -122,6 +127,8 @@ func (e *Engine) launch(ctx context.Context, a *actor, spec container.Spec, req 
 		if joined {
 			e.emitNetworks("disconnect", sandbox)
 		}
+		// Last: the network namespace was mounted in the run directory.
+		_ = e.clearRun(spec.ID)
 	})
 
 	if spec.Sandbox, err = json.Marshal(sandbox); err != nil {
@@ -138,7 +145,6 @@ func (e *Engine) launch(ctx context.Context, a *actor, spec container.Spec, req 
 	if err := os.MkdirAll(run, 0o711); err != nil {
 		return fmt.Errorf("make the run directory: %w", err)
 	}
-	u.add(func() { _ = e.clearRun(spec.ID) })
 
 	var shim Shim
 	var g errgroup.Group
