@@ -15,6 +15,7 @@ import (
 	moby "github.com/moby/moby/api/types/container"
 
 	"holdfast/internal/api"
+	daemonapi "holdfast/internal/api/daemon"
 	"holdfast/internal/config"
 	"holdfast/internal/engine"
 	"holdfast/internal/engine/oci"
@@ -40,7 +41,7 @@ type composed struct {
 }
 
 // compose puts the engine together from its parts and the API on top of it.
-func compose(ctx context.Context, cfg *config.Config, shim string, log *slog.Logger) (service, error) {
+func compose(ctx context.Context, cfg *config.Config, shim string, reload daemonapi.Reloader, log *slog.Logger) (service, error) {
 	c := &composed{host: oci.Probe(ctx), shim: shim}
 	ec, err := c.engineConfig(cfg)
 	if err != nil {
@@ -91,7 +92,7 @@ func compose(ctx context.Context, cfg *config.Config, shim string, log *slog.Log
 	}
 	e := c.engine
 	c.handler = api.New(api.Options{
-		Containers: e, Images: e, Volumes: e, Networks: e, System: e, Daemon: e,
+		Containers: e, Images: e, Volumes: e, Networks: e, System: e, Daemon: e, Reload: reload,
 		Log: log, MinVersion: cfg.MinAPIVersion,
 		Server:       fmt.Sprintf("Holdfast/%s (linux)", version.Version),
 		Experimental: e.Experimental,
@@ -101,6 +102,8 @@ func compose(ctx context.Context, cfg *config.Config, shim string, log *slog.Log
 
 func (c *composed) Handler() http.Handler             { return c.handler }
 func (c *composed) Restore(ctx context.Context) error { return c.engine.Restore(ctx) }
+
+func (c *composed) Running() int { return c.engine.Running() }
 
 func (c *composed) Shutdown(ctx context.Context) error {
 	c.engine.Shutdown(ctx)

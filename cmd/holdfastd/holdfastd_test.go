@@ -135,6 +135,8 @@ func (f *fake) Reloaders() []config.Reloader {
 	})}
 }
 
+func (f *fake) Running() int { return 1 }
+
 func TestReloadTakesTheFileOrLeavesEverythingAsItWas(t *testing.T) {
 	path := write(t, `{"mtu": 1400}`)
 	flags, cfg := load(t, "--config-file", path)

@@ -25,6 +25,8 @@ type service interface {
 	// takes it up again. An error means that nothing should be managed; what
 	// runs is left running.
 	Restore(ctx context.Context) error
+	// Running is how many containers run.
+	Running() int
 	// Reloaders take a new configuration, in this order.
 	Reloaders() []config.Reloader
 	// Shutdown ends what is to end with the daemon: with live-restore nothing,
@@ -50,8 +52,9 @@ type daemon struct {
 	requests    context.Context
 	endRequests context.CancelFunc
 	silent      silent
-	failed      chan error // from a listener that broke
-	ready       bool       // and the service manager knows it
+	failed      chan error                 // from a listener that broke
+	tasks       chan func(context.Context) // for the main loop, from the API
+	ready       bool                       // and the service manager knows it
 }
 
 // serve runs the daemon until a signal ends it. The order is that of every
@@ -61,7 +64,7 @@ func serve(flags *config.Flags, cfg *config.Config) error {
 	if os.Geteuid() != 0 {
 		return errors.New("holdfastd needs to be started with root privileges")
 	}
-	d := &daemon{flags: flags, cfg: cfg, level: new(slog.LevelVar), notify: handoff.NewNotifier(), failed: make(chan error, 1)}
+	d := &daemon{flags: flags, cfg: cfg, level: new(slog.LevelVar), notify: handoff.NewNotifier(), failed: make(chan error, 1), tasks: make(chan func(context.Context))}
 	d.log = newLogger(os.Stderr, cfg, d.level)
 	slog.SetDefault(d.log)
 	settle(cfg, d.log)
@@ -87,7 +90,7 @@ func serve(flags *config.Flags, cfg *config.Config) error {
 	if err != nil {
 		return err
 	}
-	if d.service, err = compose(context.Background(), cfg, shim, d.log); err != nil {
+	if d.service, err = compose(context.Background(), cfg, shim, d, d.log); err != nil {
 		return err
 	}
 	defer func() {
@@ -169,6 +172,8 @@ func (d *daemon) loop(signals <-chan os.Signal, started time.Time) error {
 			d.tell(d.notify.Ready("ready"))
 		case err := <-d.failed:
 			return err
+		case task := <-d.tasks:
+			task(ctx)
 		case s := <-signals:
 			if d.handle(ctx, s) {
 				return d.stop(s, signals)

@@ -24,7 +24,7 @@ func catchSignals() <-chan os.Signal {
 func (d *daemon) handle(ctx context.Context, s os.Signal) (end bool) {
 	switch s {
 	case unix.SIGHUP:
-		d.reload(ctx)
+		_, _ = d.reload(ctx) // it has logged what was wrong
 	case unix.SIGUSR1, unix.SIGQUIT:
 		path, err := dumpStacks(d.cfg.ExecRoot, time.Now())
 		if err != nil {

@@ -42,6 +42,7 @@ type Options struct {
 	Networks   network.Backend
 	System     system.Backend
 	Daemon     daemon.Backend
+	Reload     daemon.Reloader // nil: the API reloads nothing
 
 	Log *slog.Logger // nil discards
 
@@ -89,7 +90,7 @@ func New(o Options) http.Handler {
 	routes = append(routes, image.Routes(o.Images)...)
 	routes = append(routes, volume.Routes(o.Volumes)...)
 	routes = append(routes, network.Routes(o.Networks)...)
-	routes = append(routes, daemon.Routes(o.Daemon)...)
+	routes = append(routes, daemon.Routes(o.Daemon, o.Reload)...)
 	routes = append(routes, emptyRoutes()...)
 	routes = append(routes, unavailableRoutes()...)
 	s.routes = newRouter(routes)

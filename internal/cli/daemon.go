@@ -26,11 +26,11 @@ const defaultExecRoot = "/run/holdfast"
 func newDaemonCommand(docker command.Cli) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "daemon",
-		Short: "Look at the daemon",
+		Short: "Look at the daemon, and reload it",
 		Args:  cli.NoArgs,
 		RunE:  command.ShowHelp(docker.Err()),
 	}
-	cmd.AddCommand(newStatusCommand(docker))
+	cmd.AddCommand(newStatusCommand(docker), newReloadCommand(docker))
 	return cmd
 }
 

@@ -110,6 +110,9 @@ type Config struct {
 	// given are the keys that the user set, on either side.
 	given    map[string]bool
 	warnings []string
+	// refused are the options that can't be used, with the reason; only Read
+	// leaves any.
+	refused map[string]string
 }
 
 // Runtime is an OCI runtime: a command and its global arguments.

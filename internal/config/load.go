@@ -21,6 +21,34 @@ import (
 // On an error nothing is to be changed: the message says what was wrong and
 // where, and a running daemon goes on with what it has.
 func Load(f *Flags, readFile func(name string) ([]byte, error)) (*Config, error) {
+	c, err := Read(f, readFile)
+	if err != nil {
+		return nil, err
+	}
+	if err := c.Refused(); err != nil {
+		return nil, err
+	}
+	return c, nil
+}
+
+// Refused is the error of Load for a configuration that Read took: options
+// that can't be used; nil if there are none.
+func (c *Config) Refused() error {
+	var refused []string
+	for i := range table {
+		if why := c.refused[table[i].name()]; why != "" {
+			refused = append(refused, fmt.Sprintf("%s can't be used: %s", table[i].name(), why))
+		}
+	}
+	if len(refused) == 0 {
+		return nil
+	}
+	return errors.New(strings.Join(refused, "; "))
+}
+
+// Read is Load for who only wants to know: options that are refused are no
+// error, but Plan names them. The result is not to be run with.
+func Read(f *Flags, readFile func(name string) ([]byte, error)) (*Config, error) {
 	c, err := defaults()
 	if err != nil {
 		return nil, err
@@ -282,10 +310,9 @@ func MaskCredentials(raw string) string {
 	return u.String()
 }
 
-// support refuses or warns about the options that were given without being
+// support marks as refused or warns about the options that were given without being
 // honoured. A value that asks for nothing, or for what is so anyway, passes.
 func (c *Config) support() error {
-	var refused []string
 	for i := range table {
 		o := &table[i]
 		if o.Support == Honoured || !c.given[o.name()] {
@@ -302,13 +329,13 @@ func (c *Config) support() error {
 			continue
 		}
 		if o.Support == Refused {
-			refused = append(refused, fmt.Sprintf("%s can't be used: %s", o.name(), o.Reason))
+			if c.refused == nil {
+				c.refused = map[string]string{}
+			}
+			c.refused[o.name()] = o.Reason
 			continue
 		}
 		c.warnings = append(c.warnings, fmt.Sprintf("%s is ignored: %s", o.name(), o.Reason))
-	}
-	if len(refused) > 0 {
-		return errors.New(strings.Join(refused, "; "))
 	}
 	for _, name := range sorted(c.Features) {
 		switch {

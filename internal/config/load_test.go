@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io/fs"
 	"reflect"
+	"slices"
 	"sort"
 	"strings"
 	"testing"
@@ -80,7 +81,7 @@ func TestEveryOptionSaysWhatBecomesOfIt(t *testing.T) {
 		if o.Support != Honoured && o.Reason == "" {
 			t.Errorf("%s is %s without a reason", o.name(), o.Support)
 		}
-		if o.Class != Live && o.Class != NewObjects && o.Class != Restart {
+		if !slices.Contains([]Class{Live, NewObjects, NewAtStart, Restart, Root}, o.Class) {
 			t.Errorf("%s has class %q", o.name(), o.Class)
 		}
 	}

@@ -7,6 +7,119 @@ import (
 	"sort"
 )
 
+// Effect is what becomes of a changed option.
+type Effect string
+
+// Effects.
+const (
+	// EffectLive: it holds from then on, for all that it concerns.
+	EffectLive Effect = "live"
+	// EffectNewObjects: it holds for what is created from then on. What is
+	// there keeps what it has.
+	EffectNewObjects Effect = "new objects only"
+	// EffectRefused: it is not taken, and nothing is changed by it.
+	EffectRefused Effect = "refused"
+	// EffectNone: it is taken with a warning and changes nothing.
+	EffectNone Effect = "nothing"
+)
+
+// reloadable reports whether SIGHUP takes an option of the class.
+func (c Class) reloadable() bool { return c == Live || c == NewObjects }
+
+// OnReload is what SIGHUP does with a change of the option.
+func (o *Option) OnReload() Effect {
+	switch {
+	case o.Support == Refused:
+		return EffectRefused
+	case o.Support == Ignored:
+		return EffectNone
+	case o.Class == Live:
+		return EffectLive
+	case o.Class == NewObjects:
+		return EffectNewObjects
+	}
+	return EffectRefused
+}
+
+// OnRestart is what the next start of the daemon does with a change of the
+// option. For the class Root it is what happens unless a container stands
+// against it.
+func (o *Option) OnRestart() Effect {
+	switch {
+	case o.Support == Refused:
+		return EffectRefused
+	case o.Support == Ignored:
+		return EffectNone
+	case o.Class == NewObjects || o.Class == NewAtStart:
+		return EffectNewObjects
+	}
+	return EffectLive
+}
+
+// atStart is why a reload leaves an option that only a start takes.
+const atStart = "taken when the daemon starts"
+
+// Why says why a change is refused, or what running containers have of it;
+// empty where the effect says it all.
+func (o *Option) Why() string {
+	switch {
+	case o.Support != Honoured:
+		return o.Reason
+	case o.Class.reloadable():
+		return o.Note
+	case o.Note != "":
+		return atStart + "; " + o.Note
+	}
+	return atStart
+}
+
+// Planned is a changed option with what becomes of it.
+type Planned struct {
+	Key string `json:"key"`
+	Old string `json:"old"` // as a flag would show it, without credentials
+	New string `json:"new"`
+	// Reload and Restart are what SIGHUP and what a restart do with it.
+	Reload  Effect `json:"reload"`
+	Restart Effect `json:"restart"`
+	Why     string `json:"why,omitempty"`
+}
+
+// Plan says what would become of each changed option. kept is how many
+// containers would be left behind by another data root.
+func Plan(old, new *Config, kept int) []Planned {
+	plan := []Planned{}
+	for _, c := range Diff(old, new) {
+		o := byName(c.Key)
+		p := Planned{Key: c.Key, Old: c.Old, New: c.New, Reload: o.OnReload(), Restart: o.OnRestart(), Why: o.Why()}
+		if o.Support == Refused && new.refused[c.Key] == "" {
+			// Back to the default, or to what is so anyway.
+			p.Reload, p.Restart, p.Why = EffectNone, EffectNone, ""
+		}
+		if o.Class == Root && kept > 0 && old.ExecRoot == new.ExecRoot {
+			p.Restart = EffectRefused
+			p.Why = fmt.Sprintf("%s of the old data root run: stop them first, or give the new data root an exec-root and a bridge of its own", containers(kept))
+		}
+		plan = append(plan, p)
+	}
+	return plan
+}
+
+func containers(n int) string {
+	if n == 1 {
+		return "1 container"
+	}
+	return fmt.Sprintf("%d containers", n)
+}
+
+func byName(name string) *Option {
+	for i := range table {
+		if table[i].name() == name {
+			return &table[i]
+		}
+	}
+	return nil
+}
+
 // Change is an option whose value differs between two configurations.
 type Change struct {
 	Key   string
@@ -40,8 +153,9 @@ func same(a, b any) bool {
 	return empty(x) && empty(y) || reflect.DeepEqual(x.Interface(), y.Interface())
 }
 
-// TakeLive is old with the live options of new: what a running daemon goes on
-// with after a reload. left are the changed keys that wait for a restart.
+// TakeLive is old with those options of new that a reload takes: what a running
+// daemon goes on with after it. left are the changed keys that wait for a
+// restart.
 func TakeLive(old, new *Config) (merged *Config, left []Change) {
 	m := *old
 	m.other = map[string]any{}
@@ -55,7 +169,7 @@ func TakeLive(old, new *Config) (merged *Config, left []Change) {
 	m.warnings = new.warnings
 	for i := range table {
 		o := &table[i]
-		if o.Class != Live {
+		if !o.Class.reloadable() {
 			continue
 		}
 		if o.field == nil {
@@ -66,7 +180,7 @@ func TakeLive(old, new *Config) (merged *Config, left []Change) {
 		m.given[o.name()] = new.given[o.name()]
 	}
 	for _, c := range Diff(old, new) {
-		if c.Class != Live {
+		if !c.Class.reloadable() {
 			left = append(left, c)
 		}
 	}

@@ -12,9 +12,9 @@ func TestDiffNamesChangedKeysWithTheirClass(t *testing.T) {
 	old := mustLoad(t, `{"debug": false, "bip": "10.0.0.1/24", "labels": ["a=1"], "proxies": {"http-proxy": "http://u:p@h"}}`)
 	new := mustLoad(t, `{"debug": true, "bip": "10.0.1.1/24", "labels": ["a=1"], "data-root": "/d", "containerd": "x", "proxies": {"http-proxy": "http://u:q@h"}}`)
 	want := []Change{
-		{"bip", NewObjects, "10.0.0.1/24", "10.0.1.1/24"},
+		{"bip", NewAtStart, "10.0.0.1/24", "10.0.1.1/24"},
 		{"containerd", Restart, "", "x"},
-		{"data-root", Restart, "/var/lib/holdfast", "/d"},
+		{"data-root", Root, "/var/lib/holdfast", "/d"},
 		{"debug", Live, "false", "true"},
 		{"http-proxy", Restart, "http://xxxxx:xxxxx@h", "http://xxxxx:xxxxx@h"},
 	}
@@ -27,7 +27,7 @@ func TestDiffNamesChangedKeysWithTheirClass(t *testing.T) {
 }
 
 func TestLiveKeysAreThoseThatAReloadTakes(t *testing.T) {
-	want := "allow-nondistributable-artifacts authorization-plugins debug default-runtime insecure-registries labels live-restore log-level max-concurrent-downloads max-concurrent-uploads max-download-attempts registry-mirrors runtimes shutdown-timeout"
+	want := "allow-nondistributable-artifacts authorization-plugins debug insecure-registries labels live-restore log-level max-concurrent-downloads max-concurrent-uploads max-download-attempts registry-mirrors runtimes shutdown-timeout"
 	live := map[string]bool{}
 	for _, o := range Options() {
 		if o.Class == Live {
@@ -46,7 +46,7 @@ func TestReloadTakesLiveKeysAndLeavesTheOthers(t *testing.T) {
 	if !merged.LiveRestore || !merged.Debug || merged.DefaultRuntime != "crun" || merged.Runtimes["crun"].Path != "/c" || len(merged.Labels) > 0 || merged.ShutdownTimeout != 40 {
 		t.Errorf("%+v", merged)
 	}
-	if merged.MTU != 1400 || len(left) != 1 || left[0].Key != "mtu" || left[0].Class != NewObjects {
+	if merged.MTU != 1400 || len(left) != 1 || left[0].Key != "mtu" || left[0].Class != NewAtStart {
 		t.Errorf("mtu %d, left %v", merged.MTU, left)
 	}
 	if old.LiveRestore || len(old.Labels) != 1 || old.Given("live-restore") || !merged.Given("live-restore") {
@@ -54,6 +54,55 @@ func TestReloadTakesLiveKeysAndLeavesTheOthers(t *testing.T) {
 	}
 	if back, left := TakeLive(merged, mustLoad(t, "-")); back.LiveRestore || len(left) != 1 {
 		t.Errorf("a key taken out of the file did not go back: %v %v", back.LiveRestore, left)
+	}
+}
+
+func TestPlanSaysWhatBecomesOfEachChange(t *testing.T) {
+	old := mustLoad(t, `{"bip": "10.0.0.1/24"}`)
+	flags, err := ParseFlags(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	new, err := Read(flags, func(string) ([]byte, error) {
+		return []byte(`{"bip": "10.0.1.1/24", "debug": true, "dns": ["1.1.1.1"], "data-root": "/d", "userns-remap": "default", "containerd": "x", "hosts": ["unix:///run/x.sock"]}`), nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := map[string][2]Effect{
+		"bip":          {EffectRefused, EffectNewObjects},
+		"containerd":   {EffectNone, EffectNone},
+		"data-root":    {EffectRefused, EffectRefused},
+		"debug":        {EffectLive, EffectLive},
+		"dns":          {EffectNewObjects, EffectNewObjects},
+		"hosts":        {EffectRefused, EffectLive},
+		"userns-remap": {EffectRefused, EffectRefused},
+	}
+	plan := Plan(old, new, 2)
+	if len(plan) != len(want) {
+		t.Errorf("got %v", plan)
+	}
+	for _, p := range plan {
+		if got := [2]Effect{p.Reload, p.Restart}; got != want[p.Key] {
+			t.Errorf("%s: got %q, want %q", p.Key, got, want[p.Key])
+		}
+		if (p.Reload == EffectRefused || p.Reload == EffectNone) && p.Why == "" {
+			t.Errorf("%s is not taken, and no word why", p.Key)
+		}
+		if p.Key == "data-root" && !strings.Contains(p.Why, "2 containers of the old data root run") {
+			t.Error(p.Why)
+		}
+	}
+	for _, p := range Plan(old, new, 0) {
+		if p.Key == "data-root" && p.Restart != EffectLive {
+			t.Errorf("without containers: %+v", p)
+		}
+	}
+	// Taking a refused value out again is no refusal.
+	for _, p := range Plan(new, old, 0) {
+		if p.Key == "userns-remap" && p.Reload != EffectNone {
+			t.Errorf("%+v", p)
+		}
 	}
 }
 

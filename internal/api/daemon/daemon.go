@@ -1,5 +1,6 @@
 // Package daemon serves what is Holdfast's own beside the Docker Engine API:
-// the daemon's lives and its shims. It may not keep state.
+// the daemon's lives and its shims, and the reload of its configuration. It may
+// not keep state.
 package daemon
 
 import (
@@ -15,12 +16,22 @@ type Backend interface {
 	DaemonStatus(ctx context.Context) (engine.Status, error)
 }
 
-type handlers struct{ backend Backend }
+type handlers struct {
+	backend  Backend
+	reloader Reloader
+}
 
-// Routes are the operations of this package.
-func Routes(b Backend) []wire.Route {
-	h := &handlers{b}
-	return []wire.Route{{Method: "GET", Path: "/holdfast/v1/status", Handle: h.status}}
+// Routes are the operations of this package; without a Reloader those that
+// read the configuration again are missing.
+func Routes(b Backend, r Reloader) []wire.Route {
+	h := &handlers{b, r}
+	routes := []wire.Route{{Method: "GET", Path: "/holdfast/v1/status", Handle: h.status}}
+	if r != nil {
+		routes = append(routes,
+			wire.Route{Method: "GET", Path: "/holdfast/v1/reload", Handle: h.planReload},
+			wire.Route{Method: "POST", Path: "/holdfast/v1/reload", Handle: h.reload})
+	}
+	return routes
 }
 
 func (h *handlers) status(w http.ResponseWriter, r *wire.Request) error {
