@@ -55,6 +55,7 @@ type Journal struct {
 	torn     bool          // the last segment ends with half a line
 	grown    chan struct{} // closed and replaced by each Append
 	closed   bool
+	watch    *os.File // not nil: another process writes, see Follow
 }
 
 // segment is one file. Readers hold it open while they need it.
@@ -230,6 +231,9 @@ func (j *Journal) Append(m Message) (bool, error) {
 	if j.closed {
 		return false, ErrClosed
 	}
+	if j.watch != nil {
+		return false, nil
+	}
 	if m.Source != "" && j.seen.has(m.Source) {
 		return false, nil
 	}
@@ -302,6 +306,9 @@ func (j *Journal) Close() error {
 	}
 	j.closed = true
 	close(j.grown)
+	if j.watch != nil {
+		return j.watch.Close()
+	}
 	return j.file.Close()
 }
 

@@ -116,6 +116,22 @@ func (l *Lives) End(how string, at time.Time) error {
 	return l.write(list)
 }
 
+// Resume takes back that a life has ended by a handover that failed, and what a
+// successor has recorded since: it served nothing. Without that life it is an
+// error.
+func (l *Lives) Resume(number uint64) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for i, life := range l.list {
+		if life.Number == number {
+			list := append([]Life(nil), l.list[:i+1]...)
+			list[i].How, list[i].End = "", time.Time{}
+			return l.write(list)
+		}
+	}
+	return fmt.Errorf("resume the daemon's life %d: it is not in the record", number)
+}
+
 // List returns the lives, oldest first; the last one is the present one.
 func (l *Lives) List() []Life {
 	l.mu.Lock()
