@@ -67,11 +67,6 @@ root:
 packages:
 	.ci/need runc nft:nftables ip:iproute2 ps:procps tmux /bin/busybox:busybox-static
 
-bench: ## measure, beside dockerd and podman where installed; writes docs/benchmarks.md (root)
-	.ci/need runc nft:nftables ip:iproute2 /bin/busybox:busybox-static
-	@$(MAKE) --no-print-directory build tools
-	PATH="$$PATH:$(CURDIR)/.cache/bin" HOLDFAST_BIN=$(CURDIR)/bin go test -count=1 -timeout 60m -v ./test/bench -full -write $(CURDIR)/docs/benchmarks.md
-
 # Docker's own client, which the tests use beside holdfast, from the module
 # that we depend on anyway. Where one is installed, that one is used.
 tools:
