@@ -105,6 +105,7 @@ func (e *Engine) launch(ctx context.Context, a *actor, spec container.Spec, req 
 			u.fail()
 		}
 	}()
+	go e.host.WarmCgroups()
 
 	sandbox, reserved, err := e.sandbox(ctx, spec, req)
 	if err != nil {
