@@ -19,6 +19,7 @@ import (
 
 	"holdfast/internal/container"
 	"holdfast/internal/engine/oci"
+	"holdfast/internal/failpoint"
 	images "holdfast/internal/image"
 )
 
@@ -72,7 +73,15 @@ func (e *Engine) ContainerCreate(ctx context.Context, o CreateOptions) (moby.Cre
 	}
 	u.add(func() { e.index.release(name, id) })
 
-	mounts, release, takeBack, err := e.resolveMounts(req)
+	// The spec is written last, when all that it speaks of is there: until then
+	// a crash leaves what the next daemon takes back.
+	u.add(func() { _ = e.store.RemoveContainer(id) })
+	if err := e.store.BeginCreate(id); err != nil {
+		return none, err
+	}
+	failpoint.Here("create.begun")
+
+	mounts, release, takeBack, err := e.resolveMounts(id, req)
 	u.add(takeBack)
 	if err != nil {
 		return none, err
@@ -99,19 +108,23 @@ func (e *Engine) ContainerCreate(ctx context.Context, o CreateOptions) (moby.Cre
 		return none, err
 	}
 
-	// Intent first: from here a crash leaves a container that is listed and
-	// can be removed.
-	u.add(func() { _ = e.store.RemoveContainer(id) })
-	if err := e.store.WriteSpec(&spec); err != nil {
-		return none, err
-	}
+	failpoint.Here("create.made-volumes")
 	dir := e.store.ContainerDir(id)
 	u.add(func() { _ = e.images.RemoveRootfs(context.Background(), dir) })
 	if err := e.images.PrepareRootfs(ctx, img, dir); err != nil {
 		return none, fmt.Errorf("prepare the root file system: %w", err)
 	}
+	failpoint.Here("create.prepared")
 	if err := e.copyUp(ctx, spec, mounts); err != nil {
 		return none, err
+	}
+	failpoint.Here("create.copied")
+	if err := e.store.WriteSpec(&spec); err != nil {
+		return none, err
+	}
+	failpoint.Here("create.recorded")
+	if err := e.store.EndCreate(id); err != nil {
+		e.log.Warn("the next start finishes the creation", "container", id, "error", err)
 	}
 
 	a := newActor(e, &spec, req, mounts)
@@ -120,6 +133,7 @@ func (e *Engine) ContainerCreate(ctx context.Context, o CreateOptions) (moby.Cre
 	release()
 	u.keep()
 	a.emit("create", nil)
+	failpoint.Here("create.told")
 	if warnings == nil {
 		warnings = []string{}
 	}

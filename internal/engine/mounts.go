@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -13,6 +14,7 @@ import (
 
 	"holdfast/internal/container"
 	"holdfast/internal/engine/oci"
+	"holdfast/internal/failpoint"
 	volumes "holdfast/internal/volume"
 )
 
@@ -35,10 +37,10 @@ type mountPoint struct {
 func (m *mountPoint) volume() bool { return m.Type == mount.TypeVolume }
 
 // resolveMounts makes mount points of what was asked, in Docker's order of
-// precedence, and creates the volumes that they name. undo removes those that
+// precedence, and creates the volumes that they name. takeBack removes those that
 // were made here; release lets go of all, once the container's record names
 // them.
-func (e *Engine) resolveMounts(req request) (points []mountPoint, release, takeBack func(), err error) {
+func (e *Engine) resolveMounts(id string, req request) (points []mountPoint, release, takeBack func(), err error) {
 	var u undo
 	var holds []func()
 	release = func() {
@@ -101,7 +103,7 @@ func (e *Engine) resolveMounts(req request) (points []mountPoint, release, takeB
 		}
 		seen[m.Destination] = true
 		if m.volume() {
-			if err := e.ensureVolume(&m, req.HostConfig, want.VolumeOptions, &u, &holds); err != nil {
+			if err := e.ensureVolume(id, &m, req.HostConfig, want.VolumeOptions, &u, &holds); err != nil {
 				return nil, release, u.fail, err
 			}
 		}
@@ -125,7 +127,7 @@ func (e *Engine) resolveMounts(req request) (points []mountPoint, release, takeB
 			continue
 		}
 		m := mountPoint{MountPoint: moby.MountPoint{Type: mount.TypeVolume, Destination: dest, RW: true}, Copy: true}
-		if err := e.ensureVolume(&m, req.HostConfig, nil, &u, &holds); err != nil {
+		if err := e.ensureVolume(id, &m, req.HostConfig, nil, &u, &holds); err != nil {
 			return nil, release, u.fail, err
 		}
 		points = append(points, m)
@@ -134,7 +136,7 @@ func (e *Engine) resolveMounts(req request) (points []mountPoint, release, takeB
 }
 
 // ensureVolume creates the volume of a mount point, or finds it.
-func (e *Engine) ensureVolume(m *mountPoint, h *moby.HostConfig, o *mount.VolumeOptions, u *undo, holds *[]func()) error {
+func (e *Engine) ensureVolume(id string, m *mountPoint, h *moby.HostConfig, o *mount.VolumeOptions, u *undo, holds *[]func()) error {
 	r := volumes.CreateOptions{Name: m.Name, Driver: h.VolumeDriver}
 	if o != nil {
 		r.Labels = o.Labels
@@ -142,7 +144,18 @@ func (e *Engine) ensureVolume(m *mountPoint, h *moby.HostConfig, o *mount.Volume
 			r.Driver, r.DriverOpts = o.DriverConfig.Name, o.DriverConfig.Options
 		}
 	}
-	m.Anonymous = r.Name == ""
+	if m.Anonymous = r.Name == ""; m.Anonymous {
+		// Named and noted here, so that a crash leaves none that is nobody's.
+		r.Name, r.Labels = newID(), maps.Clone(r.Labels)
+		if r.Labels == nil {
+			r.Labels = map[string]string{}
+		}
+		r.Labels[volumes.AnonymousLabel] = ""
+		if err := e.store.NoteVolume(id, r.Name); err != nil {
+			return err
+		}
+		failpoint.Here("create.noted-volume")
+	}
 	v, created, err := e.volumes.Create(r)
 	if err != nil {
 		return err
@@ -215,13 +228,15 @@ func (e *Engine) copyUp(ctx context.Context, spec container.Spec, mounts []mount
 }
 
 // removeAnonymous removes the volumes that were made for a container and that
-// no other one uses.
+// no other one uses. One that is gone already is fine.
 func (e *Engine) removeAnonymous(mounts []mountPoint) {
 	for _, m := range mounts {
 		if !m.Anonymous || len(e.volumeUsers(m.Name, "")) > 0 {
 			continue
 		}
-		if err := e.volumes.Remove(m.Name); err != nil {
+		if err := e.volumes.Remove(m.Name); isNotFound(err) {
+			continue
+		} else if err != nil {
 			e.log.Error("anonymous volume not removed", "volume", m.Name, "error", err)
 			continue
 		}

@@ -28,6 +28,13 @@ import (
 // Store is where specs lie. Implementations write durably and whole.
 type Store interface {
 	WriteSpec(*container.Spec) error
+	// BeginCreate marks a container's folder as half made until EndCreate, and
+	// NoteVolume what is made along with it; Unborn are the marks that a crash
+	// left, for the next daemon to take back.
+	BeginCreate(id string) error
+	NoteVolume(id, name string) error
+	EndCreate(id string) error
+	Unborn() ([]store.Unborn, error)
 	// LoadAll gives the specs that can be used, and those that can't.
 	LoadAll() ([]*container.Spec, []store.Broken, error)
 	RemoveContainer(id string) error

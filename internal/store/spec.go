@@ -127,9 +127,9 @@ type Broken struct {
 // loaders is how many specs are read at once.
 const loaders = 16
 
-// LoadAll reads the specs of all containers, in no order. A folder without a
-// spec is what a crash left of a create that was never answered, and is
-// removed, unless there is a log or an exit record in it; then it is broken.
+// LoadAll reads the specs of all containers, in no order. An empty folder is
+// what a crash left of a create that was never answered, and is removed; one
+// that is half made is Unborn's. Any other folder without a spec is broken.
 func (s *Store) LoadAll() (specs []*container.Spec, broken []Broken, err error) {
 	entries, err := os.ReadDir(s.ContainersDir())
 	if err != nil {
@@ -144,9 +144,18 @@ func (s *Store) LoadAll() (specs []*container.Spec, broken []Broken, err error) 
 			defer wg.Done()
 			for id := range ids {
 				spec, err := s.ReadSpec(id)
-				if errdefs.IsNotFound(err) && s.neverWas(id) {
-					_ = remove(s.ContainersDir(), id)
-					continue
+				if errdefs.IsNotFound(err) {
+					if s.neverWas(id) {
+						_ = remove(s.ContainersDir(), id)
+						continue
+					}
+					if s.beingMade(id) {
+						continue
+					}
+				}
+				if err == nil {
+					// With a spec it is made, whatever a crash left beside it.
+					_ = s.EndCreate(id)
 				}
 				mu.Lock()
 				if err != nil {
