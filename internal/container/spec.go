@@ -63,7 +63,13 @@ type Spec struct {
 	// whatever the daemon's options become.
 	Sandbox json.RawMessage `json:"sandbox,omitempty"`
 
-	// Failure is set when a start failed before a shim could record anything.
+	// RemoveVolumes: the removal that Desired asks for takes the anonymous
+	// volumes along.
+	RemoveVolumes bool `json:"removeVolumes,omitempty"`
+
+	// Failure is set when a start failed before a shim could record anything,
+	// or when nobody saw the end of the present life. Of this life no other
+	// record counts.
 	Failure *Failure `json:"failure,omitempty"`
 
 	// API is the container as it was asked for over the API, with the image's
@@ -95,4 +101,6 @@ type Failure struct {
 	ExitCode int       `json:"exitCode"`
 	Error    string    `json:"error"`
 	Time     time.Time `json:"time"`
+	// Lost: the container ran, and Time is when it was found to have ended.
+	Lost bool `json:"lost,omitempty"`
 }

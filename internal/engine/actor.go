@@ -12,6 +12,7 @@ import (
 	mobynet "github.com/moby/moby/api/types/network"
 
 	"holdfast/internal/container"
+	"holdfast/internal/failpoint"
 	"holdfast/internal/network"
 	"holdfast/internal/shim/proto"
 )
@@ -300,7 +301,9 @@ func (a *actor) ended() {
 		if shim != nil {
 			<-shim.Done()
 		}
+		failpoint.Here("end.seen")
 		a.e.giveBack(a.id, sandbox, mounts)
+		failpoint.Here("end.gave-back")
 		a.post(func() {
 			if a.state != container.Stopping {
 				a.tellDeath()
@@ -309,6 +312,7 @@ func (a *actor) ended() {
 			a.state = container.Step(a.state, container.SawExited).Next
 			a.publish()
 			a.tellDeath()
+			failpoint.Here("end.told")
 			a.e.emitNetworks("disconnect", sandbox)
 			a.tell(a.rec)
 			a.unpark()

@@ -11,6 +11,7 @@ import (
 	"github.com/moby/sys/signal"
 
 	"holdfast/internal/container"
+	"holdfast/internal/failpoint"
 	"holdfast/internal/shim/proto"
 )
 
@@ -72,6 +73,7 @@ func (a *actor) halt(how proto.Stop, manual bool, done func(error)) {
 			done(err)
 			return
 		}
+		failpoint.Here("halt.recorded")
 	}
 	how.User = manual && !a.restarting
 	shim := a.shim
@@ -81,7 +83,9 @@ func (a *actor) halt(how proto.Stop, manual bool, done func(error)) {
 		return
 	}
 	go func() {
-		if _, err := shim.Stop(context.Background(), how); err != nil {
+		_, err := shim.Stop(context.Background(), how)
+		failpoint.Here("halt.stopped")
+		if err != nil {
 			select {
 			case <-shim.Done(): // it is gone, and its last words tell the rest
 			default:

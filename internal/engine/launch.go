@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"holdfast/internal/container"
+	"holdfast/internal/failpoint"
 	"holdfast/internal/network"
 	"holdfast/internal/shim/client"
 	"holdfast/internal/shim/proto"
@@ -85,9 +86,11 @@ func (a *actor) failed(desired container.Desired, err error) {
 		f.ExitCode = call.ExitCode
 	}
 	a.spec.Failure = f
+	failpoint.Here("launch.undone")
 	if err := a.save(); err != nil {
 		a.log.Error("the failed start could not be recorded", "error", err)
 	}
+	failpoint.Here("launch.failed")
 	a.saw(container.SawStartFailed)
 	if a.req.HostConfig.AutoRemove {
 		a.removeSelf()
@@ -111,6 +114,7 @@ func (e *Engine) launch(ctx context.Context, a *actor, spec container.Spec, req 
 	if err != nil {
 		return err
 	}
+	failpoint.Here("launch.prepared")
 	ports := make([]*os.File, 0, len(reserved))
 	protoPorts := make([]proto.Port, 0, len(reserved))
 	for _, r := range reserved {
@@ -138,6 +142,7 @@ func (e *Engine) launch(ctx context.Context, a *actor, spec container.Spec, req 
 	if err := e.store.WriteSpec(&spec); err != nil {
 		return err
 	}
+	failpoint.Here("launch.recorded")
 
 	run := e.store.RunDir(spec.ID)
 	if err := e.clearRun(spec.ID); err != nil {
@@ -146,6 +151,7 @@ func (e *Engine) launch(ctx context.Context, a *actor, spec container.Spec, req 
 	if err := os.MkdirAll(run, 0o711); err != nil {
 		return fmt.Errorf("make the run directory: %w", err)
 	}
+	failpoint.Here("launch.made-run-directory")
 
 	var shim Shim
 	var g errgroup.Group
@@ -153,9 +159,11 @@ func (e *Engine) launch(ctx context.Context, a *actor, spec container.Spec, req 
 		if err := e.networks.Join(ctx, sandbox); err != nil {
 			return err
 		}
+		failpoint.Here("launch.joined")
 		if err := e.networks.Publish(ctx, sandbox); err != nil {
 			return err
 		}
+		failpoint.Here("launch.published")
 		e.emitNetworks("connect", sandbox)
 		joined = true
 		return nil
@@ -165,6 +173,7 @@ func (e *Engine) launch(ctx context.Context, a *actor, spec container.Spec, req 
 		if err != nil {
 			return err
 		}
+		failpoint.Here("launch.bundled")
 		boot.Ports = protoPorts
 		shim, err = e.shims.Spawn(ctx, client.Options{Binary: e.config.Load().ShimPath, Bootstrap: boot, Ports: ports, Release: e.release})
 		return err
@@ -181,6 +190,7 @@ func (e *Engine) launch(ctx context.Context, a *actor, spec container.Spec, req 
 	if err != nil {
 		return err
 	}
+	failpoint.Here("launch.spawned")
 
 	// From here on the shim speaks for the container: what the loop knows of
 	// this life must be there before its first word.
@@ -191,6 +201,7 @@ func (e *Engine) launch(ctx context.Context, a *actor, spec container.Spec, req 
 	if err := shim.Subscribe(ctx, 0, func(ev proto.Event) { a.post(func() { a.seen(ev) }) }); err != nil {
 		return err
 	}
+	failpoint.Here("launch.subscribed")
 	for _, c := range clients {
 		if err := shim.Attach(ctx, c.attach, c.client.File); err != nil {
 			return fmt.Errorf("attach: %w", err)
@@ -199,6 +210,7 @@ func (e *Engine) launch(ctx context.Context, a *actor, spec container.Spec, req 
 	if _, err := shim.Start(ctx); err != nil {
 		return err
 	}
+	failpoint.Here("launch.started")
 	u.keep()
 	a.watchShim(shim)
 	return nil

@@ -9,6 +9,7 @@ import (
 	moby "github.com/moby/moby/api/types/container"
 
 	"holdfast/internal/container"
+	"holdfast/internal/failpoint"
 	"holdfast/internal/filter"
 	"holdfast/internal/shim/proto"
 )
@@ -39,12 +40,14 @@ func (e *Engine) ContainerRemove(ctx context.Context, ref string, o RemoveOption
 // interrupts.
 func (a *actor) remove(o RemoveOptions, done func(error)) {
 	a.removal = o
-	a.spec.Desired = container.DesiredRemoved
+	a.spec.Desired, a.spec.RemoveVolumes = container.DesiredRemoved, o.Volumes
 	if err := a.save(); err != nil {
 		a.saw(container.SawRemoveFailed)
 		done(fmt.Errorf("remove %s: %w", a.spec.Name, err))
 		return
 	}
+	a.publish()
+	failpoint.Here("remove.recorded")
 	clients := a.clients
 	a.clients = nil
 	shim, spec, sandbox, mounts := a.shim, a.spec, a.sandbox, a.mounts
@@ -52,7 +55,7 @@ func (a *actor) remove(o RemoveOptions, done func(error)) {
 		for _, c := range clients {
 			c.client.File.Close()
 		}
-		err := a.e.takeAway(shim, spec, func() {
+		err := a.e.takeAway(shim, spec, mounts, func() {
 			a.e.giveBack(spec.ID, sandbox, mounts)
 			if shim != nil {
 				a.e.emitNetworks("disconnect", sandbox)
@@ -67,10 +70,8 @@ func (a *actor) remove(o RemoveOptions, done func(error)) {
 			}
 			a.e.index.remove(a.id, a.spec.Name)
 			a.e.stats.forget(a.id)
-			if o.Volumes {
-				a.e.removeAnonymous(mounts)
-			}
 			a.emit("destroy", nil)
+			failpoint.Here("remove.told")
 			for _, w := range a.waiters {
 				w.ch <- waitResponse(a.exit())
 			}
@@ -84,8 +85,9 @@ func (a *actor) remove(o RemoveOptions, done func(error)) {
 }
 
 // takeAway removes all that is a container's, on the host and on disk.
-// Everything in it may have been done before.
-func (e *Engine) takeAway(shim Shim, spec container.Spec, giveBack func()) error {
+// Everything in it may have been done before. The record goes last: as long as
+// something of the container is left, the record says whose it is.
+func (e *Engine) takeAway(shim Shim, spec container.Spec, mounts []mountPoint, giveBack func()) error {
 	ctx := context.Background()
 	if shim != nil {
 		_, err := shim.Stop(ctx, proto.Stop{Signal: 9})
@@ -97,18 +99,32 @@ func (e *Engine) takeAway(shim Shim, spec container.Spec, giveBack func()) error
 			default:
 				return fmt.Errorf("kill its process: %w", err)
 			}
+			// It went by itself, or it was killed and its container runs on.
+			if err := e.killUnshimmed(spec.ID); err != nil {
+				return err
+			}
 		}
 	} else if err := e.killUnshimmed(spec.ID); err != nil {
 		return err
 	}
+	failpoint.Here("remove.halted")
 	giveBack()
+	failpoint.Here("remove.gave-back")
+	if spec.RemoveVolumes {
+		e.removeAnonymous(mounts)
+		failpoint.Here("remove.removed-volumes")
+	}
 	if err := e.clearRun(spec.ID); err != nil {
 		return err
 	}
+	failpoint.Here("remove.cleared-run-directory")
 	if err := e.images.RemoveRootfs(ctx, e.store.ContainerDir(spec.ID)); err != nil {
 		return fmt.Errorf("remove its files: %w", err)
 	}
-	return e.store.RemoveContainer(spec.ID)
+	failpoint.Here("remove.removed-files")
+	err := e.store.RemoveContainer(spec.ID)
+	failpoint.Here("remove.removed-record")
+	return err
 }
 
 // ContainersPrune removes all containers that don't run.

@@ -14,6 +14,7 @@ import (
 
 	"holdfast/internal/container"
 	"holdfast/internal/engine/oci"
+	"holdfast/internal/failpoint"
 	"holdfast/internal/network"
 	"holdfast/internal/shim/proto"
 )
@@ -101,9 +102,40 @@ func (e *Engine) fromFiles(spec *container.Spec) (proto.State, container.State) 
 	return rec, container.Settle(!rec.Started.IsZero())
 }
 
-// lastRecord reads what the shim wrote last. What it wrote of an earlier life
-// still tells when the container last ran, and is no record of this one.
+// lastRecord reads what was written last of a container. What was written of an
+// earlier life still tells when the container last ran, and is no record of
+// this one.
 func (e *Engine) lastRecord(spec *container.Spec) (proto.State, container.Record) {
+	rec, seen := e.shimRecord(spec)
+	f := spec.Failure
+	if f == nil {
+		if seen == container.RecordNone && spec.Desired == container.DesiredRunning && !e.booted() {
+			// A shim writes its record before anything runs, and no reboot took
+			// it away: the start did not come as far as that.
+			seen = container.RecordCreated
+		}
+		return rec, seen
+	}
+	// An earlier daemon found the life to be over and recorded it.
+	rec.Pid, rec.Status = 0, proto.StatusExited
+	if f.Lost {
+		rec.Life, rec.ExitCode, rec.Error, rec.Finished = spec.Life, f.ExitCode, f.Error, f.Time
+		if rec.Started.IsZero() {
+			rec.Started = spec.Created
+		}
+	}
+	return rec, container.RecordExited
+}
+
+// booted reports whether the machine was started since the last daemon's life.
+// Where that can't be told it may have been.
+func (e *Engine) booted() bool {
+	lives := e.lives.List()
+	n := len(lives)
+	return n < 2 || lives[n-1].BootID == "" || lives[n-2].BootID != lives[n-1].BootID
+}
+
+func (e *Engine) shimRecord(spec *container.Spec) (proto.State, container.Record) {
 	rec, err := e.shims.State(e.store.RunDir(spec.ID))
 	if err != nil {
 		if !errors.Is(err, errdefs.ErrNotFound) {
@@ -159,6 +191,7 @@ func (e *Engine) Restore(ctx context.Context) error {
 		})
 	}
 	_ = g.Wait()
+	failpoint.Here("restore.looked")
 
 	// The kernel's network state, once for all: of those that live or may.
 	sandboxes := map[string]network.Sandbox{}
@@ -166,7 +199,7 @@ func (e *Engine) Restore(ctx context.Context) error {
 	for i, a := range actors {
 		snapshots = append(snapshots, a.spec.Image.Snapshot)
 		switch found[i].verdict {
-		case container.Adopt, container.Retry, container.Watch, container.HaltLeft, container.Abort:
+		case container.Adopt, container.Retry, container.Watch, container.HaltLeft:
 			if a.sandbox.ID != "" {
 				sandboxes[a.id] = a.sandbox
 			}
@@ -176,11 +209,17 @@ func (e *Engine) Restore(ctx context.Context) error {
 	if err := e.images.Hold(ctx, slices.Compact(snapshots)); err != nil {
 		return fmt.Errorf("hold the images of containers: %w", err)
 	}
+	failpoint.Here("restore.held-images")
 	if err := e.networks.Restore(ctx, sandboxes, e.unread); err != nil {
 		return fmt.Errorf("restore networks: %w", err)
 	}
+	failpoint.Here("restore.joined-networks")
 	if err := e.restoreVolumes(actors, found); err != nil {
 		return fmt.Errorf("restore volumes: %w", err)
+	}
+	failpoint.Here("restore.mounted-volumes")
+	if err := e.takeBackUnborn(ctx); err != nil {
+		return fmt.Errorf("restore containers: %w", err)
 	}
 
 	var left sync.WaitGroup
@@ -188,10 +227,13 @@ func (e *Engine) Restore(ctx context.Context) error {
 		e.apply(a, found[i], &left)
 		go a.loop()
 	}
+	failpoint.Here("restore.applied")
 	e.sweepRunDirs()
 	// What live restore does not cover is stopped before anything else is
-	// asked of it, so that nobody sees it run and then vanish.
+	// asked of it, so that nobody sees it run and then vanish; and what a crash
+	// interrupted is cleared, so that nobody meets half of it.
 	left.Wait()
+	failpoint.Here("restore.done")
 	close(e.restored)
 	return nil
 }
@@ -250,6 +292,14 @@ func (e *Engine) apply(a *actor, f found, left *sync.WaitGroup) {
 		a.state = container.Settle(a.hasRun())
 		e.ingest(a)
 	case container.Adopt:
+		if a.spec.Desired == container.DesiredStopped && stateOf(f.rec).Alive() && !f.rec.Manual {
+			// The last daemon died before it could tell the shim to stop; who
+			// asked for it got no answer.
+			a.spec.Desired = container.DesiredRunning
+			if err := a.save(); err != nil {
+				a.log.Error("the interrupted stop could not be taken back", "error", err)
+			}
+		}
 		a.adopt(f.shim)
 	case container.HaltLeft:
 		a.log.Info("live restore is off: stopping what the last daemon left running")
@@ -278,14 +328,18 @@ func (e *Engine) apply(a *actor, f found, left *sync.WaitGroup) {
 	case container.Lose:
 		e.ingest(a)
 		a.lose()
-		go a.finishLost()
+		left.Add(1)
+		go func() {
+			defer left.Done()
+			a.finishLost()
+		}()
 	case container.Abort:
-		a.state = container.Settle(a.hasRun())
-		a.spec.Desired = container.DesiredStopped
-		if !a.hasRun() {
-			a.spec.Desired = container.DesiredCreated
-		}
-		go a.abort(f.shim)
+		a.state = container.Starting
+		left.Add(1)
+		go func() {
+			defer left.Done()
+			a.abort(f.shim)
+		}()
 	case container.Run:
 		a.state = container.Settle(a.hasRun())
 		e.ingest(a)
@@ -294,7 +348,9 @@ func (e *Engine) apply(a *actor, f found, left *sync.WaitGroup) {
 		e.ingest(a)
 		a.state = container.Removing
 		a.shim = f.shim
-		go a.post(func() { a.remove(RemoveOptions{Volumes: a.req.HostConfig.AutoRemove}, func(error) {}) })
+		go a.post(func() {
+			a.remove(RemoveOptions{Volumes: a.req.HostConfig.AutoRemove || a.spec.RemoveVolumes}, func(error) {})
+		})
 	}
 	a.publish()
 }
@@ -346,11 +402,13 @@ func (a *actor) watchShim(shim Shim) {
 			}
 			a.shim = nil
 			switch a.state {
-			case container.Stopping, container.Removing, container.Starting:
-				// Whoever brought it here knows how to go on; a stop does not.
-				if a.state != container.Stopping {
-					return
-				}
+			case container.Removing, container.Starting:
+				return // whoever brought it here knows how to go on
+			case container.Stopping:
+				a.log.Warn("the shim has gone without a word, the stop goes on without it")
+				a.haltUnshimmed(proto.Stop{Default: true})
+				go a.watchProcess(a.rec)
+				return
 			}
 			a.log.Warn("the shim has gone without a word")
 			a.saw(container.SawLost)
@@ -401,9 +459,10 @@ func (a *actor) retry() {
 	}
 }
 
-// lose records the end of a container that nobody saw.
+// lose records the end of a container that nobody saw. Until finishLost has
+// cleared what it left, everybody waits.
 func (a *actor) lose() {
-	a.state = container.Exited
+	a.state = container.Stopping
 	a.rec.Status, a.rec.Pid = proto.StatusExited, 0
 	a.rec.ExitCode = 255
 	a.rec.Error = "the exit code is unknown: the container ended together with its shim, by a reboot or by a signal"
@@ -412,7 +471,7 @@ func (a *actor) lose() {
 	}
 	a.rec.Life = a.spec.Life
 	a.rec.Finished = time.Now().UTC()
-	a.spec.Failure = &container.Failure{ExitCode: a.rec.ExitCode, Error: a.rec.Error, Time: a.rec.Finished}
+	a.spec.Failure = &container.Failure{ExitCode: a.rec.ExitCode, Error: a.rec.Error, Time: a.rec.Finished, Lost: true}
 }
 
 // finishLost clears what a lost container left, and applies its policy.
@@ -421,12 +480,21 @@ func (a *actor) finishLost() {
 		a.log.Error("what is left of the container can't be cleared", "error", err)
 	}
 	a.e.giveBack(a.id, a.sandbox, a.mounts)
-	a.post(func() {
+	failpoint.Here("lose.cleared")
+	a.await(func() {
+		// Told before it is recorded, under a number of its own: should the
+		// daemon die in between, the next one tells it no second time.
+		a.e.record(a, proto.Entry{
+			Seq: a.rec.Seq + 1, Time: a.rec.Finished, Action: proto.ActionDie,
+			Attributes: map[string]string{"exitCode": fmt.Sprint(a.rec.ExitCode)},
+		}, a.rec.Life)
+		failpoint.Here("lose.told")
 		if err := a.save(); err != nil {
 			a.log.Error("the lost container could not be recorded", "error", err)
 		}
+		failpoint.Here("lose.recorded")
 		a.tell(a.rec)
-		a.emit("die", map[string]string{"exitCode": fmt.Sprint(a.rec.ExitCode)})
+		a.to(container.Exited)
 		if a.req.HostConfig.AutoRemove {
 			a.removeSelf()
 			return
@@ -435,7 +503,19 @@ func (a *actor) finishLost() {
 	})
 }
 
-// abort takes back a start that a crash of the daemon interrupted.
+// await runs a function in the loop and returns when it has run.
+func (a *actor) await(fn func()) {
+	ran := make(chan struct{})
+	if a.post(func() { defer close(ran); fn() }) {
+		select {
+		case <-ran:
+		case <-a.quit:
+		}
+	}
+}
+
+// abort takes back a start that a crash of the daemon interrupted. One that the
+// restart policy asks for is begun again.
 func (a *actor) abort(shim Shim) {
 	if shim != nil {
 		if err := shim.Shutdown(context.Background()); err != nil {
@@ -449,18 +529,28 @@ func (a *actor) abort(shim Shim) {
 		a.log.Error("what is left of the interrupted start can't be cleared", "error", err)
 	}
 	a.e.giveBack(a.id, a.sandbox, a.mounts)
-	a.post(func() {
+	failpoint.Here("abort.cleared")
+	a.await(func() {
+		again := a.spec.Restart.Name == "always" || a.spec.Restart.Name == "unless-stopped"
+		if !again {
+			a.spec.Desired = container.DesiredStopped
+			if !a.hasRun() {
+				a.spec.Desired = container.DesiredCreated
+			}
+		}
 		a.spec.Sandbox, a.sandbox = nil, network.Sandbox{}
 		a.spec.Failure = &container.Failure{ExitCode: 128, Error: "the daemon died while it started the container: start it again", Time: time.Now()}
 		if err := a.save(); err != nil {
 			a.log.Error("the interrupted start could not be recorded", "error", err)
 		}
-		a.publish()
-		if a.req.HostConfig.AutoRemove {
+		failpoint.Here("abort.recorded")
+		a.to(container.Settle(a.hasRun()))
+		switch {
+		case a.req.HostConfig.AutoRemove:
 			a.removeSelf()
-			return
+		case again:
+			go a.runByPolicy()
 		}
-		a.byPolicy()
 	})
 }
 

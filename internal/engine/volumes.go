@@ -115,15 +115,17 @@ func (e *Engine) VolumesPrune(ctx context.Context, f filter.Args) (volume.PruneR
 func (e *Engine) VolumeUsers(name string) []string { return e.volumeUsers(name, "") }
 
 // volumeUsers are the containers that have a volume among their mounts: it is
-// derived from their records, so that it can't go wrong over a restart.
+// derived from their records, so that it can't go wrong over a restart. A
+// container whose removal takes its volumes along uses them no more.
 func (e *Engine) volumeUsers(name, except string) []string {
 	var users []string
 	for _, a := range e.index.all() {
 		if a.id == except {
 			continue
 		}
-		for _, m := range a.view.Load().mounts {
-			if m.volume() && m.Name == name {
+		v := a.view.Load()
+		for _, m := range v.mounts {
+			if m.volume() && m.Name == name && !(m.Anonymous && v.spec.Desired == container.DesiredRemoved && v.spec.RemoveVolumes) {
 				users = append(users, a.id)
 				break
 			}
