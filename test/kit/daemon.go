@@ -181,6 +181,9 @@ func (d *Daemon) SetBinary(path string) { d.opts.Binary = path }
 // SetFlags makes the next start use these in place of Options.Flags.
 func (d *Daemon) SetFlags(flags ...string) { d.opts.Flags = flags }
 
+// SetEnv makes the next start use these variables in place of Options.Env.
+func (d *Daemon) SetEnv(env ...string) { d.opts.Env = env }
+
 // Start starts the daemon, which must not run, and waits until it is ready.
 func (d *Daemon) Start() {
 	d.t.Helper()
