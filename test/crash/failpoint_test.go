@@ -1,0 +1,357 @@
+package crash
+
+import (
+	"io/fs"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"holdfast/test/kit"
+)
+
+// story is a crash inside one operation, at each of its points.
+type story struct {
+	name   string
+	points []string
+	// before sets the scene under a daemon that does not die.
+	before func(t *testing.T, d *kit.Daemon)
+	// do is what the daemon dies in; nil is its start.
+	do func(d *kit.Daemon)
+	// after looks at what the next daemon made of it, and may leave a
+	// container new, which is removed.
+	after func(t *testing.T, d *kit.Daemon, point string)
+}
+
+const (
+	// Serves a page, and ends with 7 when it gets SIGUSR1.
+	server = "httpd -p 80 -h /www; trap 'exit 7' USR1; while :; do sleep 0.02; done"
+)
+
+func created(_ *testing.T, d *kit.Daemon) {
+	d.Holdfast("create", "--name", "new", "-p", "127.0.0.1::80", "-v", "/www", image, "sh", "-c", server)
+}
+
+func running(_ *testing.T, d *kit.Daemon) {
+	d.Holdfast("run", "-d", "--name", "new", "-p", "127.0.0.1::80", "-v", "/www", image, "sh", "-c", server)
+}
+
+func status(d *kit.Daemon, name string) string {
+	r := d.TryHoldfast("inspect", "-f", "{{.State.Status}}", name)
+	if r.Code != 0 {
+		return "gone"
+	}
+	return strings.TrimSpace(r.Stdout)
+}
+
+// oneOrNone checks that exactly what is listed runs, and nothing beside it.
+func oneOrNone(t *testing.T, d *kit.Daemon, name string) {
+	t.Helper()
+	c := inspect(t, d, name)
+	shims := shimsOf(t, c.ID)
+	switch {
+	case c.State.Running && (len(shims) != 1 || !alive(c.State.Pid)):
+		t.Errorf("%s is %s with shims %v and process %d", name, c.State.Status, shims, c.State.Pid)
+	case !c.State.Running && len(shims) != 0:
+		t.Errorf("%s is %s with shims %v", name, c.State.Status, shims)
+	}
+}
+
+// serves starts new, unless it runs, and asks for its page.
+func serves(t *testing.T, d *kit.Daemon) {
+	t.Helper()
+	d.Holdfast("start", "new")
+	p := kit.Probe(t, page(d, "new"))
+	p.WaitAnswer(t)
+	noFailure(t, p)
+	oneOrNone(t, d, "new")
+}
+
+var stories = []story{
+	{
+		name:   "create",
+		points: []string{"create.begun", "create.noted-volume", "create.made-volumes", "create.prepared", "create.copied", "create.recorded", "create.told"},
+		before: func(*testing.T, *kit.Daemon) {},
+		do: func(d *kit.Daemon) {
+			d.TryHoldfast("create", "--name", "new", "-p", "127.0.0.1::80", "-v", "/www", image, "sh", "-c", server)
+		},
+		after: func(t *testing.T, d *kit.Daemon, point string) {
+			there := point == "create.recorded" || point == "create.told"
+			if got := status(d, "new"); there != (got == "created") {
+				t.Errorf("the container is %s", got)
+			}
+			if !there {
+				created(t, d)
+			}
+			serves(t, d)
+		},
+	},
+	{
+		name: "start",
+		points: []string{
+			"launch.prepared", "launch.recorded", "launch.made-run-directory", "launch.joined", "launch.published",
+			"launch.bundled", "launch.spawned", "launch.subscribed", "launch.started",
+		},
+		before: created,
+		do:     func(d *kit.Daemon) { d.TryHoldfast("start", "new") },
+		after: func(t *testing.T, d *kit.Daemon, point string) {
+			want := "created"
+			if point == "launch.started" {
+				want = "running"
+			}
+			if got := status(d, "new"); got != want {
+				t.Errorf("the container is %s, want %s", got, want)
+			}
+			oneOrNone(t, d, "new")
+			serves(t, d)
+		},
+	},
+	{
+		name:   "start again, by a policy that finishes it",
+		points: []string{"launch.recorded", "launch.bundled", "launch.spawned", "launch.started"},
+		before: func(t *testing.T, d *kit.Daemon) {
+			d.Holdfast("run", "-d", "--name", "new", "--restart", "unless-stopped", "-p", "127.0.0.1::80", image, "sh", "-c", server)
+			d.Holdfast("stop", "-t", "0", "new")
+		},
+		do: func(d *kit.Daemon) { d.TryHoldfast("start", "new") },
+		after: func(t *testing.T, d *kit.Daemon, _ string) {
+			eventually(t, "it runs", func() bool { return status(d, "new") == "running" })
+			serves(t, d)
+		},
+	},
+	{
+		name:   "start that fails",
+		points: []string{"launch.undone", "launch.failed"},
+		before: func(_ *testing.T, d *kit.Daemon) {
+			d.Holdfast("create", "--name", "new", "-v", "/www", image, "/no/such/program")
+		},
+		do: func(d *kit.Daemon) { d.TryHoldfast("start", "new") },
+		after: func(t *testing.T, d *kit.Daemon, _ string) {
+			if got := status(d, "new"); got != "created" {
+				t.Errorf("the container is %s", got)
+			}
+			if r := d.TryHoldfast("start", "new"); r.Code == 0 || !strings.Contains(r.Stderr, "no such file") {
+				t.Errorf("%+v", r)
+			}
+		},
+	},
+	{
+		name:   "stop",
+		points: []string{"halt.recorded", "halt.stopped", "end.seen", "end.gave-back", "end.told"},
+		before: running,
+		do:     func(d *kit.Daemon) { d.TryHoldfast("stop", "-t", "0", "new") },
+		after: func(t *testing.T, d *kit.Daemon, point string) {
+			want := "exited"
+			if point == "halt.recorded" { // the shim never heard of it
+				want = "running"
+			}
+			if got := status(d, "new"); got != want {
+				t.Errorf("the container is %s, want %s", got, want)
+			}
+			serves(t, d)
+		},
+	},
+	{
+		name:   "end",
+		points: []string{"end.seen", "end.gave-back", "end.told"},
+		before: running,
+		do:     func(d *kit.Daemon) { d.TryHoldfast("kill", "-s", "USR1", "new") },
+		after: func(t *testing.T, d *kit.Daemon, _ string) {
+			c := inspect(t, d, "new")
+			if c.State.Status != "exited" || c.State.ExitCode != 7 {
+				t.Errorf("the container is %s with %d", c.State.Status, c.State.ExitCode)
+			}
+			if n := count(events(t, d, time.Unix(1, 0), "container="+c.ID), "die"); n != 1 {
+				t.Errorf("%d deaths told", n)
+			}
+			serves(t, d)
+		},
+	},
+	{
+		name: "remove",
+		points: []string{
+			"remove.recorded", "remove.halted", "remove.gave-back", "remove.removed-volumes",
+			"remove.cleared-run-directory", "remove.removed-files", "remove.removed-record", "remove.told",
+		},
+		before: running,
+		do:     func(d *kit.Daemon) { d.TryHoldfast("rm", "-f", "-v", "new") },
+		after: func(t *testing.T, d *kit.Daemon, _ string) {
+			eventually(t, "it is gone", func() bool { return status(d, "new") == "gone" })
+			created(t, d) // its name is free
+		},
+	},
+	{
+		name: "restore",
+		points: []string{
+			"restore.looked", "restore.held-images", "restore.joined-networks", "restore.mounted-volumes",
+			"restore.applied", "restore.done",
+		},
+		before: func(t *testing.T, d *kit.Daemon) {
+			running(t, d)
+			d.Holdfast("create", "--name", "idle", image)
+			d.Holdfast("create", "--name", "again", "--restart", "always", image, "sleep", "1000")
+		},
+		after: func(t *testing.T, d *kit.Daemon, _ string) {
+			if got := status(d, "new") + " " + status(d, "idle") + " " + status(d, "again"); got != "running created created" {
+				t.Error(got)
+			}
+			serves(t, d)
+			d.Holdfast("rm", "idle", "again")
+		},
+	},
+	{
+		name:   "restore after a crash inside start",
+		points: []string{"abort.cleared", "abort.recorded"},
+		before: func(t *testing.T, d *kit.Daemon) {
+			created(t, d)
+			dieAt(t, d, "launch.spawned", func(d *kit.Daemon) { d.TryHoldfast("start", "new") })
+		},
+		after: func(t *testing.T, d *kit.Daemon, _ string) {
+			if got := status(d, "new"); got != "created" {
+				t.Errorf("the container is %s", got)
+			}
+			serves(t, d)
+		},
+	},
+	{
+		name:   "restore after the shim and its container were killed",
+		points: []string{"lose.cleared", "lose.told", "lose.recorded"},
+		before: func(t *testing.T, d *kit.Daemon) {
+			running(t, d)
+			c := inspect(t, d, "new")
+			d.Kill9()
+			kill(t, shimsOf(t, c.ID)[0])
+			kill(t, c.State.Pid)
+		},
+		after: func(t *testing.T, d *kit.Daemon, _ string) {
+			c := inspect(t, d, "new")
+			before := c.State
+			if before.Status != "exited" || before.ExitCode != 255 || !strings.Contains(before.Error, "exit code is unknown") {
+				t.Errorf("%+v", before)
+			}
+			d.Kill9()
+			d.Start()
+			if again := inspect(t, d, "new").State; again.FinishedAt != before.FinishedAt || again.ExitCode != 255 || again.Status != "exited" {
+				t.Errorf("was %+v, is %+v", before, again)
+			}
+			if n := count(events(t, d, time.Unix(1, 0), "container="+c.ID), "die"); n != 1 {
+				t.Errorf("%d deaths told", n)
+			}
+			serves(t, d)
+		},
+	},
+}
+
+// dieAt lets the daemon die at a point of an operation. It is left dead.
+func dieAt(t *testing.T, d *kit.Daemon, point string, do func(*kit.Daemon)) {
+	t.Helper()
+	if d.Running() {
+		d.Term()
+	}
+	d.SetEnv("HOLDFAST_FAILPOINT=" + point)
+	defer d.SetEnv()
+	err := d.TryStart()
+	if do != nil {
+		if err != nil {
+			t.Fatal(err)
+		}
+		do(d)
+	} else if err == nil && d.Running() {
+		// It may say that it is ready and die a little later.
+		d.WaitExit()
+	}
+	if do != nil {
+		if code := d.WaitExit(); code != -1 {
+			t.Fatalf("%s: the daemon ended by itself, with %d", point, code)
+		}
+	}
+}
+
+// However the daemon dies inside an operation, the next one finds the container
+// properly there or not at all, nothing is left over, and the neighbour never
+// notices.
+func TestCrashInsideAnyOperationLeavesNothingHalfDone(t *testing.T) {
+	t.Parallel()
+	for _, s := range stories {
+		t.Run(strings.ReplaceAll(s.name, " ", "-"), func(t *testing.T) {
+			t.Parallel()
+			d := live(t)
+			p := kit.Probe(t, web(t, d, "neighbour"))
+			p.WaitAnswer(t)
+			before := identity(t, d, "neighbour")
+			for _, point := range s.points {
+				t.Run(point, func(t *testing.T) {
+					s.before(t, d)
+					dieAt(t, d, point, s.do)
+					d.Start()
+					s.after(t, d, point)
+					if r := d.TryHoldfast("rm", "-f", "-v", "new"); r.Code != 0 && !strings.Contains(r.Stderr, "No such container") {
+						t.Errorf("%+v", r)
+					}
+					if after := identity(t, d, "neighbour"); after != before {
+						t.Errorf("the neighbour was %s, is %s", before, after)
+					}
+					if got := d.Holdfast("volume", "ls", "-q"); got != "" {
+						t.Errorf("volumes are left: %s", got)
+					}
+					if got := strings.Fields(d.Holdfast("ps", "-aq")); len(got) != 1 {
+						t.Errorf("containers: %v", got)
+					}
+					for _, pattern := range []string{d.DataRoot + "/containers/*", d.ExecRoot + "/shim/*"} {
+						if files, _ := filepath.Glob(pattern); len(files) != 1 {
+							t.Errorf("files: %v", files)
+						}
+					}
+				})
+				if t.Failed() {
+					return // the next would stumble over what is left
+				}
+			}
+			noFailure(t, p)
+		})
+	}
+}
+
+// Every point of the code has its story above, and every story its points.
+func TestEveryFailpointIsTested(t *testing.T) {
+	used := map[string]bool{}
+	here := regexp.MustCompile(`failpoint\.Here\("([^"]+)"\)`)
+	err := filepath.WalkDir("../../internal", func(path string, e fs.DirEntry, err error) error {
+		if err != nil || e.IsDir() || !strings.HasSuffix(path, ".go") || strings.HasSuffix(path, "_test.go") {
+			return err
+		}
+		text, err := os.ReadFile(path)
+		for _, m := range here.FindAllStringSubmatch(string(text), -1) {
+			if used[m[1]] {
+				t.Errorf("two points are called %s", m[1])
+			}
+			used[m[1]] = true
+		}
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	tested := map[string]bool{}
+	for _, s := range stories {
+		for _, p := range s.points {
+			tested[p] = true
+			if !used[p] {
+				t.Errorf("%s: there is no point %s in the code", s.name, p)
+			}
+		}
+	}
+	var missing []string
+	for p := range used {
+		if !tested[p] {
+			missing = append(missing, p)
+		}
+	}
+	slices.Sort(missing)
+	if len(missing) > 0 {
+		t.Errorf("no story has the points %v", missing)
+	}
+}

@@ -1,0 +1,202 @@
+package crash
+
+import (
+	"net"
+	"net/http"
+	"strings"
+	"syscall"
+	"testing"
+
+	"holdfast/test/kit"
+)
+
+// The list of what a container must not notice, whatever ends the daemon.
+func TestContainerNeverNoticesTheDaemonsEnd(t *testing.T) {
+	t.Parallel()
+	d := live(t)
+	url := web(t, d, "web")
+	d.Holdfast("run", "-d", "--name", "terminal", "-t", image, "cat")
+	d.Holdfast("run", "-d", "--name", "frozen", image, "sleep", "1000")
+	d.Holdfast("pause", "frozen")
+	p := kit.Probe(t, url)
+	p.WaitAnswer(t)
+	names := []string{"web", "terminal", "frozen"}
+	before := map[string]string{}
+	for _, n := range names {
+		before[n] = identity(t, d, n)
+	}
+	table := rules(t, d)
+
+	for _, c := range []struct {
+		name string
+		end  func()
+	}{{"SIGKILL", d.Kill9}, {"SIGTERM", d.Term}, {"SIGKILL again", d.Kill9}} {
+		c.end()
+		resp, err := http.Get(url)
+		if err != nil {
+			t.Fatalf("%s: with no daemon: %v", c.name, err)
+		}
+		resp.Body.Close()
+		d.Start()
+		for _, n := range names {
+			if after := identity(t, d, n); after != before[n] {
+				t.Errorf("%s\nwas %s\nis  %s", c.name, before[n], after)
+			}
+		}
+		if after := rules(t, d); after != table {
+			t.Errorf("%s: the packet filter was touched\nwas\n%s\nis\n%s", c.name, table, after)
+		}
+		if got := d.Holdfast("info", "-f", "{{.LiveRestoreEnabled}} {{.ContainersRunning}} {{.ContainersPaused}}"); got != "true 2 1" {
+			t.Errorf("%s: info: %s", c.name, got)
+		}
+	}
+	noFailure(t, p)
+	d.Holdfast("unpause", "frozen")
+}
+
+// What elsewhere was broken after a restore.
+func TestEverythingWorksAfterARestore(t *testing.T) {
+	t.Parallel()
+	d := live(t)
+	d.Holdfast("run", "-d", "--name", "echo", "-i", image, "sh", "-c", "echo first; while read line; do echo got $line; done; exit 9")
+	d.Kill9()
+	d.Start()
+
+	if got := d.Holdfast("exec", "echo", "echo", "exec works"); got != "exec works" {
+		t.Errorf("exec: %q", got)
+	}
+	if r := d.TryHoldfast("exec", "echo", "sh", "-c", "exit 3"); r.Code != 3 {
+		t.Errorf("exec: %+v", r)
+	}
+	if got := d.Holdfast("top", "echo"); !strings.Contains(got, "while read line") {
+		t.Errorf("top: %s", got)
+	}
+	wait, _ := background(t, d, "wait", "echo")
+	var waited strings.Builder
+	wait.Stdout = &waited
+	if err := wait.Start(); err != nil {
+		t.Fatal(err)
+	}
+	attach, _ := background(t, d, "attach", "echo")
+	attach.Stdin = strings.NewReader("one\ntwo\n")
+	out, err := attach.Output()
+	if code := attach.ProcessState.ExitCode(); string(out) != "got one\ngot two\n" && code != 0 {
+		t.Errorf("attach: %q %v", out, err)
+	}
+	eventually(t, "attached input arrives", func() bool { return strings.Contains(d.Holdfast("logs", "echo"), "got two") })
+	if got := d.Holdfast("logs", "echo"); got != "first\ngot one\ngot two" {
+		t.Errorf("logs: %q", got)
+	}
+	d.Holdfast("kill", "echo")
+	if err := wait.Wait(); err != nil || waited.String() != "137\n" {
+		t.Errorf("wait: %q %v", &waited, err)
+	}
+	d.Holdfast("start", "echo")
+	d.Holdfast("restart", "-t", "0", "echo")
+	d.Holdfast("rename", "echo", "other")
+	d.Kill9()
+	d.Start()
+	d.Holdfast("stop", "-t", "0", "other")
+	d.Holdfast("rm", "other")
+	if got := d.Holdfast("ps", "-aq"); got != "" {
+		t.Errorf("left: %s", got)
+	}
+}
+
+func TestExitCodeOfTheDowntimeIsKept(t *testing.T) {
+	t.Parallel()
+	d := live(t)
+	for name, script := range map[string]string{"zero": "sleep 0.3", "nine": "sleep 0.3; exit 9", "all": "sleep 0.3; exit 255", "signal": "sleep 0.3; kill -USR1 $$; kill -9 1; sleep 1"} {
+		d.Holdfast("run", "-d", "--name", name, "--init=false", image, "sh", "-c", script)
+	}
+	ids := map[string]string{}
+	want := map[string]int{"zero": 0, "nine": 9, "all": 255}
+	for name := range want {
+		ids[name] = d.Holdfast("inspect", "-f", "{{.Id}}", name)
+	}
+	d.Kill9()
+	for name := range want {
+		eventually(t, name+" ends", func() bool { return record(d, ids[name]).Status == "exited" })
+	}
+	d.Start()
+	for name, code := range want {
+		if c := inspect(t, d, name); c.State.ExitCode != code || c.State.Status != "exited" {
+			t.Errorf("%s: %s %d", name, c.State.Status, c.State.ExitCode)
+		}
+	}
+}
+
+func TestSocketStaysTheSameWhileADaemonLives(t *testing.T) {
+	t.Parallel()
+	d := live(t)
+	inode := func() uint64 {
+		var st syscall.Stat_t
+		if err := syscall.Stat(d.Socket, &st); err != nil {
+			t.Fatal(err)
+		}
+		return st.Ino
+	}
+	before := inode()
+	// A container that has the socket itself, not its folder.
+	d.Holdfast("run", "-d", "--name", "agent", "-v", d.Socket+":/holdfast.sock", image, "sleep", "1000")
+	d.Hup()
+	second := d.Command()
+	if out, err := second.CombinedOutput(); err == nil {
+		t.Fatalf("a second daemon started: %s", out)
+	}
+	if after := inode(); after != before {
+		t.Errorf("inode %d is now %d", before, after)
+	}
+}
+
+// A port of a container that runs is nobody else's, daemon or not.
+func TestPortOfARunningContainerCantBeTaken(t *testing.T) {
+	t.Parallel()
+	d := live(t)
+	url := web(t, d, "web")
+	address := strings.TrimSuffix(strings.TrimPrefix(url, "http://"), "/index.html")
+	d.Kill9()
+	if l, err := net.Listen("tcp", address); err == nil {
+		l.Close()
+		t.Errorf("another process can listen on %s", address)
+	}
+	d.Start()
+	r := d.TryHoldfast("run", "-d", "--name", "other", "-p", address+":80", image, "sleep", "1000")
+	if r.Code == 0 || !strings.Contains(r.Stderr, "port is already allocated") {
+		t.Errorf("%+v", r)
+	}
+	d.Holdfast("rm", "-f", "web")
+	d.Holdfast("start", "other")
+}
+
+func TestAddressesAreNotLeakedByManyDeaths(t *testing.T) {
+	t.Parallel()
+	d := kit.New(t, kit.Options{LiveRestore: true})
+	// 5 addresses: those that were lost would be missed soon.
+	d.SetFlags("--fixed-cidr", d.Address.Addr().String()+"/29")
+	d.Start()
+	d.Load(image, kit.Busybox(t, nil))
+	kept := d.Holdfast("run", "-d", image, "sleep", "1000")
+	before := identity(t, d, kept)
+	for i := range 20 {
+		id := d.Holdfast("run", "-d", image, "sleep", "1000")
+		d.Kill9()
+		if i%2 == 0 { // its shim and it go with the daemon
+			for _, pid := range shimsOf(t, id) {
+				kill(t, pid)
+			}
+			kill(t, record(d, id).Pid)
+		}
+		d.Start()
+		d.Holdfast("rm", "-f", id)
+	}
+	for range 4 {
+		d.Holdfast("run", "-d", image, "sleep", "1000")
+	}
+	if after := identity(t, d, kept); after != before {
+		t.Errorf("was %s, is %s", before, after)
+	}
+	if got := len(strings.Fields(d.Holdfast("ps", "-q"))); got != 5 {
+		t.Errorf("%d containers run", got)
+	}
+}
