@@ -23,6 +23,7 @@ type request struct {
 	Config     *moby.Config
 	HostConfig *moby.HostConfig
 	Networking *mobynet.NetworkingConfig `json:",omitempty"`
+	Kept       *kept                     `json:",omitempty"` // nil: see Config.of
 	// ImageEnv and so on are not kept: an image may go, the container stays.
 }
 

@@ -29,6 +29,7 @@ import (
 func (e *Engine) bundle(ctx context.Context, spec container.Spec, req request, mounts []mountPoint, sandbox network.Sandbox) (proto.Bootstrap, error) {
 	none := proto.Bootstrap{}
 	cfg := e.config.Load()
+	defaults := cfg.of(req).defaults(cfg.Defaults)
 	run, dir := e.store.RunDir(spec.ID), e.store.ContainerDir(spec.ID)
 	bundle, rootfs := e.store.Bundle(spec.ID), e.store.Rootfs(spec.ID)
 	if err := os.MkdirAll(rootfs, 0o755); err != nil {
@@ -51,7 +52,7 @@ func (e *Engine) bundle(ctx context.Context, spec container.Spec, req request, m
 	}
 	in := oci.Input{
 		ID: spec.ID, Host: e.host, Config: req.Config, HostConfig: req.HostConfig,
-		Defaults: cfg.Defaults, Rootfs: rootfs, Files: files,
+		Defaults: defaults, Rootfs: rootfs, Files: files,
 		Mounts:       append(bound, oci.TmpfsMounts(req.HostConfig.Tmpfs)...),
 		Namespaces:   oci.Namespaces{Net: sandbox.Netns},
 		CgroupDriver: spec.CgroupDriver, CgroupParent: spec.CgroupParent,
@@ -62,8 +63,8 @@ func (e *Engine) bundle(ctx context.Context, spec container.Spec, req request, m
 	if err := e.shm(req, &in); err != nil {
 		return none, err
 	}
-	if oci.NeedsInit(req.HostConfig, cfg.Defaults) {
-		if in.InitPath, err = oci.FindInit(cfg.Defaults.InitPath, filepath.Dir(cfg.ShimPath)); err != nil {
+	if oci.NeedsInit(req.HostConfig, defaults) {
+		if in.InitPath, err = oci.FindInit(defaults.InitPath, filepath.Dir(cfg.ShimPath)); err != nil {
 			return none, err
 		}
 	}
@@ -186,7 +187,7 @@ func (e *Engine) sandboxFiles(spec container.Spec, req request, sandbox network.
 	if h.NetworkMode.IsContainer() {
 		return f, nil
 	}
-	cfg := e.config.Load()
+	kept := e.config.Load().of(req)
 	var own, gateways []netip.Addr
 	v6 := false
 	for _, ep := range sandbox.Endpoints {
@@ -200,8 +201,8 @@ func (e *Engine) sandboxFiles(spec container.Spec, req request, sandbox network.
 			}
 		}
 	}
-	if len(cfg.HostGatewayIPs) > 0 {
-		gateways = cfg.HostGatewayIPs
+	if len(kept.HostGatewayIPs) > 0 {
+		gateways = kept.HostGatewayIPs
 	}
 	in := oci.HostsInput{
 		Hostname: req.Config.Hostname, Domainname: req.Config.Domainname,
@@ -223,8 +224,8 @@ func (e *Engine) sandboxFiles(spec container.Spec, req request, sandbox network.
 		return f, err
 	}
 	resolv := oci.ResolvConf(oci.ResolvInput{
-		Host: host, DNS: firstSet(h.DNS, cfg.DNS), Search: firstSet(h.DNSSearch, cfg.DNSSearch),
-		Options: firstSet(h.DNSOptions, cfg.DNSOptions), HostNetwork: h.NetworkMode.IsHost(), IPv6: v6,
+		Host: host, DNS: firstSet(h.DNS, kept.DNS), Search: firstSet(h.DNSSearch, kept.DNSSearch),
+		Options: firstSet(h.DNSOptions, kept.DNSOptions), HostNetwork: h.NetworkMode.IsHost(), IPv6: v6,
 	})
 	for path, data := range map[string][]byte{
 		f.Hosts: hosts, f.Resolv: resolv.Content, f.Hostname: oci.Hostname(req.Config.Hostname, req.Config.Domainname),
@@ -236,7 +237,8 @@ func (e *Engine) sandboxFiles(spec container.Spec, req request, sandbox network.
 	return f, nil
 }
 
-// firstSet is a container's own list, or else the daemon's.
+// firstSet is a container's own list, or else that of the daemon which created
+// it.
 func firstSet[T any](own, daemon []T) []T {
 	if len(own) > 0 {
 		return own

@@ -183,7 +183,7 @@ func (e *Engine) complete(id string, o CreateOptions, img images.Image) (request
 	if c.Labels == nil {
 		c.Labels = map[string]string{}
 	}
-	return request{Config: &c, HostConfig: &h, Networking: o.Request.NetworkingConfig}, nil
+	return request{Config: &c, HostConfig: &h, Networking: o.Request.NetworkingConfig, Kept: cfg.keep()}, nil
 }
 
 // mergeImage fills in from the image what the user left out, by Docker's

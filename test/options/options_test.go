@@ -1,0 +1,275 @@
+// Package options tests that a container keeps what it was created with: each
+// key of daemon.json is changed under a running container that is asked and
+// read all the time, by SIGHUP where a reload takes the key and by a restart
+// where it does not, and new containers must show the new value. It needs
+// root.
+package options
+
+import (
+	"encoding/json"
+	"fmt"
+	"maps"
+	"net/netip"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+
+	"holdfast/test/kit"
+)
+
+func TestMain(m *testing.M) { kit.Main(m) }
+
+// change is an option that gets another value.
+type change struct {
+	key string
+	set map[string]any // keys of daemon.json: key, and what it needs beside it
+	// hup: a reload takes it, and is used; otherwise it must be refused by a
+	// reload, and a restart is used.
+	hup bool
+	// run are further options of the new container.
+	run []string
+	// check looks at the new container, and at the old one once more.
+	check func(*house)
+}
+
+// house is a daemon with the container that must not notice anything.
+type house struct {
+	*testing.T
+	d      *kit.Daemon
+	base   map[string]any
+	probe  *kit.Prober
+	before string
+	lines  int
+}
+
+const image = "busybox:test"
+
+// what of a container must stay the same.
+const facts = `{{.Id}} {{.State.Pid}} {{.State.StartedAt}} {{.RestartCount}} {{json .HostConfig}} {{json .Config}} ` +
+	`{{json .NetworkSettings.Ports}} {{json .NetworkSettings.Networks}} {{.LogPath}} {{json .Mounts}}`
+
+// writer serves its web page and writes numbered lines.
+var writer = []string{"sh", "-c", "httpd -h /www; i=0; while :; do echo $i; i=$((i+1)); usleep 5000; done"}
+
+// newHouse starts a daemon with the keys of base, and the old container.
+func newHouse(t *testing.T, base map[string]any) *house {
+	h := &house{T: t, base: base}
+	h.d = kit.Start(t, kit.Options{LiveRestore: true, Config: base})
+	h.d.Load(image, kit.Busybox(t, nil))
+	h.d.Docker(append([]string{"run", "-d", "--name", "old", "-p", "127.0.0.1::80", image}, writer...)...)
+	h.probe = kit.Probe(t, "http://"+h.d.Docker("port", "old", "80/tcp")+"/index.html")
+	h.probe.WaitAnswer(t)
+	h.before = h.d.Docker("inspect", "-f", facts, "old")
+	return h
+}
+
+// settings are the daemon's keys with those of a change.
+func (h *house) settings(set map[string]any) map[string]any {
+	conf := map[string]any{"live-restore": true}
+	maps.Copy(conf, h.base)
+	maps.Copy(conf, set)
+	return conf
+}
+
+type planned struct{ Key, Old, New, Reload, Restart, Why string }
+
+func (h *house) plan() map[string]planned {
+	h.Helper()
+	var p struct{ Changes []planned }
+	if err := json.Unmarshal([]byte(h.d.Holdfast("daemon", "reload", "--dry-run", "--format", "json")), &p); err != nil {
+		h.Fatal(err)
+	}
+	out := map[string]planned{}
+	for _, c := range p.Changes {
+		out[c.Key] = c
+	}
+	return out
+}
+
+// apply makes a change, as the plan says.
+func (h *house) apply(c change) {
+	h.Helper()
+	h.d.WriteConfig(h.settings(c.set))
+	p, ok := h.plan()[c.key]
+	switch {
+	case !ok:
+		h.Errorf("%s is not in the plan %v", c.key, h.plan())
+	case c.hup != (p.Reload == "live" || p.Reload == "new objects only"):
+		h.Errorf("the plan for a reload is %q", p.Reload)
+	case p.Restart != "live" && p.Restart != "new objects only":
+		h.Errorf("the plan for a restart is %q", p.Restart)
+	case !c.hup && p.Why == "":
+		h.Error("the plan does not say why a reload refuses it")
+	}
+	if c.hup {
+		h.d.Hup()
+	} else {
+		h.d.Restart()
+	}
+}
+
+// same checks that the old container has noticed nothing so far.
+func (h *house) same() {
+	h.Helper()
+	if after := h.d.Docker("inspect", "-f", facts, "old"); after != h.before {
+		h.Errorf("the old container was\n%s\nand is\n%s", h.before, after)
+	}
+	if r := h.probe.Report(); len(r.Failures) > 0 {
+		h.Error(r)
+	}
+	asked := h.probe.Report().Answered
+	h.probe.Wait(h, func(r kit.Report) bool { return r.Answered > asked+1 })
+	h.log()
+}
+
+// log checks that the old container's log goes on without a gap.
+func (h *house) log() {
+	h.Helper()
+	lines := strings.Split(h.d.Docker("logs", "old"), "\n")
+	for i, l := range lines {
+		if l != strconv.Itoa(i) {
+			h.Errorf("line %d of the old container's log is %q", i, l)
+			break
+		}
+	}
+	if len(lines) <= h.lines {
+		h.Errorf("the old container's log had %d lines and has %d", h.lines, len(lines))
+	}
+	h.lines = len(lines)
+}
+
+// fresh runs a new container and gives what it prints, or, without a command,
+// lets it serve.
+func (h *house) fresh(c change) {
+	h.Helper()
+	args := append([]string{"run", "-d", "--name", "new", "-p", "127.0.0.1::80"}, c.run...)
+	h.d.Docker(append(append(args, image), writer...)...)
+	h.answers("new")
+	if c.check != nil {
+		c.check(h)
+	}
+	h.d.Docker("rm", "-f", "new")
+}
+
+// answers asks a container's published port until the server in it is up.
+func (h *house) answers(name string) {
+	h.Helper()
+	p := kit.Probe(h, "http://"+h.d.Docker("port", name, "80/tcp")+"/index.html")
+	p.WaitAnswer(h)
+	p.Stop()
+}
+
+func (h *house) inspect(name, format string) string {
+	h.Helper()
+	return h.d.Docker("inspect", "-f", format, name)
+}
+
+func (h *house) in(name string, command ...string) string {
+	h.Helper()
+	return h.d.Docker(append([]string{"exec", name}, command...)...)
+}
+
+// want compares what was found with what is wanted.
+func (h *house) want(what, got, want string) {
+	h.Helper()
+	if got != want {
+		h.Errorf("%s: got %q, want %q", what, got, want)
+	}
+}
+
+func (h *house) address(name string) netip.Addr {
+	h.Helper()
+	a, err := netip.ParseAddr(h.inspect(name, "{{range .NetworkSettings.Networks}}{{.IPAddress}}{{end}}"))
+	if err != nil {
+		h.Fatal(err)
+	}
+	return a
+}
+
+// inspected is a check of both containers by one format.
+func inspected(format, old, new string) func(*house) {
+	return func(h *house) {
+		h.Helper()
+		h.want("new container, "+format, h.inspect("new", format), new)
+		h.want("old container, "+format, h.inspect("old", format), old)
+	}
+}
+
+// ran is a check of what a command prints in both containers.
+func ran(old, new string, command ...string) func(*house) {
+	return func(h *house) {
+		h.Helper()
+		h.want(fmt.Sprint("new container, ", command), h.in("new", command...), new)
+		h.want(fmt.Sprint("old container, ", command), h.in("old", command...), old)
+	}
+}
+
+// info is a check of docker info.
+func info(format, want string) func(*house) {
+	return func(h *house) {
+		h.Helper()
+		h.want("info "+format, h.d.Docker("info", "-f", format), want)
+	}
+}
+
+func all(checks ...func(*house)) func(*house) {
+	return func(h *house) {
+		h.Helper()
+		for _, c := range checks {
+			c(h)
+		}
+	}
+}
+
+// walk makes the changes one at a time, then back, then all together, and at
+// last starts the old container again: it comes back as it was created.
+func walk(t *testing.T, base map[string]any, changes []change, again func(*house)) {
+	h := newHouse(t, base)
+	together := map[string]any{}
+	hup := true
+	for _, c := range changes {
+		h.Run(c.key, func(t *testing.T) {
+			sub := *h
+			sub.T = t
+			sub.apply(c)
+			sub.fresh(c)
+			sub.same()
+			h.lines = sub.lines
+		})
+		maps.Copy(together, c.set)
+		hup = hup && c.hup
+	}
+	h.Run("together", func(t *testing.T) {
+		sub := *h
+		sub.T = t
+		sub.d.WriteConfig(sub.settings(nil))
+		sub.d.Hup()
+		sub.d.WriteConfig(sub.settings(together))
+		plan := sub.plan()
+		for _, c := range changes {
+			if _, ok := plan[c.key]; !ok {
+				t.Errorf("%s is not in the plan: %v", c.key, slices.Sorted(maps.Keys(plan)))
+			}
+		}
+		if hup {
+			sub.d.Hup()
+		} else {
+			sub.d.Restart()
+		}
+		sub.same()
+		h.lines = sub.lines
+	})
+	if r := h.probe.Stop(); len(r.Failures) > 0 {
+		t.Error(r)
+	}
+	h.Run("started again", func(t *testing.T) {
+		sub := *h
+		sub.T = t
+		sub.d.Docker("restart", "-t", "0", "old")
+		sub.answers("old")
+		if again != nil {
+			again(&sub)
+		}
+	})
+}
