@@ -500,7 +500,7 @@ func TestServiceManagerKeepsCopiesOfTheSockets(t *testing.T) {
 		t.Fatal(err)
 	}
 	stale, _ := os.Open(os.DevNull)
-	in := &Inherited{own: map[string]*os.File{"holdfast-old": stale}}
+	in := &Inherited{own: map[string][]*os.File{"holdfast-old": {stale}}}
 	t.Setenv("FDSTORE", "16")
 	if err := ls.Store(n, in); err != nil {
 		t.Fatal(err)

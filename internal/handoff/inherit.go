@@ -13,8 +13,9 @@ import (
 // service manager, from a socket unit or from its descriptor store, or by a
 // predecessor.
 type Inherited struct {
-	// own are sockets that an earlier daemon opened, by storeName.
-	own map[string]*os.File
+	// own are sockets that an earlier daemon listened on, by storeName. Of one
+	// address there are several where socket units gave them.
+	own map[string][]*os.File
 	// units are those of socket units, in their order.
 	units []*os.File
 }
@@ -31,11 +32,11 @@ func storeName(address string) string {
 // FromServiceManager takes the descriptors that came with this process's
 // start, by the protocol of sd_listen_fds(3). It works once.
 func FromServiceManager() *Inherited {
-	in := &Inherited{own: map[string]*os.File{}}
+	in := &Inherited{own: map[string][]*os.File{}}
 	for _, f := range activation.Files(true) {
 		name := f.Name()
 		if _, twice := in.own[name]; strings.HasPrefix(name, storePrefix) && !twice {
-			in.own[name] = f
+			in.own[name] = []*os.File{f}
 			continue
 		}
 		in.units = append(in.units, f)
@@ -45,23 +46,35 @@ func FromServiceManager() *Inherited {
 
 // FromPredecessor takes the descriptors that another daemon handed over, by
 // the address that each listens on.
-func FromPredecessor(files map[string]*os.File) *Inherited {
-	in := &Inherited{own: map[string]*os.File{}}
-	for address, f := range files {
-		in.own[storeName(address)] = f
+func FromPredecessor(sockets []Socket) *Inherited {
+	in := &Inherited{own: map[string][]*os.File{}}
+	for _, s := range sockets {
+		name := storeName(s.Address)
+		in.own[name] = append(in.own[name], s.File)
 	}
 	return in
 }
 
 // claim gives the socket of an address, once.
 func (in *Inherited) claim(address string) *os.File {
+	if all := in.claimAll(address); len(all) > 0 {
+		for _, f := range all[1:] {
+			f.Close()
+		}
+		return all[0]
+	}
+	return nil
+}
+
+// claimAll gives all sockets of an address, once.
+func (in *Inherited) claimAll(address string) []*os.File {
 	if in == nil {
 		return nil
 	}
 	name := storeName(address)
-	f := in.own[name]
+	all := in.own[name]
 	delete(in.own, name)
-	return f
+	return all
 }
 
 // unclaimed closes what nobody asked for and returns the names.
@@ -70,9 +83,11 @@ func (in *Inherited) unclaimed() []string {
 		return nil
 	}
 	var names []string
-	for name, f := range in.own {
+	for name, all := range in.own {
 		names = append(names, name)
-		f.Close()
+		for _, f := range all {
+			f.Close()
+		}
 	}
 	in.own = nil
 	for _, f := range in.units {

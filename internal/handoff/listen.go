@@ -11,6 +11,7 @@ import (
 	"os"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/containerd/errdefs"
 )
@@ -43,13 +44,18 @@ type Listener struct {
 	Address string // as it was asked for
 	// raw is the socket under TLS.
 	raw rawListener
-	// socket is the file of a Unix socket that this daemon made.
+	// socket is the file of a Unix socket that this daemon made, or that was
+	// made by the one that it came from.
 	socket *socketFile
+	// adopted: the file was there before this process.
+	adopted bool
+	pause   *pause
 }
 
 type rawListener interface {
 	net.Listener
 	File() (*os.File, error)
+	SetDeadline(time.Time) error
 }
 
 // Shown is the address as it is, with the port that the kernel chose.
@@ -67,8 +73,9 @@ func (l *Listener) File() (*os.File, error) { return l.raw.File() }
 type Listeners struct {
 	list []*Listener
 	// stored: the service manager holds copies, so that connections wait for
-	// the next start instead of being refused.
-	stored bool
+	// the next start instead of being refused. handed: so does a successor.
+	stored, handed bool
+	pause          pause
 }
 
 // All lists them, in the order of the addresses.
@@ -85,7 +92,7 @@ func Listen(ctx context.Context, o ListenOptions) (_ *Listeners, err error) {
 	defer func() {
 		if err != nil {
 			ls.Close()
-			ls.removeFiles()
+			ls.removeFiles(false)
 		}
 	}()
 	for _, address := range o.Addresses {
@@ -100,6 +107,9 @@ func Listen(ctx context.Context, o ListenOptions) (_ *Listeners, err error) {
 			got, err = listenUnits(o, address, rest)
 		default:
 			err = errdefs.ErrInvalidArgument.WithMessage("want unix://PATH, tcp://HOST:PORT or fd://")
+		}
+		for _, l := range got {
+			l.pause = &ls.pause
 		}
 		ls.list = append(ls.list, got...)
 		if err != nil {
@@ -138,46 +148,53 @@ func (ls *Listeners) Store(n *Notifier, in *Inherited) error {
 	return err
 }
 
-// Close stops accepting. Socket files stay.
-func (ls *Listeners) Close() {
-	for _, l := range ls.list {
-		l.Close()
-	}
-}
-
-// Remove removes the socket files that this daemon made, at a clean stop. What
-// the service manager or a successor still listens on stays.
+// Remove removes the socket files, at a clean stop. What the service manager
+// or a successor still listens on stays.
 func (ls *Listeners) Remove() {
-	if !ls.stored {
-		ls.removeFiles()
+	if !ls.stored && !ls.handed {
+		ls.removeFiles(true)
 	}
 }
 
-func (ls *Listeners) removeFiles() {
+// removeFiles removes the socket files: those that this process made, or all.
+func (ls *Listeners) removeFiles(all bool) {
 	for _, l := range ls.list {
-		if l.socket != nil {
+		if l.socket != nil && (all || !l.adopted) {
 			l.socket.remove()
 		}
 	}
 }
 
-// HandOver gives copies of all sockets, by address, to be sent to a successor.
-// From then on Remove leaves the socket files to it.
-func (ls *Listeners) HandOver() (map[string]*os.File, error) {
-	out := map[string]*os.File{}
+// Socket is a listening socket on its way to another daemon.
+type Socket struct {
+	Address string // as it was asked for
+	File    *os.File
+}
+
+// HandOver gives copies of all sockets, to be sent to a successor. From then
+// on Remove leaves the socket files to it, until TakeBack.
+func (ls *Listeners) HandOver() ([]Socket, error) {
+	var out []Socket
 	for _, l := range ls.list {
 		f, err := l.File()
 		if err != nil {
-			for _, g := range out {
-				g.Close()
+			for _, s := range out {
+				s.File.Close()
 			}
 			return nil, fmt.Errorf("hand over %s: %w", l.Address, err)
 		}
-		out[l.Address] = f
+		out = append(out, Socket{l.Address, f})
 	}
-	ls.stored = true
+	ls.handed = true
 	return out, nil
 }
+
+// Keep makes Remove leave the socket files: they are another daemon's still.
+func (ls *Listeners) Keep() { ls.handed = true }
+
+// TakeBack says that the files are this daemon's own: a successor has failed,
+// or this one has taken over.
+func (ls *Listeners) TakeBack() { ls.handed = false }
 
 func listenTCP(ctx context.Context, o ListenOptions, address, rest string) ([]*Listener, error) {
 	hostport := rest
@@ -249,6 +266,9 @@ func wrap(o ListenOptions, address string, raw rawListener, s *socketFile) *List
 // listenUnits takes the sockets of systemd's socket units: all of them, or the
 // one of a descriptor's number or name.
 func listenUnits(o ListenOptions, address, which string) ([]*Listener, error) {
+	if handed := o.Inherited.claimAll(address); len(handed) > 0 {
+		return wrapUnits(o, address, handed)
+	}
 	if o.Inherited == nil || len(o.Inherited.units) == 0 {
 		return nil, errdefs.ErrFailedPrecondition.WithMessage("no sockets found via socket activation: make sure the service was started by systemd")
 	}
@@ -264,7 +284,10 @@ func listenUnits(o ListenOptions, address, which string) ([]*Listener, error) {
 	if len(take) == 0 {
 		return nil, errdefs.ErrNotFound.WithMessage(fmt.Sprintf("failed to find systemd activated sockets: %q", which))
 	}
-	var out []*Listener
+	return wrapUnits(o, address, take)
+}
+
+func wrapUnits(o ListenOptions, address string, take []*os.File) (out []*Listener, err error) {
 	for _, f := range take {
 		l, err := net.FileListener(f)
 		f.Close()

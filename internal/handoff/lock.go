@@ -209,6 +209,10 @@ func Adopt(files []*os.File, dataRoot, execRoot string) (*Lock, error) {
 	return l, l.write()
 }
 
+// Rewrite writes this process into the lock's files again, where a successor
+// that failed has put itself.
+func (l *Lock) Rewrite() error { return l.write() }
+
 // Release closes the lock's files. The files stay: to remove one would let two
 // daemons lock two files of the same name.
 func (l *Lock) Release() {

@@ -37,6 +37,12 @@ func (n *Notifier) Reloading() error {
 	return n.send(nil, "RELOADING=1", fmt.Sprintf("MONOTONIC_USEC=%d", ts.Nano()/1000))
 }
 
+// Successor says which process is the daemon from now on. Only words of the one
+// that the service manager knows count, so it is the predecessor's to say.
+func (n *Notifier) Successor(pid int) error {
+	return n.send(nil, fmt.Sprintf("MAINPID=%d", pid))
+}
+
 // Stopping says that a stop has begun.
 func (n *Notifier) Stopping() error { return n.send(nil, "STOPPING=1") }
 

@@ -61,7 +61,9 @@ func listenUnix(ctx context.Context, o ListenOptions, address, path string) ([]*
 		if u, ok := l.(*net.UnixListener); ok && err == nil {
 			if old != nil {
 				u.SetUnlinkOnClose(false)
-				return []*Listener{wrap(o, address, u, old)}, nil
+				w := wrap(o, address, u, old)
+				w.adopted = true
+				return []*Listener{w}, nil
 			}
 			u.Close() // its file is gone: nobody could reach it
 		}
