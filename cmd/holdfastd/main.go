@@ -4,6 +4,9 @@
 // This folder only wires: what the command line says (package config), what the
 // process holds (package handoff), what is served (package api) and what does
 // the work (package engine) are put together here and know nothing of it.
+//
+// "holdfastd observe" is no daemon: holdfast starts it for the time of one
+// command when no daemon answers.
 package main
 
 import (
@@ -20,6 +23,9 @@ func main() {
 
 // run is main with its exit code.
 func run(args []string) int {
+	if len(args) > 0 && args[0] == "observe" {
+		return observe(args[1:])
+	}
 	flags, err := config.ParseFlags(args)
 	if err != nil {
 		fmt.Fprintf(os.Stderr, "%v\nSee 'holdfastd --help'.\n", err)

@@ -124,6 +124,9 @@ func (d *daemon) listen() error {
 	if err != nil {
 		return err
 	}
+	if err := d.sayRoots(); err != nil {
+		d.log.Warn("commands will not find the containers while no daemon lives", "error", err)
+	}
 	if err := d.listeners.Store(d.notify, inherited); err != nil {
 		d.log.Warn("the service manager keeps no copies of the sockets: requests during a restart will be refused", "error", err)
 	}

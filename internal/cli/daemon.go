@@ -29,6 +29,8 @@ func newDaemonCommand(docker command.Cli) *cobra.Command {
 		Short: "Look at the daemon, and reload it",
 		Args:  cli.NoArgs,
 		RunE:  command.ShowHelp(docker.Err()),
+		// What asks about the daemon wants no other's answer.
+		Annotations: map[string]string{ofDaemon: "yes"},
 	}
 	cmd.AddCommand(newStatusCommand(docker), newReloadCommand(docker))
 	return cmd

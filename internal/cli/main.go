@@ -1,8 +1,9 @@
 // Package cli is the command line: Docker's own, embedded from
 // github.com/docker/cli, under the name holdfast and with our commands beside
-// it. It talks to the daemon over the API alone; the exceptions are
-// "daemon status", which reads the shims' state files when no daemon answers,
-// and "demo", which starts a private daemon.
+// it. It talks to the daemon over the API alone, and where none answers to a
+// process that it starts in its place; the exceptions are "daemon status",
+// which then reads the shims' state files, and "demo", which starts a private
+// daemon.
 package cli
 
 import (
@@ -85,6 +86,12 @@ func run(ctx context.Context, docker *command.DockerCli) error {
 			if err == nil || !errdefs.IsNotFound(err) {
 				return err
 			}
+		}
+	}
+
+	if found, _, err := root.Find(args); err != nil || !aboutDaemon(found) {
+		if err := fallBack(docker, completing(args)); err != nil {
+			return err
 		}
 	}
 

@@ -4,10 +4,13 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"os"
 	"slices"
+	"strings"
 	"time"
 
 	moby "github.com/moby/moby/api/types/container"
+	"github.com/moby/moby/api/types/events"
 	"github.com/moby/moby/api/types/image"
 	"github.com/moby/moby/api/types/jsonstream"
 	mobynet "github.com/moby/moby/api/types/network"
@@ -33,10 +36,13 @@ import (
 type Observer struct{ *Engine }
 
 // NewObserver makes an observer that knows nothing yet; Observe follows. Of the
-// parts Images, Networks and Volumes are asked for what they know and for
-// nothing else; Volumes may be nil.
+// parts it needs Store, Shims, Networks, Lives, Host and Log. The networks are
+// asked for what they know, and for nothing else.
 func NewObserver(d Deps, cfg *Config) *Observer {
+	d.Events, d.Volumes = observedEvents{}, nil
+	d.Lives = observedLives{d.Lives}
 	e := New(d, cfg)
+	e.images = observedImages{e: e}
 	e.observes = true
 	return &Observer{e}
 }
@@ -131,16 +137,14 @@ func (a *actor) heed() {
 	}
 }
 
-// ObservedLives is the record of the daemon's lives as an observer has it:
+// observedLives is the record of the daemon's lives as an observer has it:
 // after the last one the present moment, with no daemon in it.
-type ObservedLives struct {
-	Lives
-	BootID string
-}
+type observedLives struct{ Lives }
 
 // List returns the lives; the last one is nobody's.
-func (l ObservedLives) List() []event.Life {
-	return append(slices.Clone(l.Lives.List()), event.Life{BootID: l.BootID, Start: time.Now()})
+func (l observedLives) List() []event.Life {
+	boot, _ := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	return append(slices.Clone(l.Lives.List()), event.Life{BootID: strings.TrimSpace(string(boot)), Start: time.Now()})
 }
 
 // needsDaemon is the refusal of what an observer can't do.
@@ -280,6 +284,11 @@ func (o *Observer) NetworkDisconnect(context.Context, string, mobynet.Disconnect
 
 func (o *Observer) NetworksPrune(context.Context, filter.Args) (mobynet.PruneReport, error) {
 	return mobynet.PruneReport{}, needsDaemon("removing networks")
+}
+
+// Events are the journal's, which is the daemon's to write.
+func (o *Observer) Events(context.Context, EventsOptions, func(events.Message) error) error {
+	return needsDaemon("following events")
 }
 
 func (o *Observer) Info(context.Context) (system.Info, error) {

@@ -343,13 +343,8 @@ func removeAll(path string) error {
 // RootfsUsage is how many bytes on disk the container has written.
 func (s *Store) RootfsUsage(dir string) (int64, error) {
 	ctx := s.ctx(context.Background())
-	upper := filepath.Join(dir, upperDir)
-	if _, err := os.Lstat(upper); err == nil {
-		u, err := fs.DiskUsage(ctx, upper)
-		if err != nil {
-			return 0, fmt.Errorf("usage of rootfs: %w", err)
-		}
-		return u.Size, nil
+	if size, err := LayerUsage(dir); !errors.Is(err, os.ErrNotExist) {
+		return size, err
 	}
 	copied := filepath.Join(dir, copyDir)
 	if _, err := os.Lstat(copied); err != nil {

@@ -1,0 +1,217 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
+
+	"holdfast/internal/api"
+	"holdfast/internal/config"
+	"holdfast/internal/engine"
+	"holdfast/internal/engine/oci"
+	"holdfast/internal/event"
+	"holdfast/internal/network"
+	"holdfast/internal/store"
+	"holdfast/internal/version"
+)
+
+// observerFD is the descriptor on which an observer hears from the command that
+// started it: a socket of type SOCK_SEQPACKET. The observer's first message is
+// empty but for one byte when it is ready, and says otherwise why it is not.
+// Every message to it brings one end of a socket pair, a connection to the API.
+// It ends with the socket.
+const observerFD = 3
+
+// First bytes of the observer's first message.
+const (
+	observerReady   = '+'
+	observerUnknown = '?' // no daemon of ours served that socket: nothing to observe
+	observerFailed  = '-' // a text follows
+)
+
+// observe serves the API to one command, from the files and the shims.
+func observe(args []string) int {
+	flags := flag.NewFlagSet("observe", flag.ContinueOnError)
+	flags.SetOutput(io.Discard)
+	socket := flags.String("socket", "", "path of the API's socket that nobody answers on")
+	execRoot := flags.String("exec-root", "", "the daemon's exec root; empty: found by the socket")
+	if err := flags.Parse(args); err != nil || *socket == "" || flags.NArg() > 0 {
+		fmt.Fprintln(os.Stderr, "holdfastd observe is started by holdfast when no daemon answers, and by nobody else")
+		return 125
+	}
+	control := os.NewFile(observerFD, "control")
+	handler, err := composeObserver(*socket, *execRoot)
+	if err != nil {
+		word := append([]byte{observerFailed}, err.Error()...)
+		if errdefs.IsNotFound(err) {
+			word[0] = observerUnknown
+		}
+		_, _ = control.Write(word)
+		return 1
+	}
+	if _, err := control.Write([]byte{observerReady}); err != nil {
+		return 1 // the command has gone
+	}
+	server := &http.Server{
+		Handler: handler, Protocols: new(http.Protocols),
+		ErrorLog: slog.NewLogLogger(slog.DiscardHandler, slog.LevelError),
+	}
+	server.Protocols.SetHTTP1(true)
+	// Nobody is left to be told of an error: the command has ended.
+	_ = server.Serve(&passedConns{control})
+	return 0
+}
+
+// composeObserver puts an engine together that observes, and the API on it.
+func composeObserver(socket, execRoot string) (http.Handler, error) {
+	roots, err := findRoots(socket, execRoot)
+	if err != nil {
+		return nil, err
+	}
+	ctx := context.Background()
+	files, err := store.OpenView(roots.DataRoot, roots.ExecRoot)
+	if err != nil {
+		return nil, err
+	}
+	lives, err := event.ReadLives(files.EventsDir())
+	if err != nil {
+		return nil, err
+	}
+	nets, err := network.Open(ctx, network.Options{Root: files.NetworksDir(), ExecRoot: roots.ExecRoot})
+	if err != nil {
+		return nil, err
+	}
+	// What is said goes to the terminal of a user who asked for something else.
+	log := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelError}))
+	o := engine.NewObserver(engine.Deps{
+		Store: files, Shims: shims{release: version.Version}, Networks: nets, Lives: lives,
+		Host: oci.Probe(ctx), Log: log, Release: version.Version,
+	}, &engine.Config{Config: &config.Config{DataRoot: roots.DataRoot, ExecRoot: roots.ExecRoot, LiveRestore: true}})
+	if err := o.Observe(ctx); err != nil {
+		return nil, err
+	}
+	return api.New(api.Options{
+		Containers: o, Images: o, Volumes: o, Networks: o, System: o, Daemon: o,
+		Server: fmt.Sprintf("Holdfast/%s (linux; no daemon)", version.Version),
+	}), nil
+}
+
+// findRoots finds where the daemon that served a socket keeps things. It asks
+// the folder of the socket, then the folders of this host's configuration.
+// ErrNotFound: it was no daemon of ours.
+func findRoots(socket, execRoot string) (store.Roots, error) {
+	socket, err := filepath.Abs(socket)
+	if err != nil {
+		return store.Roots{}, err
+	}
+	serves := func(sockets []string) bool {
+		return slices.ContainsFunc(sockets, func(s string) bool { return filepath.Clean(s) == socket })
+	}
+	if execRoot != "" {
+		return store.ReadRoots(execRoot)
+	}
+	roots, err := store.ReadRoots(filepath.Dir(socket))
+	if err == nil && serves(roots.Sockets) || err != nil && !errdefs.IsNotFound(err) {
+		return roots, err
+	}
+	flags, err := config.ParseFlags(nil)
+	if err != nil {
+		return store.Roots{}, err
+	}
+	cfg, err := config.Load(flags, os.ReadFile)
+	if err != nil {
+		return store.Roots{}, err
+	}
+	roots, err = store.ReadRoots(cfg.ExecRoot)
+	if err == nil && serves(roots.Sockets) || err != nil && !errdefs.IsNotFound(err) {
+		return roots, err
+	}
+	// After a reboot the exec root is empty, and the data root is not.
+	if serves(unixPaths(cfg.Addresses())) {
+		if _, err := os.Stat(filepath.Join(cfg.DataRoot, "containers")); err == nil {
+			return store.Roots{DataRoot: cfg.DataRoot, ExecRoot: cfg.ExecRoot}, nil
+		}
+	}
+	return store.Roots{}, fmt.Errorf("no daemon of Holdfast has served %s: %w", socket, errdefs.ErrNotFound)
+}
+
+// sayRoots leaves word for observers.
+func (d *daemon) sayRoots() error {
+	var shown []string
+	for _, l := range d.listeners.All() {
+		shown = append(shown, l.Shown())
+	}
+	return store.WriteRoots(store.Roots{
+		DataRoot: d.cfg.DataRoot, ExecRoot: d.cfg.ExecRoot, Sockets: unixPaths(shown), Release: version.Version,
+	})
+}
+
+// unixPaths are the paths of those addresses that are Unix sockets.
+func unixPaths(addresses []string) []string {
+	paths := []string{}
+	for _, a := range addresses {
+		if path, ok := strings.CutPrefix(a, "unix://"); ok {
+			if abs, err := filepath.Abs(path); err == nil {
+				paths = append(paths, abs)
+			}
+		}
+	}
+	return paths
+}
+
+// passedConns is a listener whose connections come as descriptors.
+type passedConns struct{ control *os.File }
+
+// Accept waits for the next connection; io.EOF when there will be none.
+func (l *passedConns) Accept() (net.Conn, error) {
+	raw, err := l.control.SyscallConn()
+	if err != nil {
+		return nil, err
+	}
+	word, oob := make([]byte, 1), make([]byte, unix.CmsgSpace(4))
+	var n, oobn int
+	var failed error
+	err = raw.Read(func(fd uintptr) bool {
+		for {
+			n, oobn, _, _, failed = unix.Recvmsg(int(fd), word, oob, unix.MSG_CMSG_CLOEXEC)
+			if failed != unix.EINTR {
+				return failed != unix.EAGAIN
+			}
+		}
+	})
+	if err := errors.Join(err, failed); err != nil {
+		return nil, err
+	}
+	if n == 0 {
+		return nil, io.EOF
+	}
+	messages, err := unix.ParseSocketControlMessage(oob[:oobn])
+	if err != nil || len(messages) != 1 {
+		return nil, fmt.Errorf("a message without a connection: %w", errors.Join(err, errdefs.ErrInvalidArgument))
+	}
+	fds, err := unix.ParseUnixRights(&messages[0])
+	if err != nil {
+		return nil, err
+	}
+	f := os.NewFile(uintptr(fds[0]), "client")
+	defer f.Close()
+	return net.FileConn(f)
+}
+
+// Close ends it.
+func (l *passedConns) Close() error { return l.control.Close() }
+
+// Addr is a formality.
+func (l *passedConns) Addr() net.Addr { return &net.UnixAddr{Net: "unix"} }

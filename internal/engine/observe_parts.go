@@ -1,0 +1,66 @@
+package engine
+
+import (
+	"context"
+	"errors"
+	"io/fs"
+	"path/filepath"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"github.com/distribution/reference"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"holdfast/internal/event"
+	images "holdfast/internal/image"
+)
+
+// observedImages is what containers' own records tell of images. The Observer
+// lets nothing else through to Images, whose database is a daemon's.
+type observedImages struct {
+	Images // nil
+	e      *Engine
+}
+
+// Resolve finds the image of a container that was made from that name or ID.
+func (o observedImages) Resolve(_ context.Context, name string, _ *ocispec.Platform) (images.Image, error) {
+	want := familiar(name)
+	var newest *view
+	for _, a := range o.e.index.all() {
+		v := a.view.Load()
+		if (familiar(v.req.Config.Image) == want || v.spec.Image.ID == name) && (newest == nil || v.spec.Created.After(newest.spec.Created)) {
+			newest = v
+		}
+	}
+	if newest == nil {
+		return images.Image{}, errdefs.ErrNotFound.WithMessage("No such image: " + name)
+	}
+	return images.Image{ID: newest.spec.Image.ID}, nil
+}
+
+func familiar(name string) string {
+	named, err := reference.ParseNormalizedNamed(name)
+	if err != nil {
+		return name
+	}
+	return reference.TagNameOnly(named).String()
+}
+
+// RootfsUsage sums up what a container has written, where that is a layer of
+// its own.
+func (observedImages) RootfsUsage(dir string) (int64, error) {
+	usage, err := images.LayerUsage(filepath.Clean(dir))
+	if errors.Is(err, fs.ErrNotExist) {
+		return 0, needsDaemon("the size of a container on this storage driver")
+	}
+	return usage, err
+}
+
+// observedEvents takes no event: journals have one writer.
+type observedEvents struct{}
+
+func (observedEvents) Append(event.Message) (bool, error) { return false, nil }
+
+func (observedEvents) Subscribe(time.Time, time.Time, func(event.Message) bool) *event.Subscription {
+	return nil // the Observer refuses Events
+}
