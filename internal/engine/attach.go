@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"sync"
 	"time"
 
 	"github.com/moby/term"
@@ -27,29 +28,48 @@ func (e *Engine) ContainerAttach(ctx context.Context, ref string, o AttachOption
 	if err != nil {
 		return err
 	}
-	err = a.ask(ctx, container.AskAttach, func(_ container.Action, done func(error)) { done(nil) })
-	if err != nil {
+	// The answer tells the client that it is attached: it may ask for the start
+	// right after. So the loop does nothing else between the answer and the
+	// joining. That the answer is given from here is for its request to be there
+	// still.
+	turn, answered, asked := make(chan *view, 1), make(chan attachment), make(chan error, 1)
+	release := sync.OnceFunc(func() { close(answered) })
+	defer release()
+	go func() {
+		asked <- a.ask(ctx, container.AskAttach, func(_ container.Action, done func(error)) {
+			turn <- a.view.Load()
+			if at, ok := <-answered; ok {
+				a.join(at)
+			}
+			done(nil)
+		})
+	}()
+	var v *view
+	select {
+	case err := <-asked:
 		return err
+	case v = <-turn:
 	}
-	v := a.view.Load()
 	raw := v.req.Config.Tty
 	c, err := o.Hijack(raw)
 	if err != nil {
 		return err
 	}
+	joined := attachment{client: c, attach: proto.Attach{
+		Stdin: o.Stdin && v.req.Config.OpenStdin, Stdout: o.Stdout, Stderr: o.Stderr,
+		Raw: raw, DetachKeys: keys, Pending: c.Pending,
+	}}
+	if o.Stream && !o.Logs {
+		answered <- joined
+		return <-asked
+	}
+	release() // a log is read at the client's pace
 	if o.Logs {
 		if err := e.replay(ctx, v, o, raw, c.File); err != nil && ctx.Err() == nil {
 			fmt.Fprintf(c.File, "Error grabbing logs: %v\r\n", err)
 		}
 	}
-	if !o.Stream {
-		return c.File.Close()
-	}
-	at := attachment{client: c, attach: proto.Attach{
-		Stdin: o.Stdin && v.req.Config.OpenStdin, Stdout: o.Stdout, Stderr: o.Stderr,
-		Raw: raw, DetachKeys: keys, Pending: c.Pending,
-	}}
-	if !a.post(func() { a.join(at) }) {
+	if !o.Stream || !a.post(func() { a.join(joined) }) {
 		return c.File.Close()
 	}
 	return nil
