@@ -334,7 +334,7 @@ func (a *actor) tellDeath() {
 
 // removeSelf carries out --rm, in the loop.
 func (a *actor) removeSelf() {
-	if a.e.observes {
+	if a.e.observes.Load() {
 		a.vanish()
 		return
 	}
@@ -353,7 +353,7 @@ func (a *actor) removeSelf() {
 // save persists the spec as it is now, in the loop. An observer leaves that to
 // the next daemon, which finds in the shim's record what the user wanted.
 func (a *actor) save() error {
-	if a.e.observes {
+	if a.e.observes.Load() {
 		return nil
 	}
 	return a.e.store.WriteSpec(&a.spec)

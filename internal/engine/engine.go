@@ -50,6 +50,9 @@ type Deps struct {
 	Log      *slog.Logger
 	Release  string
 	ID       string // of this daemon's data root
+	// HandedOver: a daemon that lived until now gave everything to this one, so
+	// that what runs is to be kept, whatever live restore says.
+	HandedOver bool
 }
 
 // Engine is the daemon's core. Its exported methods are the backends that the
@@ -74,8 +77,11 @@ type Engine struct {
 	// listeners counts the clients of Events.
 	listeners atomic.Int64
 
-	// observes: this is an Observer's, which changes nothing by itself.
-	observes bool
+	// observes: this is an Observer's, or was retired: it changes nothing by
+	// itself. It is never taken back.
+	observes atomic.Bool
+	// handedOver: see Deps.
+	handedOver bool
 	// unread are the containers whose records can't be used; set by Load alone.
 	unread []string
 	// restored is closed when every container was looked at; what would change
@@ -91,7 +97,7 @@ func New(d Deps, cfg *Config) *Engine {
 	e := &Engine{
 		store: d.Store, shims: d.Shims, images: d.Images, networks: d.Networks,
 		volumes: d.Volumes, events: d.Events, lives: d.Lives, host: d.Host, log: d.Log,
-		release: d.Release, id: d.ID, started: time.Now(),
+		release: d.Release, id: d.ID, handedOver: d.HandedOver, started: time.Now(),
 		index:    newIndex(),
 		restored: make(chan struct{}),
 		closing:  make(chan struct{}),

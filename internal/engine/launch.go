@@ -245,7 +245,7 @@ func networkRequest(spec container.Spec, req request) network.Request {
 // volumes' mounts. Everything in it may have been done before. What fails is
 // logged and done by the next start or restore, which find it by its name.
 func (e *Engine) giveBack(id string, sandbox network.Sandbox, mounts []mountPoint) {
-	if e.observes {
+	if e.observes.Load() {
 		return // the shim undoes what is its own, the next daemon the rest
 	}
 	ctx := context.Background()

@@ -43,7 +43,7 @@ func NewObserver(d Deps, cfg *Config) *Observer {
 	d.Lives = observedLives{d.Lives}
 	e := New(d, cfg)
 	e.images = observedImages{e: e}
-	e.observes = true
+	e.observes.Store(true)
 	return &Observer{e}
 }
 

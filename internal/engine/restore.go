@@ -270,7 +270,7 @@ func (e *Engine) look(ctx context.Context, a *actor) found {
 	p := container.RestartPolicy{Name: a.spec.Restart.Name, MaxRetries: a.spec.Restart.MaxRetries}
 	desired := heeded(&a.spec, f.rec)
 	f.verdict = container.Reconcile(container.Rules{
-		Desired: desired, LiveRestore: e.config.Load().LiveRestore, AutoRemove: a.req.HostConfig.AutoRemove,
+		Desired: desired, LiveRestore: e.config.Load().LiveRestore || e.handedOver, AutoRemove: a.req.HostConfig.AutoRemove,
 		Restart: container.ShouldRun(p, desired, !f.rec.Started.IsZero(), f.rec.ExitCode, f.rec.RestartCount),
 	}, o)
 	return f
@@ -278,7 +278,7 @@ func (e *Engine) look(ctx context.Context, a *actor) found {
 
 // apply does what was decided, before the actor's loop runs.
 func (e *Engine) apply(a *actor, f found, left *sync.WaitGroup) {
-	if e.observes {
+	if e.observes.Load() {
 		e.show(a, f)
 		return
 	}
@@ -556,7 +556,7 @@ func (a *actor) abort(shim Shim) {
 
 // byPolicy starts the container if its policy says so, in the loop.
 func (a *actor) byPolicy() {
-	if a.e.observes {
+	if a.e.observes.Load() {
 		return
 	}
 	p := container.RestartPolicy{Name: a.spec.Restart.Name, MaxRetries: a.spec.Restart.MaxRetries}

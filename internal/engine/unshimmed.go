@@ -123,7 +123,7 @@ func (a *actor) haltUnshimmed(how proto.Stop) {
 // killUnshimmed deletes what the OCI runtime still knows of a container, and
 // kills its processes. A container that it does not know is fine.
 func (e *Engine) killUnshimmed(id string) error {
-	if e.observes {
+	if e.observes.Load() {
 		return nil
 	}
 	a, err := e.index.find(id)
