@@ -70,7 +70,9 @@ func (a *actor) remove(o RemoveOptions, done func(error)) {
 			}
 			a.e.index.remove(a.id, a.spec.Name)
 			a.e.stats.forget(a.id)
-			a.emit("destroy", nil)
+			if a.rec.Status != proto.StatusRemoved { // the shim has told it else
+				a.emit("destroy", nil)
+			}
 			failpoint.Here("remove.told")
 			for _, w := range a.waiters {
 				w.ch <- waitResponse(a.exit())
