@@ -50,8 +50,8 @@ type actor struct {
 	id  string
 	log *slog.Logger
 
-	mail chan func()
-	quit chan struct{}        // closed when the container is gone
+	mail *mailbox
+	quit chan struct{}        // closed, by the loop, when the container is gone
 	view atomic.Pointer[view] // the last published picture
 
 	// All below belongs to the loop.
@@ -60,16 +60,17 @@ type actor struct {
 	mounts  []mountPoint
 	sandbox network.Sandbox
 	state   container.State
-	rec     proto.State // the last seen of the shim, of this life or the last
-	shim    Shim        // nil when there is none
-	parked  []func()    // inputs that wait for the present state to pass
+	rec     proto.State     // the last seen of the shim, of this life or the last
+	shim    Shim            // nil when there is none
+	before  container.State // that the last accepted input led away from
+	parked  []func()        // inputs that wait for the present state to pass
 	waiters []waiter
 	clients []attachment // attached before the start
 	// death is the end of the last run, until it is journalled.
 	death *proto.Entry
-	// restarting: a restart asked by the user is between its stop and its
-	// start, so --rm does not strike.
-	restarting bool
+	// restarts counts the restarts asked by users that are under way: between
+	// the stop and the start --rm does not strike.
+	restarts int
 	// launching: a start is under way, which takes back what it did if it
 	// fails. endedAtOnce: the shim told of the end before the start returned.
 	launching, endedAtOnce bool
@@ -79,8 +80,9 @@ type actor struct {
 
 // waiter waits for the end of a run, or for the removal.
 type waiter struct {
-	on moby.WaitCondition
-	ch chan moby.WaitResponse // buffered
+	on  moby.WaitCondition
+	ch  chan moby.WaitResponse // buffered
+	ctx context.Context        // of who waits
 }
 
 // attachment is a client that came before the container ran.
@@ -93,7 +95,7 @@ func newActor(e *Engine, spec *container.Spec, req request, mounts []mountPoint)
 	a := &actor{
 		e: e, id: spec.ID,
 		log:  e.log.With("container", spec.ID[:12]),
-		mail: make(chan func(), 16),
+		mail: newMailbox(),
 		quit: make(chan struct{}),
 		spec: *spec, req: req, mounts: mounts,
 	}
@@ -106,25 +108,33 @@ func newActor(e *Engine, spec *container.Spec, req request, mounts []mountPoint)
 	return a
 }
 
-// loop runs until the container is gone.
+// loop runs until the container is gone, and answers all that came before.
 func (a *actor) loop() {
 	for {
-		select {
-		case fn := <-a.mail:
+		for _, fn := range a.mail.take() {
 			fn()
+		}
+		select {
 		case <-a.quit:
-			return
+			if a.mail.close() {
+				return
+			}
+		default:
+			<-a.mail.wake
 		}
 	}
 }
 
-// post hands a function to the loop. After the container is gone it does
-// nothing and says so.
-func (a *actor) post(fn func()) bool {
+// post hands a function to the loop, and never waits for it. After the
+// container is gone it does nothing and says so.
+func (a *actor) post(fn func()) bool { return a.mail.put(fn) }
+
+// gone reports whether the container is no more, in the loop.
+func (a *actor) gone() bool {
 	select {
-	case a.mail <- fn:
-		return true
 	case <-a.quit:
+		return true
+	default:
 		return false
 	}
 }
@@ -163,10 +173,16 @@ func (a *actor) saw(in container.Input) {
 }
 
 // ask brings a user's input before the loop, and act carries out what Step
-// says. act calls done once, from wherever it ends. The context ends the
-// waiting; the effect goes on.
+// says. act calls done from wherever it ends, and the first answer counts. The
+// context ends the waiting; the effect goes on.
 func (a *actor) ask(ctx context.Context, in container.Input, act func(do container.Action, done func(error))) error {
 	result := make(chan error, 1)
+	done := func(err error) {
+		select {
+		case result <- err:
+		default: // answered before, which must not hold up the loop
+		}
+	}
 	var try func()
 	try = func() {
 		if ctx.Err() != nil {
@@ -177,16 +193,17 @@ func (a *actor) ask(ctx context.Context, in container.Input, act func(do contain
 		case container.Wait:
 			a.parked = append(a.parked, try)
 		case container.Nothing:
-			result <- errNothing
+			done(errNothing)
 		case container.Refuse:
-			result <- a.refusal(in, o.Why)
+			done(a.refusal(in, o.Why))
 		default:
+			a.before = a.state
 			a.to(o.Next)
-			act(o.Do, func(err error) { result <- err })
+			act(o.Do, done)
 		}
 	}
 	if !a.post(try) {
-		return notFound("No such container: %s", a.spec.Name)
+		return notFound("No such container: %s", a.id)
 	}
 	select {
 	case err := <-result:
@@ -290,7 +307,7 @@ func (a *actor) ended() {
 	}
 	shim, sandbox, mounts := a.shim, a.sandbox, a.mounts
 	a.shim = nil
-	rm := a.req.HostConfig.AutoRemove && !a.restarting && a.state != container.Removing
+	rm := a.req.HostConfig.AutoRemove && a.restarts == 0 && a.state != container.Removing
 	if a.state == container.Removing {
 		a.tellDeath()
 		return // the removal does the rest

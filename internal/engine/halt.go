@@ -8,6 +8,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/containerd/errdefs"
 	"github.com/moby/sys/signal"
 
 	"holdfast/internal/container"
@@ -66,18 +67,18 @@ func haltOf(o StopOptions) (proto.Stop, error) {
 // halt ends the container's life, in the loop and in the state Stopping. done
 // is called when what it used is given back.
 func (a *actor) halt(how proto.Stop, manual bool, done func(error)) {
-	if manual && !a.restarting {
-		a.spec.Desired = container.DesiredStopped
-		if err := a.save(); err != nil {
-			a.to(container.Running)
+	how.User = manual && a.restarts == 0
+	if how.User {
+		if err := a.want(container.DesiredStopped); err != nil {
+			a.to(a.before)
 			done(err)
 			return
 		}
 		failpoint.Here("halt.recorded")
 	}
-	how.User = manual && !a.restarting
 	shim := a.shim
-	a.afterStop(func() { done(nil) })
+	var failure error
+	a.afterStop(func() { done(failure) })
 	if shim == nil {
 		a.haltUnshimmed(how)
 		return
@@ -85,20 +86,33 @@ func (a *actor) halt(how proto.Stop, manual bool, done func(error)) {
 	go func() {
 		_, err := shim.Stop(context.Background(), how)
 		failpoint.Here("halt.stopped")
-		if err != nil {
-			select {
-			case <-shim.Done(): // it is gone, and its last words tell the rest
-			default:
-				a.log.Error("the shim could not stop the container", "error", err)
-				a.post(func() {
-					if a.state == container.Stopping && a.shim == shim {
-						a.to(stateOf(a.rec))
-					}
-					done(err)
-				})
-			}
+		if err == nil || errdefs.IsUnavailable(err) {
+			return // its last words tell the rest, or that there are none
 		}
+		a.log.Error("the shim could not stop the container", "error", err)
+		a.post(func() {
+			if a.state == container.Stopping && a.shim == shim {
+				failure = err
+				a.to(stateOf(a.rec))
+			}
+		})
 	}()
+}
+
+// want persists what is wanted of the container, in the loop. What can't be
+// persisted is not wanted.
+func (a *actor) want(d container.Desired) error {
+	was := a.spec.Desired
+	if d == was {
+		return nil
+	}
+	a.spec.Desired = d
+	err := a.save()
+	if err != nil {
+		a.spec.Desired = was
+	}
+	a.publish()
+	return err
 }
 
 // afterStop runs fn once the state has passed on from Stopping.
@@ -114,7 +128,8 @@ func (a *actor) afterStop(fn func()) {
 	a.parked = append(a.parked, again)
 }
 
-// ContainerRestart stops a container, if it runs, and starts it.
+// ContainerRestart stops a container, if it runs, and starts it. Who asks may
+// stop to wait; a restart that has begun is carried out.
 func (e *Engine) ContainerRestart(ctx context.Context, ref string, o StopOptions) error {
 	a, err := e.find(ctx, ref)
 	if err != nil {
@@ -123,17 +138,27 @@ func (e *Engine) ContainerRestart(ctx context.Context, ref string, o StopOptions
 	if _, err := haltOf(o); err != nil {
 		return err
 	}
+	result := make(chan error, 1)
+	go func() { result <- a.restart(context.WithoutCancel(ctx), o) }()
+	select {
+	case err := <-result:
+		return err
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+func (a *actor) restart(ctx context.Context, o StopOptions) error {
 	// --rm must not strike between the two halves.
-	hold := func(on bool) { a.post(func() { a.restarting = on }) }
-	hold(true)
-	defer hold(false)
+	a.post(func() { a.restarts++ })
+	defer a.post(func() { a.restarts-- })
 	if err := a.stop(ctx, o, true); err != nil && !errors.Is(err, errNothing) {
 		return err
 	}
 	if err := a.start(ctx); err != nil && !errors.Is(err, errNothing) {
 		return err
 	}
-	a.post(func() { a.emit("restart", nil) })
+	a.await(func() { a.emit("restart", nil) })
 	return nil
 }
 
@@ -159,9 +184,9 @@ func (e *Engine) ContainerKill(ctx context.Context, ref, name string) error {
 			a.halt(proto.Stop{Signal: int(sig), Default: true}, true, done)
 			return
 		}
-		if manual && a.spec.Desired != container.DesiredStopped {
-			a.spec.Desired = container.DesiredStopped
-			if err := a.save(); err != nil {
+		was := a.spec.Desired
+		if manual {
+			if err := a.want(container.DesiredStopped); err != nil {
 				done(err)
 				return
 			}
@@ -178,6 +203,13 @@ func (e *Engine) ContainerKill(ctx context.Context, ref, name string) error {
 		}
 		go func() {
 			err := shim.Kill(context.Background(), proto.Kill{Signal: int(sig), Manual: manual, User: manual})
+			if err != nil && manual {
+				a.await(func() {
+					if a.shim == shim && a.spec.Desired == container.DesiredStopped {
+						err = errors.Join(err, a.want(was))
+					}
+				})
+			}
 			if err == nil && sig == syscall.SIGKILL {
 				wait := time.NewTimer(10 * time.Second)
 				defer wait.Stop()
@@ -216,8 +248,9 @@ func (e *Engine) freeze(ctx context.Context, ref string, in container.Input, act
 			rec, err := call(shim, context.Background())
 			a.post(func() {
 				if err == nil {
-					a.rec = rec
-					if a.state == container.Running || a.state == container.Paused {
+					// The container may have ended since the shim answered.
+					if rec.Seq >= a.rec.Seq && (a.state == container.Running || a.state == container.Paused) {
+						a.rec = rec
 						a.to(stateOf(rec))
 					}
 					a.emit(action, nil)

@@ -507,10 +507,7 @@ func (a *actor) finishLost() {
 func (a *actor) await(fn func()) {
 	ran := make(chan struct{})
 	if a.post(func() { defer close(ran); fn() }) {
-		select {
-		case <-ran:
-		case <-a.quit:
-		}
+		<-ran
 	}
 }
 

@@ -79,13 +79,17 @@ func (a *actor) watchProcess(rec proto.State) {
 
 // signalUnshimmed sends a signal to a container's process without its shim.
 func (a *actor) signalUnshimmed(sig syscall.Signal) error {
+	notRunning := conflict("cannot kill container: %s: container %s is not running", a.spec.Name, a.id)
+	if !alive(a.rec) {
+		return notRunning
+	}
 	fd, err := unix.PidfdOpen(a.rec.Pid, 0)
 	if err != nil {
 		return fmt.Errorf("kill %s: %w", a.spec.Name, err)
 	}
 	defer unix.Close(fd)
-	if !alive(a.rec) {
-		return conflict("container %s is not running", a.id)
+	if !alive(a.rec) { // it may have ended before the descriptor was there
+		return notRunning
 	}
 	return unix.PidfdSendSignal(fd, sig, nil, 0)
 }

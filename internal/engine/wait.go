@@ -2,6 +2,7 @@ package engine
 
 import (
 	"context"
+	"slices"
 
 	moby "github.com/moby/moby/api/types/container"
 
@@ -29,15 +30,20 @@ func (e *Engine) ContainerWait(ctx context.Context, ref string, on moby.WaitCond
 		}
 		if on == moby.WaitConditionNotRunning {
 			switch a.state {
-			case container.Created, container.Exited, container.Dead, container.Removing:
+			case container.Created, container.Exited, container.Dead:
 				ch <- waitResponse(a.exit())
 				return
 			}
 		}
-		a.waiters = append(a.waiters, waiter{on, ch})
+		if a.gone() {
+			ch <- waitResponse(a.exit())
+			return
+		}
+		a.waiters = slices.DeleteFunc(a.waiters, func(w waiter) bool { return w.ctx.Err() != nil })
+		a.waiters = append(a.waiters, waiter{on, ch, ctx})
 	})
 	if !there {
-		ch <- waitResponse(a.view.Load().rec)
+		ch <- waitResponse(a.exit())
 	}
 	return ch, nil
 }
