@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"slices"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -22,6 +23,9 @@ import (
 // helloTimeout bounds how long a shim may take to say hello before it counts
 // as silent. It is asked again later, so this costs nothing but patience.
 const helloTimeout = 2 * time.Second
+
+// killTime bounds how long a shutdown waits for a container that it has killed.
+const killTime = 5 * time.Second
 
 // Load reads the specs and makes the containers known, so that reads are
 // answered at once. What runs is not looked at yet, beyond its files.
@@ -420,7 +424,9 @@ func (a *actor) watchShim(shim Shim) {
 // retry asks again about a container that nothing is known of, until something
 // is.
 func (a *actor) retry() {
-	delay := 100 * time.Millisecond
+	// At once, then soon, then ever more patiently: a shim that was killed is
+	// gone in a moment, one that is silent has its reasons.
+	var delay time.Duration
 	for {
 		timer := time.NewTimer(delay)
 		select {
@@ -434,7 +440,7 @@ func (a *actor) retry() {
 		}
 		f := a.e.look(context.Background(), a)
 		if f.verdict == container.Retry {
-			delay = min(delay*2, 30*time.Second)
+			delay = min(max(delay*2, 5*time.Millisecond), 30*time.Second)
 			continue
 		}
 		if f.verdict == container.HaltLeft {
@@ -659,12 +665,36 @@ func (e *Engine) Shutdown(ctx context.Context) {
 			continue
 		}
 		wg.Go(func() {
-			if err := a.stop(ctx, StopOptions{}, false); err != nil && !errors.Is(err, errNothing) {
+			err := a.stop(ctx, StopOptions{}, false)
+			if errors.Is(err, context.DeadlineExceeded) {
+				err = a.killNow()
+			}
+			if err != nil && !errors.Is(err, errNothing) {
 				a.log.Warn("not stopped at shutdown", "error", err)
 			}
 		})
 	}
 	wg.Wait()
+}
+
+// killNow kills a container whose stop has taken all the time that there was,
+// and waits until it has ended.
+func (a *actor) killNow() error {
+	ctx, cancel := context.WithTimeout(context.Background(), killTime)
+	defer cancel()
+	a.log.Warn("the shutdown time-out is over, the container is killed")
+	err := a.ask(ctx, container.AskKill, func(_ container.Action, done func(error)) {
+		shim := a.shim
+		if shim == nil {
+			done(a.signalUnshimmed(syscall.SIGKILL))
+			return
+		}
+		go func() { done(shim.Kill(ctx, proto.Kill{Signal: int(syscall.SIGKILL)})) }()
+	})
+	if err != nil {
+		return err
+	}
+	return a.stop(ctx, StopOptions{}, false)
 }
 
 // entrySource names a shim's journal entry, so that it is journalled once.
