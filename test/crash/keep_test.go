@@ -3,6 +3,8 @@ package crash
 import (
 	"net"
 	"net/http"
+	"os/exec"
+	"regexp"
 	"strings"
 	"syscall"
 	"testing"
@@ -26,11 +28,13 @@ func TestContainerNeverNoticesTheDaemonsEnd(t *testing.T) {
 		before[n] = identity(t, d, n)
 	}
 	table := rules(t, d)
+	const startedAt = "{{ .State.StartedAt }}"
+	started := d.Docker("container", "inspect", "web", "-f", startedAt)
 
 	for _, c := range []struct {
 		name string
 		end  func()
-	}{{"SIGKILL", d.Kill9}, {"SIGTERM", d.Term}, {"SIGKILL again", d.Kill9}} {
+	}{{"SIGKILL", d.Kill9}, {"SIGTERM", d.Term}, {"SIGKILL, and nobody reaps it", d.KillZombie}} {
 		c.end()
 		resp, err := http.Get(url)
 		if err != nil {
@@ -48,6 +52,13 @@ func TestContainerNeverNoticesTheDaemonsEnd(t *testing.T) {
 		}
 		if got := d.Holdfast("info", "-f", "{{.LiveRestoreEnabled}} {{.ContainersRunning}} {{.ContainersPaused}}"); got != "true 2 1" {
 			t.Errorf("%s: info: %s", c.name, got)
+		}
+		// As Docker's documentation shows it, with Docker's client.
+		if got := d.Docker("container", "inspect", "web", "-f", startedAt); got != started {
+			t.Errorf("%s: started at %s, was %s", c.name, got, started)
+		}
+		if got := d.Docker("info"); !strings.Contains(got, "Live Restore Enabled: true") {
+			t.Errorf("%s: docker info: %s", c.name, got)
 		}
 	}
 	noFailure(t, p)
@@ -78,10 +89,10 @@ func TestEverythingWorksAfterARestore(t *testing.T) {
 		t.Fatal(err)
 	}
 	attach, _ := background(t, d, "attach", "echo")
-	attach.Stdin = strings.NewReader("one\ntwo\n")
-	out, err := attach.Output()
-	if code := attach.ProcessState.ExitCode(); string(out) != "got one\ngot two\n" && code != 0 {
-		t.Errorf("attach: %q %v", out, err)
+	var attached strings.Builder
+	attach.Stdin, attach.Stdout = strings.NewReader("one\ntwo\n"), &attached
+	if err := attach.Start(); err != nil {
+		t.Fatal(err)
 	}
 	eventually(t, "attached input arrives", func() bool { return strings.Contains(d.Holdfast("logs", "echo"), "got two") })
 	if got := d.Holdfast("logs", "echo"); got != "first\ngot one\ngot two" {
@@ -89,7 +100,11 @@ func TestEverythingWorksAfterARestore(t *testing.T) {
 	}
 	d.Holdfast("kill", "echo")
 	if err := wait.Wait(); err != nil || waited.String() != "137\n" {
-		t.Errorf("wait: %q %v", &waited, err)
+		t.Errorf("wait: %q %v", waited.String(), err)
+	}
+	// It lasts as long as the container, and tells its exit code.
+	if attach.Wait(); attached.String() != "got one\ngot two\n" || attach.ProcessState.ExitCode() != 137 {
+		t.Errorf("attach: %q %v", attached.String(), attach.ProcessState)
 	}
 	d.Holdfast("start", "echo")
 	d.Holdfast("restart", "-t", "0", "echo")
@@ -167,6 +182,64 @@ func TestPortOfARunningContainerCantBeTaken(t *testing.T) {
 	}
 	d.Holdfast("rm", "-f", "web")
 	d.Holdfast("start", "other")
+}
+
+// Rules that somebody flushed cost no request, and are back with the next
+// daemon.
+func TestFlushedRulesComeBack(t *testing.T) {
+	t.Parallel()
+	d := live(t)
+	url := web(t, d, "web")
+	before := handles.ReplaceAllString(rules(t, d), "")
+	p := kit.Probe(t, url)
+	p.WaitAnswer(t)
+	if out, err := exec.Command("nft", "delete", "table", "inet", d.Table).CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	resp, err := http.Get(url)
+	if err != nil {
+		t.Fatalf("without the rules: %v", err)
+	}
+	resp.Body.Close()
+	d.Kill9()
+	d.Start()
+	if after := handles.ReplaceAllString(rules(t, d), ""); after != before {
+		t.Errorf("was\n%s\nis\n%s", before, after)
+	}
+	noFailure(t, p)
+}
+
+var handles = regexp.MustCompile(` # handle \d+`)
+
+// Every option may change: a container keeps what it was made with.
+func TestContainerSurvivesChangedOptions(t *testing.T) {
+	t.Parallel()
+	d := live(t)
+	p := kit.Probe(t, web(t, d, "web", "-v", "kept:/kept"))
+	p.WaitAnswer(t)
+	before := identity(t, d, "web")
+	for _, conf := range []map[string]any{
+		{"registry-mirrors": []string{"https://mirror.invalid"}},
+		{"log-driver": "local", "default-shm-size": "1m", "mtu": 1400},
+		{"storage-driver": "native", "default-runtime": "other", "runtimes": map[string]any{"other": map[string]any{"path": "runc"}}},
+		{"default-ulimits": map[string]any{"nofile": map[string]any{"Name": "nofile", "Soft": 100, "Hard": 100}}, "shutdown-timeout": 1},
+	} {
+		conf["live-restore"] = true
+		d.WriteConfig(conf)
+		d.Kill9()
+		d.Start()
+		if after := identity(t, d, "web"); after != before {
+			t.Errorf("%v\nwas %s\nis  %s", conf, before, after)
+		}
+		if got := d.Holdfast("exec", "web", "cat", "/www/index.html"); got != "hello from busybox" {
+			t.Errorf("%v: %s", conf, got)
+		}
+	}
+	noFailure(t, p)
+	d.Holdfast("restart", "-t", "0", "web")
+	q := kit.Probe(t, page(d, "web"))
+	q.WaitAnswer(t)
+	noFailure(t, q)
 }
 
 func TestAddressesAreNotLeakedByManyDeaths(t *testing.T) {
