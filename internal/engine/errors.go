@@ -21,6 +21,10 @@ func invalid(format string, args ...any) error {
 	return errdefs.ErrInvalidArgument.WithMessage(fmt.Sprintf(format, args...))
 }
 
+func forbidden(format string, args ...any) error {
+	return errdefs.ErrPermissionDenied.WithMessage(fmt.Sprintf(format, args...))
+}
+
 func unavailable(format string, args ...any) error {
 	return errdefs.ErrUnavailable.WithMessage(fmt.Sprintf(format, args...))
 }

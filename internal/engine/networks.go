@@ -2,10 +2,16 @@ package engine
 
 import (
 	"context"
+	"encoding/json"
+	"fmt"
+	"maps"
+	"slices"
 	"time"
 
+	moby "github.com/moby/moby/api/types/container"
 	mobynet "github.com/moby/moby/api/types/network"
 
+	"holdfast/internal/container"
 	"holdfast/internal/filter"
 	"holdfast/internal/network"
 )
@@ -13,18 +19,16 @@ import (
 // emitNetworks journals that a container joined its networks, or left them.
 func (e *Engine) emitNetworks(action string, s network.Sandbox) {
 	for _, ep := range s.Endpoints {
-		e.emit("network", action, ep.NetworkID, map[string]string{
-			"container": s.Container, "name": ep.Network, "type": networkDriver(ep.Network),
-		}, time.Now())
+		e.emitEndpoint(action, s.Container, ep)
 	}
 }
 
-// networkDriver is the driver of a predefined network.
-func networkDriver(name string) string {
-	if name == mobynet.NetworkNone {
-		return "null"
+func (e *Engine) emitEndpoint(action, id string, ep network.Endpoint) {
+	driver := ""
+	if n, err := e.networks.Network(ep.NetworkID); err == nil {
+		driver = n.Driver
 	}
-	return name
+	e.emit("network", action, ep.NetworkID, map[string]string{"container": id, "name": ep.Network, "type": driver}, time.Now())
 }
 
 // NetworkList lists networks.
@@ -47,36 +51,200 @@ func (e *Engine) NetworkInspect(ctx context.Context, ref, scope string, verbose 
 
 // NetworkCreate creates a network.
 func (e *Engine) NetworkCreate(ctx context.Context, r mobynet.CreateRequest) (mobynet.CreateResponse, error) {
-	id, err := e.networks.Create(ctx, r)
-	return mobynet.CreateResponse{ID: id}, err
+	if err := e.ready(ctx); err != nil {
+		return mobynet.CreateResponse{}, err
+	}
+	id, err := e.networks.Create(context.WithoutCancel(ctx), r)
+	if err != nil {
+		return mobynet.CreateResponse{}, err
+	}
+	e.emitNetwork("create", id)
+	return mobynet.CreateResponse{ID: id}, nil
 }
 
-// NetworkRemove removes a network.
+func (e *Engine) emitNetwork(action, ref string) {
+	if n, err := e.networks.Network(ref); err == nil {
+		e.emit("network", action, n.ID, map[string]string{"name": n.Name, "type": n.Driver}, time.Now())
+	}
+}
+
+// NetworkRemove removes a network that no running container is on.
 func (e *Engine) NetworkRemove(ctx context.Context, ref string) error {
-	return e.networks.Remove(ctx, ref)
+	if err := e.ready(ctx); err != nil {
+		return err
+	}
+	n, err := e.networks.Remove(context.WithoutCancel(ctx), ref)
+	if err == nil {
+		e.emit("network", "destroy", n.ID, map[string]string{"name": n.Name, "type": n.Driver}, time.Now())
+	}
+	return err
 }
 
-// NetworkConnect connects a container to a network.
+// NetworksPrune removes the networks that no container names.
+func (e *Engine) NetworksPrune(ctx context.Context, f filter.Args) (mobynet.PruneReport, error) {
+	none := mobynet.PruneReport{NetworksDeleted: []string{}}
+	if err := e.ready(ctx); err != nil {
+		return none, err
+	}
+	if err := f.Check("label", "label!", "until"); err != nil {
+		return none, invalid("%v", err)
+	}
+	until, err := untilOf(f)
+	if err != nil {
+		return none, err
+	}
+	used := map[string]bool{}
+	for _, a := range e.index.all() {
+		for name := range e.networkSettings(a.view.Load()).Networks {
+			if n, err := e.networks.Network(name); err == nil {
+				used[n.ID] = true
+			}
+		}
+	}
+	report, err := e.networks.Prune(context.WithoutCancel(ctx), f, until, func(id string) bool { return used[id] })
+	e.emitPrune("network", 0)
+	return report, err
+}
+
+// NetworkConnect puts a container on a network, while it runs or not.
 func (e *Engine) NetworkConnect(ctx context.Context, ref string, r mobynet.ConnectRequest) error {
 	a, err := e.find(ctx, r.Container)
 	if err != nil {
 		return err
 	}
-	r.Container = a.id
-	return e.networks.Connect(ctx, ref, r)
+	es := r.EndpointConfig
+	if es == nil {
+		es = &mobynet.EndpointSettings{}
+	}
+	return a.ask(ctx, container.AskChange, func(_ container.Action, done func(error)) { done(a.connect(ref, es)) })
 }
 
-// NetworkDisconnect disconnects it.
+// connect does it, in the loop: a few milliseconds of netlink.
+func (a *actor) connect(ref string, es *mobynet.EndpointSettings) error {
+	mode := a.req.HostConfig.NetworkMode
+	if mode.IsHost() || mode.IsContainer() {
+		return forbidden("container sharing network namespace with another container or host cannot be connected to any other network")
+	}
+	n, err := a.e.networks.Check(ref)
+	if err != nil {
+		return err
+	}
+	req := a.req
+	req.HostConfig, req.Networking = clonePtr(req.HostConfig), cloneNetworking(req.Networking)
+	if _, on := a.e.networkSettings(a.view.Load()).Networks[n.Name]; on {
+		return forbidden("endpoint with name %s already exists in network %s", a.spec.Name, n.Name)
+	}
+	req.Networking.EndpointsConfig[n.Name] = es.Copy()
+	if mode.IsNone() {
+		delete(req.Networking.EndpointsConfig, mobynet.NetworkNone)
+		req.HostConfig.NetworkMode = moby.NetworkMode(n.Name)
+	}
+	if !a.joined() {
+		return a.saveChanged(req, a.sandbox)
+	}
+	next, err := a.e.networks.With(a.sandbox, n.ID, es)
+	if err != nil {
+		return err
+	}
+	return a.changeSandbox(req, next, "connect", next.Endpoints[len(next.Endpoints)-1])
+}
+
+// NetworkDisconnect takes a container off a network.
 func (e *Engine) NetworkDisconnect(ctx context.Context, ref string, r mobynet.DisconnectRequest) error {
 	a, err := e.find(ctx, r.Container)
 	if err != nil {
 		return err
 	}
-	r.Container = a.id
-	return e.networks.Disconnect(ctx, ref, r)
+	return a.ask(ctx, container.AskChange, func(_ container.Action, done func(error)) { done(a.disconnect(ref)) })
 }
 
-// NetworksPrune removes networks that nobody uses.
-func (e *Engine) NetworksPrune(ctx context.Context, f filter.Args) (mobynet.PruneReport, error) {
-	return e.networks.Prune(ctx, f)
+func (a *actor) disconnect(ref string) error {
+	on := a.e.networkSettings(a.view.Load()).Networks
+	name := ref
+	if n, err := a.e.networks.Network(ref); err == nil {
+		name = n.Name
+	} else if _, named := on[ref]; !named {
+		return err
+	}
+	if _, is := on[name]; !is {
+		return forbidden("container %s is not connected to network %s", a.id, name)
+	}
+	req := a.req
+	req.HostConfig, req.Networking = clonePtr(req.HostConfig), cloneNetworking(req.Networking)
+	delete(req.Networking.EndpointsConfig, name)
+	if req.HostConfig.NetworkMode.NetworkName() == name {
+		// Another of its networks is the first one now, or none is.
+		req.HostConfig.NetworkMode = mobynet.NetworkNone
+		for _, other := range slices.Sorted(maps.Keys(on)) {
+			if other != name {
+				req.HostConfig.NetworkMode = moby.NetworkMode(other)
+				break
+			}
+		}
+	}
+	if !a.joined() {
+		return a.saveChanged(req, a.sandbox)
+	}
+	i := slices.IndexFunc(a.sandbox.Endpoints, func(ep network.Endpoint) bool { return ep.Network == name })
+	if i < 0 {
+		return a.saveChanged(req, a.sandbox)
+	}
+	gone := a.sandbox.Endpoints[i]
+	next, err := a.e.networks.Without(a.sandbox, name)
+	if err != nil {
+		return err
+	}
+	return a.changeSandbox(req, next, "disconnect", gone)
+}
+
+// joined: the container has its network in the kernel.
+func (a *actor) joined() bool { return a.state.Alive() && a.sandbox.ID != "" }
+
+// changeSandbox stores a running container's next sandbox, makes the kernel
+// agree, and tells. What fails half way is made good by the next restore: the
+// record says what shall be.
+func (a *actor) changeSandbox(req request, next network.Sandbox, action string, ep network.Endpoint) error {
+	before := a.sandbox
+	if err := a.saveChanged(req, next); err != nil {
+		return err
+	}
+	if err := a.e.networks.Change(context.Background(), before, next); err != nil {
+		return fmt.Errorf("%s %s: %w", action, a.spec.Name, err)
+	}
+	if _, err := a.e.sandboxFiles(a.spec, a.req, a.sandbox); err != nil {
+		a.log.Warn("the container's hosts file was not brought up to date", "error", err)
+	}
+	a.e.emitEndpoint(action, a.id, ep)
+	return nil
+}
+
+// saveChanged persists a request and a sandbox, in the loop.
+func (a *actor) saveChanged(req request, s network.Sandbox) error {
+	if s.ID != "" {
+		raw, err := json.Marshal(s)
+		if err != nil {
+			return err
+		}
+		a.spec.Sandbox = raw
+	}
+	if err := a.saveRequest(req); err != nil {
+		return err
+	}
+	a.sandbox = s
+	err := a.save()
+	a.publish()
+	return err
+}
+
+func cloneNetworking(n *mobynet.NetworkingConfig) *mobynet.NetworkingConfig {
+	out := &mobynet.NetworkingConfig{EndpointsConfig: map[string]*mobynet.EndpointSettings{}}
+	if n != nil {
+		maps.Copy(out.EndpointsConfig, n.EndpointsConfig)
+	}
+	return out
+}
+
+func clonePtr[T any](p *T) *T {
+	c := *p
+	return &c
 }

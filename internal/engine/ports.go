@@ -120,11 +120,18 @@ type Networks interface {
 
 	List(f filter.Args) ([]mobynet.Summary, error)
 	Inspect(ref string, name func(container string) string) (mobynet.Inspect, error)
+	Network(ref string) (mobynet.Network, error)
 	Create(ctx context.Context, r mobynet.CreateRequest) (string, error)
-	Remove(ctx context.Context, ref string) error
-	Connect(ctx context.Context, ref string, r mobynet.ConnectRequest) error
-	Disconnect(ctx context.Context, ref string, r mobynet.DisconnectRequest) error
-	Prune(ctx context.Context, f filter.Args) (mobynet.PruneReport, error)
+	Remove(ctx context.Context, ref string) (mobynet.Network, error)
+	Prune(ctx context.Context, f filter.Args, until time.Time, used func(id string) bool) (mobynet.PruneReport, error)
+
+	// With and Without give a running container's sandbox with one network more
+	// or less; Change makes the kernel agree; Check judges it for a container
+	// that does not run.
+	With(s network.Sandbox, ref string, es *mobynet.EndpointSettings) (network.Sandbox, error)
+	Without(s network.Sandbox, ref string) (network.Sandbox, error)
+	Change(ctx context.Context, from, to network.Sandbox) error
+	Check(ref string) (mobynet.Network, error)
 }
 
 // Volumes is the local volume driver.

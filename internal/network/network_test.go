@@ -179,16 +179,13 @@ func TestListKnowsDockersFilters(t *testing.T) {
 func TestPredefinedNetworksAnswerAsDockersDo(t *testing.T) {
 	m := withPredefined(t)
 	ctx := context.Background()
-	if err := m.Remove(ctx, "bridge"); !errdefs.IsPermissionDenied(err) || err.Error() != "bridge is a pre-defined network and cannot be removed" {
+	if _, err := m.Remove(ctx, "bridge"); !errdefs.IsPermissionDenied(err) || err.Error() != "bridge is a pre-defined network and cannot be removed" {
 		t.Errorf("remove: %v", err)
 	}
-	if err := m.Remove(ctx, "other"); !errdefs.IsNotFound(err) || err.Error() != "network other not found" {
+	if _, err := m.Remove(ctx, "other"); !errdefs.IsNotFound(err) || err.Error() != "network other not found" {
 		t.Errorf("remove: %v", err)
 	}
 	if _, err := m.Create(ctx, network.CreateRequest{Name: "host"}); !errdefs.IsPermissionDenied(err) {
-		t.Errorf("create: %v", err)
-	}
-	if _, err := m.Create(ctx, network.CreateRequest{Name: "mine"}); !errdefs.IsNotImplemented(err) {
 		t.Errorf("create: %v", err)
 	}
 	in, err := m.Inspect("bridge", nil)

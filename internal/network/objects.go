@@ -1,7 +1,6 @@
 package network
 
 import (
-	"context"
 	"fmt"
 	"maps"
 	"net/netip"
@@ -114,7 +113,7 @@ const scope = "local"
 func (n *object) api() network.Network {
 	out := network.Network{
 		Name: n.Name, ID: n.ID, Created: n.Created, Scope: scope, Driver: n.Driver,
-		EnableIPv4: n.EnableIPv4, EnableIPv6: n.EnableIPv6, Internal: n.Internal,
+		EnableIPv4: n.EnableIPv4, EnableIPv6: n.EnableIPv6, Internal: n.Internal, Attachable: n.Attachable,
 		IPAM:    network.IPAM{Driver: "default", Config: []network.IPAMConfig{}},
 		Options: maps.Clone(n.Options), Labels: maps.Clone(n.Labels),
 	}
@@ -145,49 +144,6 @@ func (m *Manager) inUse(n *object) bool {
 
 func predefined(name string) bool {
 	return name == network.NetworkBridge || name == network.NetworkHost || name == network.NetworkNone
-}
-
-// Create is not offered yet, and says so (ErrNotImplemented). A predefined
-// name is refused as Docker does (ErrPermissionDenied).
-func (m *Manager) Create(_ context.Context, r network.CreateRequest) (string, error) {
-	if predefined(r.Name) {
-		return "", errdefs.ErrPermissionDenied.WithMessage(fmt.Sprintf("operation is not permitted on predefined %s network", r.Name))
-	}
-	return "", errdefs.ErrNotImplemented.WithMessage("user-defined networks are not supported yet: use the networks bridge, host, none or container:<name|id>")
-}
-
-// Remove refuses predefined networks (ErrPermissionDenied); there are no
-// others (ErrNotFound).
-func (m *Manager) Remove(_ context.Context, ref string) error {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	n, err := m.lookup(ref)
-	if err != nil {
-		return err
-	}
-	if predefined(n.Name) {
-		return errdefs.ErrPermissionDenied.WithMessage(fmt.Sprintf("%s is a pre-defined network and cannot be removed", n.Name))
-	}
-	return errdefs.ErrNotImplemented.WithMessage("user-defined networks are not supported yet")
-}
-
-// Connect is not offered yet (ErrNotImplemented).
-func (m *Manager) Connect(context.Context, string, network.ConnectRequest) error {
-	return errdefs.ErrNotImplemented.WithMessage("connecting a container to another network is not supported yet: name its network when it is created")
-}
-
-// Disconnect is not offered yet (ErrNotImplemented).
-func (m *Manager) Disconnect(context.Context, string, network.DisconnectRequest) error {
-	return errdefs.ErrNotImplemented.WithMessage("disconnecting a container from its network is not supported yet")
-}
-
-// Prune removes user-defined networks that no container uses. As long as there
-// can be none, there is none to remove.
-func (m *Manager) Prune(_ context.Context, args filter.Args) (network.PruneReport, error) {
-	if err := args.Check("label", "label!", "until"); err != nil {
-		return network.PruneReport{}, errdefs.ErrInvalidArgument.WithMessage(err.Error())
-	}
-	return network.PruneReport{NetworksDeleted: []string{}}, nil
 }
 
 // Gateways are the addresses of a network's gateways, by which its containers

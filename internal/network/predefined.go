@@ -160,13 +160,18 @@ func (m *Manager) subnet6(known []subnet, present []netip.Prefix, made bool) (su
 		if p, err := ipam.FirstFree(m.opts.Pools, true, nil); err == nil {
 			at = netip.PrefixFrom(ipam.Gateway(p), p.Bits())
 		} else {
-			b := [16]byte{0xfd}
-			rand.Read(b[1:6])
-			p := netip.PrefixFrom(netip.AddrFrom16(b), 64)
+			p := uniqueLocal()
 			at = netip.PrefixFrom(ipam.Gateway(p), p.Bits())
 		}
 	}
 	return m.subnetAt(at, rng, m.opts.gateway6, "fixed-cidr-v6", "default-gateway-v6")
+}
+
+// uniqueLocal is a random subnet of RFC 4193.
+func uniqueLocal() netip.Prefix {
+	b := [16]byte{0xfd}
+	rand.Read(b[1:6])
+	return netip.PrefixFrom(netip.AddrFrom16(b), 64)
 }
 
 func (m *Manager) subnetAt(at, rng netip.Prefix, gateway netip.Addr, rangeKey, gatewayKey string) (subnet, error) {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"net/netip"
 	"os"
@@ -99,14 +100,30 @@ func (m *Manager) prepare(r Request) (Sandbox, []Reserved, error) {
 		return s, nil, nil
 	}
 	s.Netns = m.opts.netnsPath(r.ID)
-	e, err := m.connect(n, settings, len(s.Endpoints))
-	if err != nil {
+	if err := m.connect(&s, n, settings); err != nil {
 		return s, nil, err
 	}
-	s.Endpoints = append(s.Endpoints, e)
+	for _, name := range slices.Sorted(maps.Keys(r.Endpoints)) {
+		other, err := m.lookup(name)
+		if name == network.NetworkDefault {
+			other, err = m.networks[network.NetworkBridge], nil
+		}
+		if err != nil {
+			return s, nil, err
+		}
+		if other == nil || slices.ContainsFunc(s.Endpoints, func(e Endpoint) bool { return e.NetworkID == other.ID }) {
+			continue // the one of the mode
+		}
+		if other.Driver == driverHost || other.Driver == driverNull {
+			return s, nil, invalid("container cannot be connected to multiple networks with one of the networks in %s mode", other.Name)
+		}
+		if err := m.connect(&s, other, r.Endpoints[name].Copy()); err != nil {
+			return s, nil, err
+		}
+	}
 	reserved, err := m.publish(&s, r)
 	if err != nil {
-		err = prefixed(fmt.Sprintf("driver failed programming external connectivity on endpoint %s (%s): ", r.Name, e.ID), err)
+		err = prefixed(fmt.Sprintf("driver failed programming external connectivity on endpoint %s (%s): ", r.Name, s.Endpoints[0].ID), err)
 	}
 	return s, reserved, err
 }
@@ -120,14 +137,38 @@ func settingsFor(r Request, n *object) *network.EndpointSettings {
 	return nil
 }
 
-// connect makes an endpoint with addresses. m.mu is held.
-func (m *Manager) connect(n *object, es *network.EndpointSettings, index int) (Endpoint, error) {
+// connect adds an endpoint with addresses to a sandbox. m.mu is held.
+func (m *Manager) connect(s *Sandbox, n *object, es *network.EndpointSettings) error {
+	e, err := m.endpoint(s, n, es)
+	if err != nil {
+		return err
+	}
+	s.Endpoints = append(s.Endpoints, e)
+	return nil
+}
+
+// endpoint makes an endpoint with addresses. m.mu is held.
+func (m *Manager) endpoint(s *Sandbox, n *object, es *network.EndpointSettings) (Endpoint, error) {
+	t := m.traits(n.record)
 	e := Endpoint{
 		ID: randomID(), Network: n.Name, NetworkID: n.ID, Settings: es,
-		Bridge: n.Bridge.Name, Name: fmt.Sprintf("eth%d", index), MTU: m.opts.MTU,
-		Isolated: !m.opts.ICC && !bridge.Filtered(),
+		Name: ifName(s, t.prefix), MTU: t.mtu,
 	}
-	e.HostName = hostName(e.ID)
+	if es != nil && es.DriverOpts[optIfName] != "" {
+		e.Name = es.DriverOpts[optIfName]
+		if len(e.Name) > 15 || slices.ContainsFunc(s.Endpoints, func(o Endpoint) bool { return o.Name == e.Name }) {
+			return e, invalid("invalid interface name %q: it has more than 15 characters, or another network of the container has it", e.Name)
+		}
+	}
+	if n.Bridge != nil {
+		e.Bridge, e.Isolated, e.HostName = n.Bridge.Name, !t.icc && !bridge.Filtered(), hostName(e.ID)
+	}
+	if n.Parent != nil {
+		e.Link = &LinkSettings{Kind: n.Driver, Parent: n.Parent.Name, Mode: n.Parent.Mode}
+		if n.Options[optMTU] == "" {
+			e.MTU = 0 // the parent's
+		}
+	}
 	var want network.EndpointIPAMConfig
 	if es != nil && es.IPAMConfig != nil {
 		want = *es.IPAMConfig
@@ -152,6 +193,8 @@ func (m *Manager) connect(n *object, es *network.EndpointSettings, index int) (E
 		*f.to = a
 	}
 	switch {
+	case e.Link != nil && e.Link.Kind == driverIPvlan:
+		// It has the parent's.
 	case es != nil && len(es.MacAddress) > 0:
 		e.MAC = es.MacAddress.String()
 	case e.IPv4.Address.IsValid():
@@ -185,11 +228,14 @@ func (n *object) allocate(v6 bool, want netip.Addr) (Addressing, error) {
 		if err != nil {
 			return Addressing{}, errdefs.ErrInvalidArgument.WithMessage(err.Error())
 		}
-		return Addressing{
-			Address:       netip.PrefixFrom(addr, sub.Prefix.Bits()),
-			Gateway:       sub.Gateway,
-			BridgeAddress: netip.PrefixFrom(sub.Bridge, sub.Prefix.Bits()),
-		}, nil
+		out := Addressing{Address: netip.PrefixFrom(addr, sub.Prefix.Bits())}
+		if !n.Internal {
+			out.Gateway = sub.Gateway
+		}
+		if sub.Bridge.IsValid() {
+			out.BridgeAddress = netip.PrefixFrom(sub.Bridge, sub.Prefix.Bits())
+		}
+		return out, nil
 	}
 	if want.IsValid() && !found {
 		return Addressing{}, errdefs.ErrInvalidArgument.WithMessage(fmt.Sprintf("invalid address %s: It does not belong to any of this network's subnets", want))
@@ -211,6 +257,9 @@ func (m *Manager) publish(s *Sandbox, r Request) (reserved []Reserved, err error
 			reserved = nil
 		}
 	}()
+	if s.gateway(false) < 0 && s.gateway(true) < 0 {
+		return nil, nil // internal networks only: nothing leads there
+	}
 	for _, p := range s.Exposed {
 		bindings := r.PortBindings[p]
 		if len(bindings) == 0 {
@@ -258,7 +307,7 @@ func (m *Manager) reserve(s *Sandbox, p network.Port, b network.PortBinding) ([]
 	if err != nil {
 		return nil, nil, err
 	}
-	ms, err := m.mappings(s.Endpoints[0], p, b.HostIP)
+	ms, err := m.mappings(s, p, b.HostIP)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -295,9 +344,21 @@ func (m *Manager) reserve(s *Sandbox, p network.Port, b network.PortBinding) ([]
 // mappings says on which addresses of the host a port is published. Without an
 // address it is on all of them, IPv6 included: where the container has none,
 // or the kernel can't translate, its shim forwards.
-func (m *Manager) mappings(e Endpoint, p network.Port, host netip.Addr) ([]PortMapping, error) {
+//
+// The address is the one of the network that the container's answers go by.
+func (m *Manager) mappings(s *Sandbox, p network.Port, host netip.Addr) ([]PortMapping, error) {
+	var e Endpoint
+	if i := s.gateway(false); i >= 0 {
+		e.Network, e.IPv4 = s.Endpoints[i].Network, s.Endpoints[i].IPv4
+	}
+	if i := s.gateway(true); i >= 0 {
+		e.IPv6 = s.Endpoints[i].IPv6
+	}
 	if !host.IsValid() {
 		host = m.opts.DefaultBindIP
+		if n := m.networks[e.Network]; n != nil {
+			host = m.traits(n.record).bindIP
+		}
 	}
 	host = host.Unmap()
 	hosts := []netip.Addr{host}

@@ -20,13 +20,15 @@ type record struct {
 	Schema     int               `json:"schema"`
 	ID         string            `json:"id"`
 	Name       string            `json:"name"`
-	Driver     string            `json:"driver"` // bridge, host or null
+	Driver     string            `json:"driver"` // bridge, host, null, macvlan or ipvlan
 	Created    time.Time         `json:"created"`
 	EnableIPv4 bool              `json:"enableIPv4"`
 	EnableIPv6 bool              `json:"enableIPv6"`
 	Internal   bool              `json:"internal,omitempty"`
+	Attachable bool              `json:"attachable,omitempty"`
 	Subnets    []subnet          `json:"subnets,omitempty"`
 	Bridge     *bridgeRecord     `json:"bridge,omitempty"`
+	Parent     *parentRecord     `json:"parent,omitempty"`
 	Options    map[string]string `json:"options,omitempty"`
 	Labels     map[string]string `json:"labels,omitempty"`
 }

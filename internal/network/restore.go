@@ -65,6 +65,9 @@ func (m *Manager) Restore(ctx context.Context, sandboxes map[string]Sandbox, unr
 			return err
 		}
 	}
+	if err := m.ensureParents(); err != nil {
+		return err
+	}
 	for _, b := range bridges {
 		changed, err := bridge.Ensure(b.Bridge)
 		if err != nil {
@@ -109,6 +112,22 @@ func (m *Manager) observeAll(sandboxes map[string]Sandbox, unread []string) erro
 		}
 		if ok {
 			sandboxes[id] = s
+		}
+	}
+	return nil
+}
+
+// ensureParents makes the interfaces again that the engine made for networks
+// without a bridge; a reboot takes them away.
+func (m *Manager) ensureParents() error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for _, n := range m.networks {
+		if p := n.Parent; p != nil && p.Made {
+			if err := makeParent(p.Name); err != nil {
+				// Its containers can't start; all others can.
+				m.opts.Log.Error("the parent interface of a network can't be made", "network", n.Name, "error", err)
+			}
 		}
 	}
 	return nil
@@ -160,7 +179,7 @@ func (m *Manager) Rules() string {
 func (m *Manager) rulesConfig() nft.Config {
 	c := nft.Config{Table: m.opts.Table, IPv4: m.opts.Iptables, IPv6: m.opts.Ip6tables}
 	for _, b := range m.bridges() {
-		nb := nft.Bridge{Name: b.Name, ICC: m.opts.ICC, Masquerade: m.opts.IPMasq}
+		nb := nft.Bridge{Name: b.Name, ICC: b.icc, Masquerade: b.masq, Internal: b.internal}
 		for _, a := range b.Addrs {
 			nb.Subnets = append(nb.Subnets, a.Masked())
 		}
@@ -177,6 +196,14 @@ func (m *Manager) rulesConfig() nft.Config {
 func (m *Manager) adopt(sandboxes map[string]Sandbox) error {
 	if err := m.definePredefined(); err != nil {
 		return err
+	}
+	for _, n := range m.networks {
+		if predefined(n.Name) {
+			continue
+		}
+		if err := n.makeAllocators(); err != nil {
+			return err
+		}
 	}
 	for id, s := range sandboxes {
 		m.sandboxes[id] = s
@@ -221,7 +248,10 @@ func (n *object) readopt(p netip.Prefix) {
 }
 
 // wanted is a bridge that shall be there.
-type wanted struct{ bridge.Bridge }
+type wanted struct {
+	bridge.Bridge
+	traits
+}
 
 // bridges are those of the networks, and those that endpoints were given in an
 // earlier configuration: a container keeps its bridge and its gateway. m.mu is
@@ -231,7 +261,10 @@ func (m *Manager) bridges() []wanted {
 	get := func(name string) *wanted {
 		w := byName[name]
 		if w == nil {
-			w = &wanted{bridge.Bridge{Name: name, MTU: m.opts.MTU, Filter: !m.opts.ICC && bridge.Filtered()}}
+			// Until a network says otherwise: the bridge of an earlier
+			// configuration goes by the daemon's options.
+			t := traits{mtu: m.opts.MTU, icc: m.opts.ICC, masq: m.opts.IPMasq}
+			w = &wanted{bridge.Bridge{Name: name, MTU: t.mtu, Filter: !t.icc && bridge.Filtered()}, t}
 			byName[name] = w
 		}
 		return w
@@ -247,6 +280,8 @@ func (m *Manager) bridges() []wanted {
 			continue
 		}
 		w := get(n.Bridge.Name)
+		w.traits = m.traits(n.record)
+		w.MTU, w.Filter = w.mtu, !w.icc && bridge.Filtered()
 		w.Exact = n.Bridge.Made
 		w.MAC, _ = parseMAC(n.Bridge.MAC)
 		for _, s := range n.Subnets {

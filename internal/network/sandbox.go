@@ -48,11 +48,21 @@ type Endpoint struct {
 	MTU      int    `json:"mtu,omitempty"`      // bytes
 	Isolated bool   `json:"isolated,omitempty"` // by the bridge, from its other ports
 
+	// Link is set on networks without a bridge.
+	Link *LinkSettings `json:"link,omitempty"`
+
 	IPv4 Addressing `json:"ipv4,omitzero"`
 	IPv6 Addressing `json:"ipv6,omitzero"`
 
 	// Settings is what the user asked for, without operational data.
 	Settings *network.EndpointSettings `json:"settings,omitempty"`
+}
+
+// LinkSettings say which interface of the host an endpoint sits on.
+type LinkSettings struct {
+	Kind   string `json:"kind"` // macvlan or ipvlan
+	Parent string `json:"parent"`
+	Mode   string `json:"mode"`
 }
 
 // Addressing is an endpoint's address of one family.
@@ -102,13 +112,39 @@ func (p parsed) elements(s Sandbox) []nft.Element {
 	return es
 }
 
-// links are what the sandbox needs of package bridge. The default routes go by
-// the first endpoint that has a gateway of the family.
+// gateway is the endpoint that the default route of a family goes by: of those
+// with a gateway the one with the highest priority, then the first by its
+// network's name, as in Docker. -1 is none.
+func (s Sandbox) gateway(v6 bool) int {
+	best := -1
+	priority := func(e Endpoint) int {
+		if e.Settings == nil {
+			return 0
+		}
+		return e.Settings.GwPriority
+	}
+	for i, e := range s.Endpoints {
+		a := e.IPv4
+		if v6 {
+			a = e.IPv6
+		}
+		if !a.Gateway.IsValid() {
+			continue
+		}
+		if best < 0 || priority(e) > priority(s.Endpoints[best]) ||
+			priority(e) == priority(s.Endpoints[best]) && e.Network < s.Endpoints[best].Network {
+			best = i
+		}
+	}
+	return best
+}
+
+// links are what the sandbox needs of package bridge.
 func (s Sandbox) links() (bridge.Sandbox, error) {
 	b := bridge.Sandbox{Path: s.Netns}
-	var routed4, routed6 bool
-	for _, e := range s.Endpoints {
-		if e.Bridge == "" {
+	gw4, gw6 := s.gateway(false), s.gateway(true)
+	for i, e := range s.Endpoints {
+		if e.Bridge == "" && e.Link == nil {
 			continue
 		}
 		mac, err := parseMAC(e.MAC)
@@ -116,17 +152,27 @@ func (s Sandbox) links() (bridge.Sandbox, error) {
 			return b, fmt.Errorf("endpoint %s: %w", e.ID, err)
 		}
 		l := bridge.Link{HostName: e.HostName, Name: e.Name, Bridge: e.Bridge, MAC: mac, MTU: e.MTU, Isolated: e.Isolated}
+		if e.Link != nil {
+			l.Kind, l.Parent, l.Mode = e.Link.Kind, e.Link.Parent, e.Link.Mode
+		}
 		for _, a := range []struct {
 			Addressing
-			routed *bool
-		}{{e.IPv4, &routed4}, {e.IPv6, &routed6}} {
+			routed bool
+		}{{e.IPv4, i == gw4}, {e.IPv6, i == gw6}} {
 			if !a.Address.IsValid() {
 				continue
 			}
 			l.Addrs = append(l.Addrs, a.Address)
-			if a.Gateway.IsValid() && !*a.routed {
-				l.Gateways = append(l.Gateways, a.Gateway)
-				*a.routed = true
+			if a.routed {
+				gateway := a.Gateway
+				if e.Link != nil && e.Link.Kind == driverIPvlan && e.Link.Mode != "l2" {
+					// The parent routes; there is no neighbour to ask.
+					gateway = netip.IPv4Unspecified()
+					if a.Gateway.Is6() {
+						gateway = netip.IPv6Unspecified()
+					}
+				}
+				l.Gateways = append(l.Gateways, gateway)
 			}
 		}
 		b.Links = append(b.Links, l)

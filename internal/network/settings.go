@@ -33,7 +33,7 @@ func (m *Manager) Settings(s Sandbox) *container.NetworkSettings {
 			es.GlobalIPv6Address, es.GlobalIPv6PrefixLen, es.IPv6Gateway = a.Address.Addr(), a.Address.Bits(), a.Gateway
 		}
 		out.Networks[e.Network] = es
-		bridged = bridged || e.Bridge != ""
+		bridged = bridged || e.Bridge != "" || e.Link != nil
 	}
 	if !bridged {
 		return out
@@ -61,14 +61,25 @@ func (m *Manager) Idle(r Request) *container.NetworkSettings {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	n, err := m.lookup(mode)
-	if err != nil {
-		return out // container:ID, or a network that is gone
+	if err == nil {
+		es := settingsFor(r, n)
+		if es == nil {
+			es = &network.EndpointSettings{}
+		}
+		es.NetworkID = n.ID
+		out.Networks[n.Name] = es
+	} // else container:ID, or a network that is gone
+	for name, es := range r.Endpoints {
+		other, err := m.lookup(name)
+		if err != nil || other == n {
+			continue
+		}
+		es = es.Copy()
+		if es == nil {
+			es = &network.EndpointSettings{}
+		}
+		es.NetworkID = other.ID
+		out.Networks[other.Name] = es
 	}
-	es := settingsFor(r, n)
-	if es == nil {
-		es = &network.EndpointSettings{}
-	}
-	es.NetworkID = n.ID
-	out.Networks[n.Name] = es
 	return out
 }

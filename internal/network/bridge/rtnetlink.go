@@ -136,11 +136,18 @@ func (c *conn) addAddress(index int, p netip.Prefix) error {
 	return c.do(unix.RTM_NEWADDR, unix.NLM_F_CREATE|unix.NLM_F_EXCL, data...)
 }
 
+// setDefaultRoute replaces the default route of the gateway's family. The
+// unspecified address stands for the link itself.
 func (c *conn) setDefaultRoute(index int, gateway netip.Addr) error {
 	msg := nl.NewRtMsg()
 	msg.Family = unix.AF_INET
 	if gateway.Is6() {
 		msg.Family = unix.AF_INET6
+	}
+	if gateway.IsUnspecified() {
+		msg.Scope = unix.RT_SCOPE_LINK
+		return c.do(unix.RTM_NEWROUTE, unix.NLM_F_CREATE|unix.NLM_F_REPLACE, msg,
+			nl.NewRtAttr(unix.RTA_OIF, nl.Uint32Attr(uint32(index))))
 	}
 	return c.do(unix.RTM_NEWROUTE, unix.NLM_F_CREATE|unix.NLM_F_REPLACE, msg,
 		nl.NewRtAttr(unix.RTA_GATEWAY, gateway.AsSlice()),

@@ -33,6 +33,10 @@ type Link struct {
 	Gateways []netip.Addr
 	// Isolated: the port talks to the host only, not to other ports.
 	Isolated bool
+
+	// Kind is empty for a veth; macvlan and ipvlan sit on the interface Parent
+	// of the host, in the driver's Mode, and have no HostName and no Bridge.
+	Kind, Parent, Mode string
 }
 
 func (l Link) hasIPv6() bool {
@@ -61,6 +65,12 @@ func join(s Sandbox) error {
 	defer host.Close()
 	bridges := map[string]int{}
 	for _, l := range s.Links {
+		if l.Kind != "" {
+			if bridges[l.Parent], err = indexOf(l.Parent); err != nil {
+				return fmt.Errorf("interface %s: %w", l.Parent, err)
+			}
+			continue
+		}
 		if bridges[l.Bridge], err = indexOf(l.Bridge); err != nil {
 			return fmt.Errorf("bridge %s: %w", l.Bridge, err)
 		}
@@ -99,14 +109,20 @@ func join(s Sandbox) error {
 			if err := setIPv6(l); err != nil {
 				return err
 			}
-			err = host.addVeth(l, bridges[l.Bridge], int(ns.Fd()))
-			if errors.Is(err, unix.EEXIST) {
+			if l.Kind != "" {
+				if err := inNamespace(hostNS, ns, func() error { return addSubLink(l, bridges[l.Parent], int(ns.Fd())) }); err != nil {
+					return fmt.Errorf("add %s interface on %s: %w", l.Kind, l.Parent, err)
+				}
+			} else {
+				err = host.addVeth(l, bridges[l.Bridge], int(ns.Fd()))
+			}
+			if l.Kind == "" && errors.Is(err, unix.EEXIST) {
 				if err := inNamespace(hostNS, ns, func() error { return stale(l.HostName) }); err != nil && !errors.Is(err, unix.ENODEV) {
 					return fmt.Errorf("remove stale interface %s: %w", l.HostName, err)
 				}
 				err = host.addVeth(l, bridges[l.Bridge], int(ns.Fd()))
 			}
-			if err != nil {
+			if l.Kind == "" && err != nil {
 				return fmt.Errorf("add interface %s to %s: %w", l.HostName, l.Bridge, err)
 			}
 			if index, err = indexOf(l.Name); err != nil {
@@ -124,6 +140,9 @@ func join(s Sandbox) error {
 	}
 	return inNamespace(hostNS, nil, func() error {
 		for _, l := range s.Links {
+			if l.Kind != "" {
+				continue
+			}
 			index, err := indexOf(l.HostName)
 			if err != nil {
 				return fmt.Errorf("interface %s: %w", l.HostName, err)

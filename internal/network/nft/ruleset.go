@@ -37,6 +37,8 @@ type Bridge struct {
 	ICC bool
 	// Masquerade: what leaves the subnets gets the host's address.
 	Masquerade bool
+	// Internal: nothing is forwarded from the bridge to another interface.
+	Internal bool
 }
 
 // Ruleset is a table.
@@ -204,6 +206,9 @@ func Build(c Config) Ruleset {
 		}
 		to.Rules = append(to.Rules, Rule{drop})
 		rs.Chains = append(rs.Chains, to)
+		if b.Internal {
+			forward.Rules = append(forward.Rules, Rule{Interface{Name: b.Name}, Interface{Out: true, Not: true, Name: b.Name}, drop})
+		}
 		forward.Rules = append(forward.Rules, Rule{Interface{Out: true, Name: b.Name}, jump(to.Name)})
 
 		// A container that reaches a published port of its own bridge, and the
@@ -222,7 +227,7 @@ func Build(c Config) Ruleset {
 			from := Address{Source: true, Prefix: s.Masked()}
 			postrouting.Rules = append(postrouting.Rules,
 				Rule{Interface{Out: true, Name: b.Name}, from, Translated{}, Masquerade{}})
-			if b.Masquerade {
+			if b.Masquerade && !b.Internal {
 				postrouting.Rules = append(postrouting.Rules,
 					Rule{Interface{Out: true, Not: true, Name: b.Name}, from, Masquerade{}})
 			}

@@ -1,0 +1,163 @@
+package bridge
+
+import (
+	"errors"
+	"fmt"
+
+	"github.com/containerd/errdefs"
+	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netns"
+	"golang.org/x/sys/unix"
+)
+
+// Exists reports whether the host has an interface of that name.
+func Exists(name string) (bool, error) {
+	_, err := indexOf(name)
+	if errors.Is(err, unix.ENODEV) {
+		return false, nil
+	}
+	return err == nil, err
+}
+
+// AddDummy adds an interface that leads nowhere. One that is there is fine.
+func AddDummy(name string) error {
+	l := &netlink.Dummy{LinkAttrs: netlink.LinkAttrs{Name: name}}
+	return addUp(l)
+}
+
+// AddVLAN adds a VLAN of an interface. One that is there is fine.
+func AddVLAN(parent, name string, id int) error {
+	index, err := indexOf(parent)
+	if err != nil {
+		return fmt.Errorf("interface %s: %w", parent, err)
+	}
+	return addUp(&netlink.Vlan{LinkAttrs: netlink.LinkAttrs{Name: name, ParentIndex: index}, VlanId: id})
+}
+
+func addUp(l netlink.Link) error {
+	name := l.Attrs().Name
+	if err := netlink.LinkAdd(l); err != nil && !errors.Is(err, unix.EEXIST) {
+		return fmt.Errorf("add interface %s: %w", name, err)
+	}
+	if err := netlink.LinkSetUp(l); err != nil {
+		return fmt.Errorf("bring up %s: %w", name, err)
+	}
+	return nil
+}
+
+// RemoveLink deletes an interface that the engine has made. One that is not
+// there is fine.
+func RemoveLink(name string) error {
+	link, err := netlink.LinkByName(name)
+	if errors.As(err, new(netlink.LinkNotFoundError)) {
+		return nil
+	}
+	if err == nil {
+		err = netlink.LinkDel(link)
+	}
+	if err != nil {
+		return fmt.Errorf("remove interface %s: %w", name, err)
+	}
+	return nil
+}
+
+// RemoveInside deletes an interface of the namespace at path. One that is not
+// there is fine.
+func RemoveInside(path, name string) error {
+	ns, err := netns.GetFromPath(path)
+	if err != nil {
+		return fmt.Errorf("network namespace %s: %w", path, err)
+	}
+	defer ns.Close()
+	h, err := netlink.NewHandleAt(ns)
+	if err != nil {
+		return fmt.Errorf("network namespace %s: %w", path, err)
+	}
+	defer h.Close()
+	link, err := h.LinkByName(name)
+	if errors.As(err, new(netlink.LinkNotFoundError)) {
+		return nil
+	}
+	if err == nil {
+		err = h.LinkDel(link)
+	}
+	if err != nil {
+		return fmt.Errorf("remove interface %s of the container: %w", name, err)
+	}
+	return nil
+}
+
+// CanLink reports whether the kernel has macvlan or ipvlan, by making one
+// between two throw-away interfaces. Without it the error is of kind
+// errdefs.ErrNotImplemented.
+func CanLink(kind string) error {
+	return onThread(func() error {
+		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
+			return fmt.Errorf("ask the kernel for %s: %w", kind, err)
+		}
+		h, err := netlink.NewHandle(unix.NETLINK_ROUTE)
+		if err != nil {
+			return err
+		}
+		defer h.Close()
+		parent := &netlink.Dummy{LinkAttrs: netlink.LinkAttrs{Name: "parent"}}
+		if err := h.LinkAdd(parent); err != nil {
+			return fmt.Errorf("ask the kernel for %s: %w", kind, err)
+		}
+		index, err := h.LinkByName("parent")
+		if err != nil {
+			return err
+		}
+		l, err := subLink(Link{Kind: kind, Name: "child", Mode: map[string]string{"macvlan": "bridge", "ipvlan": "l2"}[kind]}, index.Attrs().Index)
+		if err != nil {
+			return err
+		}
+		err = h.LinkAdd(l)
+		if errors.Is(err, unix.EOPNOTSUPP) {
+			return errdefs.ErrNotImplemented.WithMessage(fmt.Sprintf("this kernel has no %s: networks of that driver can't be made here", kind))
+		}
+		return err
+	})
+}
+
+var macvlanModes = map[string]netlink.MacvlanMode{
+	"bridge": netlink.MACVLAN_MODE_BRIDGE, "vepa": netlink.MACVLAN_MODE_VEPA,
+	"private": netlink.MACVLAN_MODE_PRIVATE, "passthru": netlink.MACVLAN_MODE_PASSTHRU,
+}
+
+var ipvlanModes = map[string]netlink.IPVlanMode{
+	"l2": netlink.IPVLAN_MODE_L2, "l3": netlink.IPVLAN_MODE_L3, "l3s": netlink.IPVLAN_MODE_L3S,
+}
+
+// subLink is the interface of a container on a parent.
+func subLink(l Link, parent int) (netlink.Link, error) {
+	attrs := netlink.NewLinkAttrs()
+	attrs.Name, attrs.ParentIndex, attrs.HardwareAddr = l.Name, parent, l.MAC
+	if l.MTU > 0 {
+		attrs.MTU = l.MTU
+	}
+	switch l.Kind {
+	case "macvlan":
+		return &netlink.Macvlan{LinkAttrs: attrs, Mode: macvlanModes[l.Mode]}, nil
+	case "ipvlan":
+		attrs.HardwareAddr = nil
+		return &netlink.IPVlan{LinkAttrs: attrs, Mode: ipvlanModes[l.Mode]}, nil
+	}
+	return nil, fmt.Errorf("interface %s: unknown kind %q", l.Name, l.Kind)
+}
+
+// addSubLink adds the interface to the namespace, from the host's, where the
+// parent is. The thread stands in the host's.
+func addSubLink(l Link, parent, netns int) error {
+	h, err := netlink.NewHandle(unix.NETLINK_ROUTE)
+	if err != nil {
+		return err
+	}
+	defer h.Close()
+	sub, err := subLink(l, parent)
+	if err != nil {
+		return err
+	}
+	sub.Attrs().Namespace = netlink.NsFd(netns)
+	return h.LinkAdd(sub)
+}

@@ -1,0 +1,159 @@
+package network
+
+import (
+	"context"
+	"errors"
+	"net/netip"
+	"slices"
+
+	"github.com/moby/moby/api/types/network"
+
+	"holdfast/internal/network/bridge"
+	"holdfast/internal/network/nft"
+)
+
+// Connecting and disconnecting a container that runs goes like a start: With
+// or Without give the Sandbox as it shall be, in memory; the engine stores it;
+// Change makes the kernel agree, and may be repeated after a crash.
+
+// With adds an endpoint on a network to a container's sandbox. Errors:
+// ErrNotFound, ErrPermissionDenied (it is on that network, or can't be on
+// several), ErrInvalidArgument, ErrResourceExhausted.
+func (m *Manager) With(s Sandbox, ref string, es *network.EndpointSettings) (Sandbox, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	n, err := m.lookup(ref)
+	if err != nil {
+		return s, err
+	}
+	if err := m.joinable(s, n); err != nil {
+		return s, err
+	}
+	s.Endpoints = slices.Clone(s.Endpoints)
+	// A container of the network none has nothing but its loopback interface.
+	s.Endpoints = slices.DeleteFunc(s.Endpoints, func(e Endpoint) bool { return e.Network == network.NetworkNone })
+	if err := m.connect(&s, n, es.Copy()); err != nil {
+		return s, err
+	}
+	m.sandboxes[s.Container] = s
+	return s, nil
+}
+
+// joinable: m.mu is held.
+func (m *Manager) joinable(s Sandbox, n *object) error {
+	if s.Shared || s.Netns == "" {
+		return forbidden("container sharing network namespace with another container or host cannot be connected to any other network")
+	}
+	switch n.Driver {
+	case driverHost:
+		return forbidden("container cannot be connected to host network: create it with --network host")
+	case driverNull:
+		return forbidden("container cannot be connected to multiple networks with one of the networks in private (none) mode")
+	}
+	if slices.ContainsFunc(s.Endpoints, func(e Endpoint) bool { return e.NetworkID == n.ID }) {
+		return forbidden("endpoint with name %s already exists in network %s", s.Container[:min(12, len(s.Container))], n.Name)
+	}
+	return nil
+}
+
+// Without takes the endpoint on a network out of a container's sandbox. Errors:
+// ErrNotFound, ErrPermissionDenied (the host's network).
+func (m *Manager) Without(s Sandbox, ref string) (Sandbox, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	i := slices.IndexFunc(s.Endpoints, func(e Endpoint) bool { return e.Network == ref || e.NetworkID == ref })
+	if i < 0 {
+		n, err := m.lookup(ref)
+		if err != nil {
+			return s, err
+		}
+		if i = slices.IndexFunc(s.Endpoints, func(e Endpoint) bool { return e.NetworkID == n.ID }); i < 0 {
+			return s, forbidden("container %s is not connected to network %s", s.Container, n.Name)
+		}
+	}
+	if s.Endpoints[i].Network == network.NetworkHost {
+		return s, forbidden("container cannot be disconnected from host network")
+	}
+	s.Endpoints = slices.Delete(slices.Clone(s.Endpoints), i, i+1)
+	// Published ports lead to the address that answers go by.
+	s.Ports = slices.Clone(s.Ports)
+	gw4, gw6 := s.gateway(false), s.gateway(true)
+	for j := range s.Ports {
+		t := &s.Ports[j].Target
+		a, gw := func(e Endpoint) Addressing { return e.IPv4 }, gw4
+		if t.Addr().Is6() {
+			a, gw = func(e Endpoint) Addressing { return e.IPv6 }, gw6
+		}
+		if gw >= 0 {
+			*t = netip.AddrPortFrom(a(s.Endpoints[gw]).Address.Addr(), t.Port())
+		}
+	}
+	m.sandboxes[s.Container] = s
+	return s, nil
+}
+
+// Change makes the kernel's side of a running container go from one sandbox to
+// the next: interfaces that are no more, then those that are new, routes, and
+// where published ports lead.
+func (m *Manager) Change(ctx context.Context, from, to Sandbox) error {
+	var errs []error
+	ports, err := bridge.Ports()
+	if err != nil {
+		return err
+	}
+	for _, e := range from.Endpoints {
+		if slices.ContainsFunc(to.Endpoints, func(o Endpoint) bool { return o.ID == e.ID }) {
+			continue
+		}
+		if p, there := ports[e.HostName]; there {
+			errs = append(errs, bridge.RemovePort(p))
+		}
+		if e.Link != nil {
+			errs = append(errs, bridge.RemoveInside(to.Netns, e.Name))
+		}
+		m.mu.Lock()
+		m.forgetEndpoint(e)
+		m.mu.Unlock()
+	}
+	errs = append(errs, m.Join(ctx, to))
+	var gone []nft.Element
+	keep := m.opts.elements(to)
+	for _, e := range m.opts.elements(from) {
+		if !slices.Contains(keep, e) {
+			gone = append(gone, e)
+		}
+	}
+	if len(gone) > 0 {
+		errs = append(errs, m.delete(gone))
+	}
+	errs = append(errs, m.Publish(ctx, to))
+	return errors.Join(errs...)
+}
+
+// Check reports whether a container that does not run may be connected.
+func (m *Manager) Check(ref string) (network.Network, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	n, err := m.lookup(ref)
+	if err != nil {
+		return network.Network{}, err
+	}
+	switch n.Driver {
+	case driverHost:
+		return n.api(), forbidden("container cannot be connected to host network: create it with --network host")
+	case driverNull:
+		return n.api(), forbidden("container cannot be connected to multiple networks with one of the networks in private (none) mode")
+	}
+	return n.api(), nil
+}
+
+// Network describes a network without its containers.
+func (m *Manager) Network(ref string) (network.Network, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	n, err := m.lookup(ref)
+	if err != nil {
+		return network.Network{}, err
+	}
+	return n.api(), nil
+}

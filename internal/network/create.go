@@ -1,0 +1,387 @@
+package network
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"net/netip"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"github.com/moby/moby/api/types/network"
+
+	"holdfast/internal/filter"
+	"holdfast/internal/network/bridge"
+	"holdfast/internal/network/ipam"
+)
+
+// Drivers that connect containers to a link of the host's.
+const (
+	driverMacvlan = "macvlan"
+	driverIPvlan  = "ipvlan"
+)
+
+var validName = regexp.MustCompile(`^[a-zA-Z0-9][a-zA-Z0-9_.-]*$`)
+
+func invalid(format string, args ...any) error {
+	return errdefs.ErrInvalidArgument.WithMessage(fmt.Sprintf(format, args...))
+}
+
+func forbidden(format string, args ...any) error {
+	return errdefs.ErrPermissionDenied.WithMessage(fmt.Sprintf(format, args...))
+}
+
+// Create makes a network: its record, then its bridge and rules. Errors:
+// ErrInvalidArgument, ErrConflict (the name is taken), ErrPermissionDenied
+// (a predefined name, or a subnet that overlaps another network's),
+// ErrNotImplemented (a driver or a kind of network that there is not).
+func (m *Manager) Create(ctx context.Context, r network.CreateRequest) (string, error) {
+	rec, err := m.judge(r)
+	if err != nil {
+		return "", err
+	}
+	m.mu.Lock()
+	if other := m.networks[rec.Name]; other != nil {
+		m.mu.Unlock()
+		return "", errdefs.ErrConflict.WithMessage(fmt.Sprintf("network with name %s already exists", rec.Name))
+	}
+	n := &object{record: rec}
+	err = m.giveSubnets(rec, r.IPAM)
+	if err == nil {
+		err = m.giveLink(rec)
+	}
+	if err == nil {
+		err = n.makeAllocators()
+	}
+	if err == nil {
+		// Intent first: a crash from here on leaves a network that Restore makes
+		// whole and that can be removed.
+		err = save(m.opts.Root, rec)
+	}
+	if err != nil {
+		m.mu.Unlock()
+		return "", err
+	}
+	m.networks[rec.Name] = n
+	m.mu.Unlock()
+	if err := m.setUp(ctx, rec); err != nil {
+		m.mu.Lock()
+		err = errors.Join(err, m.removeRecord(n))
+		m.mu.Unlock()
+		return "", errors.Join(err, m.tearDown(ctx, rec))
+	}
+	return rec.ID, nil
+}
+
+// judge makes a record of what was asked for, without subnets.
+func (m *Manager) judge(r network.CreateRequest) (*record, error) {
+	switch {
+	case predefined(r.Name):
+		return nil, forbidden("operation is not permitted on predefined %s network", r.Name)
+	case r.Name == "":
+		return nil, invalid("invalid network name: name is empty")
+	case !validName.MatchString(r.Name):
+		return nil, invalid("invalid network name %q: only [a-zA-Z0-9][a-zA-Z0-9_.-] are allowed", r.Name)
+	case r.Name == "container" || r.Name == "default":
+		return nil, invalid("invalid network name %q: it has a meaning of its own", r.Name)
+	case r.Ingress, r.Scope != "" && r.Scope != scope:
+		return nil, errdefs.ErrNotImplemented.WithMessage("networks of scope swarm need swarm mode, which this release does not have")
+	case r.ConfigOnly, r.ConfigFrom != nil && r.ConfigFrom.Network != "":
+		return nil, errdefs.ErrNotImplemented.WithMessage("configuration-only networks are not available in this release")
+	case r.IPAM != nil && r.IPAM.Driver != "" && r.IPAM.Driver != "default":
+		return nil, errdefs.ErrNotFound.WithMessage(fmt.Sprintf("plugin %q not found: the only IPAM driver is default", r.IPAM.Driver))
+	}
+	rec := &record{
+		Schema: recordSchema, ID: randomID(), Name: r.Name, Driver: r.Driver, Created: time.Now().UTC(),
+		EnableIPv4: r.EnableIPv4 == nil || *r.EnableIPv4, EnableIPv6: r.EnableIPv6 != nil && *r.EnableIPv6,
+		Internal: r.Internal, Attachable: r.Attachable,
+		Options: maps.Clone(r.Options), Labels: maps.Clone(r.Labels),
+	}
+	if rec.Driver == "" {
+		rec.Driver = driverBridge
+	}
+	switch rec.Driver {
+	case driverBridge, driverMacvlan, driverIPvlan:
+	case driverHost, driverNull:
+		return nil, forbidden("only one instance of %q network is allowed", rec.Driver)
+	case "overlay":
+		return nil, errdefs.ErrNotImplemented.WithMessage("networks of driver overlay need swarm mode, which this release does not have")
+	default:
+		return nil, errdefs.ErrNotFound.WithMessage(fmt.Sprintf("could not find plugin %s in v1 plugin registry: plugin not found", rec.Driver))
+	}
+	if !rec.EnableIPv4 && !rec.EnableIPv6 {
+		return nil, invalid("IPv4 or IPv6 must be enabled")
+	}
+	if rec.EnableIPv6 && !hostHasIPv6() {
+		return nil, invalid("the kernel has no IPv6: create the network without it")
+	}
+	if _, err := parseTraits(rec.Options); err != nil {
+		return nil, err
+	}
+	return rec, nil
+}
+
+// giveSubnets gives a record the subnets that were asked for, and one of the
+// pools for each family that none was asked for. m.mu is held.
+func (m *Manager) giveSubnets(rec *record, asked *network.IPAM) error {
+	var configs []network.IPAMConfig
+	if asked != nil {
+		configs = asked.Config
+	}
+	used := m.subnetsInUse()
+	have := map[bool]bool{} // by family: is6
+	for _, c := range configs {
+		if !c.Subnet.IsValid() {
+			if c.IPRange.IsValid() || c.Gateway.IsValid() || len(c.AuxAddress) > 0 {
+				return invalid("invalid IPAM configuration: a range, gateway or auxiliary address needs the subnet that it is of")
+			}
+			continue
+		}
+		s, err := judgeSubnet(c)
+		if err != nil {
+			return err
+		}
+		v6 := s.Prefix.Addr().Is6()
+		if v6 && !rec.EnableIPv6 || !v6 && !rec.EnableIPv4 {
+			return invalid("invalid subnet %s: IPv%s is not enabled on the network", s.Prefix, map[bool]string{false: "4", true: "6"}[v6])
+		}
+		for _, u := range used {
+			if u.Overlaps(s.Prefix) {
+				return forbidden("invalid pool request: Pool overlaps with other one on this address space")
+			}
+		}
+		for _, other := range rec.Subnets {
+			if other.Prefix.Overlaps(s.Prefix) {
+				return invalid("invalid subnet %s: it overlaps with %s of the same network", s.Prefix, other.Prefix)
+			}
+		}
+		rec.Subnets = append(rec.Subnets, s)
+		have[v6] = true
+	}
+	routes, err := bridge.Used("")
+	if err != nil {
+		return err
+	}
+	if rec.EnableIPv4 && !have[false] {
+		p, err := ipam.FirstFree(m.opts.Pools, false, append(routes, used...))
+		if err != nil {
+			return errdefs.ErrResourceExhausted.WithMessage(err.Error() + ": name a subnet, or remove networks that are not used")
+		}
+		rec.Subnets = append(rec.Subnets, subnet{Prefix: p, Gateway: ipam.Gateway(p)})
+	}
+	if rec.EnableIPv6 && !have[true] {
+		p, err := ipam.FirstFree(m.opts.Pools, true, append(routes, used...))
+		if err != nil {
+			p = uniqueLocal()
+		}
+		rec.Subnets = append(rec.Subnets, subnet{Prefix: p, Gateway: ipam.Gateway(p)})
+	}
+	for i := range rec.Subnets {
+		s := &rec.Subnets[i]
+		if !s.Gateway.IsValid() {
+			s.Gateway = ipam.Gateway(s.Prefix)
+		}
+		if rec.Driver == driverBridge {
+			s.Bridge = s.Gateway
+		}
+	}
+	return nil
+}
+
+func judgeSubnet(c network.IPAMConfig) (subnet, error) {
+	s := subnet{Prefix: c.Subnet.Masked(), Aux: c.AuxAddress}
+	if c.Subnet.Bits() > c.Subnet.Addr().BitLen()-1 {
+		return s, invalid("invalid subnet %s: there is no room for a container in it", c.Subnet)
+	}
+	if c.Subnet != s.Prefix {
+		return s, invalid("invalid subnet %s: it should be %s", c.Subnet, s.Prefix)
+	}
+	if c.IPRange.IsValid() {
+		if c.IPRange.Bits() < s.Prefix.Bits() || !s.Prefix.Contains(c.IPRange.Addr()) {
+			return s, invalid("invalid ip-range %s: it is not part of the subnet %s", c.IPRange, s.Prefix)
+		}
+		s.Range = c.IPRange.Masked()
+	}
+	if c.Gateway.IsValid() {
+		if !s.Prefix.Contains(c.Gateway) {
+			return s, invalid("invalid gateway %s: it is not part of the subnet %s", c.Gateway, s.Prefix)
+		}
+		s.Gateway = c.Gateway
+	}
+	for name, a := range c.AuxAddress {
+		if !s.Prefix.Contains(a) {
+			return s, invalid("invalid auxiliary address %s (%s): it is not part of the subnet %s", name, a, s.Prefix)
+		}
+	}
+	return s, nil
+}
+
+// subnetsInUse are those of all networks. m.mu is held.
+func (m *Manager) subnetsInUse() []netip.Prefix {
+	var used []netip.Prefix
+	for _, n := range m.networks {
+		for _, s := range n.Subnets {
+			used = append(used, s.Prefix)
+		}
+	}
+	// And those that containers still have of an earlier configuration.
+	for _, s := range m.sandboxes {
+		for _, e := range s.Endpoints {
+			for _, a := range []Addressing{e.IPv4, e.IPv6} {
+				if a.Address.IsValid() {
+					used = append(used, a.Address.Masked())
+				}
+			}
+		}
+	}
+	return used
+}
+
+// isLink: containers sit on a link of the host's, without a bridge.
+func (r *record) isLink() bool { return r.Driver == driverMacvlan || r.Driver == driverIPvlan }
+
+// giveLink names the bridge, or judges the parent link. m.mu is held.
+func (m *Manager) giveLink(rec *record) error {
+	if rec.isLink() {
+		return giveParent(rec)
+	}
+	name := rec.Options[optName]
+	if name == "" {
+		name = "br-" + rec.ID[:12]
+	}
+	if len(name) > 15 || strings.ContainsAny(name, "/ \t\n") {
+		return invalid("invalid bridge name %q: an interface's name has at most 15 characters, no blanks and no slashes", name)
+	}
+	for _, n := range m.networks {
+		if n.Bridge != nil && n.Bridge.Name == name {
+			return forbidden("bridge name conflict: network %s uses the bridge %s", n.Name, name)
+		}
+	}
+	_, exists, err := bridge.Addresses(name)
+	if err != nil {
+		return err
+	}
+	rec.Bridge = &bridgeRecord{Name: name, Made: !exists}
+	if rec.Bridge.Made && len(rec.Subnets) > 0 {
+		rec.Bridge.MAC = macOf(rec.Subnets[0].Bridge).String()
+	}
+	return nil
+}
+
+// setUp makes the kernel's side of a new network.
+func (m *Manager) setUp(ctx context.Context, rec *record) error {
+	if rec.Bridge == nil {
+		return nil
+	}
+	// The rules come first, so that nothing passes unfiltered.
+	if err := m.Sync(ctx); err != nil {
+		return err
+	}
+	m.mu.Lock()
+	all := m.bridges()
+	m.mu.Unlock()
+	i := slices.IndexFunc(all, func(w wanted) bool { return w.Name == rec.Bridge.Name })
+	if i < 0 {
+		return fmt.Errorf("network %s: its bridge is not among those wanted", rec.Name)
+	}
+	_, err := bridge.Ensure(all[i].Bridge)
+	return err
+}
+
+// tearDown removes it.
+func (m *Manager) tearDown(ctx context.Context, rec *record) error {
+	if p := rec.Parent; p != nil && p.Made {
+		return bridge.RemoveLink(p.Name)
+	}
+	if rec.Bridge == nil {
+		return nil
+	}
+	var err error
+	if rec.Bridge.Made {
+		err = bridge.Remove(rec.Bridge.Name)
+	}
+	return errors.Join(err, m.Sync(ctx))
+}
+
+// Remove removes a network that no running container is on. Errors:
+// ErrNotFound, ErrPermissionDenied (predefined, or in use).
+func (m *Manager) Remove(ctx context.Context, ref string) (network.Network, error) {
+	m.mu.Lock()
+	n, err := m.lookup(ref)
+	if err != nil {
+		m.mu.Unlock()
+		return network.Network{}, err
+	}
+	api := n.api()
+	if predefined(n.Name) {
+		m.mu.Unlock()
+		return api, forbidden("%s is a pre-defined network and cannot be removed", n.Name)
+	}
+	if users := m.users(n); len(users) > 0 {
+		m.mu.Unlock()
+		return api, forbidden("error while removing network: network %s has active endpoints (%s)", n.Name, strings.Join(users, ", "))
+	}
+	err = m.removeRecord(n)
+	m.mu.Unlock()
+	if err != nil {
+		return api, err
+	}
+	return api, m.tearDown(ctx, n.record)
+}
+
+// users are the containers that run on a network, by short ID. m.mu is held.
+func (m *Manager) users(n *object) []string {
+	var ids []string
+	for id, s := range m.sandboxes {
+		if slices.ContainsFunc(s.Endpoints, func(e Endpoint) bool { return e.NetworkID == n.ID }) {
+			ids = append(ids, id[:min(12, len(id))])
+		}
+	}
+	slices.Sort(ids)
+	return ids
+}
+
+// Prune removes the user-defined networks that match (label, label!, until)
+// and for which used says no.
+func (m *Manager) Prune(ctx context.Context, args filter.Args, until time.Time, used func(id string) bool) (network.PruneReport, error) {
+	report := network.PruneReport{NetworksDeleted: []string{}}
+	m.mu.Lock()
+	var gone []string
+	for _, name := range slices.Sorted(maps.Keys(m.networks)) {
+		n := m.networks[name]
+		switch {
+		case predefined(name), len(m.users(n)) > 0, used(n.ID),
+			!until.IsZero() && !n.Created.Before(until),
+			!args.KV("label", n.Labels),
+			args.Has("label!") && args.KV("label!", n.Labels):
+		default:
+			gone = append(gone, name)
+		}
+	}
+	m.mu.Unlock()
+	for _, name := range gone {
+		if _, err := m.Remove(ctx, name); err != nil {
+			if errdefs.IsPermissionDenied(err) || errdefs.IsNotFound(err) {
+				continue // somebody began to use it, or removed it
+			}
+			return report, err
+		}
+		report.NetworksDeleted = append(report.NetworksDeleted, name)
+	}
+	return report, nil
+}
+
+// ifName is the next free interface name of a sandbox.
+func ifName(s *Sandbox, prefix string) string {
+	for i := 0; ; i++ {
+		name := prefix + strconv.Itoa(i)
+		if !slices.ContainsFunc(s.Endpoints, func(e Endpoint) bool { return e.Name == name }) {
+			return name
+		}
+	}
+}
