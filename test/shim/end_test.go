@@ -64,7 +64,7 @@ func TestTeardownUndoesMountsAndFilesAndNothingElse(t *testing.T) {
 	for _, e := range left {
 		names = append(names, e.Name())
 	}
-	if got := strings.Join(names, " "); got != "config.json journal kept shim.log state.json" {
+	if got := strings.Join(names, " "); got != "bootstrap.json config.json journal kept shim.log state.json" {
 		t.Errorf("left in the run directory: %s", got)
 	}
 }

@@ -197,7 +197,7 @@ func (l *Log) rotate() {
 		return
 	}
 	syscall.Close(l.fd)
-	l.fd, l.size, l.retryAt = fd, 0, 0
+	l.fd, l.size, l.retryAt, l.inode = fd, 0, 0, 0
 	if l.cfg.Compress && l.cfg.MaxFiles > 1 {
 		l.zip.lastTime = l.last
 		l.startZip()

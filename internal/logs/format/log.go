@@ -80,6 +80,8 @@ type Log struct {
 	last    time.Time // of the last line
 	torn    bool      // the file ends with half a line that could not be cut off yet
 	retryAt int64     // size below which a failed rotation is not tried again
+	inode   uint64    // of the active file; 0 until Position asked for it
+	skip    int64     // bytes of records that are not written again, see Redo
 
 	buf  []byte // mapped
 	n    int    // used of it
@@ -188,6 +190,7 @@ func (l *Log) Write(src Source, now time.Time, p []byte) {
 		break
 	}
 	l.writeOut()
+	l.skip = 0
 }
 
 // join adds the beginning of p to the held line and returns the rest.
@@ -346,12 +349,16 @@ func (l *Log) line(s *stream, src Source, now time.Time, p []byte, last bool) {
 		}
 		l.n = encodeLocal(l.buf, l.n, src, at, p, s, last)
 	}
+	written := l.skip > 0 && l.done(l.n-start)
+	if written {
+		l.n = start
+	}
 	if last && s.split {
 		s.split = false
 		// The following lines of the same write have their own time.
 		l.stamp(s, src, now)
 	}
-	if l.cfg.MaxSize > 0 && l.size+int64(l.n) > l.cfg.MaxSize && l.size+int64(start) > l.retryAt {
+	if !written && l.cfg.MaxSize > 0 && l.size+int64(l.n) > l.cfg.MaxSize && l.size+int64(start) > l.retryAt {
 		l.turn(start)
 	}
 }

@@ -17,6 +17,7 @@ import (
 	"sync"
 
 	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
 
 	"holdfast/internal/shim/proto"
 )
@@ -30,15 +31,21 @@ type Shim struct {
 
 	mu      sync.Mutex
 	next    uint64
-	calls   map[uint64]chan *proto.Message
+	calls   map[uint64]chan *answer
 	ended   error // set when the connection is over
 	events  []proto.Event
 	fn      func(proto.Event)
 	pending chan struct{} // one token: there are events, or the end
 }
 
+// answer is a response with the descriptors that came with it.
+type answer struct {
+	*proto.Message
+	fds []int
+}
+
 func newShim(conn *proto.Conn) *Shim {
-	s := &Shim{conn: conn, done: make(chan struct{}), calls: map[uint64]chan *proto.Message{}, pending: make(chan struct{}, 1)}
+	s := &Shim{conn: conn, done: make(chan struct{}), calls: map[uint64]chan *answer{}, pending: make(chan struct{}, 1)}
 	go s.receive()
 	go s.dispatch()
 	return s
@@ -49,9 +56,11 @@ func (s *Shim) receive() {
 	for {
 		m := &proto.Message{}
 		err := s.conn.Receive(m)
+		var fds []int
 		if err == nil && m.FDs > 0 {
-			s.conn.DropFDs() // no message to a daemon carries any yet
+			fds, err = s.conn.TakeFDs(m.FDs)
 		}
+		taken := false
 		s.mu.Lock()
 		switch {
 		case err != nil:
@@ -65,16 +74,27 @@ func (s *Shim) receive() {
 		default:
 			if ch := s.calls[m.ID]; ch != nil {
 				delete(s.calls, m.ID)
-				ch <- m
+				ch <- &answer{m, fds}
+				taken = true
 			}
 		}
 		s.mu.Unlock()
+		if !taken {
+			closeFDs(fds) // who asked has gone
+		}
 		if err != nil || m.Event != nil {
 			s.wake()
 		}
 		if err != nil {
+			s.conn.DropFDs()
 			return
 		}
+	}
+}
+
+func closeFDs(fds []int) {
+	for _, fd := range fds {
+		unix.Close(fd)
 	}
 }
 
@@ -112,59 +132,81 @@ func (s *Shim) Done() <-chan struct{} { return s.done }
 // Close ends the connection, not the shim.
 func (s *Shim) Close() error { return s.conn.Close() }
 
-// Hello is what the shim said of itself when the connection was made.
-func (s *Shim) Hello() proto.HelloReply { return s.hello }
+// Hello is what the shim said of itself when the connection was made, with the
+// release that it was upgraded to over this connection.
+func (s *Shim) Hello() proto.HelloReply {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.hello
+}
 
 // call sends a request and waits for its answer, which it decodes into result
 // unless that is nil.
 func (s *Shim) call(ctx context.Context, method string, params, result any, fds ...int) error {
+	got, err := s.callFDs(ctx, method, params, result, fds...)
+	closeFDs(got)
+	return err
+}
+
+// callFDs is call for methods whose answer brings descriptors. They are
+// close-on-exec and the caller's.
+func (s *Shim) callFDs(ctx context.Context, method string, params, result any, fds ...int) ([]int, error) {
 	m := &proto.Message{Method: method, FDs: len(fds)}
 	if params != nil {
 		p, err := json.Marshal(params)
 		if err != nil {
-			return fmt.Errorf("shim %s: %w: %w", method, errdefs.ErrInvalidArgument, err)
+			return nil, fmt.Errorf("shim %s: %w: %w", method, errdefs.ErrInvalidArgument, err)
 		}
 		m.Params = p
 	}
-	answer := make(chan *proto.Message, 1)
+	reply := make(chan *answer, 1)
 	s.mu.Lock()
 	if s.ended != nil {
 		s.mu.Unlock()
-		return s.gone(method)
+		return nil, s.gone(method)
 	}
 	s.next++
 	m.ID = s.next
-	s.calls[m.ID] = answer
+	s.calls[m.ID] = reply
 	s.mu.Unlock()
 	if err := s.conn.Send(m, fds...); err != nil {
 		s.mu.Lock()
 		delete(s.calls, m.ID)
 		s.mu.Unlock()
 		if errors.Is(err, proto.ErrFrame) {
-			return fmt.Errorf("shim %s: %w: %w", method, errdefs.ErrInvalidArgument, err)
+			return nil, fmt.Errorf("shim %s: %w: %w", method, errdefs.ErrInvalidArgument, err)
 		}
-		return fmt.Errorf("shim %s: %w: %w", method, errdefs.ErrUnavailable, err)
+		return nil, fmt.Errorf("shim %s: %w: %w", method, errdefs.ErrUnavailable, err)
 	}
 	select {
-	case m, ok := <-answer:
+	case m, ok := <-reply:
 		if !ok {
-			return s.gone(method)
+			return nil, s.gone(method)
 		}
 		if m.Error != nil {
-			return fmt.Errorf("%w%w", kind(m.Error.Kind), m.Error)
+			closeFDs(m.fds)
+			return nil, fmt.Errorf("%w%w", kind(m.Error.Kind), m.Error)
 		}
 		if result == nil {
-			return nil
+			return m.fds, nil
 		}
 		if err := json.Unmarshal(m.Result, result); err != nil {
-			return fmt.Errorf("shim %s: the answer makes no sense: %w: %w", method, errdefs.ErrInternal, err)
+			closeFDs(m.fds)
+			return nil, fmt.Errorf("shim %s: the answer makes no sense: %w: %w", method, errdefs.ErrInternal, err)
 		}
-		return nil
+		return m.fds, nil
 	case <-ctx.Done():
 		s.mu.Lock()
 		delete(s.calls, m.ID)
 		s.mu.Unlock()
-		return context.Cause(ctx)
+		select {
+		case m, ok := <-reply: // it came in this moment
+			if ok {
+				closeFDs(m.fds)
+			}
+		default:
+		}
+		return nil, context.Cause(ctx)
 	}
 }
 
@@ -304,6 +346,35 @@ func (s *Shim) ExecResize(ctx context.Context, exec string, height, width uint) 
 // Shutdown ends a shim whose container was never started.
 func (s *Shim) Shutdown(ctx context.Context) error {
 	return s.call(ctx, proto.MethodShutdown, nil, nil)
+}
+
+// Terminal gives the master of a running container's terminal: as long as
+// somebody holds it, the terminal outlives the shim. ErrConflict: there is none
+// now.
+func (s *Shim) Terminal(ctx context.Context) (*os.File, error) {
+	fds, err := s.callFDs(ctx, proto.MethodTerminal, nil, nil)
+	if err != nil {
+		return nil, err
+	}
+	if len(fds) != 1 {
+		closeFDs(fds)
+		return nil, fmt.Errorf("shim %s: %w: %d descriptors came", proto.MethodTerminal, errdefs.ErrInternal, len(fds))
+	}
+	return os.NewFile(uintptr(fds[0]), "terminal"), nil
+}
+
+// Upgrade makes the shim go on as another binary, in the same process: with all
+// that it holds, with this connection and what is asked over it. When the
+// binary can't be used or refuses the shim's state, the shim goes on as it was
+// and the error says why.
+func (s *Shim) Upgrade(ctx context.Context, binary string) (reply proto.HelloReply, err error) {
+	err = s.call(ctx, proto.MethodUpgrade, proto.Upgrade{Binary: binary}, &reply)
+	if err == nil {
+		s.mu.Lock()
+		s.hello.Release, s.hello.Version = reply.Release, reply.Version
+		s.mu.Unlock()
+	}
+	return reply, err
 }
 
 // descriptor reads a file's descriptor without making it a blocking one.

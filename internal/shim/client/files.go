@@ -21,6 +21,28 @@ func ReadState(runDir string) (proto.State, error) {
 	return readState(filepath.Join(runDir, proto.StateFile))
 }
 
+// ReadBootstrap reads what the shim of a run directory was told, for the one
+// that takes over. Ports and Adopt are the caller's to fill in. ErrNotFound:
+// there is none, an older release wrote none. ErrDataLoss: it can't be read.
+func ReadBootstrap(runDir string) (proto.Bootstrap, error) {
+	path := filepath.Join(runDir, proto.BootstrapFile)
+	var b proto.Bootstrap
+	raw, err := os.ReadFile(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return b, fmt.Errorf("%w: %w", errdefs.ErrNotFound, err)
+	} else if err != nil {
+		return b, err
+	}
+	if err := json.Unmarshal(raw, &b); err != nil {
+		return b, fmt.Errorf("%s: %w: %w", path, errdefs.ErrDataLoss, err)
+	}
+	if b.ID == "" || b.RunDir == "" {
+		return b, fmt.Errorf("%s: %w: it names no container", path, errdefs.ErrDataLoss)
+	}
+	b.Ports, b.Adopt = nil, nil
+	return b, nil
+}
+
 // ReadExit reads the durable exit record of the data directory. Errors are
 // those of ReadState.
 func ReadExit(dataDir string) (proto.State, error) {

@@ -25,11 +25,23 @@ type Options struct {
 	// stay the caller's, who closes them when Spawn returns.
 	Ports   []*os.File
 	Release string // the daemon's, for people
+	// Adopt makes the shim take over the container of one that was killed; see
+	// ReadBootstrap.
+	Adopt *Kept
+}
+
+// Kept is what a daemon holds of a running container besides its shim, so that
+// the two can't both lose it. Each may be nil; the files stay the caller's.
+type Kept struct {
+	Pidfd    *os.File // of the container's process, opened while it lived
+	Terminal *os.File // the terminal's master
+	Stdin    *os.File // the writing end of its input
 }
 
 // Spawn starts a shim in a session of its own and says hello. The shim outlives
 // this process; as long as both live, its end is waited for here. When ctx ends
-// or hello fails the shim ends as well, for its container was not started.
+// or hello fails the shim ends as well, for its container was not started, or,
+// with Adopt, is there for the next one.
 func Spawn(ctx context.Context, o Options) (*Shim, error) {
 	b := o.Bootstrap
 	fail := func(err error) (*Shim, error) {
@@ -39,6 +51,16 @@ func Spawn(ctx context.Context, o Options) (*Shim, error) {
 		return fail(fmt.Errorf("%w: %d port sockets for %d ports", errdefs.ErrInvalidArgument, len(o.Ports), len(b.Ports)))
 	}
 	b.Version = proto.Version
+	files := o.Ports
+	b.Adopt = nil
+	if k := o.Adopt; k != nil {
+		b.Adopt = &proto.Adopt{Pidfd: k.Pidfd != nil, Terminal: k.Terminal != nil, Stdin: k.Stdin != nil}
+		for _, f := range []*os.File{k.Pidfd, k.Terminal, k.Stdin} {
+			if f != nil {
+				files = append(files[:len(files):len(files)], f)
+			}
+		}
+	}
 	log, err := os.OpenFile(filepath.Join(b.RunDir, proto.LogFile), os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600)
 	if err != nil {
 		return fail(err)
@@ -71,8 +93,8 @@ func Spawn(ctx context.Context, o Options) (*Shim, error) {
 	}
 	go cmd.Wait()
 
-	fds := make([]int, len(o.Ports))
-	for i, f := range o.Ports {
+	fds := make([]int, len(files))
+	for i, f := range files {
 		if fds[i], err = descriptor(f); err != nil {
 			conn.Close()
 			return fail(err)
@@ -90,7 +112,7 @@ func Spawn(ctx context.Context, o Options) (*Shim, error) {
 	s := newShim(conn)
 	if err := s.greet(ctx, o.Release); err != nil {
 		s.conn.Close()
-		cmd.Process.Kill() // no container of it runs
+		cmd.Process.Kill() // no container is its child
 		return fail(withLog(err, b.RunDir, logStart))
 	}
 	return s, nil
@@ -127,7 +149,14 @@ func (s *Shim) greet(ctx context.Context, release string) error {
 	if release == "" {
 		release = "unknown"
 	}
-	return s.call(ctx, proto.MethodHello, proto.Hello{Version: proto.Version, Daemon: release}, &s.hello)
+	var hello proto.HelloReply
+	if err := s.call(ctx, proto.MethodHello, proto.Hello{Version: proto.Version, Daemon: release}, &hello); err != nil {
+		return err
+	}
+	s.mu.Lock()
+	s.hello = hello
+	s.mu.Unlock()
+	return nil
 }
 
 // Dial connects to the shim of a run directory. ErrNotFound: nobody listens

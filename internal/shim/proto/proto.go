@@ -26,6 +26,12 @@ const (
 	JournalFile = "journal"
 	LogFile     = "shim.log" // the shim's own words, for people
 	PidFile     = "init.pid"
+	// BootstrapFile is the Bootstrap as the shim has it now, for the shim that
+	// takes over should this one be killed.
+	BootstrapFile = "bootstrap.json"
+	// LedgerFile holds what was read from the container and is not in its log
+	// yet. Only shims read it.
+	LedgerFile = "output"
 )
 
 // ExitFile is the durable copy of the last State, in the data directory.
@@ -48,6 +54,8 @@ const (
 	MethodExecResize = "execResize" // Resize with Exec set → nothing
 	MethodState      = "state"      // nothing → State
 	MethodShutdown   = "shutdown"   // nothing → nothing; only without a running container
+	MethodTerminal   = "terminal"   // nothing → nothing + 1 descriptor, the master of the container's terminal
+	MethodUpgrade    = "upgrade"    // Upgrade → HelloReply, of the new binary in the same process
 )
 
 // Kinds of errors.
@@ -124,6 +132,26 @@ type Bootstrap struct {
 
 	// Attributes go into every journal entry: name, image and labels.
 	Attributes map[string]string `json:"attributes,omitempty"`
+
+	// Adopt: the container runs already and its shim was killed.
+	Adopt *Adopt `json:"adopt,omitempty"`
+}
+
+// Adopt is what a shim gets that takes over a container. All else it finds in
+// the run directory. Its descriptors travel after those of Ports, in the order
+// of the fields.
+type Adopt struct {
+	// Pidfd: a pidfd of the container's process, opened while it lived.
+	Pidfd bool `json:"pidfd,omitempty"`
+	// Terminal: the master of the container's terminal.
+	Terminal bool `json:"terminal,omitempty"`
+	// Stdin: the writing end of the container's input.
+	Stdin bool `json:"stdin,omitempty"`
+}
+
+// Upgrade asks a shim to go on as another binary.
+type Upgrade struct {
+	Binary string `json:"binary"` // absolute path
 }
 
 // Runtime is how the OCI runtime is called: Path Args… verb …

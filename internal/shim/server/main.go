@@ -50,10 +50,11 @@ func boot(release string) (*Shim, error) {
 		return nil, fmt.Errorf("read bootstrap: %w", err)
 	}
 	frames.File().SetReadDeadline(time.Time{})
-	fds, err := frames.TakeFDs(len(b.Ports))
+	fds, err := frames.TakeFDs(len(b.Ports) + adoptedFDs(b.Adopt))
 	if err != nil {
-		return nil, fmt.Errorf("read bootstrap: ports: %w", err)
+		return nil, fmt.Errorf("read bootstrap: descriptors: %w", err)
 	}
+	fds, more := fds[:len(b.Ports)], fds[len(b.Ports):]
 	if b.Version < 1 || !validName(b.ID) || b.RunDir == "" || b.DataDir == "" || b.Bundle == "" {
 		return nil, fmt.Errorf("bootstrap is not usable: version %d, id %q, run directory %q, data directory %q, bundle %q",
 			b.Version, b.ID, b.RunDir, b.DataDir, b.Bundle)
@@ -61,6 +62,10 @@ func boot(release string) (*Shim, error) {
 	dirfd, err := unix.Open(b.RunDir, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return nil, &os.PathError{Op: "open", Path: b.RunDir, Err: err}
+	}
+	locked, err := lock(b.RunDir)
+	if err != nil {
+		return nil, err
 	}
 	reaper := newReaper()
 	runtime, err := newRuntime(b, reaper)
@@ -72,7 +77,7 @@ func boot(release string) (*Shim, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &Shim{boot: b, dirfd: dirfd, rec: rec, reaper: reaper, runtime: runtime, out: newOutput(),
+	s := &Shim{boot: b, dirfd: dirfd, locked: locked, rec: rec, reaper: reaper, runtime: runtime, out: newOutput(),
 		left: make(chan struct{}), policy: b.Restart, rows: b.ConsoleSize[0], cols: b.ConsoleSize[1]}
 	l, err := listenUnix(dirfd, proto.SocketFile)
 	if err != nil {
@@ -82,6 +87,15 @@ func boot(release string) (*Shim, error) {
 		conns: map[*conn]struct{}{}, clients: map[<-chan struct{}]struct{}{}}
 	if err := servePorts(b.Ports, fds); err != nil {
 		return nil, fmt.Errorf("ports: %w", err)
+	}
+	if err := s.keepBootstrap(); err != nil {
+		return nil, err
+	}
+	if b.Adopt != nil {
+		in, _ := takeInherited(b.Adopt, more)
+		if err := s.adopt(in); err != nil {
+			return nil, err
+		}
 	}
 	go s.server.acceptAll()
 	s.server.serve(frames)

@@ -18,6 +18,7 @@ type process struct {
 	pidfd  *os.File // the poller tells when it becomes readable: at the exit
 	exited chan struct{}
 	status syscall.WaitStatus // valid once exited is closed
+	lost   bool               // the status is not known; valid as status is
 }
 
 // exitCode is the status as a shell and Docker give it: 128+n for signal n.
@@ -30,6 +31,9 @@ func (p *process) exitCode() int {
 
 // signal reaches this process and no other that got its number later.
 func (p *process) signal(sig syscall.Signal) error {
+	if p.pidfd == nil {
+		return syscall.ESRCH
+	}
 	raw, err := p.pidfd.SyscallConn()
 	if err != nil {
 		return err
@@ -127,10 +131,90 @@ func (r *reaper) watch(pid int) (*process, error) {
 	return p, nil
 }
 
+// foreign watches a process that is not a child: the one of a container whose
+// shim was killed. pidfd was opened while the process was known to be the right
+// one, or is -1: then start, its start time, tells. A process that can't be
+// found any more has exited, with a status that nobody knows.
+func foreign(pid int, start uint64, pidfd int) *process {
+	p := &process{pid: pid, exited: make(chan struct{})}
+	gone := func() *process {
+		p.status, p.lost = unknownStatus, true
+		close(p.exited)
+		return p
+	}
+	if pidfd < 0 {
+		fd, err := unix.PidfdOpen(pid, 0)
+		if err != nil {
+			return gone()
+		}
+		if startTime(pid) != start {
+			unix.Close(fd)
+			return gone()
+		}
+		pidfd = fd
+	}
+	unix.SetNonblock(pidfd, true)
+	p.pidfd = os.NewFile(uintptr(pidfd), "process")
+	raw, err := p.pidfd.SyscallConn()
+	if err != nil {
+		return gone()
+	}
+	go func() {
+		raw.Read(func(fd uintptr) bool {
+			fds := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
+			for {
+				n, err := unix.Poll(fds, 0)
+				if err != unix.EINTR {
+					return n != 0
+				}
+			}
+		})
+		raw.Control(func(fd uintptr) { p.status, p.lost = foreignStatus(int(fd), pid, start) })
+		close(p.exited)
+	}()
+	return p
+}
+
+// unknownStatus is an exit with code 255.
+const unknownStatus = syscall.WaitStatus(255 << 8)
+
+// foreignStatus reads how a process ended that is another's child. As long as
+// its parent has not asked, /proc has it; afterwards the pidfd, since Linux
+// 6.15.
+func foreignStatus(pidfd, pid int, start uint64) (status syscall.WaitStatus, lost bool) {
+	for range 2 {
+		info := unix.PidfdInfo{Mask: unix.PIDFD_INFO_EXIT}
+		if err := unix.IoctlPidfdInfo(pidfd, &info); err == nil && info.Mask&unix.PIDFD_INFO_EXIT != 0 {
+			return syscall.WaitStatus(info.Exit_code), false
+		}
+		b, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat")
+		if err == nil && parseStartTime(b) == start {
+			if code, ok := parseZombie(b); ok {
+				return code, false
+			}
+		}
+		// It was reaped in between, and then the pidfd knows.
+	}
+	return unknownStatus, true
+}
+
+// parseZombie is the wait status of a process that has ended, field 52.
+func parseZombie(stat []byte) (syscall.WaitStatus, bool) {
+	fields := bytes.Fields(stat[bytes.LastIndexByte(stat, ')')+1:])
+	const field = 52 - 3 // the first one here is the third
+	if len(fields) <= field || string(fields[0]) != "Z" {
+		return 0, false
+	}
+	n, err := strconv.Atoi(string(fields[field]))
+	return syscall.WaitStatus(n), err == nil
+}
+
 // forget closes what a process that has exited still holds.
 func (p *process) forget() {
 	<-p.exited
-	p.pidfd.Close()
+	if p.pidfd != nil {
+		p.pidfd.Close()
+	}
 }
 
 // sweepOrphans reaps children that nobody knows, whenever some child exits.
@@ -203,12 +287,26 @@ func bundlePrivatePids(path string) bool {
 	return privatePids(b)
 }
 
+// inheritNoSignals undoes what whoever started the daemon had ignored: it would
+// be ignored in the container too. Some launchers leave even the C library's
+// own signals 32 and 33 so.
+func inheritNoSignals() {
+	for sig := uintptr(1); sig <= 64; sig++ {
+		var now, none [4]uintptr // handler, flags, restorer, mask
+		_, _, errno := syscall.RawSyscall6(syscall.SYS_RT_SIGACTION, sig, 0, uintptr(unsafe.Pointer(&now)), 8, 0, 0)
+		if errno == 0 && now[0] == 1 { // SIG_IGN
+			syscall.RawSyscall6(syscall.SYS_RT_SIGACTION, sig, uintptr(unsafe.Pointer(&none)), 0, 8, 0, 0)
+		}
+	}
+}
+
 // ignoreSignals keeps signals for people and sessions from ending the shim,
 // which would orphan its container. It goes around os/signal: signal.Notify
 // takes two threads, and what signal.Ignore ignores stays ignored in children
 // and so in the container. The Go runtime does not know of this change and, as
 // it installed handlers for these signals, resets them in every child.
 func ignoreSignals() {
+	inheritNoSignals()
 	for _, sig := range []syscall.Signal{syscall.SIGHUP, syscall.SIGINT, syscall.SIGQUIT, syscall.SIGTERM,
 		syscall.SIGUSR1, syscall.SIGUSR2} {
 		// struct sigaction as the kernel has it, with SIG_IGN, no flags and an

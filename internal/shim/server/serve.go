@@ -66,11 +66,18 @@ type conn struct {
 	wake   chan struct{} // one token
 
 	mu        sync.Mutex
-	queue     []*proto.Message
+	queue     []outgoing
 	events    int  // how many of queue are live events
 	calls     int  // requests not yet answered
 	finishing bool // ends once these are answered and the queue is written
 	closing   bool // ends once the queue is written
+}
+
+// outgoing is a message in the queue, with the descriptor that travels with
+// it, a copy that is closed once it is sent.
+type outgoing struct {
+	*proto.Message
+	fd int // -1 for none
 }
 
 func (s *server) add(fd int) error {
@@ -199,9 +206,11 @@ func (s *server) served(done <-chan struct{}) bool {
 	}
 }
 
-func (c *conn) post(m *proto.Message) {
+func (c *conn) post(m *proto.Message) { c.postFD(m, -1) }
+
+func (c *conn) postFD(m *proto.Message, fd int) {
 	c.mu.Lock()
-	c.queue = append(c.queue, m)
+	c.queue = append(c.queue, outgoing{m, fd})
 	c.mu.Unlock()
 	c.signal()
 }
@@ -211,10 +220,13 @@ func (c *conn) post(m *proto.Message) {
 func (c *conn) postEvent(e *proto.Event) {
 	c.mu.Lock()
 	if c.events++; c.events > eventsQueued {
+		for _, m := range c.queue {
+			m.drop()
+		}
 		c.closing, c.queue = true, nil
 		c.frames.File().SetDeadline(time.Unix(1, 0))
 	} else {
-		c.queue = append(c.queue, &proto.Message{Event: e})
+		c.queue = append(c.queue, outgoing{&proto.Message{Event: e}, -1})
 	}
 	c.mu.Unlock()
 	c.signal()
@@ -237,7 +249,14 @@ func (c *conn) write() {
 		c.queue, c.events = nil, 0
 		c.mu.Unlock()
 		for _, m := range queue {
-			if err := c.frames.Send(m); err != nil {
+			var err error
+			if m.fd < 0 {
+				err = c.frames.Send(m.Message)
+			} else {
+				err = c.frames.Send(m.Message, m.fd)
+				m.drop()
+			}
+			if err != nil {
 				return
 			}
 		}
@@ -325,8 +344,29 @@ func (c *conn) handle(m *proto.Message, fds []int) {
 			return
 		}
 	}
+	if m.Method == proto.MethodTerminal {
+		closeAll(fds)
+		fd, err := s.terminal()
+		if err == nil {
+			c.postFD(&proto.Message{ID: m.ID, FDs: 1}, fd)
+			return
+		}
+		c.answer(m, nil, err)
+		return
+	}
 	result, err := c.call(m, &fds)
 	closeAll(fds)
+	c.answer(m, result, err)
+}
+
+// drop closes the descriptor.
+func (m outgoing) drop() {
+	if m.fd >= 0 {
+		unix.Close(m.fd)
+	}
+}
+
+func (c *conn) answer(m *proto.Message, result any, err error) {
 	reply := &proto.Message{ID: m.ID}
 	if err != nil {
 		if !errors.As(err, &reply.Error) {

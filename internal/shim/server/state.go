@@ -2,6 +2,7 @@ package server
 
 import (
 	"encoding/json"
+	"fmt"
 	"maps"
 	"os"
 	"path/filepath"
@@ -37,10 +38,19 @@ func newRecord(boot *proto.Bootstrap) (*record, error) {
 		json.Unmarshal(b, &before)
 	}
 	same := before.ID == boot.ID && before.Life == boot.Life
+	if boot.Adopt != nil && !same {
+		return nil, fmt.Errorf("%s tells of no shim of this life that could be followed", filepath.Join(boot.RunDir, proto.StateFile))
+	}
 	var err error
 	r.journal, err = openJournal(filepath.Join(boot.RunDir, proto.JournalFile), same)
 	if err != nil {
 		return nil, err
+	}
+	if boot.Adopt != nil {
+		// All that the last shim had seen is so still.
+		r.st = before
+		r.st.ShimPid, r.st.Seq = os.Getpid(), r.journal.seq
+		return r, r.write()
 	}
 	bootID, _ := os.ReadFile("/proc/sys/kernel/random/boot_id")
 	r.st = proto.State{

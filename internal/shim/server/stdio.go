@@ -28,7 +28,8 @@ const (
 type output struct {
 	mu      sync.Mutex
 	log     *format.Log // nil before the first start
-	buf     []byte      // of both streams; made with the first byte
+	ledger  *ledger     // nil with driver none, and where none could be made
+	buf     []byte      // of both streams without a ledger; made with the first byte
 	clients map[*client]struct{}
 	ended   bool // no run will follow
 	in      *stdin
@@ -38,15 +39,32 @@ func newOutput() *output {
 	return &output{clients: map[*client]struct{}{}, in: newStdin()}
 }
 
-// openLog is called once, before the first run.
-func (o *output) openLog(l proto.Log) error {
+// openLog is called once, before the first run, or with again when the last
+// shim of the same life was killed.
+func (o *output) openLog(l proto.Log, runDir string, again bool) error {
 	log, err := format.Open(format.Config{Driver: l.Driver, Path: l.Path, MaxSize: l.MaxSize,
 		MaxFiles: l.MaxFiles, Compress: l.Compress, Attrs: l.Attrs})
 	if err != nil {
 		return err
 	}
+	var led *ledger
+	if l.Driver != format.DriverNone {
+		if again {
+			if led, err = openLedger(runDir, true); err == nil {
+				err = led.restore(log)
+			}
+			if err != nil {
+				logf("what the last shim had read can't be continued: %v", err)
+			}
+		}
+		if led == nil {
+			if led, err = openLedger(runDir, false); err != nil {
+				logf("output would not survive a kill of the shim: %v", err)
+			}
+		}
+	}
 	o.mu.Lock()
-	o.log = log
+	o.log, o.ledger = log, led
 	o.mu.Unlock()
 	return nil
 }
@@ -61,17 +79,35 @@ func (o *output) dropped() uint64 {
 }
 
 // read moves what one read gives. One clock reading serves all lines in it.
-func (o *output) read(fd int, src format.Source) (int, error) {
+func (o *output) read(fd int, src format.Source, terminal bool) (int, error) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	if o.buf == nil {
-		o.buf = make([]byte, readSize)
+	now := time.Now()
+	p := o.buf
+	if o.ledger != nil {
+		// Exactly what is there, so that a read gives all or nothing. At the
+		// end, or when there is nothing, a byte is enough to be told.
+		want, err := unix.IoctlGetInt(fd, unix.TIOCINQ)
+		if err != nil || want < 1 {
+			want = 1
+		}
+		inode, size := o.log.Position()
+		p = o.ledger.begin(src, want, now, inode, size, terminal)
+	} else if p == nil {
+		p = make([]byte, readSize)
+		o.buf = p
 	}
-	n, err := unix.Read(fd, o.buf)
+	n, err := unix.Read(fd, p)
+	if o.ledger != nil {
+		o.ledger.took(n)
+	}
 	if n > 0 {
-		o.log.Write(src, time.Now(), o.buf[:n])
+		o.log.Write(src, now, p[:n])
 		for c := range o.clients {
-			c.send(src, o.buf[:n])
+			c.send(src, p[:n])
+		}
+		if o.ledger != nil {
+			o.ledger.commit(o.log)
 		}
 	}
 	return n, err
@@ -80,6 +116,9 @@ func (o *output) read(fd int, src format.Source) (int, error) {
 func (o *output) flush() {
 	o.mu.Lock()
 	o.log.Flush()
+	if o.ledger != nil {
+		o.ledger.rest()
+	}
 	o.mu.Unlock()
 }
 
@@ -92,6 +131,9 @@ func (o *output) endRun(last bool) {
 		o.log.End(format.Stdout)
 		o.log.End(format.Stderr)
 		o.log.Flush()
+		if o.ledger != nil {
+			o.ledger.commit(o.log)
+		}
 	}
 	for c := range o.clients {
 		c.finish()
@@ -111,6 +153,10 @@ func (o *output) close() {
 		if err := o.log.Close(); err != nil {
 			logf("close log: %v", err)
 		}
+	}
+	if o.ledger != nil {
+		o.ledger.close()
+		o.ledger = nil
 	}
 }
 
@@ -236,6 +282,12 @@ func (io *runIO) started(boot *proto.Bootstrap) error {
 		p.terminal = true
 		io.master, io.pumps = master, []*pump{p}
 	}
+	io.run(boot)
+	return nil
+}
+
+// run lets bytes flow.
+func (io *runIO) run(boot *proto.Bootstrap) {
 	io.out.mu.Lock()
 	in := io.out.in
 	io.out.mu.Unlock()
@@ -247,7 +299,50 @@ func (io *runIO) started(boot *proto.Bootstrap) error {
 	for _, p := range io.pumps {
 		go p.run()
 	}
-	return nil
+}
+
+// reopen opens the streams of a run whose shim was killed. The container's ends
+// are still there, and so is what it has written meanwhile. master and stdin
+// are what the daemon kept of them, or -1.
+func (o *output) reopen(boot *proto.Bootstrap, master, stdin int) (*runIO, error) {
+	io := &runIO{out: o, child: noStdio}
+	if boot.Terminal {
+		if master < 0 {
+			return io, nil // it went with the shim, and nobody kept it
+		}
+		if err := unix.SetNonblock(master, true); err != nil {
+			return nil, os.NewSyscallError("setnonblock", err)
+		}
+		io.master = os.NewFile(uintptr(master), "terminal")
+		p, err := newPump(o, io.master, format.Stdout)
+		if err != nil {
+			return nil, err
+		}
+		p.terminal = true
+		io.pumps = []*pump{p}
+		return io, nil
+	}
+	if boot.OpenStdin && !boot.StdinOnce && stdin >= 0 {
+		if err := unix.SetNonblock(stdin, true); err != nil {
+			return nil, os.NewSyscallError("setnonblock", err)
+		}
+		io.stdin = os.NewFile(uintptr(stdin), "stdin")
+	}
+	for i, src := range []format.Source{format.Stdout, format.Stderr} {
+		name := []string{"stdout", "stderr"}[i]
+		fd, err := openFIFO(filepath.Join(boot.RunDir, name), unix.O_RDONLY|unix.O_NONBLOCK)
+		if err != nil {
+			io.close()
+			return nil, err
+		}
+		p, err := newPump(o, os.NewFile(uintptr(fd), name), src)
+		if err != nil {
+			io.close()
+			return nil, err
+		}
+		io.pumps = append(io.pumps, p)
+	}
+	return io, nil
 }
 
 // drain reads what the container left behind when its process has ended. It
@@ -379,7 +474,7 @@ func (p *pump) run() {
 func (p *pump) take(fd uintptr) bool {
 	left := drainLimit
 	for {
-		n, err := p.out.read(int(fd), p.src)
+		n, err := p.out.read(int(fd), p.src, p.terminal)
 		switch {
 		case n > 0:
 			if !p.stopping.Load() {

@@ -23,8 +23,9 @@ import (
 // ended, perhaps again, finish. Requests come in beside it; what they want of
 // it they say through the record (Manual) and through signals.
 type Shim struct {
-	boot  *proto.Bootstrap
-	dirfd int // the run directory, O_PATH
+	boot   *proto.Bootstrap
+	dirfd  int // the run directory, O_PATH
+	locked int // the run directory's lock
 
 	rec     *record
 	reaper  *reaper
@@ -34,7 +35,7 @@ type Shim struct {
 	server  *server
 
 	consoles atomic.Uint64 // numbers temporary names
-	starting atomic.Bool   // Start was called
+	starting atomic.Bool   // Start was called, or the container adopted
 	left     chan struct{} // closed when all is done
 
 	mu      sync.Mutex
@@ -129,7 +130,7 @@ func (s *Shim) start() (proto.State, error) {
 		go s.finish(s.recordExit())
 		return proto.State{}, &proto.Error{Kind: proto.KindRuntime, Message: msg, ExitCode: code}
 	}
-	if err := s.out.openLog(s.boot.Log); err != nil {
+	if err := s.out.openLog(s.boot.Log, s.boot.RunDir, false); err != nil {
 		return fail(fmt.Errorf("failed to initialize logging driver: %w", err), exitRuntime)
 	}
 	s.rec.mu.Lock()
@@ -148,18 +149,20 @@ func (s *Shim) start() (proto.State, error) {
 		return fail(fmt.Errorf("OCI runtime failed: %w", err), startExitCode(err.Error()))
 	}
 	st := s.rec.snapshot()
-	go s.supervise(r)
+	go s.supervise(r, 0)
 	return st, nil
 }
 
-// supervise sees the container through to its end.
-func (s *Shim) supervise(r *run) {
-	var delay time.Duration
+// supervise sees the container through to its end. Without a run it begins with
+// the wait for the next one; delay is the last wait.
+func (s *Shim) supervise(r *run, delay time.Duration) {
 	for {
-		<-r.proc.exited
-		var again bool
+		again := true
 		var saved <-chan struct{}
-		again, delay, saved = s.ended(r, delay)
+		if r != nil {
+			<-r.proc.exited
+			again, delay, saved = s.ended(r, delay)
+		}
 		for again {
 			if !s.backoff(delay) {
 				s.cancelRestart()
@@ -213,6 +216,9 @@ func (s *Shim) ended(r *run, last time.Duration) (again bool, delay time.Duratio
 		"exitCode": strconv.Itoa(code), "execDuration": strconv.Itoa(int(ran / time.Second))}})
 	s.rec.change(func(st *proto.State) {
 		st.Pid, st.PidStart, st.Finished, st.ExitCode, st.OOMKilled = 0, 0, finished, code, oom
+		if r.proc.lost {
+			st.Error = unknownExit
+		}
 		delay, again = restartAfter(policy, ending{exitCode: code, ran: ran, manual: st.Manual, restarts: st.RestartCount, last: last})
 		if again {
 			st.Status, st.NextRestart = proto.StatusRestarting, finished.Add(delay)
@@ -335,7 +341,7 @@ func (s *Shim) teardown() {
 	if unmountAll(s.boot.Teardown.Unmount) {
 		removeAll(s.boot.RunDir, s.boot.Teardown.Remove)
 	}
-	for _, name := range []string{"stdin", "stdout", "stderr", proto.PidFile} {
+	for _, name := range []string{"stdin", "stdout", "stderr", proto.PidFile, proto.LedgerFile} {
 		unix.Unlinkat(s.dirfd, name, 0)
 	}
 }
@@ -491,6 +497,9 @@ func (s *Shim) update(u proto.Update) error {
 	if u.Attributes != nil {
 		s.rec.setAttributes(u.Attributes)
 	}
+	if u.Restart != nil || u.Attributes != nil {
+		return s.keepBootstrap()
+	}
 	return nil
 }
 
@@ -508,6 +517,23 @@ func (s *Shim) resize(r proto.Resize) error {
 		return nil // for the next run
 	}
 	return resizeFile(s.current.io.master, r.Height, r.Width)
+}
+
+// terminal copies the master of the present run's terminal.
+func (s *Shim) terminal() (int, error) {
+	r := s.running()
+	if r == nil || r.io.master == nil {
+		return -1, conflict("the container has no terminal now")
+	}
+	raw, err := r.io.master.SyscallConn()
+	if err != nil {
+		return -1, err
+	}
+	fd := -1
+	if cerr := raw.Control(func(master uintptr) { fd, err = unix.FcntlInt(master, unix.F_DUPFD_CLOEXEC, 3) }); cerr != nil {
+		return -1, conflict("the container has no terminal now")
+	}
+	return fd, err
 }
 
 func (s *Shim) attach(a proto.Attach, sock *socket) error {

@@ -1,0 +1,201 @@
+package shim
+
+import (
+	"bytes"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"holdfast/internal/shim/client"
+)
+
+// keep opens what a daemon holds of a running container.
+func (b *box) keep(s *client.Shim) *client.Kept {
+	b.t.Helper()
+	st, err := s.State(ctx(b.t))
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	k := &client.Kept{}
+	if st.Pid != 0 {
+		fd, err := unix.PidfdOpen(st.Pid, 0)
+		if err != nil {
+			b.t.Fatal(err)
+		}
+		k.Pidfd = os.NewFile(uintptr(fd), "pidfd")
+	}
+	if b.boot.Terminal {
+		if k.Terminal, err = s.Terminal(ctx(b.t)); err != nil {
+			b.t.Fatal(err)
+		}
+	} else if b.boot.OpenStdin && !b.boot.StdinOnce {
+		if k.Stdin, err = os.OpenFile(filepath.Join(b.boot.RunDir, "stdin"), os.O_WRONLY|unix.O_NONBLOCK, 0); err != nil {
+			b.t.Fatal(err)
+		}
+	}
+	b.t.Cleanup(func() { closeKept(k) })
+	return k
+}
+
+func closeKept(k *client.Kept) {
+	for _, f := range []*os.File{k.Pidfd, k.Terminal, k.Stdin} {
+		if f != nil {
+			f.Close()
+		}
+	}
+}
+
+// killShim kills a shim and returns when it is gone.
+func (b *box) killShim(s *client.Shim) {
+	b.t.Helper()
+	pid := s.Hello().Pid
+	start := b.pids[pid]
+	if err := unix.Kill(pid, unix.SIGKILL); err != nil {
+		b.t.Fatal(err)
+	}
+	if !exited(pid, start) {
+		b.t.Fatal("the shim does not die")
+	}
+	<-s.Done()
+}
+
+// adopt starts a shim in place of one that was killed.
+func (b *box) adopt(k *client.Kept) *client.Shim {
+	b.t.Helper()
+	s, err := b.tryAdopt(k)
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	return s
+}
+
+func (b *box) tryAdopt(k *client.Kept) (*client.Shim, error) {
+	b.t.Helper()
+	boot, err := client.ReadBootstrap(b.boot.RunDir)
+	if err != nil {
+		return nil, err
+	}
+	boot.Ports = b.boot.Ports
+	if k == nil {
+		k = &client.Kept{}
+	}
+	s, err := client.Spawn(ctx(b.t), client.Options{Binary: shimBinary, Bootstrap: boot, Ports: b.ports, Release: "test", Adopt: k})
+	if err != nil {
+		return nil, err
+	}
+	b.pids[s.Hello().Pid] = startTime(s.Hello().Pid)
+	b.shims = append(b.shims, s)
+	return s, nil
+}
+
+// numbered checks that stdout's log has lines that begin with 1 to n, each once
+// and in order, and gives the other lines.
+func (b *box) numbered(n int) (others []string) {
+	b.t.Helper()
+	var files []string
+	for i := 1; ; i++ {
+		path := b.boot.Log.Path + "." + strconv.Itoa(i)
+		if _, err := os.Stat(path); err != nil {
+			break
+		}
+		files = append(files, path)
+	}
+	slices.Reverse(files) // the oldest first
+	next := 1
+	for _, path := range append(files, b.boot.Log.Path) {
+		data, err := os.ReadFile(path)
+		if err != nil {
+			b.t.Fatal(err)
+		}
+		for line := range bytes.Lines(data) {
+			if bytes.Contains(line, []byte(`","stream":"stderr",`)) {
+				others = append(others, string(line))
+				continue
+			}
+			want := `{"log":"` + strconv.Itoa(next)
+			if !bytes.HasPrefix(line, []byte(want)) || line[len(want)] >= '0' && line[len(want)] <= '9' || !bytes.HasSuffix(line, []byte("\"}\n")) {
+				b.t.Fatalf("%s: after line %d comes %.80q", filepath.Base(path), next-1, line)
+			}
+			next++
+		}
+	}
+	if next-1 != n {
+		b.t.Errorf("the log has %d lines, %d were written", next-1, n)
+	}
+	return others
+}
+
+// writer is a command that writes n numbered lines of 100 bytes.
+func writer(n int) string {
+	return fmt.Sprintf(`busybox awk 'BEGIN { for (i = 1; i <= %d; i++) printf "%%-99d\n", i }'`, n)
+}
+
+// The promise of H9 in full: at 100 MB of lines and many kills, also between a
+// read and the write that follows it.
+func TestLogHasEveryLineOnceAlthoughItsShimIsKilledAgainAndAgain(t *testing.T) {
+	const lines = 1_000_000 // 100 MB
+	b := newBox(t, writer(lines)+" && echo done >&2; exit 7")
+	s, _ := b.started()
+	st, _ := s.State(ctx(t))
+	kept := b.keep(s)
+	kills := 0
+	// Another piece of the log, then the next kill; the phase of the move in
+	// which it comes is left to chance.
+	for grown := int64(8 << 20); waitGrown(t, b.boot.Log.Path, grown, kept.Pidfd); grown += 8 << 20 {
+		b.killShim(s)
+		kills++
+		s = b.adopt(kept)
+		if now := s.Hello().State; now.Pid != st.Pid || !now.Started.Equal(st.Started) || now.RestartCount != 0 {
+			t.Fatalf("was %+v\nis %+v", st, now)
+		}
+	}
+	end := b.ended(s)
+	if end.ExitCode != 7 || end.Error != "" {
+		t.Errorf("%+v", end)
+	}
+	// The last words tell that no write ever failed.
+	if others := b.numbered(lines); len(others) != 1 || !strings.HasPrefix(others[0], `{"log":"done\n"`) {
+		t.Errorf("other lines: %q", others)
+	}
+	if kills < 10 {
+		t.Errorf("only %d kills", kills)
+	}
+	t.Logf("%d kills", kills)
+}
+
+// waitGrown waits until a file has a size, or the process has ended.
+func waitGrown(t *testing.T, path string, size int64, pidfd *os.File) bool {
+	t.Helper()
+	fd, err := unix.InotifyInit1(unix.IN_CLOEXEC | unix.IN_NONBLOCK)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(fd)
+	if _, err := unix.InotifyAddWatch(fd, path, unix.IN_MODIFY); err != nil {
+		t.Fatal(err)
+	}
+	var buf [4096]byte
+	for {
+		st, err := os.Stat(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if st.Size() >= size {
+			return true
+		}
+		fds := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}, {Fd: int32(pidfd.Fd()), Events: unix.POLLIN}}
+		if _, err := unix.Poll(fds, 60_000); err != nil && err != unix.EINTR {
+			t.Fatal(err)
+		}
+		if fds[1].Revents != 0 {
+			return false
+		}
+		unix.Read(fd, buf[:])
+	}
+}
