@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
@@ -98,6 +99,8 @@ func composeObserver(socket, execRoot string) (http.Handler, error) {
 	o := engine.NewObserver(engine.Deps{
 		Store: files, Shims: shims{release: version.Version}, Networks: nets, Lives: lives,
 		Host: oci.Probe(ctx), Log: log, Release: version.Version,
+	}, func(since time.Time, match func(event.Message) bool) ([]event.Message, error) {
+		return event.ReadHistory(files.EventsDir(), since, match)
 	}, &engine.Config{Config: &config.Config{DataRoot: roots.DataRoot, ExecRoot: roots.ExecRoot, LiveRestore: true}})
 	if err := o.Observe(ctx); err != nil {
 		return nil, err

@@ -154,6 +154,11 @@ func (e *Engine) find(ctx context.Context, ref string) (*actor, error) {
 // record journals what a shim saw. An entry that is there already, because an
 // earlier daemon took it, is left as it is.
 func (e *Engine) record(a *actor, entry shimEntry, life uint64) {
+	e.append(a.message(entry, life), entry.Time)
+}
+
+// message is a shim's entry as an event of the API.
+func (a *actor) message(entry shimEntry, life uint64) event.Message {
 	at := a.attributes()
 	for k, v := range entry.Attributes {
 		at[k] = v
@@ -163,11 +168,12 @@ func (e *Engine) record(a *actor, entry shimEntry, life uint64) {
 		action += ": " + h
 		delete(at, "health")
 	}
-	e.append(event.Message{
-		Type: "container", Action: action,
-		Actor:  event.Actor{ID: a.id, Attributes: at},
+	return event.Message{
+		Type: "container", Action: action, Scope: "local",
+		Actor: event.Actor{ID: a.id, Attributes: at},
+		Time:  entry.Time.Unix(), TimeNano: entry.Time.UnixNano(),
 		Source: entrySource(a.id, life, entry.Seq),
-	}, entry.Time)
+	}
 }
 
 // emit journals what the daemon did.

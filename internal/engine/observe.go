@@ -33,18 +33,25 @@ import (
 // there. What only a daemon can do is refused by name.
 //
 // Several may live at once, and one may overlap with a daemon that starts.
-type Observer struct{ *Engine }
+type Observer struct {
+	*Engine
+	history History
+}
+
+// History reads the events from since on that match, from the files of the
+// last daemon's journal and in the order of their time.
+type History func(since time.Time, match func(event.Message) bool) ([]event.Message, error)
 
 // NewObserver makes an observer that knows nothing yet; Observe follows. Of the
 // parts it needs Store, Shims, Networks, Lives, Host and Log. The networks are
 // asked for what they know, and for nothing else.
-func NewObserver(d Deps, cfg *Config) *Observer {
+func NewObserver(d Deps, history History, cfg *Config) *Observer {
 	d.Events, d.Volumes = observedEvents{}, nil
 	d.Lives = observedLives{d.Lives}
 	e := New(d, cfg)
 	e.images = observedImages{e: e}
 	e.observes.Store(true)
-	return &Observer{e}
+	return &Observer{e, history}
 }
 
 // Observe looks at every container once and follows those that live.

@@ -27,7 +27,7 @@ var ground = []string{
 	"internal/container", "internal/event", "internal/config", "internal/filter",
 	"internal/shim/proto", "internal/logs/format",
 	"internal/network/ipam", "internal/network/nft", "internal/version",
-	"internal/failpoint",
+	"internal/failpoint", "internal/timeline",
 }
 
 // services each own one kind of thing on the host, and never see each other:
@@ -47,6 +47,7 @@ var rooms = []room{
 	{path: "internal/config", only: stdOnly},
 	{path: "internal/event", only: stdOnly},
 	{path: "internal/failpoint", only: stdOnly},
+	{path: "internal/timeline", sees: []string{"internal/event"}, only: stdOnly, pure: true},
 	{path: "internal/logs/format", only: stdOnly},
 	{path: "internal/shim/proto", only: stdOnly},
 
@@ -74,8 +75,9 @@ var rooms = []room{
 	// What serves the engine declares the interfaces that it needs of it.
 	{path: "internal/api", sees: append([]string{"internal/engine"}, ground...)},
 
-	// The command line reaches the daemon over the API alone.
-	{path: "internal/cli", sees: []string{"internal/shim/proto", "internal/version"}},
+	// The command line reaches the daemon over the API alone. What it draws of
+	// the answers is pure.
+	{path: "internal/cli", sees: []string{"internal/timeline", "internal/shim/proto", "internal/version"}},
 
 	{path: "cmd/holdfast", sees: []string{"internal/cli"}},
 	{path: "cmd/holdfast-shim", sees: []string{"internal/shim/server", "internal/shim/proto", "internal/version"}, only: []string{"golang.org/x/sys"}},

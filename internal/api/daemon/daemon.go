@@ -6,14 +6,18 @@ package daemon
 import (
 	"context"
 	"net/http"
+	"time"
 
 	"holdfast/internal/api/wire"
 	"holdfast/internal/engine"
+	"holdfast/internal/timeline"
 )
 
 // Backend is what this package needs of the engine.
 type Backend interface {
 	DaemonStatus(ctx context.Context) (engine.Status, error)
+	// DaemonTimeline is from since to now; zero is from the first record.
+	DaemonTimeline(ctx context.Context, since time.Time) (timeline.Timeline, error)
 }
 
 type handlers struct {
@@ -25,7 +29,10 @@ type handlers struct {
 // read the configuration again are missing.
 func Routes(b Backend, r Reloader) []wire.Route {
 	h := &handlers{b, r}
-	routes := []wire.Route{{Method: "GET", Path: "/holdfast/v1/status", Handle: h.status}}
+	routes := []wire.Route{
+		{Method: "GET", Path: "/holdfast/v1/status", Handle: h.status},
+		{Method: "GET", Path: "/holdfast/v1/timeline", Handle: h.timeline},
+	}
 	if r != nil {
 		routes = append(routes,
 			wire.Route{Method: "GET", Path: "/holdfast/v1/reload", Handle: h.planReload},

@@ -1,0 +1,79 @@
+package engine
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+	"time"
+
+	"github.com/containerd/errdefs"
+
+	"holdfast/internal/container"
+	"holdfast/internal/event"
+	"holdfast/internal/shim/proto"
+	"holdfast/internal/timeline"
+)
+
+// DaemonTimeline shows the daemon's lives and the containers' from since to
+// now; the zero time is from the first record on.
+func (e *Engine) DaemonTimeline(ctx context.Context, since time.Time) (timeline.Timeline, error) {
+	now := time.Now()
+	sub := e.events.Subscribe(time.Time{}, now, timeline.Wanted)
+	defer sub.Close()
+	var past []event.Message
+	for {
+		m, err := sub.Next(ctx)
+		if errors.Is(err, io.EOF) {
+			break
+		}
+		if err != nil {
+			return timeline.Timeline{}, fmt.Errorf("read the events: %w", err)
+		}
+		past = append(past, m)
+	}
+	return timeline.Build(e.lives.List(), past, e.present(), since, now, false), nil
+}
+
+// DaemonTimeline is the same from the files: the last daemon's journal, and
+// those of the shims for what came after.
+func (o *Observer) DaemonTimeline(_ context.Context, since time.Time) (timeline.Timeline, error) {
+	past, err := o.history(time.Time{}, timeline.Wanted)
+	if err != nil {
+		return timeline.Timeline{}, err
+	}
+	told := map[string]bool{}
+	for _, m := range past {
+		told[m.Source] = true
+	}
+	for _, a := range o.index.all() {
+		v := a.view.Load()
+		entries, err := o.shims.Journal(o.store.RunDir(a.id), 0)
+		if err != nil && !errdefs.IsNotFound(err) {
+			o.log.Error("the shim's journal can't be read", "container", a.id[:12], "error", err)
+		}
+		for _, entry := range entries {
+			if m := a.message(entry, v.rec.Life); entry.Action != proto.ActionExited && !told[m.Source] {
+				past = append(past, m)
+			}
+		}
+	}
+	slices.SortStableFunc(past, func(a, b event.Message) int { return a.At().Compare(b.At()) })
+	return timeline.Build(o.lives.(observedLives).Lives.List(), past, o.present(), since, time.Now(), true), nil
+}
+
+// present are the containers as they are.
+func (e *Engine) present() []timeline.Present {
+	var list []timeline.Present
+	for _, a := range e.index.all() {
+		v := a.view.Load()
+		rec := v.exit()
+		list = append(list, timeline.Present{
+			ID: a.id, Name: v.spec.Name, Image: v.req.Config.Image, Created: v.spec.Created,
+			Running: v.state.Alive() && v.state != container.Starting && v.state != container.Restarting,
+			Started: rec.Started, Finished: rec.Finished, ExitCode: rec.ExitCode,
+		})
+	}
+	return list
+}
