@@ -106,7 +106,7 @@ func sysctls(b Bridge) (changed bool, err error) {
 var linkLocal = netip.MustParsePrefix("fe80::1/64")
 
 func addresses(h *netlink.Handle, link netlink.Link, b Bridge) (changed bool, err error) {
-	have, err := h.AddrList(link, netlink.FAMILY_ALL)
+	have, err := whole(func() ([]netlink.Addr, error) { return h.AddrList(link, netlink.FAMILY_ALL) })
 	if err != nil {
 		return false, fmt.Errorf("list addresses: %w", err)
 	}
@@ -177,7 +177,7 @@ func Addresses(name string) (addrs []netip.Prefix, exists bool, err error) {
 	if err != nil {
 		return nil, false, fmt.Errorf("interface %s: %w", name, err)
 	}
-	list, err := netlink.AddrList(link, netlink.FAMILY_ALL)
+	list, err := whole(func() ([]netlink.Addr, error) { return netlink.AddrList(link, netlink.FAMILY_ALL) })
 	if err != nil {
 		return nil, true, fmt.Errorf("interface %s: list addresses: %w", name, err)
 	}
@@ -196,7 +196,7 @@ func Used(except string) ([]netip.Prefix, error) {
 	if link, err := netlink.LinkByName(except); err == nil {
 		skip = link.Attrs().Index
 	}
-	routes, err := netlink.RouteList(nil, netlink.FAMILY_ALL)
+	routes, err := whole(func() ([]netlink.Route, error) { return netlink.RouteList(nil, netlink.FAMILY_ALL) })
 	if err != nil {
 		return nil, fmt.Errorf("list routes: %w", err)
 	}
@@ -221,7 +221,7 @@ type Port struct {
 
 // Ports are the host's veths, by name.
 func Ports() (map[string]Port, error) {
-	links, err := netlink.LinkList()
+	links, err := whole(netlink.LinkList)
 	if err != nil {
 		return nil, fmt.Errorf("list interfaces: %w", err)
 	}

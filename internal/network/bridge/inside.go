@@ -29,7 +29,7 @@ func Look(path string) ([]Inside, error) {
 		return nil, fmt.Errorf("network namespace %s: %w", path, err)
 	}
 	defer h.Close()
-	links, err := h.LinkList()
+	links, err := whole(h.LinkList)
 	if err != nil {
 		return nil, fmt.Errorf("network namespace %s: list interfaces: %w", path, err)
 	}
@@ -40,7 +40,7 @@ func Look(path string) ([]Inside, error) {
 		}
 		a := l.Attrs()
 		in := Inside{Name: a.Name, MAC: a.HardwareAddr.String(), MTU: a.MTU, Peer: a.ParentIndex}
-		addrs, err := h.AddrList(l, netlink.FAMILY_ALL)
+		addrs, err := whole(func() ([]netlink.Addr, error) { return h.AddrList(l, netlink.FAMILY_ALL) })
 		if err != nil {
 			return nil, fmt.Errorf("network namespace %s: addresses of %s: %w", path, a.Name, err)
 		}

@@ -36,7 +36,11 @@ func AddVLAN(parent, name string, id int) error {
 
 func addUp(l netlink.Link) error {
 	name := l.Attrs().Name
-	if err := netlink.LinkAdd(l); err != nil && !errors.Is(err, unix.EEXIST) {
+	err := netlink.LinkAdd(l)
+	if errors.Is(err, unix.EOPNOTSUPP) {
+		return errdefs.ErrNotImplemented.WithMessage(fmt.Sprintf("this kernel has no interfaces of the kind %s, which %s would be: name a parent that is there", l.Type(), name))
+	}
+	if err != nil && !errors.Is(err, unix.EEXIST) {
 		return fmt.Errorf("add interface %s: %w", name, err)
 	}
 	if err := netlink.LinkSetUp(l); err != nil {
@@ -100,7 +104,7 @@ func CanLink(kind string) error {
 			return err
 		}
 		defer h.Close()
-		parent := &netlink.Dummy{LinkAttrs: netlink.LinkAttrs{Name: "parent"}}
+		parent := &netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: "parent"}, PeerName: "peer"}
 		if err := h.LinkAdd(parent); err != nil {
 			return fmt.Errorf("ask the kernel for %s: %w", kind, err)
 		}
