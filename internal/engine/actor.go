@@ -74,8 +74,6 @@ type actor struct {
 	// launching: a start is under way, which takes back what it did if it
 	// fails. endedAtOnce: the shim told of the end before the start returned.
 	launching, endedAtOnce bool
-	// removal is what an ongoing removal was asked with.
-	removal RemoveOptions
 }
 
 // waiter waits for the end of a run, or for the removal.
@@ -245,21 +243,24 @@ func (a *actor) seen(ev proto.Event) {
 		return // a word of an earlier life, late
 	}
 	a.rec = ev.State
+	final := ev.Action == proto.ActionDie && ev.State.Status != proto.StatusRestarting
+	if ev.Seq > 0 && ev.Action != proto.ActionExited && !final {
+		// Before anybody is told: who has an answer finds the event.
+		a.e.record(a, ev.Entry, ev.State.Life)
+	}
 	switch ev.Action {
 	case proto.ActionStart:
 		a.saw(container.SawRunning)
 	case proto.ActionDie:
-		if ev.State.Status == proto.StatusRestarting {
-			a.tell(ev.State)
-			a.saw(container.SawRestarting)
+		if final {
+			// Who reads of the death may remove the container at once: it is told
+			// when that is possible. Should the daemon die before, the next one
+			// finds it in the shim's journal.
+			a.death = &ev.Entry
 			break
 		}
-		// Who reads of the death may remove the container at once: it is told
-		// when that is possible. Should the daemon die before, the next one
-		// finds it in the shim's journal.
-		a.death = &ev.Entry
-		a.publish()
-		return
+		a.tell(ev.State)
+		a.saw(container.SawRestarting)
 	case proto.ActionExited:
 		a.heed()
 		a.ended()
@@ -276,9 +277,6 @@ func (a *actor) seen(ev proto.Event) {
 		}
 	}
 	a.publish()
-	if ev.Seq > 0 && ev.Action != proto.ActionExited {
-		a.e.record(a, ev.Entry, ev.State.Life)
-	}
 }
 
 // tell answers those who wait for the end of a run.
@@ -288,6 +286,17 @@ func (a *actor) tell(rec proto.State) {
 			return false
 		}
 		w.ch <- waitResponse(rec)
+		return true
+	})
+}
+
+// notRunning answers those who wait for a container that came not to run.
+func (a *actor) notRunning() {
+	a.waiters = slices.DeleteFunc(a.waiters, func(w waiter) bool {
+		if w.on != moby.WaitConditionNotRunning {
+			return false
+		}
+		w.ch <- waitResponse(a.exit())
 		return true
 	})
 }
@@ -308,7 +317,7 @@ func (a *actor) ended() {
 	shim, sandbox, mounts := a.shim, a.sandbox, a.mounts
 	a.shim = nil
 	rm := a.req.HostConfig.AutoRemove && a.restarts == 0 && a.state != container.Removing
-	if a.state == container.Removing {
+	if a.state == container.Removing || a.state == container.Dead {
 		a.tellDeath()
 		return // the removal does the rest
 	}
@@ -325,6 +334,7 @@ func (a *actor) ended() {
 		a.post(func() {
 			if a.state != container.Stopping {
 				a.tellDeath()
+				a.e.emitNetworks("disconnect", sandbox)
 				return
 			}
 			a.state = container.Step(a.state, container.SawExited).Next
@@ -359,6 +369,7 @@ func (a *actor) removeSelf() {
 	if o.Do != container.Remove {
 		return
 	}
+	a.before = a.state
 	a.to(o.Next)
 	a.remove(RemoveOptions{Volumes: true}, func(err error) {
 		if err != nil {

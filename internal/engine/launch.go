@@ -6,8 +6,10 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"syscall"
 	"time"
 
+	"github.com/containerd/errdefs"
 	"golang.org/x/sync/errgroup"
 
 	"holdfast/internal/container"
@@ -16,6 +18,10 @@ import (
 	"holdfast/internal/shim/client"
 	"holdfast/internal/shim/proto"
 )
+
+// spawnTimeout bounds how long a shim may take from its process's start to its
+// hello. No container runs of it yet.
+const spawnTimeout = 30 * time.Second
 
 // ContainerStart starts a container. It answers errdefs.ErrNotModified if it
 // runs already.
@@ -28,6 +34,11 @@ func (e *Engine) ContainerStart(ctx context.Context, ref string) error {
 }
 
 func (a *actor) start(ctx context.Context) error {
+	select {
+	case <-a.e.closing:
+		return unavailable("start %s: the daemon is shutting down", a.view.Load().spec.Name)
+	default:
+	}
 	err := a.ask(ctx, container.AskStart, func(_ container.Action, done func(error)) { a.launch(done) })
 	if err == nil || errors.Is(err, errNothing) {
 		return err
@@ -43,7 +54,8 @@ func (a *actor) start(ctx context.Context) error {
 
 // launch begins a new life, in the loop and in the state Starting.
 func (a *actor) launch(done func(error)) {
-	before := a.spec
+	before, rec := a.spec.Desired, a.rec
+	a.death = nil
 	a.spec.Life++
 	a.spec.Desired = container.DesiredRunning
 	a.spec.Failure = nil
@@ -64,9 +76,16 @@ func (a *actor) launch(done func(error)) {
 			a.launching = false
 			switch {
 			case err != nil:
-				a.failed(before.Desired, err)
+				a.rec = rec // of a life in which something ran
+				a.failed(before, err)
 			case a.endedAtOnce:
 				a.ended()
+			case a.state == container.Starting && a.shim != nil:
+				// The shim's own word is under way, or its end.
+				a.parked = append(a.parked, func() { done(nil) })
+				return
+			case a.state == container.Starting:
+				a.lostShim() // it started, and is gone again
 			}
 			done(err)
 		})
@@ -92,6 +111,7 @@ func (a *actor) failed(desired container.Desired, err error) {
 	}
 	failpoint.Here("launch.failed")
 	a.saw(container.SawStartFailed)
+	a.notRunning()
 	if a.req.HostConfig.AutoRemove {
 		a.removeSelf()
 	}
@@ -175,6 +195,8 @@ func (e *Engine) launch(ctx context.Context, a *actor, spec container.Spec, req 
 		}
 		failpoint.Here("launch.bundled")
 		boot.Ports = protoPorts
+		ctx, cancel := context.WithTimeout(ctx, spawnTimeout)
+		defer cancel()
 		shim, err = e.shims.Spawn(ctx, client.Options{Binary: e.config.Load().ShimPath, Bootstrap: boot, Ports: ports, Release: e.release})
 		return err
 	})
@@ -182,8 +204,9 @@ func (e *Engine) launch(ctx context.Context, a *actor, spec container.Spec, req 
 	if shim != nil {
 		u.add(func() {
 			// The shim goes first: it holds the ports and the run directory.
-			_ = shim.Shutdown(ctx)
-			<-shim.Done()
+			if err := e.putOut(shim, spec); err != nil {
+				e.log.Error("the shim of a failed start does not leave", "container", spec.ID[:12], "error", err)
+			}
 			shim.Close()
 		})
 	}
@@ -204,7 +227,8 @@ func (e *Engine) launch(ctx context.Context, a *actor, spec container.Spec, req 
 	failpoint.Here("launch.subscribed")
 	for _, c := range clients {
 		if err := shim.Attach(ctx, c.attach, c.client.File); err != nil {
-			return fmt.Errorf("attach: %w", err)
+			// A client that can't be served keeps no container from running.
+			a.log.Warn("attach failed", "error", err)
 		}
 	}
 	if _, err := shim.Start(ctx); err != nil {
@@ -213,6 +237,25 @@ func (e *Engine) launch(ctx context.Context, a *actor, spec container.Spec, req 
 	failpoint.Here("launch.started")
 	u.keep()
 	a.watchShim(shim)
+	return nil
+}
+
+// putOut ends a shim, whatever its container does, and returns when it is gone
+// and nothing of the container runs.
+func (e *Engine) putOut(shim Shim, spec container.Spec) error {
+	ctx := context.Background()
+	_, err := shim.Stop(ctx, proto.Stop{Signal: int(syscall.SIGKILL)})
+	if errdefs.IsConflict(err) {
+		err = shim.Shutdown(ctx) // nothing was ever started
+	}
+	if err != nil && !errdefs.IsUnavailable(err) {
+		return err
+	}
+	<-shim.Done()
+	if err != nil {
+		// It went by itself, or it was killed and its container runs on.
+		return e.killUnshimmed(spec.ID)
+	}
 	return nil
 }
 

@@ -161,7 +161,11 @@ func (e *Engine) ensureVolume(id string, m *mountPoint, h *moby.HostConfig, o *m
 		return err
 	}
 	if created {
-		u.add(func() { _ = e.volumes.Remove(v.Name) })
+		u.add(func() {
+			if e.volumes.Remove(v.Name) == nil {
+				e.emitVolume("destroy", v.Name, map[string]string{"driver": v.Driver})
+			}
+		})
 		e.emitVolume("create", v.Name, map[string]string{"driver": v.Driver})
 	}
 	release, err := e.volumes.Hold(v.Name)

@@ -39,10 +39,15 @@ func (e *Engine) ContainerRemove(ctx context.Context, ref string, o RemoveOption
 // intent is persisted first, so that the next daemon finishes what a crash
 // interrupts.
 func (a *actor) remove(o RemoveOptions, done func(error)) {
-	a.removal = o
+	was := a.spec
 	a.spec.Desired, a.spec.RemoveVolumes = container.DesiredRemoved, o.Volumes
 	if err := a.save(); err != nil {
-		a.saw(container.SawRemoveFailed)
+		// Nothing was begun.
+		a.spec = was
+		a.to(a.before)
+		if a.state == container.Unknown {
+			go a.retry()
+		}
 		done(fmt.Errorf("remove %s: %w", a.spec.Name, err))
 		return
 	}
@@ -92,19 +97,8 @@ func (a *actor) remove(o RemoveOptions, done func(error)) {
 func (e *Engine) takeAway(shim Shim, spec container.Spec, mounts []mountPoint, giveBack func()) error {
 	ctx := context.Background()
 	if shim != nil {
-		_, err := shim.Stop(ctx, proto.Stop{Signal: 9})
-		if err == nil {
-			<-shim.Done()
-		} else {
-			select {
-			case <-shim.Done():
-			default:
-				return fmt.Errorf("kill its process: %w", err)
-			}
-			// It went by itself, or it was killed and its container runs on.
-			if err := e.killUnshimmed(spec.ID); err != nil {
-				return err
-			}
+		if err := e.putOut(shim, spec); err != nil {
+			return fmt.Errorf("kill its process: %w", err)
 		}
 	} else if err := e.killUnshimmed(spec.ID); err != nil {
 		return err

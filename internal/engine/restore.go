@@ -15,6 +15,7 @@ import (
 
 	"holdfast/internal/container"
 	"holdfast/internal/engine/oci"
+	"holdfast/internal/event"
 	"holdfast/internal/failpoint"
 	"holdfast/internal/network"
 	"holdfast/internal/shim/proto"
@@ -236,10 +237,31 @@ func (e *Engine) Restore(ctx context.Context) error {
 	// What live restore does not cover is stopped before anything else is
 	// asked of it, so that nobody sees it run and then vanish; and what a crash
 	// interrupted is cleared, so that nobody meets half of it.
-	left.Wait()
+	e.await(ctx, &left)
 	failpoint.Here("restore.done")
 	close(e.restored)
 	return nil
+}
+
+// await waits for what a restore must finish, as long as a shutdown would: a
+// container that takes longer to stop keeps nobody from the others.
+func (e *Engine) await(ctx context.Context, left *sync.WaitGroup) {
+	if t := e.config.Load().ShutdownTimeout; t >= 0 {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, time.Duration(t)*time.Second)
+		defer cancel()
+	}
+	settled := make(chan struct{})
+	go func() {
+		left.Wait()
+		close(settled)
+	}()
+	select {
+	case <-settled:
+	case <-e.closing:
+	case <-ctx.Done():
+		e.log.Warn("some containers take long to stop or to clear, the others are not kept waiting")
+	}
 }
 
 // found is what was seen of one container, and what is to be done.
@@ -253,7 +275,8 @@ type found struct {
 // look observes a container. It changes nothing.
 func (e *Engine) look(ctx context.Context, a *actor) found {
 	f := found{}
-	rec, seen := e.lastRecord(&a.spec)
+	v := a.view.Load() // the loop may run
+	rec, seen := e.lastRecord(&v.spec)
 	f.rec = rec
 	o := container.Observation{Record: seen}
 
@@ -271,11 +294,10 @@ func (e *Engine) look(ctx context.Context, a *actor) found {
 		o.Shim = container.ShimSilent
 	}
 	f.process = o.Process
-	p := container.RestartPolicy{Name: a.spec.Restart.Name, MaxRetries: a.spec.Restart.MaxRetries}
-	desired := heeded(&a.spec, f.rec)
+	desired := heeded(&v.spec, f.rec)
 	f.verdict = container.Reconcile(container.Rules{
-		Desired: desired, LiveRestore: e.config.Load().LiveRestore || e.handedOver, AutoRemove: a.req.HostConfig.AutoRemove,
-		Restart: container.ShouldRun(p, desired, !f.rec.Started.IsZero(), f.rec.ExitCode, f.rec.RestartCount),
+		Desired: desired, LiveRestore: e.config.Load().LiveRestore || e.handedOver, AutoRemove: v.req.HostConfig.AutoRemove,
+		Restart: container.ShouldRun(v.spec.Restart, desired, !f.rec.Started.IsZero(), f.rec.ExitCode, f.rec.RestartCount),
 	}, o)
 	return f
 }
@@ -287,6 +309,7 @@ func (e *Engine) apply(a *actor, f found, left *sync.WaitGroup) {
 		return
 	}
 	a.rec = f.rec
+	a.death = nil // it is in the journal that is read below
 	a.heed()
 	for _, x := range f.rec.Execs {
 		e.index.addExec(x.Exec, a.id)
@@ -307,10 +330,11 @@ func (e *Engine) apply(a *actor, f found, left *sync.WaitGroup) {
 		a.adopt(f.shim)
 	case container.HaltLeft:
 		a.log.Info("live restore is off: stopping what the last daemon left running")
-		a.adopt(f.shim)
+		followed := a.adopt(f.shim)
 		left.Add(1)
 		go func() {
 			defer left.Done()
+			<-followed // its last words are not to be missed
 			err := a.stop(context.Background(), StopOptions{}, false)
 			if err != nil && !errors.Is(err, errNothing) {
 				a.log.Error("it could not be stopped", "error", err)
@@ -330,12 +354,12 @@ func (e *Engine) apply(a *actor, f found, left *sync.WaitGroup) {
 		e.ingest(a)
 		go a.watchProcess(f.rec)
 	case container.Lose:
-		e.ingest(a)
+		told := e.ingest(a)
 		a.lose()
 		left.Add(1)
 		go func() {
 			defer left.Done()
-			a.finishLost()
+			a.finishLost(told)
 		}()
 	case container.Abort:
 		a.state = container.Starting
@@ -350,24 +374,32 @@ func (e *Engine) apply(a *actor, f found, left *sync.WaitGroup) {
 		go a.runByPolicy()
 	case container.Clear:
 		e.ingest(a)
-		a.state = container.Removing
+		a.before, a.state = container.Dead, container.Removing
 		a.shim = f.shim
-		go a.post(func() {
-			a.remove(RemoveOptions{Volumes: a.req.HostConfig.AutoRemove || a.spec.RemoveVolumes}, func(error) {})
-		})
+		go func() {
+			if f.shim != nil {
+				a.follow(f.shim)
+			}
+			a.post(func() {
+				a.remove(RemoveOptions{Volumes: a.req.HostConfig.AutoRemove || a.spec.RemoveVolumes}, func(error) {})
+			})
+		}()
 	}
 	a.publish()
 }
 
 func (a *actor) hasRun() bool { return !a.rec.Started.IsZero() }
 
-// adopt takes a shim as it is found and follows it.
-func (a *actor) adopt(shim Shim) {
+// adopt takes a shim as it is found and follows it, from when the channel is
+// closed.
+func (a *actor) adopt(shim Shim) <-chan struct{} {
+	followed := make(chan struct{})
 	if shim == nil {
 		// Only its process is there: HaltLeft of a container whose shim died.
 		a.state = container.Running
 		go a.watchProcess(a.rec)
-		return
+		close(followed)
+		return followed
 	}
 	a.shim = shim
 	a.state = stateOf(a.rec)
@@ -376,13 +408,22 @@ func (a *actor) adopt(shim Shim) {
 		a.state = container.Running
 	}
 	go func() {
-		err := shim.Subscribe(context.Background(), 0, func(ev proto.Event) {
-			a.post(func() { a.replayed(ev) })
-		})
-		if err != nil {
-			a.log.Warn("the shim's journal can't be followed", "error", err)
-		}
+		defer close(followed)
+		a.follow(shim)
 	}()
+	return followed
+}
+
+// follow takes what a shim that was found has told and will tell. What comes
+// before it is lost, so nothing is asked of the shim until it returns.
+func (a *actor) follow(shim Shim) {
+	err := shim.Subscribe(context.Background(), 0, func(ev proto.Event) {
+		a.post(func() { a.replayed(ev) })
+	})
+	if err != nil {
+		a.log.Warn("the shim's journal can't be followed, the shim is looked for again", "error", err)
+		shim.Close()
+	}
 	a.watchShim(shim)
 }
 
@@ -406,19 +447,28 @@ func (a *actor) watchShim(shim Shim) {
 			}
 			a.shim = nil
 			switch a.state {
-			case container.Removing, container.Starting:
+			case container.Removing:
 				return // whoever brought it here knows how to go on
+			case container.Starting:
+				if a.launching {
+					return // likewise
+				}
 			case container.Stopping:
 				a.log.Warn("the shim has gone without a word, the stop goes on without it")
 				a.haltUnshimmed(proto.Stop{Default: true})
 				go a.watchProcess(a.rec)
 				return
 			}
-			a.log.Warn("the shim has gone without a word")
-			a.saw(container.SawLost)
-			go a.retry()
+			a.lostShim()
 		})
 	}()
+}
+
+// lostShim: the shim has gone without its last words, in the loop.
+func (a *actor) lostShim() {
+	a.log.Warn("the shim has gone without a word")
+	a.saw(container.SawLost)
+	go a.retry()
 }
 
 // retry asks again about a container that nothing is known of, until something
@@ -450,6 +500,11 @@ func (a *actor) retry() {
 				f.verdict = container.Watch
 			}
 		}
+		over := f.verdict == container.Keep || f.verdict == container.Run
+		v := a.view.Load()
+		if over {
+			a.e.giveBack(a.id, v.sandbox, v.mounts)
+		}
 		var none sync.WaitGroup
 		a.post(func() {
 			if a.state != container.Unknown {
@@ -459,7 +514,11 @@ func (a *actor) retry() {
 				return
 			}
 			a.e.apply(a, f, &none)
-			a.to(a.state)
+			if over {
+				a.e.emitNetworks("disconnect", v.sandbox)
+				a.tell(a.rec)
+			}
+			a.unpark()
 		})
 		return
 	}
@@ -480,20 +539,25 @@ func (a *actor) lose() {
 	a.spec.Failure = &container.Failure{ExitCode: a.rec.ExitCode, Error: a.rec.Error, Time: a.rec.Finished, Lost: true}
 }
 
-// finishLost clears what a lost container left, and applies its policy.
-func (a *actor) finishLost() {
+// finishLost clears what a lost container left, and applies its policy. told
+// says that its shim came to tell of the end, and no further.
+func (a *actor) finishLost(told bool) {
 	if err := a.e.killUnshimmed(a.id); err != nil {
 		a.log.Error("what is left of the container can't be cleared", "error", err)
 	}
 	a.e.giveBack(a.id, a.sandbox, a.mounts)
 	failpoint.Here("lose.cleared")
 	a.await(func() {
-		// Told before it is recorded, under a number of its own: should the
-		// daemon die in between, the next one tells it no second time.
-		a.e.record(a, proto.Entry{
-			Seq: a.rec.Seq + 1, Time: a.rec.Finished, Action: proto.ActionDie,
-			Attributes: map[string]string{"exitCode": fmt.Sprint(a.rec.ExitCode)},
-		}, a.rec.Life)
+		if !told {
+			// Before it is recorded, and under a name of its own: should the
+			// daemon die in between, the next one tells it no second time.
+			at := a.attributes()
+			at["exitCode"] = fmt.Sprint(a.rec.ExitCode)
+			a.e.append(event.Message{
+				Type: "container", Action: proto.ActionDie, Actor: event.Actor{ID: a.id, Attributes: at},
+				Source: fmt.Sprintf("%s/%d/lost:1", a.id, a.rec.Life),
+			}, a.rec.Finished)
+		}
 		failpoint.Here("lose.told")
 		if err := a.save(); err != nil {
 			a.log.Error("the lost container could not be recorded", "error", err)
@@ -521,10 +585,9 @@ func (a *actor) await(fn func()) {
 // restart policy asks for is begun again.
 func (a *actor) abort(shim Shim) {
 	if shim != nil {
-		if err := shim.Shutdown(context.Background()); err != nil {
+		// The runtime may be at work by now.
+		if err := a.e.putOut(shim, a.spec); err != nil {
 			a.log.Warn("the shim of an interrupted start does not leave", "error", err)
-		} else {
-			<-shim.Done()
 		}
 		shim.Close()
 	}
@@ -562,9 +625,8 @@ func (a *actor) byPolicy() {
 	if a.e.observes.Load() {
 		return
 	}
-	p := container.RestartPolicy{Name: a.spec.Restart.Name, MaxRetries: a.spec.Restart.MaxRetries}
 	rec := a.exit()
-	if container.ShouldRun(p, a.spec.Desired, a.hasRun(), rec.ExitCode, rec.RestartCount) {
+	if container.ShouldRun(a.spec.Restart, a.spec.Desired, a.hasRun(), rec.ExitCode, rec.RestartCount) {
 		go a.runByPolicy()
 	}
 }
@@ -578,17 +640,25 @@ func (a *actor) runByPolicy() {
 	}
 }
 
-// ingest journals what a shim that is gone has left in its journal.
-func (e *Engine) ingest(a *actor) {
+// ingest journals what a shim that is gone has left in its journal. It reports
+// whether that ends with the end of a run.
+func (e *Engine) ingest(a *actor) (died bool) {
 	entries, err := e.shims.Journal(e.store.RunDir(a.id), 0)
 	if err != nil && !errors.Is(err, errdefs.ErrNotFound) {
 		a.log.Warn("the shim's journal can't be read", "error", err)
 	}
 	for _, entry := range entries {
-		if entry.Action != proto.ActionExited {
-			e.record(a, entry, a.rec.Life)
+		switch entry.Action {
+		case proto.ActionStart:
+			died = false
+		case proto.ActionDie:
+			died = true
+		case proto.ActionExited:
+			continue
 		}
+		e.record(a, entry, a.rec.Life)
 	}
+	return died
 }
 
 // sweepRunDirs removes the run directories of containers that are no more.

@@ -72,7 +72,7 @@ func (a *actor) watchProcess(rec proto.State) {
 		}
 		a.lose()
 		a.publish()
-		go a.finishLost()
+		go a.finishLost(false)
 		a.unpark()
 	})
 }

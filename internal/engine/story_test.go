@@ -1,0 +1,441 @@
+package engine
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"maps"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/containerd/errdefs"
+	moby "github.com/moby/moby/api/types/container"
+
+	"holdfast/internal/container"
+	"holdfast/internal/shim/proto"
+	"holdfast/internal/store"
+)
+
+var update = flag.Bool("update", false, "rewrite the stories' outcomes; review the diff")
+
+// TestStories plays testdata/stories/*.txt: what users ask of the engine and
+// what happens to its containers, and under each line of dashes all that came
+// of it: the answers, the events as they are journalled, and the states that
+// changed. Time is the story's own and passes only where it says so.
+//
+// A line that begins with # is the teller's. Commands:
+//
+//	daemon [live-restore]        a daemon starts, and restores
+//	crash                        it dies at once
+//	shutdown                     it is told to stop, and then dies
+//	reboot                       the machine does
+//	create NAME [rm] [restart=POLICY] [volume=PATH] [timeout=SECONDS]
+//	start, stop, restart, pause, unpause, rm, rm-f, rm-fv, kill [SIGNAL] NAME
+//	rename NAME TO               and so on: what users ask
+//	wait NAME CONDITION
+//	giveup                       who asked last does not wait any longer
+//	exit NAME CODE               the container's process ends
+//	lingers NAME                 it will only end by SIGKILL
+//	shim NAME killed|silent|answers
+//	hold POINT, release POINT    a step of the engine takes its time
+//	fail POINT [CODE] MESSAGE    a step fails once, CODE is the runtime's
+//	broken NAME                  its record can't be read any more
+//	pass DURATION                time passes
+//	state                        all states, and what is held on the host
+//
+// A story that leaves a goroutine behind, or waits for what never comes, fails.
+func TestStories(t *testing.T) {
+	files, err := filepath.Glob("testdata/stories/*.txt")
+	if err != nil || len(files) == 0 {
+		t.Fatal("no stories", err)
+	}
+	for _, file := range files {
+		t.Run(strings.TrimSuffix(filepath.Base(file), ".txt"), func(t *testing.T) {
+			text, err := os.ReadFile(file)
+			if err != nil {
+				t.Fatal(err)
+			}
+			var got []byte
+			synctest.Test(t, func(t *testing.T) { got = play(t, string(text)) })
+			if *update {
+				if err := os.WriteFile(file, got, 0o644); err != nil {
+					t.Fatal(err)
+				}
+			} else if !bytes.Equal(got, text) {
+				t.Errorf("%s goes differently; run with -update and review the diff:\n%s", file, diff(string(text), string(got)))
+			}
+		})
+	}
+}
+
+// diff shows the lines from the first that differs on.
+func diff(want, got string) string {
+	w, g := strings.Split(want, "\n"), strings.Split(got, "\n")
+	i := 0
+	for i < len(w) && i < len(g) && w[i] == g[i] {
+		i++
+	}
+	from := max(0, i-6)
+	return fmt.Sprintf("line %d, want\n  %s\ngot\n  %s", i+1,
+		strings.Join(w[from:min(len(w), i+8)], "\n  "), strings.Join(g[from:min(len(g), i+8)], "\n  "))
+}
+
+// teller plays one story.
+type teller struct {
+	t      *testing.T
+	w      *world
+	d      *daemon
+	last   map[string]string // states as last told
+	ids    map[string]string
+	giveUp context.CancelFunc
+
+	mu      sync.Mutex
+	asked   int // numbers the asks
+	answers map[int]string
+	wg      sync.WaitGroup
+}
+
+// play gives the story as it goes.
+func play(t *testing.T, text string) []byte {
+	s := &teller{t: t, w: newWorld(t), last: map[string]string{}, ids: map[string]string{}, answers: map[int]string{}}
+	var out bytes.Buffer
+	lines := strings.Split(strings.TrimRight(text, "\n"), "\n")
+	for i := 0; i < len(lines); i++ {
+		line := lines[i]
+		switch {
+		case line == "----":
+			synctest.Wait()
+			fmt.Fprintln(&out, line)
+			for _, l := range s.told() {
+				fmt.Fprintln(&out, l)
+			}
+			for i+1 < len(lines) && lines[i+1] != "" {
+				i++ // what was told when the story was written
+			}
+		case line == "" || strings.HasPrefix(line, "#"):
+			fmt.Fprintln(&out, line)
+		default:
+			fmt.Fprintln(&out, line)
+			s.do(strings.Fields(line))
+			synctest.Wait()
+		}
+	}
+	if s.d != nil {
+		s.d.kill()
+	}
+	s.w.mu.Lock()
+	for _, hold := range s.w.holds {
+		close(hold)
+	}
+	shims := s.w.shims
+	s.w.mu.Unlock()
+	for _, sh := range shims {
+		sh.killed()
+	}
+	s.wg.Wait()
+	return out.Bytes()
+}
+
+// told is what has happened since the last time.
+func (s *teller) told() []string {
+	out := s.w.take()
+	s.mu.Lock()
+	for _, n := range slices.Sorted(maps.Keys(s.answers)) {
+		out = append(out, s.answers[n])
+	}
+	clear(s.answers)
+	s.mu.Unlock()
+	return append(out, s.states()...)
+}
+
+// states are those that have changed.
+func (s *teller) states() []string {
+	var out []string
+	now := map[string]string{}
+	if s.d != nil && !s.d.ports.dead.Load() {
+		for _, a := range s.d.index.all() {
+			v := a.view.Load()
+			st := v.state.String()
+			if (v.state == container.Exited || v.state == container.Dead) && v.hasRun() {
+				st += " " + strconv.Itoa(v.exit().ExitCode)
+			}
+			if v.spec.Failure != nil && !v.state.Alive() {
+				st += fmt.Sprintf(" (%d: %s)", v.spec.Failure.ExitCode, s.plain(v.spec.Failure.Error))
+			}
+			now[v.spec.Name] = st
+		}
+	} else {
+		return nil
+	}
+	for name, st := range now {
+		if s.last[name] != st {
+			out = append(out, fmt.Sprintf("%s: %s", name, st))
+		}
+	}
+	for name := range s.last {
+		if now[name] == "" {
+			out = append(out, name+": gone")
+		}
+	}
+	s.last = now
+	slices.Sort(out)
+	return out
+}
+
+var randomID = regexp.MustCompile("[0-9a-f]{64}")
+
+// plain puts names for what is random in a text.
+func (s *teller) plain(text string) string {
+	s.w.mu.Lock()
+	defer s.w.mu.Unlock()
+	text = strings.ReplaceAll(s.w.readable(text), s.w.dir, "")
+	return randomID.ReplaceAllString(text, "(anonymous)")
+}
+
+// ask calls the engine as a client does, and tells the answer when it comes.
+func (s *teller) ask(what string, call func(ctx context.Context, d *daemon) error) {
+	ctx, cancel := context.WithCancel(context.Background())
+	s.giveUp = cancel
+	d := s.d
+	n := s.number()
+	s.wg.Go(func() {
+		err := call(ctx, d)
+		if d.ports.dead.Load() {
+			return // nobody is there to hear it
+		}
+		answer := "ok"
+		switch {
+		case errdefs.IsNotModified(err):
+			answer = "it is so already"
+		case err != nil:
+			answer = s.plain(err.Error())
+			for kind, is := range map[string]func(error) bool{
+				"not found": errdefs.IsNotFound, "conflict": errdefs.IsConflict, "invalid": errdefs.IsInvalidArgument, "unavailable": errdefs.IsUnavailable,
+			} {
+				if is(err) {
+					answer = kind + ": " + answer
+				}
+			}
+		}
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		s.answers[n] = what + " → " + answer
+	})
+}
+
+func (s *teller) number() int {
+	s.asked++
+	return s.asked
+}
+
+func (s *teller) shim(name string) *fakeShim {
+	s.w.mu.Lock()
+	defer s.w.mu.Unlock()
+	sh := s.w.shims[s.ids[name]]
+	if sh == nil {
+		s.t.Fatalf("the story speaks of a shim of %s, and there is none", name)
+	}
+	return sh
+}
+
+func (s *teller) do(words []string) {
+	line := strings.Join(words, " ")
+	arg := func(i int) string {
+		if i < len(words) {
+			return words[i]
+		}
+		return ""
+	}
+	switch verb, name := arg(0), arg(1); verb {
+	case "daemon":
+		s.d = s.w.start(name == "live-restore")
+		if err := s.d.Load(); err != nil {
+			s.t.Fatal(err)
+		}
+		d := s.d
+		s.ask("restore", func(ctx context.Context, _ *daemon) error { return d.Restore(ctx) })
+	case "crash":
+		s.d.kill()
+	case "shutdown":
+		d := s.d
+		s.ask("shutdown", func(ctx context.Context, _ *daemon) error { d.Shutdown(ctx); return nil })
+	case "reboot":
+		s.d.kill()
+		s.w.mu.Lock()
+		shims := s.w.shims
+		s.w.boot++
+		s.w.mounted, s.w.sandboxes = map[string]bool{}, map[string]string{}
+		for name := range s.w.volumes {
+			s.w.volumes[name] = []string{}
+		}
+		s.w.mu.Unlock()
+		for _, sh := range shims {
+			sh.killed()
+		}
+		if err := os.RemoveAll(filepath.Join(s.w.dir, "run")); err != nil {
+			s.t.Fatal(err)
+		}
+	case "create":
+		req := moby.CreateRequest{Config: &moby.Config{Image: "box"}, HostConfig: &moby.HostConfig{}}
+		for _, o := range words[2:] {
+			k, v, _ := strings.Cut(o, "=")
+			switch k {
+			case "rm":
+				req.HostConfig.AutoRemove = true
+			case "restart":
+				req.HostConfig.RestartPolicy.Name = moby.RestartPolicyMode(v)
+			case "volume":
+				req.Config.Volumes = map[string]struct{}{v: {}}
+			case "timeout":
+				n, err := strconv.Atoi(v)
+				if err != nil {
+					s.t.Fatal(err)
+				}
+				req.Config.StopTimeout = &n
+			case "image":
+				req.Config.Image = v
+			default:
+				s.t.Fatalf("create: what is %q?", o)
+			}
+		}
+		s.ask(line, func(ctx context.Context, d *daemon) error {
+			r, err := d.ContainerCreate(ctx, CreateOptions{Name: name, Request: req})
+			if err == nil {
+				s.mu.Lock()
+				s.ids[name] = r.ID
+				s.mu.Unlock()
+				s.w.named(r.ID, name)
+			}
+			return err
+		})
+	case "start":
+		s.ask(line, func(ctx context.Context, d *daemon) error { return d.ContainerStart(ctx, name) })
+	case "stop":
+		s.ask(line, func(ctx context.Context, d *daemon) error { return d.ContainerStop(ctx, name, StopOptions{}) })
+	case "restart":
+		s.ask(line, func(ctx context.Context, d *daemon) error { return d.ContainerRestart(ctx, name, StopOptions{}) })
+	case "pause":
+		s.ask(line, func(ctx context.Context, d *daemon) error { return d.ContainerPause(ctx, name) })
+	case "unpause":
+		s.ask(line, func(ctx context.Context, d *daemon) error { return d.ContainerUnpause(ctx, name) })
+	case "kill":
+		s.ask(line, func(ctx context.Context, d *daemon) error { return d.ContainerKill(ctx, name, arg(2)) })
+	case "rename":
+		s.ask(line, func(ctx context.Context, d *daemon) error { return d.ContainerRename(ctx, name, arg(2)) })
+	case "rm", "rm-f", "rm-fv":
+		o := RemoveOptions{Force: verb != "rm", Volumes: verb == "rm-fv"}
+		s.ask(line, func(ctx context.Context, d *daemon) error { return d.ContainerRemove(ctx, name, o) })
+	case "wait":
+		s.ask(line, func(ctx context.Context, d *daemon) error {
+			ch, err := d.ContainerWait(ctx, name, moby.WaitCondition(arg(2)))
+			if err != nil {
+				return err
+			}
+			select {
+			case r := <-ch:
+				return fmt.Errorf("exit code %d", r.StatusCode)
+			case <-ctx.Done():
+				return ctx.Err()
+			case <-d.ports.killed:
+				return errDead
+			}
+		})
+	case "giveup":
+		s.giveUp()
+	case "exit":
+		code, err := strconv.Atoi(arg(2))
+		if err != nil {
+			s.t.Fatal(err)
+		}
+		s.shim(name).exit(code)
+	case "lingers":
+		sh := s.shim(name)
+		sh.mu.Lock()
+		sh.lingers = true
+		sh.mu.Unlock()
+	case "shim":
+		switch sh := s.shim(name); arg(2) {
+		case "killed":
+			sh.killed()
+		case "silent", "answers":
+			sh.mu.Lock()
+			sh.silent = arg(2) == "silent"
+			sh.mu.Unlock()
+		case "cut":
+			// Its connections end, it lives.
+			sh.mu.Lock()
+			conns := sh.conns
+			sh.conns = nil
+			sh.mu.Unlock()
+			for _, c := range conns {
+				c.end()
+			}
+		default:
+			s.t.Fatalf("shim: what is %q?", arg(2))
+		}
+	case "hold":
+		s.w.mu.Lock()
+		s.w.holds[strings.Join(words[1:], " ")] = make(chan struct{})
+		s.w.mu.Unlock()
+	case "release":
+		point := strings.Join(words[1:], " ")
+		s.w.mu.Lock()
+		hold := s.w.holds[point]
+		delete(s.w.holds, point)
+		s.w.mu.Unlock()
+		if hold == nil {
+			s.t.Fatalf("nothing is held at %q", point)
+		}
+		close(hold)
+	case "fail":
+		point, message, _ := strings.Cut(strings.Join(words[1:], " "), ": ")
+		err := errors.New(message)
+		if code, text, ok := strings.Cut(message, " "); ok {
+			if n, cerr := strconv.Atoi(code); cerr == nil {
+				err = &proto.Error{Kind: proto.KindRuntime, Message: text, ExitCode: n}
+			}
+		}
+		s.w.mu.Lock()
+		s.w.faults[point] = err
+		s.w.mu.Unlock()
+	case "broken":
+		s.w.mu.Lock()
+		s.w.broken = append(s.w.broken, store.Broken{ID: s.ids[name], Err: errdefs.ErrDataLoss})
+		delete(s.w.specs, s.ids[name])
+		s.w.mu.Unlock()
+	case "pass":
+		d, err := time.ParseDuration(name)
+		if err != nil {
+			s.t.Fatal(err)
+		}
+		time.Sleep(d) // the story's own time
+	case "state":
+		synctest.Wait()
+		var lines []string
+		for name, st := range s.last {
+			lines = append(lines, "  "+name+" is "+st)
+		}
+		slices.Sort(lines)
+		for _, l := range s.w.left() {
+			lines = append(lines, "  held: "+l)
+		}
+		if len(lines) == 0 {
+			lines = []string{"  nothing is left"}
+		}
+		s.mu.Lock()
+		s.answers[s.number()] = strings.Join(lines, "\n")
+		s.mu.Unlock()
+	default:
+		s.t.Fatalf("the story says %q, which nobody understands", line)
+	}
+}

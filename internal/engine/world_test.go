@@ -1,0 +1,1074 @@
+package engine
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/containerd/errdefs"
+	dockerspec "github.com/moby/docker-image-spec/specs-go/v1"
+	moby "github.com/moby/moby/api/types/container"
+	mobynet "github.com/moby/moby/api/types/network"
+	"github.com/moby/moby/api/types/volume"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"holdfast/internal/config"
+	"holdfast/internal/container"
+	"holdfast/internal/engine/oci"
+	"holdfast/internal/event"
+	images "holdfast/internal/image"
+	"holdfast/internal/network"
+	"holdfast/internal/shim/client"
+	"holdfast/internal/shim/proto"
+	"holdfast/internal/store"
+	volumes "holdfast/internal/volume"
+)
+
+// world is what outlives a daemon: the specs, the shims, what is held of the
+// kernel, the journal of events. Each daemon of a test sees it through ports of
+// its own, and after the daemon's death these do nothing any more.
+type world struct {
+	t       *testing.T
+	dir     string
+	journal *event.Journal
+
+	mu     sync.Mutex  // guards all below
+	trace  []happening // since it was last read
+	specs  map[string][]byte
+	broken []store.Broken
+	unborn map[string][]string
+	shims  map[string]*fakeShim
+	boot   int
+	lives  []event.Life
+	faults map[string]error         // by point, for one call
+	holds  map[string]chan struct{} // by point, until released
+
+	sandboxes map[string]string   // container → held sandbox
+	rootfs    map[string]bool     // container folder → prepared
+	mounted   map[string]bool     // mount point → mounted
+	volumes   map[string][]string // name → containers that have it mounted
+	anonymous map[string]bool
+	names     map[string]string // ID → the name that the story gave it
+	nextPid   int
+}
+
+func newWorld(t *testing.T) *world {
+	w := &world{
+		t: t, dir: t.TempDir(),
+		specs: map[string][]byte{}, unborn: map[string][]string{}, shims: map[string]*fakeShim{},
+		faults: map[string]error{}, holds: map[string]chan struct{}{},
+		sandboxes: map[string]string{}, rootfs: map[string]bool{}, mounted: map[string]bool{},
+		volumes: map[string][]string{}, anonymous: map[string]bool{}, names: map[string]string{},
+		nextPid: 5 << 20, // above what the kernel ever gives, so that none is alive
+	}
+	var err error
+	if w.journal, err = event.Open(filepath.Join(w.dir, "events"), event.Options{}); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { w.journal.Close() })
+	return w
+}
+
+// happening is something that happened to a container.
+type happening struct{ id, text string }
+
+func (w *world) tell(id, text string) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.trace = append(w.trace, happening{w.readable(id), w.readable(text)})
+}
+
+// readable puts names for the IDs of a text; the mutex is held.
+func (w *world) readable(text string) string {
+	for id, name := range w.names {
+		text = strings.ReplaceAll(text, id, name)
+		text = strings.ReplaceAll(text, id[:12], name)
+	}
+	return text
+}
+
+// named gives an ID the name by which stories tell of it.
+func (w *world) named(id, name string) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.names[id] = name
+}
+
+// daemon is one life of a daemon in the world.
+type daemon struct {
+	*Engine
+	w     *world
+	ports *ports
+}
+
+// start begins a daemon's life, without reading anything.
+func (w *world) start(live bool) *daemon {
+	p := &ports{w: w}
+	p.killed = make(chan struct{})
+	w.mu.Lock()
+	w.lives = append(w.lives, event.Life{Number: uint64(len(w.lives) + 1), BootID: fmt.Sprint("boot ", w.boot)})
+	w.mu.Unlock()
+	cfg := &Config{
+		Config: &config.Config{
+			LiveRestore: live, ShutdownTimeout: 15,
+			DataRoot: w.dir, ExecRoot: filepath.Join(w.dir, "run"), DefaultRuntime: "runc",
+		},
+		ShimPath: "/nonexistent/holdfast-shim",
+		Defaults: oci.Defaults{CgroupDriver: oci.DriverCgroupfs, Runtime: "runc", Runtimes: []string{"runc"}},
+	}
+	e := New(Deps{
+		Store: fakeStore{p}, Shims: fakeShims{p}, Images: fakeImages{ports: p}, Networks: fakeNetworks{ports: p},
+		Volumes: fakeVolumes{ports: p}, Events: fakeEvents{p}, Lives: fakeLives{w},
+		Host: oci.Host{Caps: []string{"CAP_CHOWN"}, Cgroup: oci.Cgroup{Mode: oci.CgroupV2}},
+		Log:  slog.New(slog.NewTextHandler(testWriter{w.t}, nil)), Release: "test", ID: "daemon",
+	}, cfg)
+	return &daemon{e, w, p}
+}
+
+// kill ends a daemon at once: nothing that it has begun has any effect from
+// here on.
+func (d *daemon) kill() {
+	d.ports.dead.Store(true)
+	close(d.ports.killed)
+	d.closeOnce.Do(func() { close(d.closing) })
+	for _, a := range d.index.all() {
+		select {
+		case <-a.quit:
+		default:
+			close(a.quit)
+			a.post(func() {})
+		}
+	}
+	d.ports.mu.Lock()
+	conns := d.ports.conns
+	d.ports.mu.Unlock()
+	for _, c := range conns {
+		c.Close()
+	}
+}
+
+type testWriter struct{ t *testing.T }
+
+func (w testWriter) Write(b []byte) (int, error) {
+	w.t.Log(strings.TrimSpace(string(b)))
+	return len(b), nil
+}
+
+// ports are the engine's ports for one life of a daemon.
+type ports struct {
+	w      *world
+	dead   atomic.Bool
+	killed chan struct{}
+
+	mu    sync.Mutex
+	conns []*fakeConn
+}
+
+var errDead = errors.New("the daemon is dead")
+
+// at is a point that every call of a port passes: where a story can hold the
+// engine, or let a step fail.
+func (p *ports) at(point string) error {
+	if p.dead.Load() {
+		return errDead
+	}
+	p.w.mu.Lock()
+	hold := p.w.holds[point]
+	p.w.mu.Unlock()
+	if hold != nil {
+		select {
+		case <-hold:
+		case <-p.killed:
+			return errDead
+		}
+	}
+	p.w.mu.Lock()
+	defer p.w.mu.Unlock()
+	err := p.w.faults[point]
+	delete(p.w.faults, point)
+	return err
+}
+
+// fakeStore keeps specs in memory and run directories on disk.
+type fakeStore struct{ *ports }
+
+func (s fakeStore) WriteSpec(spec *container.Spec) error {
+	if err := s.at("write spec"); err != nil {
+		return err
+	}
+	text, err := json.Marshal(spec)
+	if err != nil {
+		return err
+	}
+	s.w.mu.Lock()
+	defer s.w.mu.Unlock()
+	s.w.specs[spec.ID] = text
+	return nil
+}
+
+func (s fakeStore) BeginCreate(id string) error {
+	if err := s.at("begin create"); err != nil {
+		return err
+	}
+	s.w.mu.Lock()
+	s.w.unborn[id] = []string{}
+	s.w.mu.Unlock()
+	return os.MkdirAll(s.ContainerDir(id), 0o700)
+}
+
+func (s fakeStore) NoteVolume(id, name string) error {
+	if err := s.at("note volume"); err != nil {
+		return err
+	}
+	s.w.mu.Lock()
+	defer s.w.mu.Unlock()
+	s.w.unborn[id] = append(s.w.unborn[id], name)
+	return nil
+}
+
+func (s fakeStore) EndCreate(id string) error {
+	if err := s.at("end create"); err != nil {
+		return err
+	}
+	s.w.mu.Lock()
+	defer s.w.mu.Unlock()
+	delete(s.w.unborn, id)
+	return nil
+}
+
+func (s fakeStore) Unborn() ([]store.Unborn, error) {
+	s.w.mu.Lock()
+	defer s.w.mu.Unlock()
+	var out []store.Unborn
+	for id, vols := range s.w.unborn {
+		if s.w.specs[id] == nil {
+			out = append(out, store.Unborn{ID: id, Volumes: vols})
+		}
+	}
+	return out, nil
+}
+
+func (s fakeStore) LoadAll() (specs []*container.Spec, broken []store.Broken, err error) {
+	s.w.mu.Lock()
+	defer s.w.mu.Unlock()
+	for _, text := range s.w.specs {
+		spec := &container.Spec{}
+		if err := json.Unmarshal(text, spec); err != nil {
+			return nil, nil, err
+		}
+		specs = append(specs, spec)
+	}
+	return specs, s.w.broken, nil
+}
+
+func (s fakeStore) RemoveContainer(id string) error {
+	if err := s.at("remove record"); err != nil {
+		return err
+	}
+	s.w.mu.Lock()
+	delete(s.w.specs, id)
+	delete(s.w.unborn, id)
+	s.w.mu.Unlock()
+	return errors.Join(os.RemoveAll(s.RunDir(id)), os.RemoveAll(s.ContainerDir(id)))
+}
+
+func (s fakeStore) RemoveRunDir(id string) error {
+	if err := s.at("remove run directory"); err != nil {
+		return err
+	}
+	return os.RemoveAll(s.RunDir(id))
+}
+
+func (s fakeStore) RunDirs() ([]string, error) {
+	entries, err := os.ReadDir(filepath.Join(s.w.dir, "run", "shim"))
+	if errors.Is(err, os.ErrNotExist) {
+		return nil, nil
+	}
+	var ids []string
+	for _, e := range entries {
+		ids = append(ids, e.Name())
+	}
+	return ids, err
+}
+
+func (s fakeStore) ContainerDir(id string) string { return filepath.Join(s.w.dir, "containers", id) }
+func (s fakeStore) LogPath(id, driver string) string {
+	return filepath.Join(s.ContainerDir(id), id+"-json.log")
+}
+func (s fakeStore) RunDir(id string) string { return s.w.runDir(id) }
+func (s fakeStore) Bundle(id string) string { return filepath.Join(s.RunDir(id), "bundle") }
+func (s fakeStore) Rootfs(id string) string { return filepath.Join(s.Bundle(id), "rootfs") }
+
+func (w *world) runDir(id string) string { return filepath.Join(w.dir, "run", "shim", id) }
+
+// fakeImages has one image, box.
+type fakeImages struct {
+	Images
+	*ports
+}
+
+func (i fakeImages) Driver() string { return "overlayfs" }
+
+func (i fakeImages) Resolve(_ context.Context, name string, _ *ocispec.Platform) (images.Image, error) {
+	if name != "box" {
+		return images.Image{}, notFound("No such image: %s", name)
+	}
+	img := images.Image{Ref: name, ID: "sha256:box", Platform: ocispec.Platform{OS: "linux", Architecture: "amd64"}, Snapshot: "top", Storage: "overlayfs"}
+	img.Config = dockerspec.DockerOCIImageConfig{}
+	img.Config.Cmd = []string{"serve"}
+	img.Config.Env = []string{"PATH=/bin"}
+	return img, nil
+}
+
+func (i fakeImages) PrepareRootfs(_ context.Context, _ images.Image, dir string) error {
+	if err := i.at("prepare rootfs"); err != nil {
+		return err
+	}
+	i.w.mu.Lock()
+	defer i.w.mu.Unlock()
+	i.w.rootfs[filepath.Base(dir)] = true
+	return nil
+}
+
+func (i fakeImages) MountRootfs(_ context.Context, _, _, _, target string, _ bool) error {
+	if err := i.at("mount rootfs"); err != nil {
+		return err
+	}
+	i.w.mu.Lock()
+	defer i.w.mu.Unlock()
+	i.w.mounted[target] = true
+	return nil
+}
+
+func (i fakeImages) UnmountRootfs(target string) error {
+	if err := i.at("unmount rootfs"); err != nil {
+		return err
+	}
+	i.w.mu.Lock()
+	defer i.w.mu.Unlock()
+	delete(i.w.mounted, target)
+	return nil
+}
+
+func (i fakeImages) RemoveRootfs(_ context.Context, dir string) error {
+	if err := i.at("remove rootfs"); err != nil {
+		return err
+	}
+	i.w.mu.Lock()
+	defer i.w.mu.Unlock()
+	delete(i.w.rootfs, filepath.Base(dir))
+	return nil
+}
+
+func (i fakeImages) RootfsUsage(string) (int64, error)    { return 0, nil }
+func (i fakeImages) Hold(context.Context, []string) error { return i.at("hold images") }
+
+// fakeNetworks gives out sandboxes and wants them back.
+type fakeNetworks struct {
+	Networks
+	*ports
+}
+
+func (n fakeNetworks) Restore(_ context.Context, sandboxes map[string]network.Sandbox, _ []string) error {
+	if err := n.at("restore networks"); err != nil {
+		return err
+	}
+	n.w.mu.Lock()
+	defer n.w.mu.Unlock()
+	n.w.sandboxes = map[string]string{}
+	for id, s := range sandboxes {
+		n.w.sandboxes[id] = s.ID
+	}
+	return nil
+}
+
+func (n fakeNetworks) Prepare(_ context.Context, r network.Request) (network.Sandbox, []network.Reserved, error) {
+	if err := n.at("prepare network"); err != nil {
+		return network.Sandbox{}, nil, err
+	}
+	s := network.Sandbox{ID: newID()[:8], Container: r.ID, Mode: r.Mode, Netns: filepath.Join(n.w.dir, "netns"), Endpoints: []network.Endpoint{{Network: "bridge", NetworkID: "bridge"}}}
+	n.w.mu.Lock()
+	defer n.w.mu.Unlock()
+	if have := n.w.sandboxes[r.ID]; have != "" {
+		n.w.t.Errorf("container %s gets a second network while it has one", r.Name)
+	}
+	n.w.sandboxes[r.ID] = s.ID
+	return s, nil, nil
+}
+
+func (n fakeNetworks) Join(context.Context, network.Sandbox) error    { return n.at("join network") }
+func (n fakeNetworks) Publish(context.Context, network.Sandbox) error { return n.at("publish ports") }
+func (n fakeNetworks) TeardownBatch(network.Sandbox) [][]byte         { return nil }
+
+func (n fakeNetworks) Release(_ context.Context, s network.Sandbox) error {
+	if err := n.at("release network"); err != nil {
+		return err
+	}
+	n.w.mu.Lock()
+	defer n.w.mu.Unlock()
+	if n.w.sandboxes[s.Container] == s.ID {
+		delete(n.w.sandboxes, s.Container)
+	}
+	return nil
+}
+
+func (n fakeNetworks) Settings(network.Sandbox) *moby.NetworkSettings { return &moby.NetworkSettings{} }
+func (n fakeNetworks) Idle(network.Request) *moby.NetworkSettings     { return &moby.NetworkSettings{} }
+func (n fakeNetworks) Network(ref string) (mobynet.Network, error) {
+	return mobynet.Network{Name: ref, ID: ref, Driver: "bridge"}, nil
+}
+
+// fakeVolumes keeps who has what mounted.
+type fakeVolumes struct {
+	Volumes
+	*ports
+}
+
+func (v fakeVolumes) Create(o volumes.CreateOptions) (volume.Volume, bool, error) {
+	if err := v.at("create volume"); err != nil {
+		return volume.Volume{}, false, err
+	}
+	v.w.mu.Lock()
+	defer v.w.mu.Unlock()
+	_, had := v.w.volumes[o.Name]
+	if !had {
+		v.w.volumes[o.Name] = []string{}
+		if _, ok := o.Labels[volumes.AnonymousLabel]; ok {
+			v.w.anonymous[o.Name] = true
+		}
+	}
+	return volume.Volume{Name: o.Name, Driver: "local", Mountpoint: "/volumes/" + o.Name, Labels: o.Labels}, !had, nil
+}
+
+func (v fakeVolumes) Remove(name string) error {
+	if err := v.at("remove volume"); err != nil {
+		return err
+	}
+	v.w.mu.Lock()
+	defer v.w.mu.Unlock()
+	users, ok := v.w.volumes[name]
+	if !ok {
+		return notFound("get %s: no such volume", name)
+	}
+	if len(users) > 0 {
+		return conflict("remove %s: volume is in use", name)
+	}
+	delete(v.w.volumes, name)
+	delete(v.w.anonymous, name)
+	return nil
+}
+
+func (v fakeVolumes) Hold(string) (func(), error) { return func() {}, v.at("hold volume") }
+func (v fakeVolumes) CopyUp(_, _, _ string) error { return v.at("copy up") }
+func (v fakeVolumes) Restore(users map[string][]string) error {
+	if err := v.at("restore volumes"); err != nil {
+		return err
+	}
+	v.w.mu.Lock()
+	defer v.w.mu.Unlock()
+	for name := range v.w.volumes {
+		v.w.volumes[name] = slices.Clone(users[name])
+	}
+	return nil
+}
+
+func (v fakeVolumes) Mount(_ context.Context, name, id string) (string, error) {
+	if err := v.at("mount volume"); err != nil {
+		return "", err
+	}
+	v.w.mu.Lock()
+	defer v.w.mu.Unlock()
+	if !slices.Contains(v.w.volumes[name], id) {
+		v.w.volumes[name] = append(v.w.volumes[name], id)
+	}
+	return "/volumes/" + name, nil
+}
+
+func (v fakeVolumes) Unmount(name, id string) error {
+	if err := v.at("unmount volume"); err != nil {
+		return err
+	}
+	v.w.mu.Lock()
+	defer v.w.mu.Unlock()
+	v.w.volumes[name] = slices.DeleteFunc(v.w.volumes[name], func(u string) bool { return u == id })
+	return nil
+}
+
+// fakeEvents writes the real journal and tells the story what is new in it.
+type fakeEvents struct{ *ports }
+
+func (f fakeEvents) Append(m event.Message) (bool, error) {
+	if f.dead.Load() {
+		return false, errDead
+	}
+	fresh, err := f.w.journal.Append(m)
+	if fresh {
+		at := m.Actor.Attributes
+		var more []string
+		for _, k := range []string{"exitCode", "signal", "container"} {
+			if at[k] != "" {
+				more = append(more, k+"="+at[k])
+			}
+		}
+		name := m.Actor.ID
+		switch {
+		case m.Type == "container":
+			name = at["name"]
+		case m.Type == "volume" && len(name) == 64:
+			name = "(anonymous)"
+		}
+		id := m.Actor.ID
+		switch m.Type {
+		case "volume":
+			id = ""
+		case "network":
+			id = at["container"]
+		case "container":
+			if m.Action == "create" {
+				id = name // the story has not heard of the ID yet
+			}
+		}
+		f.w.tell(id, strings.TrimSpace(fmt.Sprintf("event: %s %s %s %s", m.Type, m.Action, name, strings.Join(more, " "))))
+	}
+	return fresh, err
+}
+
+func (f fakeEvents) Subscribe(since, until time.Time, match func(event.Message) bool) *event.Subscription {
+	return f.w.journal.Subscribe(since, until, match)
+}
+
+type fakeLives struct{ w *world }
+
+func (l fakeLives) List() []event.Life {
+	l.w.mu.Lock()
+	defer l.w.mu.Unlock()
+	return slices.Clone(l.w.lives)
+}
+
+func (l fakeLives) Since(time.Time) []event.Life { return l.List() }
+
+// fakeShims starts fakeShims and finds them.
+type fakeShims struct{ *ports }
+
+func (s fakeShims) Spawn(ctx context.Context, o client.Options) (Shim, error) {
+	if err := s.at("spawn shim"); err != nil {
+		return nil, err
+	}
+	sh := &fakeShim{w: s.w, boot: o.Bootstrap, over: make(chan struct{})}
+	sh.st = proto.State{Schema: proto.StateSchema, ID: o.Bootstrap.ID, Life: o.Bootstrap.Life, Status: proto.StatusCreated}
+	s.w.mu.Lock()
+	if old := s.w.shims[o.Bootstrap.ID]; old != nil && !old.gone() {
+		s.w.t.Errorf("a second shim is started for one container")
+	}
+	s.w.shims[o.Bootstrap.ID] = sh
+	s.w.mu.Unlock()
+	sh.mu.Lock()
+	defer sh.mu.Unlock()
+	sh.write()
+	return sh.connect(s.ports), nil
+}
+
+func (s fakeShims) Dial(ctx context.Context, runDir string) (Shim, error) {
+	s.w.mu.Lock()
+	sh := s.w.shims[filepath.Base(runDir)]
+	s.w.mu.Unlock()
+	if sh == nil || sh.gone() {
+		return nil, fmt.Errorf("dial: %w", errdefs.ErrNotFound)
+	}
+	sh.mu.Lock()
+	defer sh.mu.Unlock()
+	if sh.silent {
+		return nil, fmt.Errorf("dial: %w", context.DeadlineExceeded)
+	}
+	return sh.connect(s.ports), nil
+}
+
+func (s fakeShims) State(runDir string) (st proto.State, err error) {
+	return readJSON[proto.State](filepath.Join(runDir, proto.StateFile))
+}
+
+func (s fakeShims) Exit(dataDir string) (proto.State, error) {
+	return readJSON[proto.State](filepath.Join(dataDir, proto.ExitFile))
+}
+
+func (s fakeShims) Journal(runDir string, after uint64) ([]proto.Entry, error) {
+	return readJSON[[]proto.Entry](filepath.Join(runDir, proto.JournalFile))
+}
+
+func readJSON[T any](path string) (v T, err error) {
+	text, err := os.ReadFile(path)
+	if errors.Is(err, os.ErrNotExist) {
+		return v, errdefs.ErrNotFound
+	}
+	if err != nil {
+		return v, err
+	}
+	return v, json.Unmarshal(text, &v)
+}
+
+// fakeShim is a shim process with its container: it does what the real one
+// does, at once, unless the story holds it.
+type fakeShim struct {
+	w    *world
+	boot proto.Bootstrap
+	over chan struct{} // closed when the process is gone
+
+	mu      sync.Mutex
+	st      proto.State
+	journal []proto.Entry
+	conns   []*fakeConn
+	silent  bool // it does not answer who comes
+	lingers bool // the container ignores signals but SIGKILL
+	asked   bool // Start was called
+	isOver  bool
+}
+
+func (s *fakeShim) gone() bool {
+	select {
+	case <-s.over:
+		return true
+	default:
+		return false
+	}
+}
+
+// write writes the state and the journal; the mutex is held.
+func (s *fakeShim) write() {
+	for name, v := range map[string]any{proto.StateFile: s.st, proto.JournalFile: s.journal} {
+		text, err := json.Marshal(v)
+		if err == nil {
+			err = os.WriteFile(filepath.Join(s.boot.RunDir, name), text, 0o600)
+		}
+		if err != nil {
+			s.w.t.Errorf("shim: %v", err)
+		}
+	}
+}
+
+// note journals an action and tells it to who has subscribed; the mutex is held.
+func (s *fakeShim) note(action string, attributes map[string]string) {
+	e := proto.Entry{Time: time.Now().UTC(), Action: action, Attributes: attributes}
+	if action != proto.ActionState {
+		e.Seq = uint64(len(s.journal) + 1)
+		s.journal = append(s.journal, e)
+		s.st.Seq = e.Seq
+	}
+	s.write()
+	for _, c := range s.conns {
+		c.post(proto.Event{Entry: e, State: s.st})
+	}
+}
+
+// run makes the container run; the mutex is held.
+func (s *fakeShim) run() {
+	s.w.mu.Lock()
+	s.w.nextPid++
+	pid := s.w.nextPid
+	s.w.mu.Unlock()
+	s.st.Status, s.st.Pid, s.st.Started, s.st.ExitCode = proto.StatusRunning, pid, time.Now().UTC(), 0
+	s.note(proto.ActionStart, nil)
+}
+
+// exit ends the container's process.
+func (s *fakeShim) exit(code int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.end(code)
+}
+
+func (s *fakeShim) end(code int) {
+	if s.st.Pid == 0 {
+		return
+	}
+	s.st.Pid, s.st.Finished, s.st.ExitCode = 0, time.Now().UTC(), code
+	again := !s.st.Manual && (s.boot.Restart.Name == "always" || s.boot.Restart.Name == "unless-stopped" ||
+		s.boot.Restart.Name == "on-failure" && code != 0 && (s.boot.Restart.MaxRetries == 0 || s.st.RestartCount < s.boot.Restart.MaxRetries))
+	s.st.Status = proto.StatusExited
+	if again {
+		s.st.Status = proto.StatusRestarting
+		s.st.RestartCount++
+	}
+	s.note(proto.ActionDie, map[string]string{"exitCode": fmt.Sprint(code)})
+	if again {
+		go func() {
+			select {
+			case <-time.After(100 * time.Millisecond):
+				s.mu.Lock()
+				defer s.mu.Unlock()
+				if s.st.Status == proto.StatusRestarting && !s.isOver {
+					s.run()
+				}
+			case <-s.over:
+			}
+		}()
+		return
+	}
+	s.finish()
+}
+
+// finish is the end of the last run; the mutex is held.
+func (s *fakeShim) finish() {
+	if s.boot.AutoRemove && len(s.conns) == 0 {
+		s.st.Status = proto.StatusRemoved
+		s.note(proto.ActionExited, nil)
+		s.note(proto.ActionDestroy, nil)
+	} else {
+		s.note(proto.ActionExited, nil)
+	}
+	s.w.mu.Lock()
+	for _, target := range s.boot.Teardown.Unmount {
+		delete(s.w.mounted, target)
+	}
+	s.w.mu.Unlock()
+	text, _ := json.Marshal(s.st)
+	if err := os.WriteFile(filepath.Join(s.boot.DataDir, proto.ExitFile), text, 0o600); err != nil {
+		s.w.t.Errorf("shim: %v", err)
+	}
+	s.leave()
+}
+
+// leave ends the process and its connections; the mutex is held.
+func (s *fakeShim) leave() {
+	if s.isOver {
+		return
+	}
+	s.isOver = true
+	close(s.over)
+	for _, c := range s.conns {
+		c.end()
+	}
+	s.conns = nil
+}
+
+// killed is kill -9 of the shim; its container lives on, or was killed too.
+func (s *fakeShim) killed() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.leave()
+}
+
+// fakeConn is a daemon's connection to a shim. What the shim tells goes to the
+// subscriber in order, from one goroutine, as in package client.
+type fakeConn struct {
+	*ports
+	s     *fakeShim
+	hello proto.HelloReply
+	done  chan struct{}
+	wake  chan struct{}
+
+	mu     sync.Mutex
+	fn     func(proto.Event)
+	events []proto.Event
+	ended  bool
+}
+
+// connect makes a connection; the shim's mutex is held.
+func (s *fakeShim) connect(p *ports) *fakeConn {
+	c := &fakeConn{ports: p, s: s, done: make(chan struct{}), wake: make(chan struct{}, 1)}
+	c.hello = proto.HelloReply{Version: proto.Version, Release: "test", State: s.st}
+	s.conns = append(s.conns, c)
+	p.mu.Lock()
+	p.conns = append(p.conns, c)
+	p.mu.Unlock()
+	go c.dispatch()
+	return c
+}
+
+func (c *fakeConn) dispatch() {
+	defer close(c.done)
+	for range c.wake {
+		c.mu.Lock()
+		events, fn, ended := c.events, c.fn, c.ended
+		if fn != nil {
+			c.events = nil
+		}
+		c.mu.Unlock()
+		if fn != nil {
+			for _, e := range events {
+				fn(e)
+			}
+		}
+		if ended {
+			return
+		}
+	}
+}
+
+func (c *fakeConn) signal() {
+	select {
+	case c.wake <- struct{}{}:
+	default:
+	}
+}
+
+func (c *fakeConn) post(e proto.Event) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.fn == nil {
+		return
+	}
+	c.events = append(c.events, e)
+	c.signal()
+}
+
+func (c *fakeConn) end() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.ended = true
+	c.signal()
+}
+
+// call passes the point of a call and takes the shim's lock. The caller unlocks.
+func (c *fakeConn) call(point string) error {
+	if err := c.at(point); err != nil {
+		return err
+	}
+	c.s.mu.Lock()
+	if c.s.isOver || !slices.Contains(c.s.conns, c) {
+		c.s.mu.Unlock()
+		return fmt.Errorf("shim %s: %w: the connection to the shim has ended", point, errdefs.ErrUnavailable)
+	}
+	return nil
+}
+
+func (c *fakeConn) Hello() proto.HelloReply { return c.hello }
+func (c *fakeConn) Done() <-chan struct{}   { return c.done }
+
+func (c *fakeConn) Close() error {
+	c.s.mu.Lock()
+	c.s.conns = slices.DeleteFunc(c.s.conns, func(o *fakeConn) bool { return o == c })
+	c.s.mu.Unlock()
+	c.end()
+	return nil
+}
+
+func (c *fakeConn) Subscribe(_ context.Context, after uint64, fn func(proto.Event)) error {
+	if err := c.call("subscribe"); err != nil {
+		return err
+	}
+	defer c.s.mu.Unlock()
+	c.mu.Lock()
+	c.fn = fn
+	c.mu.Unlock()
+	for _, e := range c.s.journal {
+		if e.Seq > after {
+			c.post(proto.Event{Entry: e, State: c.s.st})
+		}
+	}
+	return nil
+}
+
+func (c *fakeConn) Start(context.Context) (proto.State, error) {
+	if err := c.at("start shim"); err != nil {
+		var refused *proto.Error
+		if errors.As(err, &refused) {
+			// The runtime failed: the shim tells so and ends by itself.
+			c.s.mu.Lock()
+			defer c.s.mu.Unlock()
+			c.s.st.Status, c.s.st.Finished, c.s.st.ExitCode, c.s.st.Error = proto.StatusExited, time.Now().UTC(), refused.ExitCode, refused.Message
+			c.s.finish()
+		}
+		return proto.State{}, err
+	}
+	if err := c.call("shim has been asked to start"); err != nil {
+		return proto.State{}, err
+	}
+	defer c.s.mu.Unlock()
+	c.s.asked = true
+	c.s.run()
+	return c.s.st, nil
+}
+
+func (c *fakeConn) Stop(_ context.Context, o proto.Stop) (proto.State, error) {
+	if err := c.call("stop shim"); err != nil {
+		return proto.State{}, err
+	}
+	if !c.s.asked {
+		c.s.mu.Unlock()
+		return proto.State{}, fmt.Errorf("%w%w", errdefs.ErrConflict, &proto.Error{Kind: proto.KindConflict, Message: "never started"})
+	}
+	timeout := time.Duration(o.Timeout) * time.Second
+	if o.Default {
+		timeout = time.Duration(c.s.boot.StopTimeout) * time.Second
+	}
+	c.s.st.Manual = true
+	sig := o.Signal
+	if sig == 0 {
+		sig = c.s.boot.StopSignal
+	}
+	if c.s.st.Status == proto.StatusRestarting {
+		c.s.st.Status = proto.StatusExited
+		c.s.finish()
+	}
+	if sig == 9 || !c.s.lingers {
+		c.s.end(128 + sig)
+	}
+	c.s.mu.Unlock()
+	if timeout >= 0 {
+		select {
+		case <-c.s.over:
+		case <-c.killed:
+			return proto.State{}, errDead
+		case <-time.After(timeout):
+			c.s.exit(137)
+		}
+	}
+	select {
+	case <-c.s.over:
+	case <-c.killed:
+		return proto.State{}, errDead
+	}
+	c.s.mu.Lock()
+	defer c.s.mu.Unlock()
+	if c.s.st.Status != proto.StatusExited {
+		return proto.State{}, fmt.Errorf("shim stop: %w: the connection to the shim has ended", errdefs.ErrUnavailable)
+	}
+	return c.s.st, nil
+}
+
+func (c *fakeConn) Kill(_ context.Context, k proto.Kill) error {
+	if err := c.call("kill shim"); err != nil {
+		return err
+	}
+	defer c.s.mu.Unlock()
+	if k.Manual {
+		c.s.st.Manual = true
+	}
+	if k.Signal == 9 || k.Signal == 15 && !c.s.lingers {
+		c.s.end(128 + k.Signal)
+	}
+	return nil
+}
+
+func (c *fakeConn) Pause(context.Context) (proto.State, error) {
+	return c.verb("pause shim", proto.StatusRunning, proto.StatusPaused)
+}
+
+func (c *fakeConn) Resume(context.Context) (proto.State, error) {
+	return c.verb("resume shim", proto.StatusPaused, proto.StatusRunning)
+}
+
+func (c *fakeConn) verb(point, from, to string) (proto.State, error) {
+	if err := c.call(point); err != nil {
+		return proto.State{}, err
+	}
+	defer c.s.mu.Unlock()
+	if c.s.st.Status != from {
+		return c.s.st, fmt.Errorf("%w%w", errdefs.ErrConflict, &proto.Error{Kind: proto.KindConflict, Message: "container is not " + from})
+	}
+	c.s.st.Status = to
+	c.s.note(proto.ActionState, nil)
+	return c.s.st, nil
+}
+
+func (c *fakeConn) Update(context.Context, proto.Update) error { return c.quick("update shim") }
+func (c *fakeConn) Resize(context.Context, uint, uint) error   { return c.quick("resize shim") }
+func (c *fakeConn) ExecResize(context.Context, string, uint, uint) error {
+	return c.quick("resize exec")
+}
+func (c *fakeConn) Attach(context.Context, proto.Attach, *os.File) error {
+	return c.quick("attach shim")
+}
+func (c *fakeConn) ExecCreate(context.Context, proto.ExecCreate) error { return c.quick("create exec") }
+func (c *fakeConn) ExecStart(context.Context, proto.ExecStart, *os.File) (proto.ExecState, error) {
+	return proto.ExecState{}, c.quick("start exec")
+}
+
+func (c *fakeConn) quick(point string) error {
+	if err := c.call(point); err != nil {
+		return err
+	}
+	c.s.mu.Unlock()
+	return nil
+}
+
+func (c *fakeConn) State(context.Context) (proto.State, error) {
+	if err := c.call("state"); err != nil {
+		return proto.State{}, err
+	}
+	defer c.s.mu.Unlock()
+	return c.s.st, nil
+}
+
+func (c *fakeConn) Shutdown(context.Context) error {
+	if err := c.call("shut shim down"); err != nil {
+		return err
+	}
+	defer c.s.mu.Unlock()
+	if c.s.asked {
+		return fmt.Errorf("%w%w", errdefs.ErrConflict, &proto.Error{Kind: proto.KindConflict, Message: "container was started: stop it first"})
+	}
+	c.s.leave()
+	return nil
+}
+
+// left says what of the containers is held on the host, and nothing where it
+// is as it should be with nothing running.
+func (w *world) left() []string {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	var out []string
+	for id := range w.sandboxes {
+		out = append(out, "network of "+w.readable(id))
+	}
+	for id := range w.rootfs {
+		if w.specs[id] == nil {
+			out = append(out, "files of "+w.readable(id))
+		}
+	}
+	for target := range w.mounted {
+		rel, _ := filepath.Rel(w.dir, target)
+		out = append(out, "mount "+w.readable(rel))
+	}
+	for name, users := range w.volumes {
+		if w.anonymous[name] {
+			name = "(anonymous)"
+		}
+		for _, u := range users {
+			out = append(out, "volume "+name+" mounted by "+w.readable(u))
+		}
+		if len(users) == 0 && name == "(anonymous)" {
+			out = append(out, "volume "+name)
+		}
+	}
+	for id, s := range w.shims {
+		if !s.gone() {
+			out = append(out, "shim of "+w.readable(id))
+		}
+	}
+	for id := range w.unborn {
+		out = append(out, "half made "+w.readable(id))
+	}
+	entries, _ := os.ReadDir(filepath.Join(w.dir, "run", "shim"))
+	for _, e := range entries {
+		if w.specs[e.Name()] == nil {
+			out = append(out, "run directory of "+w.readable(e.Name()))
+		}
+	}
+	slices.Sort(out)
+	return out
+}
+
+// take gives what was told since the last call, container by container: what
+// happens to two of them has no order.
+func (w *world) take() []string {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	slices.SortStableFunc(w.trace, func(a, b happening) int { return strings.Compare(a.id, b.id) })
+	var out []string
+	for _, h := range w.trace {
+		out = append(out, h.text)
+	}
+	w.trace = nil
+	return out
+}
