@@ -38,10 +38,27 @@ type composed struct {
 	handler http.Handler
 	host    oci.Host
 	shim    string
+	life    uint64 // number of this daemon's
+	retired bool
+}
+
+// start is how a service begins, if not after a stop or a crash.
+type start struct {
+	// handedOver: another daemon lived until now; what runs is kept.
+	handedOver bool
+	// resume is the number of this process's own life that goes on, after a
+	// handover that failed; 0 begins a new one.
+	resume uint64
+}
+
+// control is what the API may do with the daemon's process.
+type control interface {
+	daemonapi.Reloader
+	daemonapi.Upgrader
 }
 
 // compose puts the engine together from its parts and the API on top of it.
-func compose(ctx context.Context, cfg *config.Config, shim string, reload daemonapi.Reloader, log *slog.Logger) (service, error) {
+func compose(ctx context.Context, cfg *config.Config, shim string, process control, log *slog.Logger, how start) (_ service, err error) {
 	c := &composed{host: oci.Probe(ctx), shim: shim}
 	ec, err := c.engineConfig(cfg)
 	if err != nil {
@@ -61,10 +78,12 @@ func compose(ctx context.Context, cfg *config.Config, shim string, reload daemon
 	if err != nil {
 		return nil, err
 	}
-	boot, _ := os.ReadFile("/proc/sys/kernel/random/boot_id")
-	if _, err := c.lives.Begin(event.Life{
-		Release: version.Version, Pid: os.Getpid(), BootID: strings.TrimSpace(string(boot)), Start: time.Now().UTC(),
-	}); err != nil {
+	defer func() {
+		if err != nil {
+			c.journal.Close()
+		}
+	}()
+	if err := c.live(how.resume); err != nil {
 		return nil, err
 	}
 	// The image store tells of what it did through the engine, which is made
@@ -85,19 +104,32 @@ func compose(ctx context.Context, cfg *config.Config, shim string, reload daemon
 	}
 	c.engine = engine.New(engine.Deps{
 		Store: files, Shims: shims{release: version.Version}, Images: c.images, Networks: c.nets, Volumes: volumes,
-		Events: c.journal, Lives: c.lives, Host: c.host, Log: log, Release: version.Version, ID: id,
+		Events: c.journal, Lives: c.lives, Host: c.host, Log: log, Release: version.Version, ID: id, HandedOver: how.handedOver,
 	}, ec)
 	if err := c.engine.Load(); err != nil {
 		return nil, errors.Join(err, c.images.Close())
 	}
 	e := c.engine
 	c.handler = api.New(api.Options{
-		Containers: e, Images: e, Volumes: e, Networks: e, System: e, Daemon: e, Reload: reload,
+		Containers: e, Images: e, Volumes: e, Networks: e, System: e, Daemon: e, Reload: process, Upgrade: process,
 		Log: log, MinVersion: cfg.MinAPIVersion,
 		Server:       fmt.Sprintf("Holdfast/%s (linux)", version.Version),
 		Experimental: e.Experimental,
 	})
 	return c, nil
+}
+
+// live begins this daemon's life in the record, or goes on with it.
+func (c *composed) live(resume uint64) error {
+	if c.life = resume; resume != 0 && c.lives.Resume(resume) == nil {
+		return nil
+	}
+	boot, _ := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	life, err := c.lives.Begin(event.Life{
+		Release: version.Version, Pid: os.Getpid(), BootID: strings.TrimSpace(string(boot)), Start: time.Now().UTC(),
+	})
+	c.life = life.Number
+	return err
 }
 
 func (c *composed) Handler() http.Handler             { return c.handler }
@@ -110,7 +142,25 @@ func (c *composed) Shutdown(ctx context.Context) error {
 	return c.lives.End(event.EndClean, time.Now().UTC())
 }
 
+func (c *composed) Life() uint64   { return c.life }
+func (c *composed) Busy() []string { return c.engine.Busy() }
+
+// Retire closes what only one process may have open.
+func (c *composed) Retire(ctx context.Context) ([]engine.PendingClient, error) {
+	clients, err := c.engine.Retire(ctx)
+	c.retired = true
+	return clients, errors.Join(err, c.journal.Follow(), c.lives.End(event.EndHandover, time.Now().UTC()), c.nets.Close(), c.images.Close())
+}
+
+func (c *composed) TakeClients(clients []engine.PendingClient) error {
+	return c.engine.TakeClients(clients)
+}
+
 func (c *composed) Close() error {
+	if c.retired {
+		c.engine.Leave()
+		return c.journal.Close()
+	}
 	return errors.Join(c.nets.Close(), c.images.Close(), c.journal.Close())
 }
 

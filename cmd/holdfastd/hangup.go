@@ -2,9 +2,6 @@ package main
 
 import (
 	"context"
-	"net"
-	"net/http"
-	"sync"
 	"time"
 )
 
@@ -20,39 +17,11 @@ const (
 func (d *daemon) hangUp() {
 	d.endRequests()
 	// http.Server.Shutdown would wait for silent connections as for requests.
-	timer := time.AfterFunc(silentGrace, d.silent.close)
+	timer := time.AfterFunc(silentGrace, d.gate.closeSilent)
 	defer timer.Stop()
 	ctx, cancel := context.WithTimeout(context.Background(), requestGrace)
 	defer cancel()
 	if err := d.server.Shutdown(ctx); err != nil {
 		d.server.Close()
-	}
-}
-
-// silent are the connections on which no request has come yet.
-type silent struct {
-	mu    sync.Mutex
-	conns map[net.Conn]bool
-}
-
-// track is an http.Server's ConnState.
-func (s *silent) track(c net.Conn, state http.ConnState) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if state != http.StateNew {
-		delete(s.conns, c)
-		return
-	}
-	if s.conns == nil {
-		s.conns = map[net.Conn]bool{}
-	}
-	s.conns[c] = true
-}
-
-func (s *silent) close() {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	for c := range s.conns {
-		c.Close()
 	}
 }

@@ -9,9 +9,13 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"slices"
+	"sync/atomic"
 	"time"
 
 	"holdfast/internal/config"
+	"holdfast/internal/engine"
+	"holdfast/internal/failpoint"
 	"holdfast/internal/handoff"
 	"holdfast/internal/version"
 )
@@ -27,6 +31,16 @@ type service interface {
 	Restore(ctx context.Context) error
 	// Running is how many containers run.
 	Running() int
+	// Busy names what is being done that must not be interrupted.
+	Busy() []string
+	// Retire closes what only one process may have open, and gives the clients
+	// that are this process's alone. From then on requests that only follow go
+	// on, and no other may come. After an error too, only Close is left.
+	Retire(ctx context.Context) ([]engine.PendingClient, error)
+	// TakeClients takes over what a Retire gave, after Restore.
+	TakeClients([]engine.PendingClient) error
+	// Life is the number of this daemon's life.
+	Life() uint64
 	// Reloaders take a new configuration, in this order.
 	Reloaders() []config.Reloader
 	// Shutdown ends what is to end with the daemon: with live-restore nothing,
@@ -51,10 +65,23 @@ type daemon struct {
 	// hang on it.
 	requests    context.Context
 	endRequests context.CancelFunc
-	silent      silent
+	gate        *gate
 	failed      chan error                 // from a listener that broke
 	tasks       chan func(context.Context) // for the main loop, from the API
 	ready       bool                       // and the service manager knows it
+
+	// For a handover; see handover.go and upgrade.go.
+	lock     *handoff.Lock
+	pidfile  *handoff.Pidfile
+	control  *handoff.Control // nil: no other daemon can take over
+	shim     string
+	binary   string   // that this process was started from
+	environ  []string // that it was started with
+	leaving  atomic.Bool
+	upgrades upgrades
+	clients  []engine.PendingClient // while they are handed over
+	pending  []os.Signal            // that came meanwhile
+	status   string                 // shown by the service manager
 }
 
 // serve runs the daemon until a signal ends it. The order is that of every
@@ -64,50 +91,104 @@ func serve(flags *config.Flags, cfg *config.Config) error {
 	if os.Geteuid() != 0 {
 		return errors.New("holdfastd needs to be started with root privileges")
 	}
-	d := &daemon{flags: flags, cfg: cfg, level: new(slog.LevelVar), notify: handoff.NewNotifier(), failed: make(chan error, 1), tasks: make(chan func(context.Context))}
+	d := &daemon{
+		flags: flags, cfg: cfg, level: new(slog.LevelVar), failed: make(chan error, 1), tasks: make(chan func(context.Context)),
+		gate: newGate(), environ: os.Environ(), status: "ready",
+	}
+	d.notify = handoff.NewNotifier()
+	d.binary, _ = os.Executable()
 	d.log = newLogger(os.Stderr, cfg, d.level)
 	slog.SetDefault(d.log)
 	settle(cfg, d.log)
 	signals := catchSignals()
 	started := time.Now()
 
-	lock, err := handoff.Acquire(context.Background(), cfg.DataRoot, cfg.ExecRoot)
-	if err != nil {
-		return err
-	}
-	defer lock.Release()
-	pidfile, err := handoff.WritePidfile(cfg.PidfilePath())
-	if err != nil {
-		return err
-	}
-	defer pidfile.Remove()
-	d.log.Info("Starting up", "version", version.Version, "commit", version.Commit, "pid", os.Getpid(), "data-root", cfg.DataRoot, "exec-root", cfg.ExecRoot, "live-restore", cfg.LiveRestore)
-	for _, w := range cfg.Warnings() {
-		d.log.Warn(w)
-	}
-
 	shim, err := findShim(cfg)
 	if err != nil {
 		return err
 	}
-	if d.service, err = compose(context.Background(), cfg, shim, d, d.log); err != nil {
+	d.shim = shim
+	var before *handoff.Predecessor
+	if flags.Takeover {
+		if before, err = d.meet(context.Background()); err != nil {
+			return err
+		}
+	}
+	if err := d.begin(before); err != nil {
+		if before != nil {
+			before.Failed(err)
+		}
 		return err
 	}
+	defer func() { d.lock.Release() }()
+	defer d.pidfile.Remove()
 	defer func() {
 		if err := d.service.Close(); err != nil {
 			d.log.Warn("could not close cleanly", "error", err)
 		}
 	}()
-	if err := d.listen(); err != nil {
-		return err
-	}
 	defer d.listeners.Remove()
 	defer d.hangUp()
-	return d.loop(signals, started)
+	d.serveAPI()
+	if before != nil {
+		failpoint.Here("takeover.serving")
+		before.Serving()
+	}
+	return d.loop(signals, started, before != nil)
 }
 
-// listen opens the sockets and starts to answer on them.
-func (d *daemon) listen() error {
+// begin does what comes before the first connection is accepted. A successor
+// restores in it, and leaves all files as they are when it fails.
+func (d *daemon) begin(before *handoff.Predecessor) (err error) {
+	var undo []func()
+	defer func() {
+		if err != nil {
+			for _, fn := range slices.Backward(undo) {
+				fn()
+			}
+		}
+	}()
+	ctx := context.Background()
+	var clients []engine.PendingClient
+	if before != nil {
+		clients, err = d.take(before)
+	} else {
+		d.lock, err = handoff.Acquire(ctx, d.cfg.DataRoot, d.cfg.ExecRoot)
+	}
+	if err != nil {
+		return err
+	}
+	undo = append(undo, d.lock.Release)
+	if d.pidfile, err = handoff.WritePidfile(d.cfg.PidfilePath()); err != nil {
+		return err
+	}
+	undo = append(undo, d.pidfile.Remove)
+	d.log.Info("Starting up", "version", version.Version, "commit", version.Commit, "pid", os.Getpid(), "data-root", d.cfg.DataRoot, "exec-root", d.cfg.ExecRoot, "live-restore", d.cfg.LiveRestore)
+	for _, w := range d.cfg.Warnings() {
+		d.log.Warn(w)
+	}
+	if d.service, err = compose(ctx, d.cfg, d.shim, d, d.log, start{handedOver: before != nil}); err != nil {
+		return err
+	}
+	undo = append(undo, func() { _ = d.service.Close() })
+	if err := d.listen(before); err != nil {
+		return err
+	}
+	undo = append(undo, func() { d.listeners.Close(); d.listeners.Remove() })
+	if before == nil {
+		return nil
+	}
+	d.listeners.Keep() // until this process is the daemon they are the other's
+	if err := d.restoreTaken(before, clients); err != nil {
+		return err
+	}
+	d.listeners.TakeBack()
+	return nil
+}
+
+// listen opens the sockets, or takes them from a predecessor. Connections wait
+// in them.
+func (d *daemon) listen(before *handoff.Predecessor) error {
 	var conf *tls.Config
 	if d.cfg.UseTLS() {
 		var err error
@@ -116,6 +197,10 @@ func (d *daemon) listen() error {
 		}
 	}
 	inherited := handoff.FromServiceManager()
+	var control *os.File
+	if before != nil {
+		inherited, control = handoff.FromPredecessor(before.Sockets), before.Control
+	}
 	var err error
 	d.listeners, err = handoff.Listen(context.Background(), handoff.ListenOptions{
 		Addresses: d.cfg.Addresses(), Group: d.cfg.Group, GroupRequired: d.cfg.Given("group"),
@@ -131,9 +216,18 @@ func (d *daemon) listen() error {
 		d.log.Warn("the service manager keeps no copies of the sockets: requests during a restart will be refused", "error", err)
 	}
 
+	if d.control, err = handoff.ListenControl(context.Background(), d.cfg.ExecRoot, control, d.log); err != nil {
+		d.log.Warn("no other daemon can take over from this one: an upgrade needs a restart", "error", err)
+	}
+	return nil
+}
+
+// serveAPI starts to accept and to answer.
+func (d *daemon) serveAPI() {
 	d.requests, d.endRequests = context.WithCancel(context.Background())
+	d.gate.open(d.service.Handler())
 	d.server = &http.Server{
-		Handler: d.service.Handler(),
+		Handler: d.gate,
 		// A client may think between its head's first and last byte, but not
 		// for ever; bodies and answers are streams without a limit.
 		ReadHeaderTimeout: 5 * time.Minute,
@@ -141,30 +235,47 @@ func (d *daemon) listen() error {
 		BaseContext:       func(net.Listener) context.Context { return d.requests },
 		ErrorLog:          slog.NewLogLogger(d.log.Handler(), slog.LevelDebug),
 		Protocols:         new(http.Protocols),
-		ConnState:         d.silent.track,
+		ConnState:         d.gate.track,
 	}
 	d.server.Protocols.SetHTTP1(true)
+	accept := func(l net.Listener, address string) {
+		if err := d.server.Serve(l); err != nil && !errors.Is(err, http.ErrServerClosed) && !d.leaving.Load() {
+			select {
+			case d.failed <- fmt.Errorf("serve the API on %s: %w", address, err):
+			default: // one is enough to end the daemon
+			}
+		}
+	}
 	for _, l := range d.listeners.All() {
 		d.log.Info("API listen on " + l.Shown())
-		go func() {
-			if err := d.server.Serve(l); err != nil && !errors.Is(err, http.ErrServerClosed) {
-				select {
-				case d.failed <- fmt.Errorf("serve the API on %s: %w", l.Address, err):
-				default: // one is enough to end the daemon
-				}
-			}
-		}()
+		go accept(l, l.Address)
 	}
-	return nil
+	if d.control != nil {
+		go d.control.Serve()
+		go func() { _ = d.server.Serve(d.control.Forwarded) }() // it ends with the control
+	}
 }
 
 // loop lives the daemon's life between the start and the end.
-func (d *daemon) loop(signals <-chan os.Signal, started time.Time) error {
+func (d *daemon) loop(signals <-chan os.Signal, started time.Time, isRestored bool) error {
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
 	restored := make(chan error, 1)
-	go func() { restored <- d.service.Restore(ctx) }()
+	if isRestored {
+		restored <- nil
+	} else {
+		go func() { restored <- d.service.Restore(ctx) }()
+	}
+	var successors chan *handoff.Successor // nil while there is nothing to hand over
 	for {
+		if len(d.pending) > 0 {
+			s := d.pending[0]
+			d.pending = d.pending[1:]
+			if d.handle(ctx, s) {
+				return d.stop(s, signals)
+			}
+			continue
+		}
 		select {
 		case err := <-restored:
 			if err != nil {
@@ -172,7 +283,18 @@ func (d *daemon) loop(signals <-chan os.Signal, started time.Time) error {
 			}
 			d.log.Info("Daemon has completed initialization", "took", time.Since(started).Round(time.Microsecond).String())
 			d.ready = true
-			d.tell(d.notify.Ready("ready"))
+			d.tell(d.notify.Ready(d.status))
+			if d.control != nil {
+				successors = d.control.Successors
+			}
+		case s := <-successors:
+			if err := d.handOver(s, signals); errors.Is(err, errHandedOver) {
+				d.linger(s, signals)
+				return nil
+			} else if err != nil {
+				return err
+			}
+			d.tell(d.notify.Ready(d.status))
 		case err := <-d.failed:
 			return err
 		case task := <-d.tasks:
@@ -193,6 +315,10 @@ func (d *daemon) stop(s os.Signal, signals <-chan os.Signal) error {
 	go forceOn(signals, d.log)
 	if err := d.service.Shutdown(context.Background()); err != nil {
 		d.log.Error("not everything could be stopped", "error", err)
+	}
+	if d.control != nil {
+		// Those that still serve a stream end with the daemon.
+		d.control.Close(requestGrace)
 	}
 	d.log.Info("Daemon shutdown complete")
 	return nil

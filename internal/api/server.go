@@ -43,6 +43,7 @@ type Options struct {
 	System     system.Backend
 	Daemon     daemon.Backend
 	Reload     daemon.Reloader // nil: the API reloads nothing
+	Upgrade    daemon.Upgrader // nil: no other daemon is started
 
 	Log *slog.Logger // nil discards
 
@@ -90,7 +91,7 @@ func New(o Options) http.Handler {
 	routes = append(routes, image.Routes(o.Images)...)
 	routes = append(routes, volume.Routes(o.Volumes)...)
 	routes = append(routes, network.Routes(o.Networks)...)
-	routes = append(routes, daemon.Routes(o.Daemon, o.Reload)...)
+	routes = append(routes, daemon.Routes(o.Daemon, o.Reload, o.Upgrade)...)
 	routes = append(routes, emptyRoutes()...)
 	routes = append(routes, unavailableRoutes()...)
 	s.routes = newRouter(routes)

@@ -10,6 +10,7 @@ type Flags struct {
 	Help     bool
 	Version  bool
 	Validate bool // check the configuration and exit
+	Takeover bool // take over from the daemon that runs, if one does
 
 	given []given
 	set   map[*Option]any // pointers to the values that were given
@@ -68,6 +69,8 @@ func (f *Flags) long(name, value string, has bool, rest []string) ([]string, err
 		return rest, meta(&f.Version, name, value, has)
 	case "validate":
 		return rest, meta(&f.Validate, name, value, has)
+	case "takeover":
+		return rest, meta(&f.Takeover, name, value, has)
 	}
 	for i := range table {
 		if o := &table[i]; o.Flag == name && name != "" {
@@ -174,6 +177,7 @@ func Usage() string {
 	}
 	rows = append(rows,
 		row{"      --help", "Print usage"},
+		row{"      --takeover", "Take over from the daemon that runs on the same roots, without a pause for clients"},
 		row{"      --validate", "Validate daemon configuration and exit"},
 		row{"  -v, --version", "Print version information and quit"})
 	for _, r := range rows {

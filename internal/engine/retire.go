@@ -95,3 +95,17 @@ func (e *Engine) TakeClients(clients []PendingClient) error {
 	}
 	return errors.Join(errs...)
 }
+
+// Leave ends what a retired engine follows. The shims go on.
+func (e *Engine) Leave() {
+	e.closeOnce.Do(func() { close(e.closing) })
+	for _, a := range e.index.all() {
+		a.await(func() {
+			if a.shim != nil {
+				a.shim.Close()
+				a.shim = nil
+				a.publish()
+			}
+		})
+	}
+}

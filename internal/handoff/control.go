@@ -122,6 +122,11 @@ func (c *Control) meet(conn *net.UnixConn) {
 		c.log.Warn(err.Error())
 		return
 	}
+	if err := p.identify(p.pid); err != nil {
+		c.log.Warn(err.Error())
+		p.close()
+		return
+	}
 	hello, files, err := p.receive(time.Now().Add(helloLimit))
 	closeAll(files)
 	if err != nil || hello.Type != sayHello {

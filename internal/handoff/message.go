@@ -84,7 +84,10 @@ type peer struct {
 	pidfd *os.File
 }
 
-// newPeer takes charge of a connection. Only root's are taken.
+// newPeer takes charge of a connection. Only those of the daemon's own user,
+// root, are taken. Which process it is at the other end is known of one that
+// has connected; of one that listens the kernel says who made the socket, which
+// may have been given on since, so that one says it itself, see identify.
 func newPeer(conn *net.UnixConn) (*peer, error) {
 	f, err := conn.File()
 	conn.Close()
@@ -110,14 +113,17 @@ func newPeer(conn *net.UnixConn) (*peer, error) {
 		c.Close()
 		return nil, errdefs.ErrPermissionDenied.WithMessage(fmt.Sprintf("handoff: the process %d of user %d may not take part", cred.Pid, cred.Uid))
 	}
-	p := &peer{conn: c, pid: int(cred.Pid)}
-	pidfd, err := unix.PidfdOpen(p.pid, unix.PIDFD_NONBLOCK)
+	return &peer{conn: c, pid: int(cred.Pid)}, nil
+}
+
+// identify takes hold of the process at the other end.
+func (p *peer) identify(pid int) error {
+	pidfd, err := unix.PidfdOpen(pid, unix.PIDFD_NONBLOCK)
 	if err != nil {
-		c.Close()
-		return nil, fmt.Errorf("handoff: process %d: %w: both daemons must be in one PID namespace", p.pid, err)
+		return fmt.Errorf("handoff: process %d: %w: both daemons must be in one PID namespace", pid, err)
 	}
-	p.pidfd = os.NewFile(uintptr(pidfd), "pidfd")
-	return p, nil
+	p.pid, p.pidfd = pid, os.NewFile(uintptr(pidfd), "pidfd")
+	return nil
 }
 
 // dup copies a descriptor without making the open file a blocking one.
@@ -136,7 +142,9 @@ func dup(f *os.File) (int, error) {
 
 func (p *peer) close() {
 	p.conn.Close()
-	p.pidfd.Close()
+	if p.pidfd != nil {
+		p.pidfd.Close()
+	}
 }
 
 // send sends a message with copies of the files.

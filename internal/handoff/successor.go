@@ -183,12 +183,18 @@ func Meet(ctx context.Context, dataRoot, execRoot, release string) (*Predecessor
 		closeAll(files)
 		err = errdefs.ErrInternal.WithMessage("its answer makes no sense")
 	}
+	if err == nil {
+		if err = p.identify(m.Pid); err != nil {
+			closeAll(files)
+		}
+	}
 	if err != nil {
 		p.close()
-		if errors.Is(err, io.EOF) && p.goneAfter() {
-			return nil, errdefs.ErrNotFound.WithMessage("the daemon ended before it answered")
+		if errors.Is(err, io.EOF) {
+			// Whether it lives is for the lock to say.
+			return nil, errdefs.ErrNotFound.WithMessage("the daemon closed the connection before it answered")
 		}
-		return nil, fmt.Errorf("take over from process %d: %w", p.pid, err)
+		return nil, fmt.Errorf("take over from the daemon: %w", err)
 	}
 	pre := &Predecessor{Release: m.Release, peer: p}
 	for i, address := range m.Listeners {
@@ -198,9 +204,6 @@ func Meet(ctx context.Context, dataRoot, execRoot, release string) (*Predecessor
 	pre.Locks, pre.Control = files[n:n+m.Locks], files[n+m.Locks]
 	return pre, nil
 }
-
-// goneAfter is for a peer that is closed already.
-func (p *peer) goneAfter() bool { return !alive(p.pid) }
 
 // Pid is its process ID.
 func (p *Predecessor) Pid() int { return p.peer.pid }

@@ -67,6 +67,8 @@ type Daemon struct {
 	exited chan struct{} // closed when cmd has ended, whether reaped or not
 	served bool          // it was ready once, so containers may be there
 	notify *net.UnixConn
+	// predecessors handed over to the present process, or one before it.
+	predecessors []*Predecessor
 }
 
 // Start starts a private daemon and waits until it says that it is ready. All

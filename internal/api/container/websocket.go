@@ -44,7 +44,11 @@ func (h *handlers) attachWebsocket(w http.ResponseWriter, r *wire.Request) error
 			return nil, err
 		}
 		ws.SetReadLimit(-1)
-		go bridge(ws, near, kind, raw)
+		end := wire.BeginBridge(r.Context())
+		go func() {
+			defer end()
+			bridge(ws, near, kind, raw)
+		}()
 		return &engine.Client{File: far}, nil
 	}
 	return h.backend.ContainerAttach(r.Context(), r.Name(), o)

@@ -23,12 +23,14 @@ type Backend interface {
 type handlers struct {
 	backend  Backend
 	reloader Reloader
+	upgrader Upgrader
 }
 
 // Routes are the operations of this package; without a Reloader those that
-// read the configuration again are missing.
-func Routes(b Backend, r Reloader) []wire.Route {
-	h := &handlers{b, r}
+// read the configuration again are missing, and without an Upgrader the one
+// that puts another daemon in its place.
+func Routes(b Backend, r Reloader, u Upgrader) []wire.Route {
+	h := &handlers{b, r, u}
 	routes := []wire.Route{
 		{Method: "GET", Path: "/holdfast/v1/status", Handle: h.status},
 		{Method: "GET", Path: "/holdfast/v1/timeline", Handle: h.timeline},
@@ -37,6 +39,9 @@ func Routes(b Backend, r Reloader) []wire.Route {
 		routes = append(routes,
 			wire.Route{Method: "GET", Path: "/holdfast/v1/reload", Handle: h.planReload},
 			wire.Route{Method: "POST", Path: "/holdfast/v1/reload", Handle: h.reload})
+	}
+	if u != nil {
+		routes = append(routes, wire.Route{Method: "POST", Path: "/holdfast/v1/upgrade", Handle: h.upgrade})
 	}
 	return routes
 }

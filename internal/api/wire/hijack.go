@@ -55,7 +55,7 @@ func (h *Hijacker) Hijack(raw bool) (*engine.Client, error) {
 		conn.Close()
 		return nil, fmt.Errorf("answer the client: %w", err)
 	}
-	f, err := socketOf(conn)
+	f, err := socketOf(conn, h.r)
 	if err != nil {
 		conn.Close()
 		return nil, err
@@ -98,7 +98,7 @@ func buffered(r *bufio.Reader) ([]byte, error) {
 }
 
 // socketOf gives the connection as a socket and takes charge of it.
-func socketOf(conn net.Conn) (*os.File, error) {
+func socketOf(conn net.Conn, r *Request) (*os.File, error) {
 	var f *os.File
 	var err error
 	switch c := conn.(type) {
@@ -107,7 +107,7 @@ func socketOf(conn net.Conn) (*os.File, error) {
 	case *net.TCPConn:
 		f, err = c.File()
 	default:
-		return bridge(conn)
+		return bridge(conn, BeginBridge(r.Context()))
 	}
 	if err != nil {
 		return nil, fmt.Errorf("duplicate the client's socket: %w", err)
@@ -121,10 +121,12 @@ func socketOf(conn net.Conn) (*os.File, error) {
 // the other side has ended.
 const lingerForClient = 10 * time.Second
 
-// bridge copies between conn and a socket pair, whose other end it returns.
-func bridge(conn net.Conn) (*os.File, error) {
+// bridge copies between conn and a socket pair, whose other end it returns, and
+// calls end when the connection has ended.
+func bridge(conn net.Conn, end func()) (*os.File, error) {
 	far, near, err := SocketPair()
 	if err != nil {
+		end()
 		return nil, err
 	}
 	in := make(chan struct{})
@@ -134,6 +136,7 @@ func bridge(conn net.Conn) (*os.File, error) {
 		_ = near.CloseWrite()
 	}()
 	go func() {
+		defer end()
 		defer near.Close()
 		defer conn.Close()
 		if _, err := io.Copy(conn, near); err != nil {

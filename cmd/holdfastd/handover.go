@@ -1,0 +1,372 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
+
+	"holdfast/internal/engine"
+	"holdfast/internal/failpoint"
+	"holdfast/internal/handoff"
+	"holdfast/internal/version"
+)
+
+// What a handover may take. Requests under way are waited for while new ones
+// are answered; only what lies between the two last bounds holds clients up.
+const (
+	defaultWait  = 30 * time.Second       // for requests under way, such as pulls
+	preparesIn   = 30 * time.Second       // for the successor to prepare
+	settleFirst  = 300 * time.Millisecond // for short requests, while new ones are held back
+	settleMost   = 2 * time.Second        // the same, after some tries
+	restoresIn   = 20 * time.Second       // for the successor to restore
+	servesIn     = 5 * time.Second        // for it to serve then
+	interruption = 10 * time.Millisecond  // how often a wait looks at signals
+)
+
+// handedOver ends the main loop: another process is the daemon.
+var errHandedOver = errors.New("handed over")
+
+// upgrade is a handover that a client of the API asked for.
+type upgrade struct {
+	wait   time.Duration
+	result chan<- upgraded
+}
+
+type upgraded struct {
+	pid     int
+	release string
+	pause   time.Duration
+	err     error
+}
+
+// handOver gives everything to a successor. Only the main loop calls it, so
+// that no reload and no stop comes between. errHandedOver: this process is the
+// daemon no more. Any other error leaves it serving, unless it can't be
+// repaired, which ends the main loop too.
+func (d *daemon) handOver(s *handoff.Successor, signals <-chan os.Signal) (fatal error) {
+	u := d.askedBy(s.Pid())
+	began := time.Now()
+	log := d.log.With("successor", s.Pid(), "version", s.Release)
+	log.Info("Handing over")
+	d.tell(d.notify.Status(fmt.Sprintf("handing over to process %d, version %s", s.Pid(), s.Release)))
+	var pause time.Duration
+	answer := func(err error) {
+		if u != nil {
+			u.result <- upgraded{s.Pid(), s.Release, pause, err}
+		}
+	}
+
+	err := d.prepareHandOver(s, u, signals)
+	if err != nil {
+		// Nothing was given up yet.
+		d.gate.open(d.service.Handler())
+		d.listeners.TakeBack()
+		d.listeners.Resume()
+		log.Error("the handover was refused, this daemon goes on", "error", err)
+		s.Refuse(err)
+		answer(err)
+		d.tell(d.notify.Ready("ready; the last handover was refused: " + err.Error()))
+		return nil
+	}
+	held := time.Now()
+	err = d.giveUp(s)
+	if err == nil {
+		pause = time.Since(held)
+		log.Info("Handed over", "took", time.Since(began).Round(time.Microsecond).String(), "pause", pause.Round(time.Microsecond).String())
+		answer(nil)
+		return errHandedOver
+	}
+
+	log.Error("the handover failed, this daemon takes everything back", "error", err)
+	s.Fence(err)
+	failpoint.Here("handover.fenced")
+	if fatal := d.takeBack(); fatal != nil {
+		err = fmt.Errorf("%w; and what it left can't be taken back: %w", err, fatal)
+		answer(err)
+		return err
+	}
+	d.status = "ready; the last handover failed: " + err.Error()
+	answer(err)
+	return nil
+}
+
+// prepareHandOver comes to the moment when nothing is under way that would be
+// lost. It leaves the gate shut and accepting paused.
+func (d *daemon) prepareHandOver(s *handoff.Successor, u *upgrade, signals <-chan os.Signal) error {
+	for what, pair := range map[string][2]string{"data root": {s.DataRoot, d.cfg.DataRoot}, "exec root": {s.ExecRoot, d.cfg.ExecRoot}} {
+		if pair[0] != pair[1] {
+			return errdefs.ErrInvalidArgument.WithMessage(fmt.Sprintf("the new daemon has the %s %s, this one has %s: a takeover can't change it, stop and start the daemon instead", what, pair[0], pair[1]))
+		}
+	}
+	sockets, err := d.listeners.HandOver()
+	if err != nil {
+		return err
+	}
+	defer func() {
+		for _, l := range sockets {
+			l.File.Close()
+		}
+	}()
+	if err := s.Welcome(version.Version, sockets, d.lock); err != nil {
+		return err
+	}
+	failpoint.Here("handover.welcomed")
+	if err := s.Prepared(preparesIn); err != nil {
+		return err
+	}
+	failpoint.Here("handover.asked")
+	wait := defaultWait
+	if u != nil {
+		wait = u.wait
+	}
+	deadline := time.Now().Add(wait)
+	settle := settleFirst
+	for {
+		d.listeners.Pause()
+		d.gate.shut()
+		under := d.gate.settled(settle)
+		busy := d.service.Busy()
+		if len(under) == 0 && len(busy) == 0 {
+			failpoint.Here("handover.paused")
+			return nil
+		}
+		// Something takes long: clients need not wait for it.
+		d.gate.open(d.service.Handler())
+		d.listeners.Resume()
+		settle = min(2*settle, settleMost)
+		for _, r := range under {
+			busy = append(busy, fmt.Sprintf("%s for %s", r.what, time.Since(r.began).Round(time.Second)))
+		}
+		if err := s.Waiting(busy); err != nil {
+			return err
+		}
+		if err := d.calmDown(under, deadline, signals); err != nil {
+			return fmt.Errorf("%w: still under way: %s", err, strings.Join(busy, ", "))
+		}
+	}
+}
+
+// calmDown waits until none of these requests is under way and no container is
+// busy.
+func (d *daemon) calmDown(these []request, deadline time.Time, signals <-chan os.Signal) error {
+	tick := time.NewTicker(interruption)
+	defer tick.Stop()
+	for {
+		left, changed := d.gate.waited()
+		still := 0
+		for _, r := range left {
+			for _, t := range these {
+				if r.what == t.what && r.began.Equal(t.began) {
+					still++
+				}
+			}
+		}
+		if still == 0 && len(d.service.Busy()) == 0 {
+			return nil
+		}
+		if time.Now().After(deadline) {
+			return errdefs.ErrUnavailable.WithMessage("the daemon is too busy to hand over, try again later or with more patience")
+		}
+		select {
+		case <-changed:
+		case <-tick.C: // containers tell nobody that they are busy no more
+		case sig := <-signals:
+			d.pending = append(d.pending, sig)
+			if sig == unix.SIGTERM || sig == unix.SIGINT {
+				return errdefs.ErrUnavailable.WithMessage("the daemon is stopping")
+			}
+		}
+	}
+}
+
+// giveUp closes what is exclusive and lets the successor have it. On an error
+// the successor may still be at it: it must be fenced before anything is taken
+// back.
+func (d *daemon) giveUp(s *handoff.Successor) error {
+	clients, err := d.service.Retire(context.Background())
+	d.clients = clients
+	if err != nil {
+		return err
+	}
+	failpoint.Here("handover.retired")
+	give := make([]handoff.Client, len(clients))
+	for i, c := range clients {
+		at, err := json.Marshal(c.Attach)
+		if err != nil {
+			return err
+		}
+		give[i] = handoff.Client{Container: c.Container, Attach: at, File: c.File}
+	}
+	if err := s.Yours(give); err != nil {
+		return err
+	}
+	failpoint.Here("handover.given")
+	if err := s.Ready(restoresIn); err != nil {
+		return err
+	}
+	failpoint.Here("handover.ready")
+	if err := s.Go(servesIn); err != nil {
+		return err
+	}
+	failpoint.Here("handover.serving")
+	// Only the process that the service manager knows may name another.
+	d.tell(d.notify.Successor(s.Pid()))
+	if err := s.Released(); err != nil {
+		d.log.Warn("the successor was not told that it is alone", "error", err)
+	}
+	for _, c := range clients {
+		c.File.Close()
+	}
+	return nil
+}
+
+// takeBack makes this process the daemon again, as a start does: the files are
+// what the successor left.
+func (d *daemon) takeBack() error {
+	if err := d.lock.Rewrite(); err != nil {
+		return err
+	}
+	if _, err := handoff.WritePidfile(d.cfg.PidfilePath()); err != nil {
+		return err
+	}
+	if err := d.sayRoots(); err != nil {
+		d.log.Warn("commands will not find the containers while no daemon lives", "error", err)
+	}
+	next, err := compose(context.Background(), d.cfg, d.shim, d, d.log, start{handedOver: true, resume: d.service.Life()})
+	if err != nil {
+		return err
+	}
+	// The retired one goes on for the streams that it serves.
+	go d.closeRetired(d.service, time.Now())
+	d.service = next
+	if err := next.Restore(context.Background()); err != nil {
+		return fmt.Errorf("restore what was there: %w", err)
+	}
+	if err := next.TakeClients(d.clients); err != nil {
+		d.log.Warn(err.Error())
+	}
+	d.listeners.TakeBack()
+	d.gate.open(next.Handler())
+	d.listeners.Resume()
+	return nil
+}
+
+// closeRetired closes a service that was retired in vain, once no stream of it
+// is left.
+func (d *daemon) closeRetired(s service, since time.Time) {
+	d.gate.without(func(r *request) bool { return r.began.Before(since) })
+	if err := s.Close(); err != nil {
+		d.log.Warn("could not close cleanly", "error", err)
+	}
+}
+
+// linger serves what is still open of this process's connections, as long as
+// there are any and a daemon lives: streams go on from files and from the
+// shims, and a new request on an old connection is answered by the daemon.
+func (d *daemon) linger(s *handoff.Successor, signals <-chan os.Signal) {
+	d.leaving.Store(true)
+	d.listeners.Close()
+	d.lock.Release()
+	d.control.Leave()
+	d.gate.open(forwarder(func(ctx context.Context) (net.Conn, error) { return handoff.DialForward(ctx, d.cfg.ExecRoot) }))
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	go func() {
+		handoff.Follow(ctx, d.cfg.ExecRoot)
+		cancel()
+	}()
+	go func() {
+		// What was meant for the daemon while it handed over is the new one's.
+		for _, sig := range d.pending {
+			_ = s.Signal(sig.(unix.Signal))
+		}
+		for {
+			select {
+			case sig := <-signals:
+				switch sig {
+				case unix.SIGTERM, unix.SIGINT:
+					cancel()
+				case unix.SIGHUP:
+				default:
+					d.handle(ctx, sig)
+				}
+			case <-ctx.Done():
+				return
+			}
+		}
+	}()
+	d.gate.deserted(ctx)
+	s.Close()
+}
+
+// meet announces this process to the daemon that lives. Where there is none it
+// returns nil.
+func (d *daemon) meet(ctx context.Context) (*handoff.Predecessor, error) {
+	p, err := handoff.Meet(ctx, d.cfg.DataRoot, d.cfg.ExecRoot, version.Version)
+	if errdefs.IsNotFound(err) {
+		d.log.Info("no daemon to take over from, starting as usual", "exec-root", d.cfg.ExecRoot)
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	d.log.Info("Taking over", "version", version.Version, "pid", os.Getpid(), "from", p.Pid(), "its-version", p.Release)
+	failpoint.Here("takeover.welcomed")
+	return p, nil
+}
+
+// take waits until everything is this process's.
+func (d *daemon) take(p *handoff.Predecessor) ([]engine.PendingClient, error) {
+	given, err := p.Take(func(what []string) {
+		d.log.Info("The old daemon waits for requests under way", "requests", strings.Join(what, ", "))
+	})
+	if errors.Is(err, handoff.ErrDied) {
+		d.log.Warn("the old daemon died while it handed over: going on with what it left")
+		err = nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	failpoint.Here("takeover.taken")
+	if d.lock, err = handoff.Adopt(p.Locks, d.cfg.DataRoot, d.cfg.ExecRoot); err != nil {
+		return nil, err
+	}
+	clients := make([]engine.PendingClient, len(given))
+	for i, c := range given {
+		clients[i] = engine.PendingClient{Container: c.Container, File: c.File}
+		if err := json.Unmarshal(c.Attach, &clients[i].Attach); err != nil {
+			return nil, fmt.Errorf("a client of container %s: %w", c.Container, err)
+		}
+	}
+	return clients, nil
+}
+
+// restoreTaken restores everything before a single connection is accepted, so
+// that until the end the old daemon can go on as if nothing had been.
+func (d *daemon) restoreTaken(p *handoff.Predecessor, clients []engine.PendingClient) error {
+	failpoint.Here("takeover.composed")
+	if err := d.service.Restore(context.Background()); err != nil {
+		return fmt.Errorf("restore what was there: %w", err)
+	}
+	failpoint.Here("takeover.restored")
+	if err := p.Ready(); err != nil && !errors.Is(err, handoff.ErrDied) {
+		return err
+	}
+	failpoint.Here("takeover.go")
+	if err := d.service.TakeClients(clients); err != nil {
+		d.log.Warn(err.Error())
+	}
+	return nil
+}
+
+func unavailable(format string, args ...any) error {
+	return errdefs.ErrUnavailable.WithMessage(fmt.Sprintf(format, args...))
+}

@@ -1,0 +1,123 @@
+package kit
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// Takeover lets another daemon take over from the running one, by
+// --takeover, and waits until it is ready. The old process may go on for the
+// streams that it serves; Predecessors gives it.
+func (d *Daemon) Takeover(env ...string) {
+	d.t.Helper()
+	if err := d.TryTakeover(env...); err != nil {
+		d.t.Fatalf("%v\n%s", err, d.tail())
+	}
+}
+
+// TryTakeover is Takeover with an error, with the new daemon's last words,
+// when that one ends instead. The old one is the daemon then. env are further
+// variables of the new one.
+func (d *Daemon) TryTakeover(env ...string) error {
+	if !d.Running() {
+		return errors.New("there is no daemon to take over from")
+	}
+	d.drainNotify()
+	cmd := d.Command()
+	cmd.Args = append(cmd.Args, "--takeover")
+	cmd.Env = append(cmd.Env, env...)
+	log, err := os.OpenFile(d.LogFile(), os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600)
+	if err != nil {
+		return err
+	}
+	defer log.Close()
+	from, err := log.Seek(0, io.SeekEnd)
+	if err != nil {
+		return err
+	}
+	cmd.Stdout, cmd.Stderr = log, log
+	if err := cmd.Start(); err != nil {
+		return err
+	}
+	d.mu.Lock()
+	before, beforeExited := d.cmd, d.exited
+	d.cmd, d.exited = cmd, awaitExit(cmd.Process.Pid)
+	d.mu.Unlock()
+	// The daemon that refused says READY=1 too: it is the process that counts.
+	if err := d.waitNotify(fmt.Sprintf("MAINPID=%d", cmd.Process.Pid)); err != nil {
+		cmd.Process.Kill()
+		<-d.Exited()
+		d.Reap()
+		d.mu.Lock()
+		d.cmd, d.exited = before, beforeExited
+		d.mu.Unlock()
+		b, _ := os.ReadFile(d.LogFile())
+		return fmt.Errorf("the new daemon ended: %w: %s", err, strings.TrimSpace(string(b[min(int(from), len(b)):])))
+	}
+	d.leave(before, beforeExited)
+	return nil
+}
+
+// Became makes a process the daemon that the running one has started in its
+// place, by an upgrade.
+func (d *Daemon) Became(pid int) {
+	d.t.Helper()
+	p, err := os.FindProcess(pid)
+	if err != nil {
+		d.t.Fatal(err)
+	}
+	d.mu.Lock()
+	before, beforeExited := d.cmd, d.exited
+	d.cmd, d.exited = &exec.Cmd{Process: p}, awaitExit(pid)
+	d.mu.Unlock()
+	d.leave(before, beforeExited)
+}
+
+// leave notes a process that is the daemon no more, and reaps it in its time.
+func (d *Daemon) leave(cmd *exec.Cmd, exited <-chan struct{}) {
+	p := &Predecessor{Pid: cmd.Process.Pid, Exited: make(chan struct{})}
+	d.mu.Lock()
+	d.predecessors = append(d.predecessors, p)
+	d.mu.Unlock()
+	go func() {
+		<-exited
+		cmd.Wait()
+		p.Code = cmd.ProcessState.ExitCode()
+		close(p.Exited)
+	}()
+}
+
+// Predecessor is a process that was the daemon.
+type Predecessor struct {
+	Pid    int
+	Code   int           // once Exited is closed
+	Exited chan struct{} // closed when it has ended and was reaped
+}
+
+// Predecessors are the processes that were the daemon before, oldest first.
+func (d *Daemon) Predecessors() []*Predecessor {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return append([]*Predecessor(nil), d.predecessors...)
+}
+
+// awaitExit gives a channel that is closed when a child has ended, without
+// reaping it.
+func awaitExit(pid int) chan struct{} {
+	exited := make(chan struct{})
+	go func() {
+		for {
+			if err := unix.Waitid(unix.P_PID, pid, nil, unix.WEXITED|unix.WNOWAIT, nil); err != unix.EINTR {
+				break
+			}
+		}
+		close(exited)
+	}()
+	return exited
+}
