@@ -1,6 +1,7 @@
 package network
 
 import (
+	"errors"
 	"fmt"
 	"net/netip"
 
@@ -31,7 +32,14 @@ func (m *Manager) forgetFlows(s Sandbox) error {
 		}
 	}
 	for _, family := range []netlink.InetFamily{unix.AF_INET, unix.AF_INET6} {
-		if _, err := netlink.ConntrackDeleteFilters(netlink.ConntrackTable, family, f); err != nil {
+		var err error
+		for range 100 {
+			_, err = netlink.ConntrackDeleteFilters(netlink.ConntrackTable, family, f)
+			if !errors.Is(err, netlink.ErrDumpInterrupted) {
+				break // else the table changed while it was read: some may be left
+			}
+		}
+		if err != nil {
 			return fmt.Errorf("connection tracking: %w", err)
 		}
 	}
