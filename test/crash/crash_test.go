@@ -8,6 +8,8 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"math/rand/v2"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -66,9 +68,25 @@ func identity(t *testing.T, d *kit.Daemon, ref string) string {
 // page's URL.
 func web(t *testing.T, d *kit.Daemon, name string, more ...string) string {
 	t.Helper()
-	args := append([]string{"run", "-d", "--name", name, "-p", "127.0.0.1::80"}, more...)
+	args := append([]string{"run", "-d", "--name", name, "-p", ownPort(t) + ":80"}, more...)
 	d.Holdfast(append(args, image, "httpd", "-f", "-h", "/www")...)
 	return page(d, name)
+}
+
+// ownPort is a free port of 127.0.0.1 that no other daemon picks by itself: it
+// is below those that daemons count up from, so that it stays this test's also
+// when a shim that kept it was killed.
+func ownPort(t *testing.T) string {
+	t.Helper()
+	for range 100 {
+		address := fmt.Sprintf("127.0.0.1:%d", 20000+rand.IntN(10000))
+		if l, err := net.Listen("tcp", address); err == nil {
+			l.Close()
+			return address
+		}
+	}
+	t.Fatal("no free port from 20000 to 29999")
+	return ""
 }
 
 func page(d *kit.Daemon, name string) string {
