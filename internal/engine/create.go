@@ -60,6 +60,10 @@ func (e *Engine) ContainerCreate(ctx context.Context, o CreateOptions) (moby.Cre
 	if err := e.checkPeers(req); err != nil {
 		return none, err
 	}
+	if o.Platform == nil && !platforms.Default().Match(img.Platform) {
+		warnings = append(warnings, fmt.Sprintf("The requested image's platform (%s) does not match the detected host platform (%s) and no specific platform was requested",
+			platforms.FormatAll(img.Platform), platforms.FormatAll(platforms.DefaultSpec())))
+	}
 
 	var u undo
 	defer u.fail()
@@ -277,7 +281,9 @@ func mergeImage(c *moby.Config, img images.Image) {
 	}
 }
 
-// checkPeers refuses modes that name a container which isn't there.
+// checkPeers refuses modes that name a container which isn't there. That is
+// not "not found": of a create, clients take this for a missing image, and
+// pull it.
 func (e *Engine) checkPeers(req request) error {
 	h := req.HostConfig
 	for _, m := range []struct {
@@ -292,7 +298,7 @@ func (e *Engine) checkPeers(req request) error {
 			continue
 		}
 		if _, err := e.index.find(m.peer); err != nil {
-			return fmt.Errorf("%s mode container:%s: %w", m.option, m.peer, err)
+			return invalid("%s mode container:%s: %v", m.option, m.peer, err)
 		}
 	}
 	return nil

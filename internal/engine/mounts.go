@@ -3,7 +3,6 @@ package engine
 import (
 	"context"
 	"errors"
-	"fmt"
 	"maps"
 	"os"
 	"path/filepath"
@@ -59,7 +58,7 @@ func (e *Engine) resolveMounts(id string, req request) (points []mountPoint, rel
 		}
 		a, err := e.index.find(ref)
 		if err != nil {
-			return nil, release, u.fail, fmt.Errorf("volumes-from: %w", err)
+			return nil, release, u.fail, invalid("volumes-from: %v", err) // see checkPeers
 		}
 		for _, m := range a.view.Load().mounts {
 			if m.Type == mount.TypeTmpfs {
