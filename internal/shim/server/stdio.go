@@ -17,6 +17,10 @@ import (
 const (
 	readSize = 64 << 10 // bytes of one read of a container's output
 	pipeSize = 1 << 20  // what the kernel holds for it while the shim is busy
+	// quiet is how long a container writes nothing before the memory that its
+	// output took is given back. To give it back between two blocks of a burst
+	// costs more than to write them.
+	quiet = time.Second
 	// drainLimit bounds in bytes what is still read after the end from a
 	// stream that others, who outlive the container's process, keep filling.
 	drainLimit = 4 * pipeSize
@@ -33,6 +37,8 @@ type output struct {
 	clients map[*client]struct{}
 	ended   bool // no run will follow
 	in      *stdin
+	resting *time.Timer // flushes; nil before the first output
+	closed  bool
 }
 
 func newOutput() *output {
@@ -113,13 +119,28 @@ func (o *output) read(fd int, src format.Source, terminal bool) (int, error) {
 	return n, err
 }
 
+// rest comes when there is nothing to read for the moment.
+func (o *output) rest() {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.resting == nil {
+		o.resting = time.AfterFunc(quiet, o.flush)
+	} else {
+		o.resting.Reset(quiet)
+	}
+}
+
+// flush gives back the memory of a burst.
 func (o *output) flush() {
 	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.closed {
+		return
+	}
 	o.log.Flush()
 	if o.ledger != nil {
 		o.ledger.rest()
 	}
-	o.mu.Unlock()
 }
 
 // endRun finishes the streams of a run: the last unfinished lines are written,
@@ -149,6 +170,10 @@ func (o *output) close() {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	o.ended = true
+	o.closed = true
+	if o.resting != nil {
+		o.resting.Stop()
+	}
 	if o.log != nil {
 		if err := o.log.Close(); err != nil {
 			logf("close log: %v", err)
@@ -485,17 +510,17 @@ func (p *pump) take(fd uintptr) bool {
 			}
 		case err == unix.EINTR:
 		case err == unix.EAGAIN:
-			p.out.flush()
+			p.out.rest()
 			return p.stopping.Load()
 		case err == unix.EIO && p.terminal && !p.stopping.Load():
 			// Nobody has the terminal open just now; someone may again.
-			p.out.flush()
+			p.out.rest()
 			return false
 		default: // the end, or an error that won't pass
 			if err != nil && !(err == unix.EIO && p.terminal) {
 				logf("read %s: %v", p.f.Name(), err)
 			}
-			p.out.flush()
+			p.out.rest()
 			p.eof = true
 			return true
 		}
