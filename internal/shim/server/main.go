@@ -85,7 +85,7 @@ func boot(release string) (*Shim, error) {
 	}
 	s.server = &server{shim: s, release: release, listener: l, closed: make(chan struct{}), sealed: make(chan struct{}),
 		conns: map[*conn]struct{}{}, clients: map[<-chan struct{}]struct{}{}}
-	if err := servePorts(b.Ports, fds); err != nil {
+	if s.ports, err = servePorts(b.Ports, fds); err != nil {
 		return nil, fmt.Errorf("ports: %w", err)
 	}
 	if err := s.keepBootstrap(); err != nil {

@@ -23,19 +23,47 @@ const (
 	copySize = 32 << 10
 )
 
+// hostPorts are the sockets.
+type hostPorts struct {
+	mu     sync.Mutex // held while sockets are used, and while they are closed
+	fds    []int
+	closed bool
+}
+
+// close gives the ports back to the host. What is being forwarded goes on.
+func (p *hostPorts) close() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if !p.closed {
+		closeAll(p.fds)
+		p.closed = true
+	}
+}
+
+// use calls fn unless the sockets are closed: their numbers may then mean other
+// files.
+func (p *hostPorts) use(fn func()) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if !p.closed {
+		fn()
+	}
+}
+
 // servePorts forwards for all ports with one goroutine while nothing comes.
 // It takes over the descriptors.
-func servePorts(ports []proto.Port, fds []int) error {
+func servePorts(ports []proto.Port, fds []int) (*hostPorts, error) {
+	held := &hostPorts{fds: fds}
 	if len(fds) == 0 {
-		return nil
+		return held, nil
 	}
 	ep, err := unix.EpollCreate1(unix.EPOLL_CLOEXEC)
 	if err != nil {
-		return os.NewSyscallError("epoll_create", err)
+		return nil, os.NewSyscallError("epoll_create", err)
 	}
 	// An epoll descriptor can itself be polled.
 	if err := unix.SetNonblock(ep, true); err != nil {
-		return os.NewSyscallError("setnonblock", err)
+		return nil, os.NewSyscallError("setnonblock", err)
 	}
 	handlers := map[int32]func(){}
 	for i, port := range ports {
@@ -45,24 +73,24 @@ func servePorts(ports []proto.Port, fds []int) error {
 			continue // held, not forwarded
 		}
 		if err := unix.SetNonblock(fd, true); err != nil {
-			return os.NewSyscallError("setnonblock", err)
+			return nil, os.NewSyscallError("setnonblock", err)
 		}
 		switch port.Proto {
 		case "tcp":
 			handlers[int32(fd)] = func() { acceptTCP(fd, target) }
 		case "udp":
-			u := &udpForward{fd: fd, target: target, peers: map[netip.AddrPort]*os.File{}}
+			u := &udpForward{held: held, fd: fd, target: target, peers: map[netip.AddrPort]*os.File{}}
 			handlers[int32(fd)] = u.receive
 		}
 		event := unix.EpollEvent{Events: unix.EPOLLIN, Fd: int32(fd)}
 		if err := unix.EpollCtl(ep, unix.EPOLL_CTL_ADD, fd, &event); err != nil {
-			return os.NewSyscallError("epoll_ctl", err)
+			return nil, os.NewSyscallError("epoll_ctl", err)
 		}
 	}
 	f := os.NewFile(uintptr(ep), "ports")
 	raw, err := f.SyscallConn()
 	if err != nil {
-		return err
+		return nil, err
 	}
 	go raw.Read(func(ep uintptr) bool {
 		var events [16]unix.EpollEvent
@@ -76,11 +104,11 @@ func servePorts(ports []proto.Port, fds []int) error {
 				return false
 			}
 			for _, e := range events[:max(n, 0)] {
-				handlers[e.Fd]()
+				held.use(handlers[e.Fd])
 			}
 		}
 	})
-	return nil
+	return held, nil
 }
 
 func sockaddr(a netip.AddrPort) (unix.Sockaddr, int) {
@@ -186,6 +214,7 @@ func dialTCP(target netip.AddrPort) (*os.File, error) {
 // udpForward gives every peer a socket of its own towards the container, so
 // that answers find their way back.
 type udpForward struct {
+	held   *hostPorts
 	fd     int
 	target netip.AddrPort
 
@@ -255,7 +284,7 @@ func (u *udpForward) answer(key netip.AddrPort, to unix.Sockaddr, f *os.File) {
 			}
 			break
 		}
-		unix.Sendto(u.fd, buf[:n], 0, to)
+		u.held.use(func() { unix.Sendto(u.fd, buf[:n], unix.MSG_DONTWAIT, to) })
 		f.SetReadDeadline(time.Now().Add(udpIdle))
 	}
 	u.mu.Lock()

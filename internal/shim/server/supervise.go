@@ -33,6 +33,7 @@ type Shim struct {
 	out     *output
 	execs   execs
 	server  *server
+	ports   *hostPorts
 
 	consoles atomic.Uint64 // numbers temporary names
 	starting atomic.Bool   // Start was called, or the container adopted
@@ -338,6 +339,8 @@ func (s *Shim) leave() {
 
 func (s *Shim) teardown() {
 	sendNetlink(s.boot.Teardown.Netlink)
+	// Before the end is told: the next life binds them at once.
+	s.ports.close()
 	if unmountAll(s.boot.Teardown.Unmount) {
 		removeAll(s.boot.RunDir, s.boot.Teardown.Remove)
 	}
