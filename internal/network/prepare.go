@@ -359,6 +359,9 @@ func (m *Manager) mappings(s *Sandbox, p network.Port, host netip.Addr) ([]PortM
 		if n := m.networks[e.Network]; n != nil {
 			host = m.traits(n.record).bindIP
 		}
+		if host.Unmap() == netip.IPv4Unspecified() {
+			host = netip.Addr{} // as a default it means all, not all of IPv4
+		}
 	}
 	host = host.Unmap()
 	hosts := []netip.Addr{host}
