@@ -62,13 +62,14 @@ func (e *Engine) ContainerUpdate(ctx context.Context, ref string, u moby.UpdateC
 	if err != nil {
 		return r, err
 	}
+	var warnings []string // of the loop until it has answered
 	err = a.ask(ctx, container.AskChange, func(_ container.Action, done func(error)) {
-		h, resources, warnings, err := oci.Update(e.host, a.req.HostConfig, u)
+		h, resources, w, err := oci.Update(e.host, a.req.HostConfig, u)
 		if err != nil {
 			done(err)
 			return
 		}
-		r.Warnings = append(r.Warnings, warnings...)
+		warnings = w
 		policy := restartPolicy(h.RestartPolicy)
 		shim := a.shim
 		msg := proto.Update{Restart: &proto.RestartPolicy{Name: policy.Name, MaxRetries: policy.MaxRetries}}
@@ -85,21 +86,40 @@ func (e *Engine) ContainerUpdate(ctx context.Context, ref string, u moby.UpdateC
 			}
 			a.post(func() {
 				if err == nil {
-					req := a.req
-					req.HostConfig = h
-					err = a.saveRequest(req)
-				}
-				if err == nil {
-					a.spec.Restart = policy
-					err = a.save()
-					a.publish()
-					a.emit("update", nil)
+					err = a.update(u)
 				}
 				done(err)
 			})
 		}()
 	})
-	return r, err
+	if err != nil {
+		return r, err
+	}
+	r.Warnings = append(r.Warnings, warnings...)
+	return r, nil
+}
+
+// update records a change that is in force, in the loop. It is judged once
+// more, as another may have been recorded meanwhile, and both are to last.
+func (a *actor) update(u moby.UpdateConfig) error {
+	h, _, _, err := oci.Update(a.e.host, a.req.HostConfig, u)
+	if err != nil {
+		return err
+	}
+	was, spec := a.req, a.spec
+	req := a.req
+	req.HostConfig = h
+	if err = a.saveRequest(req); err == nil {
+		a.spec.Restart = restartPolicy(h.RestartPolicy)
+		err = a.save()
+	}
+	if err != nil {
+		a.req, a.spec = was, spec
+		return err
+	}
+	a.publish()
+	a.emit("update", nil)
+	return nil
 }
 
 // saveRequest puts a changed request into the spec, in the loop.

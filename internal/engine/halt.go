@@ -33,9 +33,6 @@ func (a *actor) stop(ctx context.Context, o StopOptions, manual bool) error {
 		return err
 	}
 	err = a.ask(ctx, container.AskStop, func(_ container.Action, done func(error)) {
-		if manual {
-			a.emitKill(how.Signal)
-		}
 		a.halt(how, manual, func(err error) {
 			if err == nil && manual {
 				a.emit("stop", nil)
@@ -68,6 +65,7 @@ func haltOf(o StopOptions) (proto.Stop, error) {
 // is called when what it used is given back.
 func (a *actor) halt(how proto.Stop, manual bool, done func(error)) {
 	how.User = manual && a.restarts == 0
+	was := a.spec.Desired
 	if how.User {
 		if err := a.want(container.DesiredStopped); err != nil {
 			a.to(a.before)
@@ -75,6 +73,9 @@ func (a *actor) halt(how proto.Stop, manual bool, done func(error)) {
 			return
 		}
 		failpoint.Here("halt.recorded")
+	}
+	if manual {
+		a.emitKill(how.Signal)
 	}
 	shim := a.shim
 	var failure error
@@ -92,7 +93,7 @@ func (a *actor) halt(how proto.Stop, manual bool, done func(error)) {
 		a.log.Error("the shim could not stop the container", "error", err)
 		a.post(func() {
 			if a.state == container.Stopping && a.shim == shim {
-				failure = err
+				failure = errors.Join(err, a.want(was))
 				a.to(stateOf(a.rec))
 			}
 		})
@@ -179,7 +180,6 @@ func (e *Engine) ContainerKill(ctx context.Context, ref, name string) error {
 		// What ends the container by the user's wish is no failure to restart
 		// from.
 		manual := sig == syscall.SIGKILL || sig == a.stopSignal()
-		a.emitKill(int(sig))
 		if do == container.Halt {
 			a.halt(proto.Stop{Signal: int(sig), Default: true}, true, done)
 			return
@@ -191,6 +191,7 @@ func (e *Engine) ContainerKill(ctx context.Context, ref, name string) error {
 				return
 			}
 		}
+		a.emitKill(int(sig))
 		shim := a.shim
 		if shim == nil {
 			done(a.signalUnshimmed(sig))

@@ -63,7 +63,8 @@ func (a *actor) remove(o RemoveOptions, done func(error)) {
 		err := a.e.takeAway(shim, spec, mounts, func() {
 			a.e.giveBack(spec.ID, sandbox, mounts)
 			if shim != nil {
-				a.e.emitNetworks("disconnect", sandbox)
+				// After the end, which the loop tells.
+				a.await(func() { a.e.emitNetworks("disconnect", sandbox) })
 			}
 		})
 		a.post(func() {

@@ -114,6 +114,10 @@ func (e *Engine) lastRecord(spec *container.Spec) (proto.State, container.Record
 	rec, seen := e.shimRecord(spec)
 	f := spec.Failure
 	if f == nil {
+		if seen == container.RecordNone && spec.Desired == container.DesiredStopped && spec.Life > 0 {
+			// It ran, a stop was asked, and no end of it was recorded.
+			seen = container.RecordRunning
+		}
 		if seen == container.RecordNone && spec.Desired == container.DesiredRunning && !e.booted() {
 			// A shim writes its record before anything runs, and no reboot took
 			// it away: the start did not come as far as that.

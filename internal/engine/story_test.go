@@ -42,7 +42,9 @@ var update = flag.Bool("update", false, "rewrite the stories' outcomes; review t
 //	create NAME [rm] [restart=POLICY] [volume=PATH] [timeout=SECONDS]
 //	start, stop, restart, pause, unpause, rm, rm-f, rm-fv, kill [SIGNAL] NAME
 //	rename NAME TO               and so on: what users ask
-//	wait NAME CONDITION
+//	update NAME restart=POLICY|shares=N
+//	wait NAME CONDITION, logs NAME     who waits, or follows the log
+//	inspect NAME
 //	giveup                       who asked last does not wait any longer
 //	exit NAME CODE               the container's process ends
 //	lingers NAME                 it will only end by SIGKILL
@@ -335,6 +337,46 @@ func (s *teller) do(words []string) {
 	case "rm", "rm-f", "rm-fv":
 		o := RemoveOptions{Force: verb != "rm", Volumes: verb == "rm-fv"}
 		s.ask(line, func(ctx context.Context, d *daemon) error { return d.ContainerRemove(ctx, name, o) })
+	case "update":
+		u := moby.UpdateConfig{}
+		k, v, _ := strings.Cut(arg(2), "=")
+		switch k {
+		case "restart":
+			u.RestartPolicy.Name = moby.RestartPolicyMode(v)
+		case "shares":
+			n, err := strconv.Atoi(v)
+			if err != nil {
+				s.t.Fatal(err)
+			}
+			u.CPUShares = int64(n)
+		default:
+			s.t.Fatalf("update: what is %q?", arg(2))
+		}
+		s.ask(line, func(ctx context.Context, d *daemon) error { _, err := d.ContainerUpdate(ctx, name, u); return err })
+	case "logs":
+		// Whether someone who follows would still wait.
+		s.ask(line, func(ctx context.Context, d *daemon) error {
+			a, err := d.index.find(name)
+			if err != nil {
+				return err
+			}
+			select {
+			case <-a.ends():
+				return nil
+			case <-ctx.Done():
+				return ctx.Err()
+			case <-d.ports.killed:
+				return errDead
+			}
+		})
+	case "inspect":
+		s.ask(line, func(ctx context.Context, d *daemon) error {
+			r, err := d.ContainerInspect(ctx, name, false)
+			if err != nil {
+				return err
+			}
+			return fmt.Errorf("restart=%s shares=%d", r.HostConfig.RestartPolicy.Name, r.HostConfig.CPUShares)
+		})
 	case "wait":
 		s.ask(line, func(ctx context.Context, d *daemon) error {
 			ch, err := d.ContainerWait(ctx, name, moby.WaitCondition(arg(2)))

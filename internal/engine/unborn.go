@@ -15,7 +15,10 @@ func (e *Engine) takeBackUnborn(ctx context.Context) error {
 		log.Info("a creation that a crash interrupted is taken back")
 		left := false
 		for _, name := range u.Volumes {
-			if err := e.volumes.Remove(name); err != nil && !isNotFound(err) {
+			switch err := e.volumes.Remove(name); {
+			case err == nil:
+				e.emitVolume("destroy", name, map[string]string{"driver": "local"})
+			case !isNotFound(err):
 				log.Error("its anonymous volume is not removed", "volume", name, "error", err)
 				left = true
 			}

@@ -129,7 +129,7 @@ func (w *world) start(live bool) *daemon {
 	e := New(Deps{
 		Store: fakeStore{p}, Shims: fakeShims{p}, Images: fakeImages{ports: p}, Networks: fakeNetworks{ports: p},
 		Volumes: fakeVolumes{ports: p}, Events: fakeEvents{p}, Lives: fakeLives{w},
-		Host: oci.Host{Caps: []string{"CAP_CHOWN"}, Cgroup: oci.Cgroup{Mode: oci.CgroupV2}},
+		Host: oci.Host{Caps: []string{"CAP_CHOWN"}, CPUShares: true, Cgroup: oci.Cgroup{Mode: oci.CgroupV2}},
 		Log:  slog.New(slog.NewTextHandler(testWriter{w.t}, nil)), Release: "test", ID: "daemon",
 	}, cfg)
 	return &daemon{e, w, p}
@@ -760,6 +760,7 @@ func (s *fakeShim) killed() {
 // fakeConn is a daemon's connection to a shim. What the shim tells goes to the
 // subscriber in order, from one goroutine, as in package client.
 type fakeConn struct {
+	Shim // what no story asks for
 	*ports
 	s     *fakeShim
 	hello proto.HelloReply
@@ -915,13 +916,13 @@ func (c *fakeConn) Stop(_ context.Context, o proto.Stop) (proto.State, error) {
 	}
 	c.s.mu.Unlock()
 	if timeout >= 0 {
-		select {
-		case <-c.s.over:
-		case <-c.killed:
-			return proto.State{}, errDead
-		case <-time.After(timeout):
-			c.s.exit(137)
-		}
+		go func() { // the shim goes on when its caller goes
+			select {
+			case <-c.s.over:
+			case <-time.After(timeout):
+				c.s.exit(137)
+			}
+		}()
 	}
 	select {
 	case <-c.s.over:
