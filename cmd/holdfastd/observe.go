@@ -161,6 +161,23 @@ func (d *daemon) sayRoots() error {
 	})
 }
 
+// share gives whoever may use the API's socket what an observer needs.
+func (d *daemon) share() error {
+	group := 0
+	for _, l := range d.listeners.All() {
+		path, ok := strings.CutPrefix(l.Shown(), "unix://")
+		if !ok {
+			continue
+		}
+		var st unix.Stat_t
+		if err := unix.Stat(path, &st); err == nil && st.Gid != 0 && st.Mode&0o020 != 0 {
+			group = int(st.Gid)
+			break
+		}
+	}
+	return store.Share(d.cfg.DataRoot, d.cfg.ExecRoot, group)
+}
+
 // unixPaths are the paths of those addresses that are Unix sockets.
 func unixPaths(addresses []string) []string {
 	paths := []string{}

@@ -209,7 +209,7 @@ func (d *daemon) listen(before *handoff.Predecessor) error {
 	if err != nil {
 		return err
 	}
-	if err := d.sayRoots(); err != nil {
+	if err := errors.Join(d.sayRoots(), d.share()); err != nil {
 		d.log.Warn("commands will not find the containers while no daemon lives", "error", err)
 	}
 	if err := d.listeners.Store(d.notify, inherited); err != nil {

@@ -31,6 +31,9 @@ func (s shims) Dial(ctx context.Context, runDir string) (engine.Shim, error) {
 func (shims) State(runDir string) (proto.State, error) { return client.ReadState(runDir) }
 func (shims) Exit(dataDir string) (proto.State, error) { return client.ReadExit(dataDir) }
 
+// Bootstrap is what the last shim of a run directory was told.
+func (shims) Bootstrap(runDir string) (proto.Bootstrap, error) { return client.ReadBootstrap(runDir) }
+
 func (shims) Journal(runDir string, after uint64) ([]proto.Entry, error) {
 	return client.ReadJournal(runDir, after)
 }

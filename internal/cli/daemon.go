@@ -32,7 +32,7 @@ func newDaemonCommand(docker command.Cli) *cobra.Command {
 		// What asks about the daemon wants no other's answer.
 		Annotations: map[string]string{ofDaemon: "yes"},
 	}
-	cmd.AddCommand(newStatusCommand(docker), newTimelineCommand(docker), newReloadCommand(docker))
+	cmd.AddCommand(newStatusCommand(docker), newTimelineCommand(docker), newReloadCommand(docker), newUpgradeCommand(docker))
 	return cmd
 }
 

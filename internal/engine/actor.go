@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"log/slog"
+	"reflect"
 	"slices"
 	"sync/atomic"
 	"time"
@@ -37,6 +38,7 @@ type view struct {
 	state   container.State
 	rec     proto.State
 	shim    Shim // for asking it; nil when there is none
+	places  []place
 }
 
 // hasRun reports whether the container's process ever ran.
@@ -74,6 +76,11 @@ type actor struct {
 	// launching: a start is under way, which takes back what it did if it
 	// fails. endedAtOnce: the shim told of the end before the start returned.
 	launching, endedAtOnce bool
+	// replacing: a shim that was killed gets a successor, and what is asked
+	// waits for it. halting is how a stop that is under way was asked for.
+	replacing bool
+	halting   proto.Stop
+	held      held // has a lock of its own
 }
 
 // waiter waits for the end of a run, or for the removal.
@@ -139,7 +146,13 @@ func (a *actor) gone() bool {
 
 // publish makes the present picture the one that readers see.
 func (a *actor) publish() {
-	a.view.Store(&view{spec: a.spec, req: a.req, mounts: a.mounts, sandbox: a.sandbox, state: a.state, rec: a.rec, shim: a.shim})
+	a.hold()
+	v := &view{spec: a.spec, req: a.req, mounts: a.mounts, sandbox: a.sandbox, state: a.state, rec: a.rec, shim: a.shim}
+	v.places = a.e.placesOf(v)
+	before := a.view.Swap(v)
+	if before != nil && !reflect.DeepEqual(before.places, v.places) {
+		a.e.updateNames()
+	}
 }
 
 // to moves to a state and asks again what waited for this.
@@ -185,6 +198,10 @@ func (a *actor) ask(ctx context.Context, in container.Input, act func(do contain
 	try = func() {
 		if ctx.Err() != nil {
 			return // nobody waits, and nothing was begun
+		}
+		if a.replacing {
+			a.parked = append(a.parked, try)
+			return
 		}
 		o := container.Step(a.state, in)
 		switch o.Do {

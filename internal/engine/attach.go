@@ -161,7 +161,7 @@ func (a *actor) withShim(ctx context.Context, why string, fn func(Shim) error) e
 	got := make(chan Shim, 1)
 	var look func()
 	look = func() {
-		if a.state == container.Starting && a.shim == nil {
+		if a.state == container.Starting && a.shim == nil || a.replacing {
 			a.parked = append(a.parked, look)
 			return
 		}
@@ -175,7 +175,7 @@ func (a *actor) withShim(ctx context.Context, why string, fn func(Shim) error) e
 		if s == nil {
 			return conflict("container %s %s", a.id, why)
 		}
-		return fn(s)
+		return a.insist(ctx, s, fn)
 	case <-ctx.Done():
 		return ctx.Err()
 	case <-a.quit:

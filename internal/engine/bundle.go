@@ -21,6 +21,7 @@ import (
 	"holdfast/internal/engine/oci"
 	"holdfast/internal/network"
 	"holdfast/internal/shim/proto"
+	"holdfast/internal/store"
 )
 
 // bundle makes all that the OCI runtime and the shim need for a life: the
@@ -76,7 +77,7 @@ func (e *Engine) bundle(ctx context.Context, spec container.Spec, req request, m
 	if err != nil {
 		return none, err
 	}
-	if err := os.WriteFile(filepath.Join(bundle, "config.json"), raw, 0o600); err != nil {
+	if err := os.WriteFile(filepath.Join(bundle, "config.json"), raw, 0o640); err != nil {
 		return none, err
 	}
 
@@ -85,7 +86,10 @@ func (e *Engine) bundle(ctx context.Context, spec container.Spec, req request, m
 		return none, err
 	}
 	if log.Path != "" {
-		if err := os.MkdirAll(filepath.Dir(log.Path), 0o700); err != nil {
+		if err := os.MkdirAll(filepath.Dir(log.Path), 0o750); err != nil {
+			return none, err
+		}
+		if err := store.TakeGroup(filepath.Dir(log.Path)); err != nil {
 			return none, err
 		}
 	}
@@ -223,8 +227,13 @@ func (e *Engine) sandboxFiles(spec container.Spec, req request, sandbox network.
 	if err != nil {
 		return f, err
 	}
+	var internal netip.Addr
+	if sandbox.Named() {
+		internal = network.NameServer
+	}
 	resolv := oci.ResolvConf(oci.ResolvInput{
-		Host: host, DNS: firstSet(h.DNS, kept.DNS), Search: firstSet(h.DNSSearch, kept.DNSSearch),
+		Internal: internal,
+		Host:     host, DNS: firstSet(h.DNS, kept.DNS), Search: firstSet(h.DNSSearch, kept.DNSSearch),
 		Options: firstSet(h.DNSOptions, kept.DNSOptions), HostNetwork: h.NetworkMode.IsHost(), IPv6: v6,
 	})
 	for path, data := range map[string][]byte{
@@ -233,6 +242,9 @@ func (e *Engine) sandboxFiles(spec container.Spec, req request, sandbox network.
 		if err := os.WriteFile(path, data, 0o644); err != nil {
 			return f, err
 		}
+	}
+	if sandbox.Named() {
+		return f, e.writeView(spec.ID, req, sandbox, resolv.Upstream)
 	}
 	return f, nil
 }

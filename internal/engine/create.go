@@ -133,6 +133,9 @@ func (e *Engine) ContainerCreate(ctx context.Context, o CreateOptions) (moby.Cre
 
 	a := newActor(e, &spec, req, mounts)
 	e.index.add(a)
+	if len(a.view.Load().places) > 0 {
+		e.updateNames()
+	}
 	go a.loop()
 	release()
 	u.keep()

@@ -74,6 +74,7 @@ type Engine struct {
 	config atomic.Pointer[Config]
 	index  *index
 	stats  statsHub
+	names  nameFiles
 	// listeners counts the clients of Events.
 	listeners atomic.Int64
 

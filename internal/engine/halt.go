@@ -65,6 +65,7 @@ func haltOf(o StopOptions) (proto.Stop, error) {
 // is called when what it used is given back.
 func (a *actor) halt(how proto.Stop, manual bool, done func(error)) {
 	how.User = manual && a.restarts == 0
+	a.halting = how
 	was := a.spec.Desired
 	if how.User {
 		if err := a.want(container.DesiredStopped); err != nil {
@@ -203,7 +204,9 @@ func (e *Engine) ContainerKill(ctx context.Context, ref, name string) error {
 			a.afterStop(func() { close(gone) })
 		}
 		go func() {
-			err := shim.Kill(context.Background(), proto.Kill{Signal: int(sig), Manual: manual, User: manual})
+			err := a.insist(context.Background(), shim, func(s Shim) error {
+				return s.Kill(context.Background(), proto.Kill{Signal: int(sig), Manual: manual, User: manual})
+			})
 			if err != nil && manual {
 				a.await(func() {
 					if a.shim == shim && a.spec.Desired == container.DesiredStopped {
@@ -246,7 +249,11 @@ func (e *Engine) freeze(ctx context.Context, ref string, in container.Input, act
 			return
 		}
 		go func() {
-			rec, err := call(shim, context.Background())
+			var rec proto.State
+			err := a.insist(context.Background(), shim, func(s Shim) (err error) {
+				rec, err = call(s, context.Background())
+				return err
+			})
 			a.post(func() {
 				if err == nil {
 					// The container may have ended since the shim answered.

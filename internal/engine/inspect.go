@@ -152,9 +152,9 @@ func (e *Engine) networkSettings(v *view) *moby.NetworkSettings {
 	case v.req.HostConfig.NetworkMode.IsContainer():
 		return &moby.NetworkSettings{Networks: map[string]*mobynet.EndpointSettings{}, Ports: mobynet.PortMap{}}
 	case v.state.Alive() && v.sandbox.ID != "":
-		return e.networks.Settings(v.sandbox)
+		return withDNSNames(v, e.networks.Settings(v.sandbox))
 	}
-	return e.networks.Idle(networkRequest(v.spec, v.req))
+	return withDNSNames(v, e.networks.Idle(networkRequest(v.spec, v.req)))
 }
 
 // shortCommand is the command as a list shows it.

@@ -225,6 +225,9 @@ func (e *Engine) launch(ctx context.Context, a *actor, spec container.Spec, req 
 		return err
 	}
 	failpoint.Here("launch.subscribed")
+	if err := e.serveNames(ctx, shim, spec.ID, sandbox); err != nil {
+		return err
+	}
 	for _, c := range clients {
 		if err := shim.Attach(ctx, c.attach, c.client.File); err != nil {
 			// A client that can't be served keeps no container from running.

@@ -214,6 +214,11 @@ func (a *actor) changeSandbox(req request, next network.Sandbox, action string, 
 	if _, err := a.e.sandboxFiles(a.spec, a.req, a.sandbox); err != nil {
 		a.log.Warn("the container's hosts file was not brought up to date", "error", err)
 	}
+	if a.shim != nil && !before.Named() && a.sandbox.Named() {
+		if err := a.e.serveNames(context.Background(), a.shim, a.id, a.sandbox); err != nil {
+			a.log.Warn("names do not resolve in the container until it is started again", "error", err)
+		}
+	}
 	a.e.emitEndpoint(action, a.id, ep)
 	return nil
 }

@@ -10,7 +10,6 @@ import (
 	"time"
 
 	moby "github.com/moby/moby/api/types/container"
-	"github.com/moby/moby/api/types/events"
 	"github.com/moby/moby/api/types/image"
 	"github.com/moby/moby/api/types/jsonstream"
 	mobynet "github.com/moby/moby/api/types/network"
@@ -36,6 +35,7 @@ import (
 type Observer struct {
 	*Engine
 	history History
+	seen    *observedEvents
 }
 
 // History reads the events from since on that match, from the files of the
@@ -46,12 +46,13 @@ type History func(since time.Time, match func(event.Message) bool) ([]event.Mess
 // parts it needs Store, Shims, Networks, Lives, Host and Log. The networks are
 // asked for what they know, and for nothing else.
 func NewObserver(d Deps, history History, cfg *Config) *Observer {
-	d.Events, d.Volumes = observedEvents{}, nil
+	seen := newObservedEvents()
+	d.Events, d.Volumes = seen, nil
 	d.Lives = observedLives{d.Lives}
 	e := New(d, cfg)
 	e.images = observedImages{e: e}
 	e.observes.Store(true)
-	return &Observer{e, history}
+	return &Observer{e, history, seen}
 }
 
 // Observe looks at every container once and follows those that live.
@@ -291,11 +292,6 @@ func (o *Observer) NetworkDisconnect(context.Context, string, mobynet.Disconnect
 
 func (o *Observer) NetworksPrune(context.Context, filter.Args) (mobynet.PruneReport, error) {
 	return mobynet.PruneReport{}, needsDaemon("removing networks")
-}
-
-// Events are the journal's, which is the daemon's to write.
-func (o *Observer) Events(context.Context, EventsOptions, func(events.Message) error) error {
-	return needsDaemon("following events")
 }
 
 func (o *Observer) Info(context.Context) (system.Info, error) {

@@ -5,13 +5,11 @@ import (
 	"errors"
 	"io/fs"
 	"path/filepath"
-	"time"
 
 	"github.com/containerd/errdefs"
 	"github.com/distribution/reference"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
-	"holdfast/internal/event"
 	images "holdfast/internal/image"
 )
 
@@ -54,13 +52,4 @@ func (observedImages) RootfsUsage(dir string) (int64, error) {
 		return 0, needsDaemon("the size of a container on this storage driver")
 	}
 	return usage, err
-}
-
-// observedEvents takes no event: journals have one writer.
-type observedEvents struct{}
-
-func (observedEvents) Append(event.Message) (bool, error) { return false, nil }
-
-func (observedEvents) Subscribe(time.Time, time.Time, func(event.Message) bool) *event.Subscription {
-	return nil // the Observer refuses Events
 }

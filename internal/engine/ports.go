@@ -3,6 +3,7 @@ package engine
 import (
 	"context"
 	"io"
+	"net/netip"
 	"os"
 	"time"
 
@@ -61,6 +62,7 @@ type Shim interface {
 	Resume(ctx context.Context) (proto.State, error)
 	Update(ctx context.Context, u proto.Update) error
 	Resize(ctx context.Context, height, width uint) error
+	Names(ctx context.Context, n proto.Names, udp, tcp *os.File) error
 	Attach(ctx context.Context, a proto.Attach, f *os.File) error
 	ExecCreate(ctx context.Context, c proto.ExecCreate) error
 	ExecStart(ctx context.Context, s proto.ExecStart, f *os.File) (proto.ExecState, error)
@@ -121,6 +123,8 @@ type Networks interface {
 	List(f filter.Args) ([]mobynet.Summary, error)
 	Inspect(ref string, name func(container string) string) (mobynet.Inspect, error)
 	Network(ref string) (mobynet.Network, error)
+	Subnets(ref string) []netip.Prefix
+	ListenNames(s network.Sandbox) (udp, tcp *os.File, err error)
 	Create(ctx context.Context, r mobynet.CreateRequest) (string, error)
 	Remove(ctx context.Context, ref string) (mobynet.Network, error)
 	Prune(ctx context.Context, f filter.Args, until time.Time, used func(id string) bool) (mobynet.PruneReport, error)

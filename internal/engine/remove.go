@@ -76,6 +76,9 @@ func (a *actor) remove(o RemoveOptions, done func(error)) {
 			}
 			a.e.index.remove(a.id, a.spec.Name)
 			a.e.stats.forget(a.id)
+			if len(a.view.Load().places) > 0 {
+				a.e.updateNames()
+			}
 			if a.rec.Status != proto.StatusRemoved { // the shim has told it else
 				a.emit("destroy", nil)
 			}

@@ -242,6 +242,7 @@ func (e *Engine) Restore(ctx context.Context) error {
 	// asked of it, so that nobody sees it run and then vanish; and what a crash
 	// interrupted is cleared, so that nobody meets half of it.
 	e.await(ctx, &left)
+	e.updateNames()
 	failpoint.Here("restore.done")
 	close(e.restored)
 	return nil
@@ -292,7 +293,7 @@ func (e *Engine) look(ctx context.Context, a *actor) found {
 		f.shim, f.rec = shim, shim.Hello().State
 		o.Shim, o.Record = container.ShimAnswers, recordOf(f.rec)
 	case errors.Is(err, errdefs.ErrNotFound):
-		o.Process = alive(rec)
+		o.Process = a.adoptable(rec)
 	default:
 		a.log.Warn("the shim does not answer, it is asked again", "error", err)
 		o.Shim = container.ShimSilent
@@ -356,7 +357,7 @@ func (e *Engine) apply(a *actor, f found, left *sync.WaitGroup) {
 			a.state = container.Running
 		}
 		e.ingest(a)
-		go a.watchProcess(f.rec)
+		a.replace(f.rec)
 	case container.Lose:
 		told := e.ingest(a)
 		a.lose()
@@ -429,6 +430,7 @@ func (a *actor) follow(shim Shim) {
 		shim.Close()
 	}
 	a.watchShim(shim)
+	a.bringNames(shim)
 }
 
 // replayed takes an event that may be of the time before this daemon: those
@@ -458,9 +460,8 @@ func (a *actor) watchShim(shim Shim) {
 					return // likewise
 				}
 			case container.Stopping:
-				a.log.Warn("the shim has gone without a word, the stop goes on without it")
-				a.haltUnshimmed(proto.Stop{Default: true})
-				go a.watchProcess(a.rec)
+				a.log.Warn("the shim has gone without a word, the stop goes on with a new one")
+				a.replace(a.rec)
 				return
 			}
 			a.lostShim()
@@ -471,7 +472,8 @@ func (a *actor) watchShim(shim Shim) {
 // lostShim: the shim has gone without its last words, in the loop.
 func (a *actor) lostShim() {
 	a.log.Warn("the shim has gone without a word")
-	a.saw(container.SawLost)
+	a.replacing = true // until it is known what is left
+	a.publish()
 	go a.retry()
 }
 
@@ -494,6 +496,14 @@ func (a *actor) retry() {
 		}
 		f := a.e.look(context.Background(), a)
 		if f.verdict == container.Retry {
+			if delay > 0 { // not the moment in which it dies
+				a.post(func() {
+					if a.replacing {
+						a.replacing = false
+						a.saw(container.SawLost)
+					}
+				})
+			}
 			delay = min(max(delay*2, 5*time.Millisecond), 30*time.Second)
 			continue
 		}
@@ -511,12 +521,13 @@ func (a *actor) retry() {
 		}
 		var none sync.WaitGroup
 		a.post(func() {
-			if a.state != container.Unknown {
+			if a.state != container.Unknown && !a.replacing {
 				if f.shim != nil {
 					f.shim.Close()
 				}
 				return
 			}
+			a.replacing = false
 			a.e.apply(a, f, &none)
 			if over {
 				a.e.emitNetworks("disconnect", v.sandbox)

@@ -5,14 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"slices"
 	"time"
-
-	"github.com/containerd/errdefs"
 
 	"holdfast/internal/container"
 	"holdfast/internal/event"
-	"holdfast/internal/shim/proto"
 	"holdfast/internal/timeline"
 )
 
@@ -39,27 +35,10 @@ func (e *Engine) DaemonTimeline(ctx context.Context, since time.Time) (timeline.
 // DaemonTimeline is the same from the files: the last daemon's journal, and
 // those of the shims for what came after.
 func (o *Observer) DaemonTimeline(_ context.Context, since time.Time) (timeline.Timeline, error) {
-	past, err := o.history(time.Time{}, timeline.Wanted)
+	past, _, err := o.past(time.Time{}, timeline.Wanted)
 	if err != nil {
 		return timeline.Timeline{}, err
 	}
-	told := map[string]bool{}
-	for _, m := range past {
-		told[m.Source] = true
-	}
-	for _, a := range o.index.all() {
-		v := a.view.Load()
-		entries, err := o.shims.Journal(o.store.RunDir(a.id), 0)
-		if err != nil && !errdefs.IsNotFound(err) {
-			o.log.Error("the shim's journal can't be read", "container", a.id[:12], "error", err)
-		}
-		for _, entry := range entries {
-			if m := a.message(entry, v.rec.Life); entry.Action != proto.ActionExited && !told[m.Source] {
-				past = append(past, m)
-			}
-		}
-	}
-	slices.SortStableFunc(past, func(a, b event.Message) int { return a.At().Compare(b.At()) })
 	return timeline.Build(o.lives.(observedLives).Lives.List(), past, o.present(), since, time.Now(), true), nil
 }
 

@@ -18,34 +18,43 @@ import (
 	"holdfast/internal/shim/proto"
 )
 
-// A container whose shim was killed runs on. Until a shim supervises it again
-// the daemon watches its process and can stop it through the OCI runtime.
+// A container whose shim was killed runs on, and gets a new one (replace.go).
+// Where none can be had the daemon watches its process and can stop it through
+// the OCI runtime.
 
 // alive reports whether the process of a record lives: same pid, same start
 // time, same boot, and no zombie.
 func alive(rec proto.State) bool {
-	if rec.Pid <= 0 {
-		return false
-	}
-	boot, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
-	if err != nil || rec.BootID != "" && rec.BootID != strings.TrimSpace(string(boot)) {
-		return false
+	status, there := processOf(rec)
+	return there && status != "Z" && status != "X"
+}
+
+// present is alive, or a zombie, which still has its exit code.
+func present(rec proto.State) bool {
+	_, there := processOf(rec)
+	return there
+}
+
+// processOf is the status of a record's process, in the letters of proc(5).
+func processOf(rec proto.State) (status string, there bool) {
+	if rec.Pid <= 0 || !sameBoot(rec) {
+		return "", false
 	}
 	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", rec.Pid))
 	if err != nil {
-		return false
+		return "", false
 	}
 	// The name in field 2 may hold anything; the fields after it count.
 	i := bytes.LastIndexByte(stat, ')')
 	if i < 0 {
-		return false
+		return "", false
 	}
 	fields := strings.Fields(string(stat[i+1:]))
-	if len(fields) < 20 || fields[0] == "Z" || fields[0] == "X" {
-		return false
+	if len(fields) < 20 {
+		return "", false
 	}
 	start, err := strconv.ParseUint(fields[19], 10, 64)
-	return err == nil && start == rec.PidStart
+	return fields[0], err == nil && start == rec.PidStart
 }
 
 // watchProcess waits for the end of a process that has no shim.

@@ -977,6 +977,8 @@ func (c *fakeConn) Resize(context.Context, uint, uint) error   { return c.quick(
 func (c *fakeConn) ExecResize(context.Context, string, uint, uint) error {
 	return c.quick("resize exec")
 }
+func (c *fakeConn) Names(context.Context, proto.Names, *os.File, *os.File) error { return nil }
+
 func (c *fakeConn) Attach(context.Context, proto.Attach, *os.File) error {
 	return c.quick("attach shim")
 }

@@ -186,7 +186,7 @@ func (j *Journal) begin() error {
 		return err
 	}
 	text = append(text, '\n')
-	f, err := os.OpenFile(s.path, os.O_WRONLY|os.O_APPEND|os.O_CREATE|os.O_EXCL, 0o600)
+	f, err := os.OpenFile(s.path, os.O_WRONLY|os.O_APPEND|os.O_CREATE|os.O_EXCL, 0o640)
 	if err != nil {
 		return err
 	}

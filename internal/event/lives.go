@@ -158,7 +158,7 @@ func (l *Lives) write(list []Life) error {
 		return fmt.Errorf("record the daemon's life: %w", err)
 	}
 	temp := l.path + ".tmp"
-	if err := os.WriteFile(temp, append(text, '\n'), 0o600); err != nil {
+	if err := os.WriteFile(temp, append(text, '\n'), 0o640); err != nil {
 		os.Remove(temp)
 		return fmt.Errorf("record the daemon's life: %w", err)
 	}

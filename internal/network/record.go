@@ -100,7 +100,9 @@ func save(root string, r *record) error {
 	if err != nil {
 		return fail(err)
 	}
+	// The folder's group, which is that of the API's socket, may read it.
 	_, err = f.Write(append(b, '\n'))
+	err = errors.Join(err, f.Chmod(0o640))
 	if err = errors.Join(err, f.Sync(), f.Close()); err == nil {
 		err = os.Rename(f.Name(), path)
 	}

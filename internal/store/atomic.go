@@ -8,7 +8,7 @@ import (
 
 // WriteFileAtomic writes a file so that after a crash, of the process or of
 // the machine, either the old or the new one is there, whole. Who reads
-// meanwhile sees one of the two.
+// meanwhile sees one of the two. The file takes the group of its folder.
 func WriteFileAtomic(path string, data []byte, perm os.FileMode) (err error) {
 	dir, name := filepath.Split(path)
 	f, err := os.CreateTemp(dir, "."+name+".tmp-*")
@@ -23,6 +23,9 @@ func WriteFileAtomic(path string, data []byte, perm os.FileMode) (err error) {
 		}
 	}()
 	if _, err = f.Write(data); err != nil {
+		return err
+	}
+	if err = TakeGroup(f.Name()); err != nil {
 		return err
 	}
 	if err = f.Chmod(perm); err != nil {

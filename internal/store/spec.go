@@ -25,7 +25,10 @@ func (s *Store) WriteSpec(spec *container.Spec) error {
 	if err != nil {
 		return fmt.Errorf("write spec of container %s: %w", spec.ID, err)
 	}
-	if err := os.Mkdir(s.ContainerDir(spec.ID), 0o710); err == nil {
+	if err := os.Mkdir(s.ContainerDir(spec.ID), 0o750); err == nil {
+		if err := TakeGroup(s.ContainerDir(spec.ID)); err != nil {
+			return fmt.Errorf("write spec of container %s: %w", spec.ID, err)
+		}
 		// The folder's own name must be durable too.
 		if err := SyncDir(s.ContainersDir()); err != nil {
 			return fmt.Errorf("write spec of container %s: %w", spec.ID, err)
@@ -33,7 +36,7 @@ func (s *Store) WriteSpec(spec *container.Spec) error {
 	} else if !errors.Is(err, fs.ErrExist) {
 		return fmt.Errorf("write spec of container %s: %w", spec.ID, err)
 	}
-	return WriteFileAtomic(s.SpecPath(spec.ID), append(text, '\n'), 0o600)
+	return WriteFileAtomic(s.SpecPath(spec.ID), append(text, '\n'), 0o640)
 }
 
 // ReadSpec reads a container's spec. Errors: ErrNotFound; ErrFailedPrecondition

@@ -29,7 +29,10 @@ func (s *Store) BeginCreate(id string) error {
 		return err
 	}
 	fail := func(err error) error { return fmt.Errorf("create container %s: %w", id, err) }
-	if err := os.Mkdir(s.ContainerDir(id), 0o710); err != nil {
+	if err := os.Mkdir(s.ContainerDir(id), 0o750); err != nil {
+		return fail(err)
+	}
+	if err := TakeGroup(s.ContainerDir(id)); err != nil {
 		return fail(err)
 	}
 	f, err := os.OpenFile(s.creating(id), os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)

@@ -114,7 +114,7 @@ func Open(cfg Config) (*Log, error) {
 		if cfg.MaxFiles == 0 {
 			l.cfg.MaxFiles = LocalMaxFiles
 		}
-		if err := os.MkdirAll(filepath.Dir(cfg.Path), 0o700); err != nil {
+		if err := os.MkdirAll(filepath.Dir(cfg.Path), 0o750); err != nil {
 			return nil, err
 		}
 	default:
@@ -381,8 +381,20 @@ func (l *Log) turn(start int) {
 func open(path string, flags int) (int, error) {
 	for {
 		fd, err := syscall.Open(path, flags|syscall.O_CLOEXEC, 0o640)
+		if err == nil && flags&syscall.O_CREAT != 0 {
+			TakeGroup(fd, path)
+		}
 		if err != syscall.EINTR {
 			return fd, err
 		}
+	}
+}
+
+// TakeGroup gives an open file the group of the folder that it is in, so that
+// whoever was given the folder can read it. Where that fails root alone can.
+func TakeGroup(fd int, path string) {
+	var dir syscall.Stat_t
+	if err := syscall.Stat(filepath.Dir(path), &dir); err == nil && dir.Gid != 0 {
+		_ = syscall.Fchown(fd, -1, int(dir.Gid))
 	}
 }

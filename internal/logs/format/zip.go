@@ -116,6 +116,7 @@ func (l *Log) compress(in *os.File, last time.Time) error {
 		return err
 	}
 	defer out.Close()
+	TakeGroup(int(out.Fd()), l.cfg.Path)
 	w, err := gzip.NewWriterLevel(out, gzip.BestSpeed)
 	if err != nil {
 		return err

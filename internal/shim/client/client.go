@@ -304,6 +304,20 @@ func (s *Shim) Resize(ctx context.Context, height, width uint) error {
 	return s.call(ctx, proto.MethodResize, proto.Resize{Height: height, Width: width}, nil)
 }
 
+// Names gives the shim the sockets of the container's name server. The caller
+// closes its own copies when Names returns.
+func (s *Shim) Names(ctx context.Context, p proto.Names, udp, tcp *os.File) error {
+	u, err := descriptor(udp)
+	if err != nil {
+		return err
+	}
+	t, err := descriptor(tcp)
+	if err != nil {
+		return err
+	}
+	return s.call(ctx, proto.MethodNames, p, nil, u, t)
+}
+
 // Attach gives the client's connection to the shim, which closes it at the end
 // of the container's run. The caller closes its own copy when Attach returns,
 // whatever it returns. Attached before Start, a client gets everything from the

@@ -48,6 +48,7 @@ const (
 	MethodResume     = "resume"     // nothing → State
 	MethodUpdate     = "update"     // Update → nothing
 	MethodResize     = "resize"     // Resize → nothing
+	MethodNames      = "names"      // Names + 2 descriptors → nothing
 	MethodAttach     = "attach"     // Attach + 1 descriptor → nothing
 	MethodExecCreate = "execCreate" // ExecCreate → nothing
 	MethodExecStart  = "execStart"  // ExecStart + 0 or 1 descriptors → ExecState
@@ -218,6 +219,8 @@ type HelloReply struct {
 	Release string `json:"release"`
 	Pid     int    `json:"pid"`
 	State   State  `json:"state"`
+	// Names says that the shim serves the container's names.
+	Names bool `json:"names,omitempty"`
 }
 
 // Subscribe asks for all journal entries after a sequence number, first the
@@ -259,6 +262,13 @@ type Resize struct {
 	Exec   string `json:"exec,omitempty"`
 	Height uint   `json:"height"`
 	Width  uint   `json:"width"`
+}
+
+// Names starts the container's name server, or gives it new sockets: one bound
+// for UDP, one listening for TCP travel with the frame. View is the file that
+// says what the container sees, in the form of package shim/names.
+type Names struct {
+	View string `json:"view"`
 }
 
 // Attach connects the client's socket that travels with the frame.

@@ -82,7 +82,11 @@ func (s *Shim) watchHealth(h proto.Health, started time.Time, exited <-chan stru
 	defer timer.Stop()
 	for {
 		st := s.rec.snapshot()
-		timer.Reset(healthPause(h, st.Health, time.Since(started)))
+		last := started
+		if n := len(st.Health.Log); n > 0 {
+			last = st.Health.Log[n-1].End // perhaps seen by another shim
+		}
+		timer.Reset(max(healthPause(h, st.Health, time.Since(started))-time.Since(last), 0))
 		select {
 		case <-timer.C:
 		case <-exited:

@@ -25,7 +25,7 @@ type journal struct {
 // openJournal opens the file, keeps its entries when keep is set, and cuts off
 // a line that was torn by a crash.
 func openJournal(path string, keep bool) (*journal, error) {
-	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|os.O_APPEND, 0o600)
+	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|os.O_APPEND, 0o640)
 	if err != nil {
 		return nil, err
 	}
@@ -83,7 +83,7 @@ func (j *journal) shrink() error {
 	half := b[len(b)/2:]
 	half = half[bytes.IndexByte(half, '\n')+1:]
 	tmp := j.path + ".tmp"
-	f, err := os.OpenFile(tmp, os.O_RDWR|os.O_CREATE|os.O_TRUNC|os.O_APPEND, 0o600)
+	f, err := os.OpenFile(tmp, os.O_RDWR|os.O_CREATE|os.O_TRUNC|os.O_APPEND, 0o640)
 	if err != nil {
 		return err
 	}

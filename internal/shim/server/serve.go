@@ -412,7 +412,7 @@ func (c *conn) call(m *proto.Message, fds *[]int) (any, error) {
 			return nil, err
 		}
 		c.daemon.Store(p.Daemon != "")
-		return proto.HelloReply{Version: proto.Version, Release: c.srv.release, Pid: os.Getpid(), State: s.rec.snapshot()}, nil
+		return proto.HelloReply{Version: proto.Version, Release: c.srv.release, Pid: os.Getpid(), State: s.rec.snapshot(), Names: s.servesNames()}, nil
 	case proto.MethodState:
 		return s.rec.snapshot(), nil
 	case proto.MethodStart:
@@ -452,6 +452,18 @@ func (c *conn) call(m *proto.Message, fds *[]int) (any, error) {
 			return nil, invalid("%s: exec is missing", m.Method)
 		}
 		return nil, s.resize(p)
+	case proto.MethodNames:
+		var p proto.Names
+		if err := params(m, &p); err != nil {
+			return nil, err
+		}
+		if len(*fds) != 2 || p.View == "" {
+			return nil, invalid("%s: want the view's path and 2 descriptors, %d came", m.Method, len(*fds))
+		}
+		udp, tcp := (*fds)[0], (*fds)[1]
+		*fds = nil
+		s.serveNames(p.View, udp, tcp)
+		return nil, nil
 	case proto.MethodAttach:
 		var p proto.Attach
 		if err := params(m, &p); err != nil {

@@ -43,6 +43,12 @@ func listenUnix(dirfd int, name string) (*listener, error) {
 		unix.Close(fd)
 		return nil, os.NewSyscallError("bind "+name, err)
 	}
+	// Its group is the folder's, and that of the API's socket: who may use the
+	// one may use the other. The umask had a say in the mode above.
+	if err := unix.Fchmodat(dirfd, name, 0o660, 0); err != nil {
+		unix.Close(fd)
+		return nil, os.NewSyscallError("chmod "+name, err)
+	}
 	if err := unix.Listen(fd, 128); err != nil {
 		unix.Close(fd)
 		return nil, os.NewSyscallError("listen "+name, err)

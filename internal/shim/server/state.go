@@ -10,6 +10,7 @@ import (
 	"sync"
 	"time"
 
+	"holdfast/internal/logs/format"
 	"holdfast/internal/shim/proto"
 )
 
@@ -122,7 +123,7 @@ func (r *record) write() error {
 		return err
 	}
 	path := filepath.Join(r.dir, proto.StateFile)
-	if err := os.WriteFile(path+".tmp", b, 0o600); err != nil {
+	if err := os.WriteFile(path+".tmp", b, 0o640); err != nil {
 		return err
 	}
 	return os.Rename(path+".tmp", path)
@@ -196,10 +197,11 @@ func writeExit(dir string, st proto.State) error {
 		return err
 	}
 	path := filepath.Join(dir, proto.ExitFile)
-	f, err := os.OpenFile(path+".tmp", os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
+	f, err := os.OpenFile(path+".tmp", os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o640)
 	if err != nil {
 		return err
 	}
+	format.TakeGroup(int(f.Fd()), path)
 	if _, err = f.Write(b); err == nil {
 		err = f.Sync()
 	}

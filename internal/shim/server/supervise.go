@@ -14,6 +14,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"holdfast/internal/shim/names"
 	"holdfast/internal/shim/proto"
 )
 
@@ -41,6 +42,7 @@ type Shim struct {
 
 	mu      sync.Mutex
 	current *run // nil while no process runs
+	names   *names.Server
 	policy  proto.RestartPolicy
 	rows    uint // of the terminal, also of that of the next run
 	cols    uint

@@ -1,0 +1,257 @@
+package engine
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"maps"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+
+	moby "github.com/moby/moby/api/types/container"
+	mobynet "github.com/moby/moby/api/types/network"
+
+	"holdfast/internal/network"
+	"holdfast/internal/shim/names"
+	"holdfast/internal/shim/proto"
+)
+
+// Names resolve in the containers' shims, from files that are renamed into
+// place here: one for each network with all who are on it, and one for each
+// container with what it sees.
+
+// nameFiles writes the networks' files.
+type nameFiles struct {
+	mu      sync.Mutex // held while the files are made of the containers
+	written map[string][]byte
+}
+
+// userNetwork: names resolve on it.
+func userNetwork(name string) bool {
+	switch name {
+	case mobynet.NetworkBridge, mobynet.NetworkHost, mobynet.NetworkNone, mobynet.NetworkDefault:
+		return false
+	}
+	return true
+}
+
+// hasUserNetwork: the container asked for one. Most don't, and cost no more
+// than this.
+func hasUserNetwork(v *view) bool {
+	if v.req.HostConfig.NetworkMode.IsContainer() {
+		return false
+	}
+	if userNetwork(v.req.HostConfig.NetworkMode.NetworkName()) {
+		return true
+	}
+	if v.req.Networking != nil {
+		for name := range v.req.Networking.EndpointsConfig {
+			if userNetwork(name) {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+func (e *Engine) namesDir() string { return filepath.Join(e.config.Load().ExecRoot, "names") }
+
+func (e *Engine) namesPath(networkID string) string {
+	return filepath.Join(e.namesDir(), networkID+".json")
+}
+
+func (e *Engine) viewPath(id string) string { return filepath.Join(e.store.RunDir(id), "names.json") }
+
+// place is a container on a network of the user's own, as others find it.
+type place struct {
+	network, name string // the network's ID and name
+	member        names.Member
+}
+
+// placesOf are a container's places. One that does not run has no addresses.
+func (e *Engine) placesOf(v *view) []place {
+	if !hasUserNetwork(v) {
+		return nil
+	}
+	var out []place
+	for name, es := range e.networkSettings(v).Networks {
+		if !userNetwork(name) || es.NetworkID == "" {
+			continue
+		}
+		p := place{network: es.NetworkID, name: name, member: names.Member{Name: v.spec.Name, Names: dnsNames(v, es)[1:]}}
+		if v.state.Alive() {
+			for _, addr := range []netip.Addr{es.IPAddress, es.GlobalIPv6Address} {
+				if addr.IsValid() {
+					p.member.Addresses = append(p.member.Addresses, addr.String())
+				}
+			}
+		}
+		out = append(out, p)
+	}
+	slices.SortFunc(out, func(a, b place) int { return strings.Compare(a.network, b.network) })
+	return out
+}
+
+// updateNames makes the networks' files what the containers say. Files that are
+// right are left alone.
+func (e *Engine) updateNames() {
+	if e.observes.Load() {
+		return
+	}
+	e.names.mu.Lock()
+	defer e.names.mu.Unlock()
+	nets := map[string]*names.Network{}
+	for _, a := range e.index.all() {
+		for _, p := range a.view.Load().places {
+			n := nets[p.network]
+			if n == nil {
+				n = &names.Network{Schema: names.Schema, Name: p.name}
+				for _, s := range e.networks.Subnets(p.network) {
+					n.Subnets = append(n.Subnets, s.String())
+				}
+				nets[p.network] = n
+			}
+			n.Members = append(n.Members, p.member)
+		}
+	}
+	if len(nets) == 0 && len(e.names.written) == 0 {
+		return
+	}
+	if err := os.MkdirAll(e.namesDir(), 0o711); err != nil {
+		e.log.Error("names are not brought up to date", "error", err)
+		return
+	}
+	if e.names.written == nil {
+		e.names.written = map[string][]byte{}
+	}
+	for id, n := range nets {
+		slices.SortFunc(n.Members, func(a, b names.Member) int { return strings.Compare(a.Name, b.Name) })
+		if err := e.names.put(e.namesPath(id), n); err != nil {
+			e.log.Error("names are not brought up to date", "network", n.Name, "error", err)
+		}
+	}
+	for path := range maps.Clone(e.names.written) {
+		id := filepath.Base(path[:len(path)-len(".json")])
+		if nets[id] == nil {
+			os.Remove(path)
+			delete(e.names.written, path)
+		}
+	}
+}
+
+// put renames a file into place if it says something else than before. The
+// exec root does not outlive the machine's run, so it is not synced.
+func (f *nameFiles) put(path string, v any) error {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	if bytes.Equal(f.written[path], b) {
+		return nil
+	}
+	if err := writeRenamed(path, b); err != nil {
+		return err
+	}
+	f.written[path] = b
+	return nil
+}
+
+func writeRenamed(path string, b []byte) error {
+	if err := os.WriteFile(path+".tmp", b, 0o640); err != nil {
+		return err
+	}
+	return os.Rename(path+".tmp", path)
+}
+
+// dnsNames are what a container is called on a network of the user's own: its
+// name first, then aliases, ID and host name, each once.
+func dnsNames(v *view, es *mobynet.EndpointSettings) []string {
+	out := []string{v.spec.Name}
+	for _, n := range append(append([]string{}, es.Aliases...), v.spec.ID[:12], v.req.Config.Hostname) {
+		if n != "" && !slices.Contains(out, n) {
+			out = append(out, n)
+		}
+	}
+	return out
+}
+
+// withDNSNames fills in what the API shows of it.
+func withDNSNames(v *view, s *moby.NetworkSettings) *moby.NetworkSettings {
+	for name, es := range s.Networks {
+		if userNetwork(name) {
+			es.DNSNames = dnsNames(v, es)
+		}
+	}
+	return s
+}
+
+// writeView writes what a container's name server sees.
+func (e *Engine) writeView(id string, req request, sandbox network.Sandbox, upstream []netip.Addr) error {
+	v := names.View{Schema: names.Schema, Links: map[string]string{}}
+	for _, ep := range sandbox.Endpoints {
+		if !userNetwork(ep.Network) {
+			continue
+		}
+		v.Networks = append(v.Networks, e.namesPath(ep.NetworkID))
+		if ep.Settings != nil {
+			addLinks(v.Links, ep.Settings.Links)
+		}
+	}
+	addLinks(v.Links, req.HostConfig.Links)
+	if sandbox.Reaches() {
+		for _, a := range upstream {
+			v.Upstream = append(v.Upstream, netip.AddrPortFrom(a, 53).String())
+		}
+	}
+	b, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	return writeRenamed(e.viewPath(id), b)
+}
+
+// addLinks reads links, "name:alias" or a name alone.
+func addLinks(to map[string]string, links []string) {
+	for _, l := range links {
+		name, alias := l, l
+		for i := range l {
+			if l[i] == ':' {
+				name, alias = l[:i], l[i+1:]
+				break
+			}
+		}
+		to[filepath.Base(alias)] = filepath.Base(name)
+	}
+}
+
+// serveNames gives a shim the sockets of its container's name server, if it is
+// to have one. The namespace must be there.
+func (e *Engine) serveNames(ctx context.Context, shim Shim, id string, sandbox network.Sandbox) error {
+	if !sandbox.Named() {
+		return nil
+	}
+	udp, tcp, err := e.networks.ListenNames(sandbox)
+	if err != nil {
+		return fmt.Errorf("name server: %w", err)
+	}
+	defer udp.Close()
+	defer tcp.Close()
+	return shim.Names(ctx, proto.Names{View: e.viewPath(id)}, udp, tcp)
+}
+
+// bringNames gives a shim that was found without its container's name server,
+// because it is new, the sockets for one.
+func (a *actor) bringNames(shim Shim) {
+	v := a.view.Load()
+	if shim.Hello().Names || !v.state.Alive() {
+		return
+	}
+	if err := a.e.serveNames(context.Background(), shim, a.id, v.sandbox); err != nil {
+		a.log.Warn("names do not resolve in the container until it is started again", "error", err)
+	}
+}

@@ -1,0 +1,162 @@
+package names
+
+import (
+	"strings"
+
+	"golang.org/x/net/dns/dnsmessage"
+)
+
+// ttl of our own answers, in seconds: as Docker's. A change is seen at the next
+// question of a client that asks again; few cache.
+const ttl = 600
+
+// smallest is what every client of UDP takes (RFC 1035, 4.2.1).
+const smallest = 512
+
+// query is a question that came.
+type query struct {
+	raw      []byte
+	header   dnsmessage.Header
+	question dnsmessage.Question
+	size     int  // largest answer over UDP, bytes
+	edns     bool // it has an OPT record
+}
+
+// parse reads a question. Without one there is nothing to answer.
+func parse(raw []byte) (query, bool) {
+	q := query{raw: raw, size: smallest}
+	var p dnsmessage.Parser
+	var err error
+	if q.header, err = p.Start(raw); err != nil || q.header.Response {
+		return q, false
+	}
+	all, err := p.AllQuestions()
+	if err != nil || len(all) != 1 {
+		return q, false
+	}
+	q.question = all[0]
+	if p.SkipAllAnswers() != nil || p.SkipAllAuthorities() != nil {
+		return q, true
+	}
+	for {
+		h, err := p.AdditionalHeader()
+		if err != nil {
+			return q, true
+		}
+		if h.Type == dnsmessage.TypeOPT {
+			q.edns = true
+			q.size = max(smallest, min(int(h.Class), 4096))
+		}
+		if p.SkipAdditional() != nil {
+			return q, true
+		}
+	}
+}
+
+// local answers from the table. ok is false for names that are not ours.
+func (t *table) local(q query) (answer []byte, ok bool) {
+	if q.question.Class != dnsmessage.ClassINET {
+		return nil, false
+	}
+	name := strings.TrimSuffix(q.question.Name.String(), ".")
+	if q.question.Type == dnsmessage.TypePTR {
+		addr, is := reversed(name)
+		if !is {
+			return nil, false
+		}
+		host, known := t.reverse(addr)
+		if !known {
+			return nil, false
+		}
+		if host == "" {
+			return q.answer(dnsmessage.RCodeNameError, nil), true
+		}
+		target, err := dnsmessage.NewName(host + ".")
+		if err != nil {
+			return q.answer(dnsmessage.RCodeServerFailure, nil), true
+		}
+		return q.answer(dnsmessage.RCodeSuccess, func(b *dnsmessage.Builder, h dnsmessage.ResourceHeader) error {
+			return b.PTRResource(h, dnsmessage.PTRResource{PTR: target})
+		}), true
+	}
+	v6 := q.question.Type == dnsmessage.TypeAAAA
+	addrs, known := t.lookup(name, v6)
+	if !known {
+		return nil, false
+	}
+	if len(addrs) == 0 {
+		other, _ := t.lookup(name, !v6)
+		if len(other) == 0 {
+			return q.answer(dnsmessage.RCodeNameError, nil), true
+		}
+		return q.answer(dnsmessage.RCodeSuccess, nil), true
+	}
+	if q.question.Type != dnsmessage.TypeA && !v6 {
+		return q.answer(dnsmessage.RCodeSuccess, nil), true
+	}
+	return q.answer(dnsmessage.RCodeSuccess, func(b *dnsmessage.Builder, h dnsmessage.ResourceHeader) error {
+		for _, a := range addrs {
+			var err error
+			if v6 {
+				err = b.AAAAResource(h, dnsmessage.AAAAResource{AAAA: a.As16()})
+			} else {
+				err = b.AResource(h, dnsmessage.AResource{A: a.As4()})
+			}
+			if err != nil {
+				return err
+			}
+		}
+		return nil
+	}), true
+}
+
+// answer builds a response to the question.
+func (q query) answer(code dnsmessage.RCode, records func(*dnsmessage.Builder, dnsmessage.ResourceHeader) error) []byte {
+	b := dnsmessage.NewBuilder(make([]byte, 0, 128), dnsmessage.Header{
+		ID: q.header.ID, Response: true, OpCode: q.header.OpCode, Authoritative: true,
+		RecursionDesired: q.header.RecursionDesired, RecursionAvailable: true, RCode: code,
+	})
+	b.EnableCompression()
+	err := b.StartQuestions()
+	if err == nil {
+		err = b.Question(q.question)
+	}
+	if err == nil {
+		err = b.StartAnswers()
+	}
+	if err == nil && records != nil {
+		err = records(&b, dnsmessage.ResourceHeader{Name: q.question.Name, Class: dnsmessage.ClassINET, TTL: ttl})
+	}
+	if err == nil && q.edns {
+		if err = b.StartAdditionals(); err == nil {
+			var h dnsmessage.ResourceHeader
+			if err = h.SetEDNS0(4096, dnsmessage.RCodeSuccess, false); err == nil {
+				err = b.OPTResource(h, dnsmessage.OPTResource{})
+			}
+		}
+	}
+	out, ferr := b.Finish()
+	if err != nil || ferr != nil {
+		return nil
+	}
+	return out
+}
+
+// fit makes an answer fit into a datagram: one that does not is emptied and
+// says so, and the client asks again over TCP.
+func (q query) fit(answer []byte) []byte {
+	if len(answer) <= q.size {
+		return answer
+	}
+	short := q.answer(dnsmessage.RCodeSuccess, nil)
+	if len(short) > 2 {
+		short[2] |= 0x02 // TC
+	}
+	return short
+}
+
+// failure is the answer when no server answered.
+func (q query) failure() []byte { return q.answer(dnsmessage.RCodeServerFailure, nil) }
+
+// missing is the answer to a name that nobody may be asked about.
+func (q query) missing() []byte { return q.answer(dnsmessage.RCodeNameError, nil) }

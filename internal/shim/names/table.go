@@ -1,0 +1,201 @@
+package names
+
+import (
+	"encoding/json"
+	"net/netip"
+	"os"
+	"strings"
+	"sync"
+	"syscall"
+)
+
+// table answers from the files.
+type table struct {
+	path string // of the View
+
+	mu    sync.Mutex
+	seen  map[string]stamp
+	view  View
+	nets  []network
+	turns uint32
+}
+
+// stamp tells one version of a file from the next.
+type stamp struct {
+	ino   uint64
+	mtime syscall.Timespec
+}
+
+// network is a Network, indexed.
+type network struct {
+	name    string // lower case
+	subnets []netip.Prefix
+	byName  map[string][]netip.Addr // lower case; nil: known, and not running
+	byAddr  map[netip.Addr]string
+}
+
+func stampOf(path string) (stamp, bool) {
+	var st syscall.Stat_t
+	if syscall.Stat(path, &st) != nil {
+		return stamp{}, false
+	}
+	return stamp{st.Ino, st.Mtim}, true
+}
+
+// refresh reads what has changed. What can't be read stays as it was.
+func (t *table) refresh() {
+	changed := false
+	paths := append([]string{t.path}, t.view.Networks...)
+	for _, p := range paths {
+		if now, ok := stampOf(p); ok && t.seen[p] != now {
+			changed = true
+		}
+	}
+	if !changed {
+		return
+	}
+	seen := map[string]stamp{}
+	load := func(path string, v any) bool {
+		s, _ := stampOf(path)
+		b, err := os.ReadFile(path)
+		if err != nil || json.Unmarshal(b, v) != nil {
+			return false
+		}
+		seen[path] = s
+		return true
+	}
+	var v View
+	if !load(t.path, &v) {
+		return
+	}
+	var nets []network
+	for _, p := range v.Networks {
+		var n Network
+		if load(p, &n) {
+			nets = append(nets, indexed(n))
+		}
+	}
+	t.view, t.nets, t.seen = v, nets, seen
+}
+
+func indexed(n Network) network {
+	out := network{name: strings.ToLower(n.Name), byName: map[string][]netip.Addr{}, byAddr: map[netip.Addr]string{}}
+	for _, s := range n.Subnets {
+		if p, err := netip.ParsePrefix(s); err == nil {
+			out.subnets = append(out.subnets, p)
+		}
+	}
+	for _, m := range n.Members {
+		var addrs []netip.Addr
+		for _, a := range m.Addresses {
+			if addr, err := netip.ParseAddr(a); err == nil {
+				addrs = append(addrs, addr)
+				out.byAddr[addr] = m.Name + "." + n.Name
+			}
+		}
+		for _, name := range append([]string{m.Name}, m.Names...) {
+			name = strings.ToLower(name)
+			out.byName[name] = append(out.byName[name], addrs...)
+		}
+	}
+	return out
+}
+
+// lookup finds a name without its final dot. known: the name is ours, and
+// where it has no address of the family there is none.
+func (t *table) lookup(name string, v6 bool) (addrs []netip.Addr, known bool) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.refresh()
+	name = strings.ToLower(name)
+	for alias, real := range t.view.Links {
+		if strings.EqualFold(alias, name) {
+			name = strings.ToLower(real)
+			break
+		}
+	}
+	for _, n := range t.nets {
+		bare, qualified := strings.CutSuffix(name, "."+n.name)
+		found, ok := n.byName[name]
+		if !ok && qualified {
+			found, ok = n.byName[bare]
+			known = true // it ends with a network of ours: nobody else's to answer
+		}
+		if !ok {
+			continue
+		}
+		known = true
+		for _, a := range found {
+			if a.Is6() == v6 {
+				addrs = append(addrs, a)
+			}
+		}
+		if len(addrs) > 0 {
+			break
+		}
+	}
+	if n := len(addrs); n > 1 {
+		// Each answer begins with another one, so that clients spread.
+		t.turns++
+		k := int(t.turns) % n
+		addrs = append(append([]netip.Addr{}, addrs[k:]...), addrs[:k]...)
+	}
+	return addrs, known
+}
+
+// reverse finds the name of an address. known: the address is of a network of
+// ours.
+func (t *table) reverse(addr netip.Addr) (name string, known bool) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.refresh()
+	for _, n := range t.nets {
+		if name, ok := n.byAddr[addr]; ok {
+			return name, true
+		}
+		for _, p := range n.subnets {
+			known = known || p.Contains(addr)
+		}
+	}
+	return "", known
+}
+
+// upstream are the servers for everything else.
+func (t *table) upstream() []netip.AddrPort {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.refresh()
+	var out []netip.AddrPort
+	for _, s := range t.view.Upstream {
+		if a, err := netip.ParseAddrPort(s); err == nil {
+			out = append(out, a)
+		}
+	}
+	return out
+}
+
+// reversed reads the address of a name below in-addr.arpa or ip6.arpa.
+func reversed(name string) (netip.Addr, bool) {
+	name = strings.ToLower(name)
+	if v4, ok := strings.CutSuffix(name, ".in-addr.arpa"); ok {
+		parts := strings.Split(v4, ".")
+		if len(parts) != 4 {
+			return netip.Addr{}, false
+		}
+		a, err := netip.ParseAddr(parts[3] + "." + parts[2] + "." + parts[1] + "." + parts[0])
+		return a, err == nil
+	}
+	v6, ok := strings.CutSuffix(name, ".ip6.arpa")
+	if !ok || len(v6) != 63 {
+		return netip.Addr{}, false
+	}
+	var b [16]byte
+	for i := range 32 {
+		c := strings.IndexByte("0123456789abcdef", v6[62-2*i])
+		if c < 0 || i < 31 && v6[61-2*i] != '.' {
+			return netip.Addr{}, false
+		}
+		b[i/2] |= byte(c) << (4 * (1 - i%2))
+	}
+	return netip.AddrFrom16(b), true
+}
