@@ -81,11 +81,6 @@ type actor struct {
 	replacing bool
 	halting   proto.Stop
 	held      held // has a lock of its own
-	// replacing: a shim that was killed gets a successor, and what is asked
-	// waits for it. halting is how a stop that is under way was asked for.
-	replacing bool
-	halting   proto.Stop
-	held      held // has a lock of its own
 }
 
 // waiter waits for the end of a run, or for the removal.
@@ -152,7 +147,6 @@ func (a *actor) gone() bool {
 // publish makes the present picture the one that readers see.
 func (a *actor) publish() {
 	a.hold()
-	a.hold()
 	v := &view{spec: a.spec, req: a.req, mounts: a.mounts, sandbox: a.sandbox, state: a.state, rec: a.rec, shim: a.shim}
 	v.places = a.e.placesOf(v)
 	before := a.view.Swap(v)
@@ -204,10 +198,6 @@ func (a *actor) ask(ctx context.Context, in container.Input, act func(do contain
 	try = func() {
 		if ctx.Err() != nil {
 			return // nobody waits, and nothing was begun
-		}
-		if a.replacing {
-			a.parked = append(a.parked, try)
-			return
 		}
 		if a.replacing {
 			a.parked = append(a.parked, try)
