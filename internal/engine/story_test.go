@@ -460,7 +460,7 @@ func (s *teller) do(words []string) {
 		if err != nil {
 			s.t.Fatal(err)
 		}
-		time.Sleep(d) // the story's own time
+		<-time.After(d) // in the story's own time
 	case "state":
 		synctest.Wait()
 		var lines []string
