@@ -379,7 +379,9 @@ func (a *actor) tellDeath() {
 // removeSelf carries out --rm, in the loop.
 func (a *actor) removeSelf() {
 	if a.e.observes.Load() {
-		a.vanish()
+		if !a.e.retired.Load() { // a successor's removal is told by the journal
+			a.vanish()
+		}
 		return
 	}
 	o := container.Step(a.state, container.AskRemove)

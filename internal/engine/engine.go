@@ -81,6 +81,8 @@ type Engine struct {
 	// observes: this is an Observer's, or was retired: it changes nothing by
 	// itself. It is never taken back.
 	observes atomic.Bool
+	// retired: it observes because a successor does the rest.
+	retired atomic.Bool
 	// handedOver: see Deps.
 	handedOver bool
 	// unread are the containers whose records can't be used; set by Load alone.

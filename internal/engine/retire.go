@@ -6,9 +6,11 @@ import (
 	"fmt"
 	"os"
 	"slices"
+	"strconv"
 	"time"
 
 	"holdfast/internal/container"
+	"holdfast/internal/event"
 	"holdfast/internal/shim/proto"
 )
 
@@ -48,7 +50,10 @@ const retireLimit = 5 * time.Second
 // have been empty just before. The files in the answer are the caller's. On an
 // error the engine is of no use any more: another must be made in its place.
 func (e *Engine) Retire(ctx context.Context) ([]PendingClient, error) {
+	e.retired.Store(true)
 	e.observes.Store(true)
+	// From here on, without a gap: what the successor does is in the journal.
+	follow := e.events.Subscribe(time.Time{}, time.Time{}, func(m event.Message) bool { return m.Type == "container" })
 	var clients []PendingClient
 	for _, a := range e.index.all() {
 		// After this no function of the loop is under way that was begun with
@@ -69,12 +74,83 @@ func (e *Engine) Retire(ctx context.Context) ([]PendingClient, error) {
 		select {
 		case <-tick.C:
 		case <-deadline.C:
+			follow.Close()
 			return clients, unavailable("retire the engine: still busy with %v", busy)
 		case <-ctx.Done():
+			follow.Close()
 			return clients, ctx.Err()
 		}
 	}
+	go e.followSuccessor(follow)
 	return clients, nil
+}
+
+// followSuccessor learns what becomes of containers that this engine has no
+// shim of, because the successor started them: their ends are waited for here.
+func (e *Engine) followSuccessor(sub *event.Subscription) {
+	defer sub.Close()
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	go func() {
+		select {
+		case <-e.closing:
+			cancel()
+		case <-ctx.Done():
+		}
+	}()
+	for {
+		m, err := sub.Next(ctx)
+		if err != nil {
+			return
+		}
+		a, err := e.index.find(m.Actor.ID)
+		if err != nil {
+			continue
+		}
+		switch m.Action {
+		case proto.ActionStart:
+			go a.meetShim(ctx)
+		case proto.ActionDie:
+			code, _ := strconv.Atoi(m.Actor.Attributes["exitCode"])
+			a.post(func() {
+				if a.shim != nil {
+					return // it says so itself
+				}
+				a.rec.ExitCode, a.rec.Pid, a.rec.Status, a.rec.Finished = code, 0, proto.StatusExited, m.At()
+				a.tell(a.rec)
+				a.to(container.Exited)
+			})
+		case proto.ActionDestroy:
+			a.post(func() {
+				if a.state != container.Removing {
+					a.vanish()
+				}
+			})
+		}
+	}
+}
+
+// meetShim follows a shim that another daemon has started.
+func (a *actor) meetShim(ctx context.Context) {
+	if a.view.Load().shim != nil {
+		return
+	}
+	f := a.e.look(ctx, a)
+	if f.shim == nil {
+		return // it has ended already, which the journal tells
+	}
+	met := a.post(func() {
+		if a.shim != nil || a.state == container.Removing {
+			f.shim.Close()
+			return
+		}
+		a.spec.Life = f.rec.Life
+		a.e.show(a, f)
+		a.to(a.state)
+	})
+	if !met {
+		f.shim.Close()
+	}
 }
 
 // TakeClients takes over the clients of a predecessor. It takes charge of their

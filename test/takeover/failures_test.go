@@ -1,0 +1,324 @@
+package takeover
+
+import (
+	"encoding/json"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"holdfast/test/kit"
+)
+
+// running is a daemon with a web server, and what must not change of it.
+type running struct {
+	*kit.Daemon
+	t      *testing.T
+	probe  *kit.Prober
+	before string
+}
+
+const identity = "{{.State.Pid}} {{.State.StartedAt}} {{.RestartCount}} {{json .NetworkSettings.Networks}} {{json .NetworkSettings.Ports}}"
+
+func start(t *testing.T, o kit.Options) *running {
+	t.Helper()
+	d := kit.Start(t, o)
+	d.Load(image, kit.Busybox(t, nil))
+	d.Holdfast("run", "-d", "--name", "web", "-p", "127.0.0.1::80", image, "httpd", "-f", "-h", "/www")
+	p := kit.Probe(t, "http://"+d.Holdfast("port", "web", "80/tcp")+"/index.html")
+	p.WaitAnswer(t)
+	return &running{d, t, p, d.Holdfast("inspect", "-f", identity, "web")}
+}
+
+// unchanged checks that a daemon answers and manages, and that the container
+// has noticed nothing.
+func (r *running) unchanged() {
+	r.t.Helper()
+	if after := r.Holdfast("inspect", "-f", identity, "web"); after != r.before {
+		r.t.Errorf("\nbefore %s\nafter  %s", r.before, after)
+	}
+	if out := r.Holdfast("exec", "web", "echo", "hello"); out != "hello" {
+		r.t.Errorf("exec: %q", out)
+	}
+	if out := r.Holdfast("run", "--rm", image, "echo", "new"); out != "new" {
+		r.t.Errorf("run: %q", out)
+	}
+}
+
+func (r *running) end() {
+	r.t.Helper()
+	if p := r.probe.Stop(); len(p.Failures) > 0 || p.Answered == 0 {
+		r.t.Error(p)
+	}
+}
+
+// lives are how the daemon's lives ended, in their order.
+func lives(t *testing.T, d *kit.Daemon) string {
+	t.Helper()
+	var s struct{ Lives []struct{ How string } }
+	if err := json.Unmarshal([]byte(d.Holdfast("daemon", "status", "-f", "json")), &s); err != nil {
+		t.Fatal(err)
+	}
+	var how []string
+	for _, l := range s.Lives {
+		how = append(how, l.How)
+	}
+	return strings.Join(how, ",")
+}
+
+func pidfile(t *testing.T, d *kit.Daemon) int {
+	t.Helper()
+	b, err := os.ReadFile(d.ExecRoot + "/holdfastd.pid")
+	if err != nil {
+		t.Fatal(err)
+	}
+	pid, err := strconv.Atoi(string(b))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return pid
+}
+
+func inode(t *testing.T, path string) uint64 {
+	t.Helper()
+	st, err := os.Stat(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return sysStat(st)
+}
+
+func TestOldDaemonServesOnWhereverTheNewOneDies(t *testing.T) {
+	t.Parallel()
+	for _, point := range []string{"takeover.welcomed", "takeover.taken", "takeover.composed", "takeover.restored", "takeover.go", "takeover.serving"} {
+		t.Run(point, func(t *testing.T) {
+			t.Parallel()
+			// Live restore is off: a handover that fails is no crash either.
+			d := start(t, kit.Options{LiveRestore: strings.HasSuffix(point, "d")})
+			pid, socket := d.Pid(), inode(t, d.Socket)
+			events := values[struct{ Action string }](open(t, d.Daemon, "GET", `/events?filters={"type":["volume"]}`))
+			c := &plain{d: d.Daemon}
+			if _, _, err := c.do("GET", "/_ping"); err != nil {
+				t.Fatal(err)
+			}
+			asked := &loop{}
+			ctx, stop := contextOf(t)
+			over := make(chan struct{})
+			go func() {
+				defer close(over)
+				asked.run(ctx, func() error { return call(client(d.Daemon, false), "GET", "http://h/containers/json", "") })
+			}()
+			if err := d.TryTakeover("HOLDFAST_FAILPOINT=" + point); err == nil {
+				t.Fatal("the takeover went well")
+			}
+			if d.Pid() != pid || !d.Running() {
+				t.Fatal("the old daemon is gone")
+			}
+			d.unchanged()
+			stop()
+			<-over
+			// What the new one had accepted at its very end died with it.
+			if len(asked.failed) > 0 && point != "takeover.serving" {
+				t.Errorf("%d of %d requests failed:\n%s", len(asked.failed), asked.asked, strings.Join(asked.failed, "\n"))
+			}
+			if status, closed, err := c.do("GET", "/_ping"); status != 200 || closed || err != nil {
+				t.Errorf("on the connection kept: %d %v %v", status, closed, err)
+			}
+			d.Holdfast("volume", "create", "vv")
+			await(t, "the event", events)
+			if got := lives(t, d.Daemon); got != "" {
+				t.Errorf("the lives ended %q", got)
+			}
+			if got := pidfile(t, d.Daemon); got != pid {
+				t.Errorf("the pid file says %d, the daemon is %d", got, pid)
+			}
+			if inode(t, d.Socket) != socket {
+				t.Error("the socket's file was replaced")
+			}
+			// And the next one succeeds.
+			d.Takeover()
+			d.unchanged()
+			if got := lives(t, d.Daemon); got != "handover," {
+				t.Errorf("the lives ended %q", got)
+			}
+			d.end()
+		})
+	}
+}
+
+func TestNewDaemonServesWhereverTheOldOneDies(t *testing.T) {
+	t.Parallel()
+	for _, point := range []string{"handover.welcomed", "handover.asked", "handover.paused", "handover.retired", "handover.given", "handover.ready", "handover.serving"} {
+		t.Run(point, func(t *testing.T) {
+			t.Parallel()
+			d := start(t, kit.Options{LiveRestore: true, Env: []string{"HOLDFAST_FAILPOINT=" + point}})
+			socket := inode(t, d.Socket)
+			d.SetEnv()
+			asked := &loop{}
+			ctx, stop := contextOf(t)
+			over := make(chan struct{})
+			go func() {
+				defer close(over)
+				asked.run(ctx, func() error { return call(client(d.Daemon, false), "GET", "http://h/containers/json", "") })
+			}()
+			d.Takeover()
+			old := d.Predecessors()[0]
+			select {
+			case <-old.Exited:
+			case <-time.After(patience):
+				t.Fatal("the old daemon lives")
+			}
+			if old.Code != -1 {
+				t.Errorf("the old daemon was not killed but ended with %d", old.Code)
+			}
+			d.unchanged()
+			stop()
+			<-over
+			// Only what the old one had accepted can be lost, and none is refused.
+			for _, f := range asked.failed {
+				if strings.Contains(f, "refused") || strings.Contains(f, "no such file") {
+					t.Error(f)
+				}
+			}
+			if inode(t, d.Socket) != socket {
+				t.Error("the socket's file was replaced")
+			}
+			if got := pidfile(t, d.Daemon); got != d.Pid() {
+				t.Errorf("the pid file says %d, the daemon is %d", got, d.Pid())
+			}
+			d.Takeover()
+			d.end()
+		})
+	}
+}
+
+func TestTakeoverWithoutADaemonIsAStart(t *testing.T) {
+	t.Parallel()
+	d := start(t, kit.Options{LiveRestore: true})
+	d.Kill9()
+	d.SetFlags("--takeover")
+	d.Start()
+	d.SetFlags()
+	d.unchanged()
+	d.end()
+}
+
+func TestUpgradeStartsTheOtherDaemonAndSaysWhatBecameOfIt(t *testing.T) {
+	t.Parallel()
+	d := start(t, kit.Options{LiveRestore: true})
+	status := func() int {
+		t.Helper()
+		pid, err := strconv.Atoi(d.Holdfast("daemon", "status", "-f", "{{.Daemon.Pid}}"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return pid
+	}
+	old := status()
+
+	// What can't be the next daemon is refused before anything happens.
+	script := filepath.Join(d.Root, "script")
+	if err := os.WriteFile(script, []byte("#!/bin/sh\necho nonsense\n"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	for binary, want := range map[string]string{
+		"/no/such/holdfastd": "no such file", script: "it is no holdfastd", d.ConfigFile(): "can't be the next daemon",
+	} {
+		r := d.TryHoldfast("daemon", "upgrade", "--binary", binary)
+		if r.Code != 1 || !strings.Contains(r.Stderr, want) || !strings.Contains(r.Stderr, binary) {
+			t.Errorf("%s: %+v", binary, r)
+		}
+	}
+	d.WriteConfig(map[string]any{"live-restore": "what"})
+	if r := d.TryHoldfast("daemon", "upgrade"); r.Code != 1 || !strings.Contains(r.Stderr, "live-restore") {
+		t.Errorf("%+v", r)
+	}
+	// What only shows when it starts makes it fail, and the old one goes on.
+	d.WriteConfig(map[string]any{"live-restore": true, "seccomp-profile": "/no/such/profile"})
+	if r := d.TryHoldfast("daemon", "upgrade"); r.Code != 1 || !strings.Contains(r.Stderr, "the daemon is the one from before") || !strings.Contains(r.Stderr, "/no/such/profile") {
+		t.Errorf("%+v", r)
+	}
+	if status() != old {
+		t.Error("the daemon is another one after a failed upgrade")
+	}
+	d.WriteConfig(map[string]any{"live-restore": true})
+	d.unchanged()
+
+	for range 2 {
+		out := d.Holdfast("daemon", "upgrade", "--binary", kit.Binary(t, "holdfastd"))
+		now := status()
+		if now == old || !strings.Contains(out, "pid "+strconv.Itoa(now)) {
+			t.Errorf("the daemon is process %d, before it was %d: %s", now, old, out)
+		}
+		d.Became(now)
+		old = now
+		d.unchanged()
+	}
+	for _, p := range d.Predecessors() {
+		<-p.Exited
+	}
+	if got := lives(t, d.Daemon); got != "handover,handover," {
+		t.Errorf("the lives ended %q", got)
+	}
+	d.end()
+}
+
+func TestRequestUnderWayIsWaitedForWhileOthersAreAnswered(t *testing.T) {
+	t.Parallel()
+	d := start(t, kit.Options{LiveRestore: true})
+	d.Holdfast("run", "-d", "--name", "slow", image, "sh", "-c", "trap '' TERM; echo up; while :; do usleep 10000; done")
+	stopping := make(chan kit.Result, 1)
+	go func() { stopping <- d.TryHoldfast("stop", "-t", "4", "slow") }()
+	// It is under way once its event is told.
+	for e := range values[struct{ Action string }](open(t, d.Daemon, "GET", `/events?since=1&filters={"container":["slow"]}`)) {
+		if e.Action == "kill" {
+			break
+		}
+	}
+	// Too impatient.
+	r := d.TryHoldfast("daemon", "upgrade", "--wait", "1")
+	if r.Code != 1 || !strings.Contains(r.Stderr, "too busy to hand over") || !strings.Contains(r.Stderr, "/containers/slow/stop") {
+		t.Errorf("%+v", r)
+	}
+	asked := &loop{}
+	ctx, stop := contextOf(t)
+	over := make(chan struct{})
+	go func() {
+		defer close(over)
+		asked.run(ctx, func() error { return call(client(d.Daemon, false), "GET", "http://h/_ping", "") })
+	}()
+	d.Takeover()
+	if r := await(t, "the end of the stop", stopping); r.Code != 0 {
+		t.Errorf("stop: %+v", r)
+	}
+	stop()
+	<-over
+	if len(asked.failed) > 0 || asked.slowest > 2500*time.Millisecond {
+		t.Errorf("%d of %d failed, slowest %s", len(asked.failed), asked.asked, asked.slowest)
+	}
+	if got := d.Holdfast("inspect", "-f", "{{.State.Status}} {{.State.ExitCode}}", "slow"); got != "exited 137" {
+		t.Error(got)
+	}
+	d.end()
+}
+
+func TestOnlyTheSameRootsAreHandedOver(t *testing.T) {
+	t.Parallel()
+	d := kit.Start(t, kit.Options{Flags: []string{}})
+	d.SetFlags("--data-root", d.Root+"/other")
+	if err := d.TryTakeover(); err == nil || !strings.Contains(err.Error(), "a takeover can't change it") {
+		t.Errorf("got %v", err)
+	}
+	d.SetFlags()
+	if st, err := os.Stat(d.ExecRoot + "/handoff.sock"); err != nil || st.Mode().Perm() != 0o600 {
+		t.Errorf("the handoff socket: %v %v", st, err)
+	}
+	resp, err := d.HTTP().Get("http://h/_ping")
+	if err != nil || resp.StatusCode != http.StatusOK {
+		t.Fatal(resp, err)
+	}
+	resp.Body.Close()
+}

@@ -1,0 +1,17 @@
+package takeover
+
+import (
+	"context"
+	"os"
+	"syscall"
+	"testing"
+)
+
+func sysStat(st os.FileInfo) uint64 { return st.Sys().(*syscall.Stat_t).Ino }
+
+// contextOf is a context that ends with the test, or before.
+func contextOf(t *testing.T) (context.Context, context.CancelFunc) {
+	ctx, cancel := context.WithCancel(t.Context())
+	t.Cleanup(cancel)
+	return ctx, cancel
+}
