@@ -54,7 +54,7 @@ func ListenControl(ctx context.Context, execRoot string, inherited *os.File, log
 		followers: map[*peer]bool{}, left: make(chan struct{}),
 		forwarded: make(chan net.Conn), done: make(chan struct{}),
 	}
-	c.Forwarded = &forwarded{c}
+	c.Forwarded = &forwarded{c: c, closed: make(chan struct{})}
 	if inherited != nil {
 		l, err := net.FileListener(inherited)
 		inherited.Close()
@@ -224,7 +224,13 @@ func (c *Control) forward(p *peer) {
 }
 
 // forwarded is a listener of what other connections turn into.
-type forwarded struct{ c *Control }
+// It ends with the Control, or when its server closes it: one that shuts down
+// waits until Accept has returned.
+type forwarded struct {
+	c      *Control
+	once   sync.Once
+	closed chan struct{}
+}
 
 func (f *forwarded) Accept() (net.Conn, error) {
 	select {
@@ -232,10 +238,16 @@ func (f *forwarded) Accept() (net.Conn, error) {
 		return conn, nil
 	case <-f.c.done:
 		return nil, net.ErrClosed
+	case <-f.closed:
+		return nil, net.ErrClosed
 	}
 }
 
-func (f *forwarded) Close() error   { return nil } // it ends with the Control
+func (f *forwarded) Close() error {
+	f.once.Do(func() { close(f.closed) })
+	return nil
+}
+
 func (f *forwarded) Addr() net.Addr { return f.c.l.Addr() }
 
 // Leave stops listening, with a successor on the same socket: predecessors
