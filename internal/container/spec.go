@@ -83,6 +83,11 @@ type Spec struct {
 	// with.
 	CgroupDriver string `json:"cgroupDriver,omitempty"`
 	CgroupParent string `json:"cgroupParent,omitempty"`
+
+	// ExecRoot is the exec root of the daemon that started the present life:
+	// the run directory and the runtime's state are below it. Empty is the
+	// daemon's own, which all had before it was recorded.
+	ExecRoot string `json:"execRoot,omitempty"`
 }
 
 // Image is the image that a container was made of.

@@ -1,6 +1,7 @@
 package engine
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -164,9 +165,10 @@ func (e *Engine) runtime(spec container.Spec) (proto.Runtime, error) {
 	return proto.Runtime{Path: rt.Path, Args: args}, nil
 }
 
-// runtimeRoot is where the OCI runtime keeps its state; one folder a runtime.
+// runtimeRoot is where the OCI runtime keeps its state; one folder a runtime,
+// below the exec root of the container's present life.
 func (e *Engine) runtimeRoot(spec container.Spec) string {
-	return filepath.Join(e.config.Load().ExecRoot, "runtime", spec.Runtime)
+	return filepath.Join(cmp.Or(spec.ExecRoot, e.config.Load().ExecRoot), "runtime", spec.Runtime)
 }
 
 func (e *Engine) runtimeState(spec container.Spec) string {

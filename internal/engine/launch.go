@@ -159,6 +159,13 @@ func (e *Engine) launch(ctx context.Context, a *actor, spec container.Spec, req 
 	if spec.Sandbox, err = json.Marshal(sandbox); err != nil {
 		return err
 	}
+	if root := e.config.Load().ExecRoot; spec.ExecRoot != root {
+		// What an earlier life left below another exec root goes with it.
+		if err := e.clearRun(spec.ID); err != nil {
+			return err
+		}
+		spec.ExecRoot = root
+	}
 	if err := e.store.WriteSpec(&spec); err != nil {
 		return err
 	}

@@ -19,7 +19,7 @@ func (m *Manager) forgetFlows(s Sandbox) error {
 			ports[p.HostPort] = true
 		}
 	}
-	if len(ports) == 0 || !m.opts.filtering() {
+	if len(ports) == 0 || !m.opts.rulesOf(s).IPv4 && !m.opts.rulesOf(s).IPv6 {
 		return nil
 	}
 	f := staleFlows{ports: ports, targets: map[netip.AddrPort]bool{}}

@@ -97,9 +97,16 @@ func (m *Manager) Release(ctx context.Context, s Sandbox) error {
 	}
 	if known {
 		m.mu.Lock()
+		excepted := m.excepted(s)
 		m.forget(s)
 		delete(m.sandboxes, s.Container)
 		m.mu.Unlock()
+		if excepted {
+			// Its address is anyone's now, and must not keep its rules.
+			if err := m.Sync(ctx); err != nil {
+				return fmt.Errorf("container %s: %w", s.Container, err)
+			}
+		}
 	}
 	return nil
 }

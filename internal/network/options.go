@@ -76,10 +76,7 @@ func (o Options) parse() (parsed, error) {
 		return p, errdefs.ErrInvalidArgument.WithMessage(fmt.Sprintf("invalid bridge name %q: an interface's name has at most 15 characters", p.BridgeName))
 	}
 	if p.Table == "" {
-		p.Table = defaultTable
-		if p.BridgeName != DefaultBridge {
-			p.Table += "-" + p.BridgeName
-		}
+		p.Table = tableOf(p.BridgeName)
 	}
 	if p.MTU == 0 {
 		p.MTU = 1500

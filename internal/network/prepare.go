@@ -162,6 +162,7 @@ func (m *Manager) endpoint(s *Sandbox, n *object, es *network.EndpointSettings) 
 	}
 	if n.Bridge != nil {
 		e.Bridge, e.Isolated, e.HostName = n.Bridge.Name, !t.icc && !bridge.Filtered(), hostName(e.ID)
+		e.Rules = &Rules{IPv4: m.opts.Iptables, IPv6: m.opts.Ip6tables, ICC: t.icc, Masquerade: t.masq}
 	}
 	if n.Parent != nil {
 		e.Link = &LinkSettings{Kind: n.Driver, Parent: n.Parent.Name, Mode: n.Parent.Mode}

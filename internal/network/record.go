@@ -92,30 +92,37 @@ func save(root string, r *record) error {
 	if err != nil {
 		return fail(err)
 	}
-	if err := os.MkdirAll(root, 0o700); err != nil {
+	if err := write(root, r.ID+".json", append(b, '\n')); err != nil {
 		return fail(err)
 	}
-	path := filepath.Join(root, r.ID+".json")
+	return nil
+}
+
+// write writes a file in root, whole and durably.
+func write(root, name string, text []byte) error {
+	if err := os.MkdirAll(root, 0o700); err != nil {
+		return err
+	}
 	f, err := os.CreateTemp(root, ".network-*")
 	if err != nil {
-		return fail(err)
+		return err
 	}
 	// The folder's group, which is that of the API's socket, may read it.
-	_, err = f.Write(append(b, '\n'))
+	_, err = f.Write(text)
 	err = errors.Join(err, f.Chmod(0o640))
 	if err = errors.Join(err, f.Sync(), f.Close()); err == nil {
-		err = os.Rename(f.Name(), path)
+		err = os.Rename(f.Name(), filepath.Join(root, name))
 	}
 	if err != nil {
 		os.Remove(f.Name())
-		return fail(err)
+		return err
 	}
 	dir, err := os.Open(root)
 	if err != nil {
-		return fail(err)
+		return err
 	}
 	if err := errors.Join(dir.Sync(), dir.Close()); err != nil {
-		return fail(err)
+		return err
 	}
 	return nil
 }

@@ -32,6 +32,15 @@ func (m *Manager) Restore(ctx context.Context, sandboxes map[string]Sandbox, unr
 			return fmt.Errorf("container %s: its sandbox has schema %d, this release knows up to %d: it was written by a newer one", id, s.Schema, SandboxSchema)
 		}
 	}
+	if err := m.checkBridge(); err != nil {
+		return err
+	}
+	m.mu.Lock()
+	err := m.chooseTable(sandboxes, unread)
+	m.mu.Unlock()
+	if err != nil {
+		return err
+	}
 	if len(unread) > 0 {
 		sandboxes = maps.Clone(sandboxes)
 		if sandboxes == nil {
@@ -42,8 +51,9 @@ func (m *Manager) Restore(ctx context.Context, sandboxes map[string]Sandbox, unr
 		}
 	}
 	m.mu.Lock()
-	err := m.adopt(sandboxes)
+	err = m.adopt(sandboxes)
 	bridges := m.bridges()
+	filters4, filters6 := m.filters()
 	m.mu.Unlock()
 	if err != nil {
 		return err
@@ -55,7 +65,7 @@ func (m *Manager) Restore(ctx context.Context, sandboxes map[string]Sandbox, unr
 			m.opts.Log.Info("forwarding enabled")
 		}
 	}
-	if m.opts.filtering() {
+	if filters4 || filters6 {
 		if err := m.openTable(); err != nil {
 			return err
 		}
@@ -177,9 +187,10 @@ func (m *Manager) Rules() string {
 
 // rulesConfig: m.mu is held.
 func (m *Manager) rulesConfig() nft.Config {
-	c := nft.Config{Table: m.opts.Table, IPv4: m.opts.Iptables, IPv6: m.opts.Ip6tables}
+	c := nft.Config{Table: m.opts.Table}
+	c.IPv4, c.IPv6 = m.filters()
 	for _, b := range m.bridges() {
-		nb := nft.Bridge{Name: b.Name, ICC: b.icc, Masquerade: b.masq, Internal: b.internal}
+		nb := nft.Bridge{Name: b.Name, ICC: b.icc, Masquerade: b.masq, Internal: b.internal, Exceptions: m.exceptions(b)}
 		for _, a := range b.Addrs {
 			nb.Subnets = append(nb.Subnets, a.Masked())
 		}
@@ -264,7 +275,7 @@ func (m *Manager) bridges() []wanted {
 			// Until a network says otherwise: the bridge of an earlier
 			// configuration goes by the daemon's options.
 			t := traits{mtu: m.opts.MTU, icc: m.opts.ICC, masq: m.opts.IPMasq}
-			w = &wanted{bridge.Bridge{Name: name, MTU: t.mtu, Filter: !t.icc && bridge.Filtered()}, t}
+			w = &wanted{bridge.Bridge{Name: name, MTU: t.mtu, Filter: !t.icc && bridge.Filtered(), Owner: m.opts.Root}, t}
 			byName[name] = w
 		}
 		return w
@@ -292,6 +303,7 @@ func (m *Manager) bridges() []wanted {
 		for _, e := range s.Endpoints {
 			if e.Bridge != "" {
 				w := get(e.Bridge)
+				w.Filter = w.Filter || e.Rules != nil && !e.Rules.ICC && bridge.Filtered()
 				add(w, e.IPv4.BridgeAddress)
 				add(w, e.IPv6.BridgeAddress)
 			}

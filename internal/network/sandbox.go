@@ -47,6 +47,7 @@ type Endpoint struct {
 	MAC      string `json:"mac,omitempty"`
 	MTU      int    `json:"mtu,omitempty"`      // bytes
 	Isolated bool   `json:"isolated,omitempty"` // by the bridge, from its other ports
+	Rules    *Rules `json:"rules,omitempty"`    // nil: those of the day
 
 	// Link is set on networks without a bridge.
 	Link *LinkSettings `json:"link,omitempty"`
@@ -104,8 +105,9 @@ func (p PortMapping) element(container string) (nft.Element, bool) {
 // elements are the published ports that the kernel translates.
 func (p parsed) elements(s Sandbox) []nft.Element {
 	var es []nft.Element
+	rules := p.rulesOf(s)
 	for _, m := range s.Ports {
-		if e, ok := m.element(s.Container); ok && (m.HostIP.Is4() && p.Iptables || m.HostIP.Is6() && p.Ip6tables) {
+		if e, ok := m.element(s.Container); ok && (m.HostIP.Is4() && rules.IPv4 || m.HostIP.Is6() && rules.IPv6) {
 			es = append(es, e)
 		}
 	}

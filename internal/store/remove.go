@@ -19,10 +19,14 @@ func (s *Store) RemoveContainer(id string) error {
 	}
 	// The run directory first: a container with a spec and without one is
 	// stopped, one with a run directory alone would be an orphan.
-	if err := remove(s.shimsDir(), id); err != nil {
+	if err := remove(s.shimsOf(id), id); err != nil {
 		return err
 	}
-	return remove(s.ContainersDir(), id)
+	if err := remove(s.ContainersDir(), id); err != nil {
+		return err
+	}
+	s.place(id, "")
+	return nil
 }
 
 // RemoveRunDir removes what a shim left behind.
@@ -30,7 +34,7 @@ func (s *Store) RemoveRunDir(id string) error {
 	if err := checkID(id); err != nil {
 		return err
 	}
-	return remove(s.shimsDir(), id)
+	return remove(s.shimsOf(id), id)
 }
 
 func remove(dir, id string) error {

@@ -36,7 +36,11 @@ func (s *Store) WriteSpec(spec *container.Spec) error {
 	} else if !errors.Is(err, fs.ErrExist) {
 		return fmt.Errorf("write spec of container %s: %w", spec.ID, err)
 	}
-	return WriteFileAtomic(s.SpecPath(spec.ID), append(text, '\n'), 0o640)
+	if err := WriteFileAtomic(s.SpecPath(spec.ID), append(text, '\n'), 0o640); err != nil {
+		return err
+	}
+	s.place(spec.ID, spec.ExecRoot)
+	return nil
 }
 
 // ReadSpec reads a container's spec. Errors: ErrNotFound; ErrFailedPrecondition
@@ -61,6 +65,7 @@ func (s *Store) ReadSpec(id string) (*container.Spec, error) {
 	if spec.ID != id {
 		return nil, fmt.Errorf("%s is not the spec of container %s: it says that it is of %q: %w", path, id, spec.ID, errdefs.ErrDataLoss)
 	}
+	s.place(id, spec.ExecRoot)
 	return &spec, nil
 }
 

@@ -36,6 +36,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"strings"
+	"sync"
 
 	"github.com/containerd/errdefs"
 	"github.com/google/uuid"
@@ -52,6 +53,9 @@ const (
 type Store struct {
 	data string
 	exec string
+
+	mu    sync.RWMutex      // guards other
+	other map[string]string // exec roots of containers that keep another, by ID
 }
 
 // Open opens the tree below the two roots, makes what is missing, and
@@ -64,6 +68,9 @@ func Open(dataRoot, execRoot string) (*Store, error) {
 	}
 	if s.exec, err = filepath.Abs(execRoot); err != nil {
 		return nil, fmt.Errorf("open exec root: %w", err)
+	}
+	if err := checkRoots(s.data, s.exec); err != nil {
+		return nil, err
 	}
 	for _, d := range []struct {
 		path string
@@ -128,8 +135,32 @@ func (s *Store) LogPath(id, driver string) string {
 	return ""
 }
 
-// RunDir is the run directory of the container's shim.
-func (s *Store) RunDir(id string) string { return filepath.Join(s.shimsDir(), id) }
+// RunDir is the run directory of the container's shim. It is below the exec
+// root that the container was started under.
+func (s *Store) RunDir(id string) string { return filepath.Join(s.shimsOf(id), id) }
+
+func (s *Store) shimsOf(id string) string {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	if root := s.other[id]; root != "" {
+		return filepath.Join(root, "shim")
+	}
+	return s.shimsDir()
+}
+
+// place notes which exec root a container's spec names.
+func (s *Store) place(id, root string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if root == "" || root == s.exec {
+		delete(s.other, id)
+		return
+	}
+	if s.other == nil {
+		s.other = map[string]string{}
+	}
+	s.other[id] = root
+}
 
 // Bundle is the container's OCI bundle.
 func (s *Store) Bundle(id string) string { return filepath.Join(s.RunDir(id), "bundle") }

@@ -61,6 +61,7 @@ type Daemon struct {
 
 	t    testing.TB
 	opts Options
+	conf map[string]any // what WriteConfig wrote last
 
 	mu     sync.Mutex
 	cmd    *exec.Cmd
@@ -132,7 +133,8 @@ func New(t testing.TB, o Options) *Daemon {
 }
 
 // WriteConfig replaces daemon.json; nil is an empty one. Hup or Restart makes
-// the daemon read it.
+// the daemon read it. A key that stands there takes the place of the kit's own
+// flag from the next start on.
 func (d *Daemon) WriteConfig(conf map[string]any) {
 	d.t.Helper()
 	if conf == nil {
@@ -145,6 +147,7 @@ func (d *Daemon) WriteConfig(conf map[string]any) {
 	if err := os.WriteFile(d.ConfigFile(), b, 0o600); err != nil {
 		d.t.Fatal(err)
 	}
+	d.conf = conf
 }
 
 // ConfigFile is the path of daemon.json.
@@ -162,9 +165,14 @@ func (d *Daemon) Log() string {
 // Command is the daemon's command line, for tests that start it in a way of
 // their own. It is not started.
 func (d *Daemon) Command() *exec.Cmd {
-	args := []string{
-		"--data-root", d.DataRoot, "--exec-root", d.ExecRoot, "--config-file", d.ConfigFile(),
-		"--bridge", d.Bridge, "--bip", d.Address.String(), "--cgroup-parent", d.Cgroup, "--group", "",
+	args := []string{"--config-file", d.ConfigFile()}
+	for _, f := range [][2]string{
+		{"data-root", d.DataRoot}, {"exec-root", d.ExecRoot}, {"bridge", d.Bridge}, {"bip", d.Address.String()},
+		{"cgroup-parent", d.Cgroup}, {"group", ""},
+	} {
+		if _, instead := d.conf[f[0]]; !instead {
+			args = append(args, "--"+f[0], f[1])
+		}
 	}
 	if d.opts.Shim != "" {
 		args = append(args, "--shim", d.opts.Shim)

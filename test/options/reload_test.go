@@ -5,6 +5,8 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"holdfast/test/kit"
 )
 
 const (
@@ -34,7 +36,13 @@ func TestReloadOfContainersDefaultsHoldsForNewContainersOnly(t *testing.T) {
 			}
 		}
 	}
-	walk(t, map[string]any{"dns": []string{"192.0.2.1"}, "default-ulimits": map[string]any{"nofile": map[string]any{"Soft": 500, "Hard": 500}}}, []change{
+	h := newHouse(t, func(_ *kit.Daemon, keys map[string]any) {
+		keys["dns"] = []string{"192.0.2.1"}
+		keys["default-ulimits"] = map[string]any{"nofile": map[string]any{"Soft": 500, "Hard": 500}}
+	})
+	other := h.d.Cgroup + "-other"
+	t.Cleanup(func() { removeCgroup(t, other) })
+	walk(h, []change{
 		{key: "dns", hup: true, set: map[string]any{"dns": []string{"192.0.2.53"}}, check: contains(resolv, "192.0.2.53")},
 		{key: "dns-search", hup: true, set: map[string]any{"dns-search": []string{"later.example"}}, check: contains(resolv, "later.example")},
 		{key: "dns-opts", hup: true, set: map[string]any{"dns-opts": []string{"timeout:7"}}, check: contains(resolv, "timeout:7")},
@@ -42,7 +50,7 @@ func TestReloadOfContainersDefaultsHoldsForNewContainersOnly(t *testing.T) {
 		{key: "default-shm-size", hup: true, set: map[string]any{"default-shm-size": "32M"}, check: inspected("{{.HostConfig.ShmSize}}", "67108864", "33554432")},
 		{key: "default-ipc-mode", hup: true, set: map[string]any{"default-ipc-mode": "shareable"}, check: inspected("{{.HostConfig.IpcMode}}", "private", "shareable")},
 		{key: "default-cgroupns-mode", hup: true, set: map[string]any{"default-cgroupns-mode": "private"}, check: inspected("{{.HostConfig.CgroupnsMode}}", "host", "private")},
-		{key: "default-ulimits", hup: true, set: map[string]any{"default-ulimits": map[string]any{"nofile": map[string]any{"Soft": 400, "Hard": 450}}}, check: ran("500", "400", "sh", "-c", ulimit)},
+		{key: "default-ulimits", hup: true, set: map[string]any{"default-ulimits": map[string]any{"nofile": map[string]any{"Soft": 400, "Hard": 400}}}, check: ran("500", "400", "sh", "-c", ulimit)},
 		{key: "init", hup: true, set: map[string]any{"init": true}, check: func(h *house) {
 			if got := h.in("new", "cat", "/proc/1/comm"); !strings.Contains(got, "init") {
 				h.Errorf("process 1 of the new container is %q", got)
@@ -73,6 +81,18 @@ func TestReloadOfContainersDefaultsHoldsForNewContainersOnly(t *testing.T) {
 			}
 		}},
 		{key: "runtimes", hup: true, set: map[string]any{"runtimes": map[string]any{"other": map[string]string{"path": runc}}}, run: []string{"--runtime", "other"}, check: inspected("{{.HostConfig.Runtime}}", "runc", "other")},
+		{key: "cgroup-parent", hup: true, set: map[string]any{"cgroup-parent": other}, check: func(h *house) {
+			for name, want := range map[string]string{"new": other + "/", "old": h.d.Cgroup + "/"} {
+				raw, err := os.ReadFile("/proc/" + h.inspect(name, "{{.State.Pid}}") + "/cgroup")
+				if err != nil {
+					h.Fatal(err)
+				}
+				if !strings.Contains(string(raw), ":"+want) {
+					h.Errorf("the %s container is not below %s:\n%s", name, want, raw)
+				}
+			}
+		}},
+		{key: "live-restore", hup: true, set: map[string]any{"live-restore": false}, check: info("{{.LiveRestoreEnabled}}", "false")},
 		{key: "shutdown-timeout", hup: true, set: map[string]any{"shutdown-timeout": 77}},
 		{key: "max-concurrent-downloads", hup: true, set: map[string]any{"max-concurrent-downloads": 9}},
 		{key: "max-concurrent-uploads", hup: true, set: map[string]any{"max-concurrent-uploads": 9}},
@@ -93,4 +113,16 @@ func TestReloadOfContainersDefaultsHoldsForNewContainersOnly(t *testing.T) {
 		}
 		h.want("its log driver", h.inspect("old", "{{.HostConfig.LogConfig.Type}}"), "json-file")
 	})
+}
+
+// removeCgroup removes a cgroup that a test has named, in every hierarchy.
+func removeCgroup(t *testing.T, path string) {
+	for _, pattern := range []string{"/sys/fs/cgroup" + path, "/sys/fs/cgroup/*" + path} {
+		dirs, _ := filepath.Glob(pattern)
+		for _, dir := range dirs {
+			if err := os.Remove(dir); err != nil {
+				t.Error(err)
+			}
+		}
+	}
 }

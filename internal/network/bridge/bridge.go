@@ -27,6 +27,8 @@ type Bridge struct {
 	Exact bool
 	// Filter shows frames between the ports to the packet filter.
 	Filter bool
+	// Owner is written on a bridge that is Exact; see the function.
+	Owner string
 }
 
 // Ensure makes the bridge, or of a bridge that is there what differs, and
@@ -59,6 +61,13 @@ func Ensure(b Bridge) (changed bool, err error) {
 			return fail(fmt.Errorf("set mtu %d: %w", b.MTU, err))
 		}
 		changed = true
+	}
+	if b.Exact {
+		c, err := setOwner(h, link, b.Owner)
+		changed = changed || c
+		if err != nil {
+			return fail(err)
+		}
 	}
 	c, err := sysctls(b)
 	changed = changed || c

@@ -61,6 +61,14 @@ func TestRulesReadAsDocumented(t *testing.T) {
 				{Name: "br1", Subnets: prefixes("10.2.0.0/24", "10.1.0.0/24"), Masquerade: true},
 				{Name: "br0", Subnets: prefixes("172.17.0.0/16"), ICC: true},
 			}},
+		"exceptions.nft": {Table: "holdfast", IPv4: true, IPv6: true, Bridges: []Bridge{
+			{Name: "closed", Subnets: prefixes("172.26.0.0/16", "fd00:1::/64"), Exceptions: []Exception{
+				{Addr: netip.MustParseAddr("172.26.0.9"), ICC: true, Masquerade: true}, {Addr: netip.MustParseAddr("fd00:1::2"), ICC: true},
+			}},
+			{Name: "open", Subnets: prefixes("172.27.0.0/16"), ICC: true, Masquerade: true, Exceptions: []Exception{
+				{Addr: netip.MustParseAddr("172.27.0.3")}, {Addr: netip.MustParseAddr("172.27.0.2")},
+			}},
+		}},
 		"ipv6-only.nft": {Table: "holdfast", IPv6: true, Elements: elements,
 			Bridges: []Bridge{{Name: "holdfast0", Subnets: prefixes("172.17.0.0/16", "fd00::/64"), ICC: true, Masquerade: true}}},
 	} {

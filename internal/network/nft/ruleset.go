@@ -39,6 +39,15 @@ type Bridge struct {
 	Masquerade bool
 	// Internal: nothing is forwarded from the bridge to another interface.
 	Internal bool
+	// Exceptions are containers of the bridge that ICC and Masquerade don't
+	// hold for.
+	Exceptions []Exception
+}
+
+// Exception is a container's address with what it has instead.
+type Exception struct {
+	Addr            netip.Addr
+	ICC, Masquerade bool
 }
 
 // Ruleset is a table.
@@ -201,6 +210,12 @@ func Build(c Config) Ruleset {
 			to.Rules = append(to.Rules, Rule{Family{V6: true}, accept})
 		}
 		to.Rules = append(to.Rules, Rule{Known{}, accept}, Rule{Translated{}, accept})
+		exceptions := b.exceptions(c)
+		kept, isolated := exceptICC(b, exceptions)
+		to.Rules = append(to.Rules, kept...)
+		if len(isolated.Rules) > 0 {
+			rs.Chains = append(rs.Chains, isolated)
+		}
 		if b.ICC {
 			to.Rules = append(to.Rules, Rule{Interface{Name: b.Name}, accept})
 		}
@@ -218,6 +233,7 @@ func Build(c Config) Ruleset {
 			postrouting.Rules = append(postrouting.Rules,
 				Rule{Interface{Out: true, Name: b.Name}, Address{Source: true, Prefix: loopback4}, Masquerade{}})
 		}
+		postrouting.Rules = append(postrouting.Rules, exceptMasquerade(b, exceptions)...)
 		subnets := append([]netip.Prefix(nil), b.Subnets...)
 		sort.Slice(subnets, func(i, j int) bool { return subnets[i].Addr().Less(subnets[j].Addr()) })
 		for _, s := range subnets {
