@@ -91,7 +91,14 @@ func Spawn(ctx context.Context, o Options) (*Shim, error) {
 		conn.Close()
 		return fail(err)
 	}
-	go cmd.Wait()
+	// Waiting for a process keeps a thread. As long as the connection is there
+	// the shim is, and that can be waited for without one.
+	lives := false
+	defer func() {
+		if !lives {
+			go cmd.Wait()
+		}
+	}()
 
 	fds := make([]int, len(files))
 	for i, f := range files {
@@ -115,6 +122,11 @@ func Spawn(ctx context.Context, o Options) (*Shim, error) {
 		cmd.Process.Kill() // no container is its child
 		return fail(withLog(err, b.RunDir, logStart))
 	}
+	lives = true
+	go func() {
+		<-s.Done()
+		cmd.Wait()
+	}()
 	return s, nil
 }
 
