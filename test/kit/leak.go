@@ -3,6 +3,7 @@ package kit
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"sort"
@@ -258,6 +259,7 @@ func (d *Daemon) childCgroups() []string {
 // scrub removes everything that has the daemon's names, whoever left it.
 func (d *Daemon) scrub() error {
 	var errs []error
+	d.thaw()
 	// Killing a shim may leave its container to the next round.
 	for range 10 {
 		procs, err := d.processes()
@@ -309,6 +311,20 @@ func (d *Daemon) dropTables() error {
 		c.DelTable(t)
 	}
 	return c.Flush()
+}
+
+// thaw lets the processes of paused containers run, for frozen ones don't die.
+// What has no freezer has nothing frozen.
+func (d *Daemon) thaw() {
+	for _, root := range d.cgroups() {
+		_ = filepath.WalkDir(root, func(dir string, e fs.DirEntry, err error) error {
+			if err == nil && e.IsDir() {
+				_ = os.WriteFile(dir+"/freezer.state", []byte("THAWED"), 0)
+				_ = os.WriteFile(dir+"/cgroup.freeze", []byte("0"), 0)
+			}
+			return nil
+		})
+	}
 }
 
 // killAndWait kills a process, whichever it is, by a descriptor that can't

@@ -1,0 +1,261 @@
+package daemonless
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"os"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"holdfast/test/kit"
+)
+
+// loop ends at once when it is told to, and with 7 by SIGUSR1.
+const loop = `trap 'exit 0' TERM; trap 'exit 7' USR1; while :; do sleep 0.05; done`
+
+func TestStoppedWithoutADaemonStaysStopped(t *testing.T) {
+	d := start(t, kit.Options{})
+	for name, policy := range map[string]string{"unless": "unless-stopped", "failure": "on-failure", "always": "always"} {
+		d.Holdfast("run", "-d", "--name", name, "--restart", policy, "busybox", "sh", "-c", loop)
+	}
+	d.Holdfast("run", "-d", "--name", "killed", "--restart", "unless-stopped", "busybox", "sh", "-c", loop)
+	d.Kill9()
+	for _, name := range []string{"unless", "failure", "always"} {
+		if got := ok(t, d, "stop", name); got != name {
+			t.Errorf("stop printed %q", got)
+		}
+	}
+	ok(t, d, "kill", "killed")
+	if got := ok(t, d, "ps", "-q"); got != "" {
+		t.Errorf("after the stop ps shows %q", got)
+	}
+	if got := ok(t, d, "inspect", "-f", "{{.State.ExitCode}} {{.RestartCount}}", "unless", "killed"); got != "0 0\n137 0" {
+		t.Errorf("exit codes and restarts are %q", got)
+	}
+	d.Start()
+	// As in Docker, always means after a start of the daemon too.
+	waitFor(t, "always comes back", func() bool { return d.Holdfast("ps", "--format", "{{.Names}}") != "" })
+	if got := d.Holdfast("ps", "--format", "{{.Names}}"); got != "always" {
+		t.Errorf("after the daemon's start %q run", got)
+	}
+	d.Restart()
+	waitFor(t, "always is kept", func() bool { return d.Holdfast("ps", "--format", "{{.Names}}") != "" })
+	if got := d.Holdfast("ps", "--format", "{{.Names}}"); got != "always" {
+		t.Errorf("after another start %q run", got)
+	}
+}
+
+func TestStopTakesItsTimeAndThenKills(t *testing.T) {
+	d := start(t, kit.Options{})
+	d.Holdfast("run", "-d", "--name", "deaf", "busybox", "sh", "-c", "trap '' TERM; while :; do sleep 0.05; done")
+	d.Kill9()
+	before := time.Now()
+	ok(t, d, "stop", "-t", "1", "deaf")
+	if took := time.Since(before); took < time.Second || took > 10*time.Second {
+		t.Errorf("it took %s", took)
+	}
+	if got := ok(t, d, "inspect", "-f", "{{.State.Status}} {{.State.ExitCode}}", "deaf"); got != "exited 137" {
+		t.Error(got)
+	}
+	if got := ok(t, d, "wait", "deaf"); got != "137" {
+		t.Error(got)
+	}
+}
+
+func TestWaitAndFollowedLogEndWithTheContainer(t *testing.T) {
+	d := start(t, kit.Options{})
+	d.Holdfast("run", "-d", "--name", "web", "busybox", "sh", "-c", "echo begun; "+loop)
+	d.Kill9()
+	wait := d.HoldfastCommand(context.Background(), "wait", "web")
+	var code, lines bytes.Buffer
+	wait.Stdout = &code
+	follow := d.HoldfastCommand(context.Background(), "logs", "-f", "web")
+	out, err := follow.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, cmd := range []interface{ Start() error }{wait, follow} {
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	scan := bufio.NewScanner(out)
+	for i := 0; scan.Scan(); i++ {
+		lines.WriteString(scan.Text() + "\n")
+		if i == 0 {
+			// It follows: what comes now is shown as well.
+			if r := alone(t, d, "exec", "web", "sh", "-c", "echo more > /proc/1/fd/1"); r.Code != 0 {
+				t.Errorf("%+v", r)
+			}
+		} else {
+			ok(t, d, "kill", "-s", "USR1", "web")
+		}
+	}
+	if err := follow.Wait(); err != nil || lines.String() != "begun\nmore\n" {
+		t.Errorf("logs -f showed %q and ended with %v", &lines, err)
+	}
+	if err := wait.Wait(); err != nil || code.String() != "7\n" {
+		t.Errorf("wait printed %q and ended with %v", &code, err)
+	}
+}
+
+func TestTerminalsWorkWithoutADaemon(t *testing.T) {
+	d := start(t, kit.Options{})
+	d.Holdfast("run", "-dit", "--name", "shell", "busybox", "sh")
+	// How the client ends by its detach keys is Docker's own choice.
+	detached := inTerminal(t, d, "attach", "shell")
+	detached.say("echo ear''ly\r")
+	detached.expect("early")
+	detached.say("\x10\x11")
+	want := detached.end()
+	d.Kill9()
+
+	exec := inTerminal(t, d, "exec", "-it", "shell", "sh")
+	exec.expect("/ # ")
+	exec.say("echo $((6*7))\r")
+	exec.expect("42")
+	exec.say("stty size\r")
+	exec.expect("30 100")
+	exec.resize(20, 77)
+	waitFor(t, "the new size", func() bool {
+		return strings.Contains(ok(t, d, "exec", "shell", "sh", "-c", "for p in /proc/[0-9]*; do stty size < $p/fd/0; done 2>/dev/null"), "20 77")
+	})
+	exec.say("exit 9\r")
+	if code := exec.end(); code != 9 {
+		t.Errorf("exec ended with %d", code)
+	}
+
+	attach := inTerminal(t, d, "attach", "shell")
+	attach.say("echo att''ached\r")
+	attach.expect("attached")
+	attach.say("\x10\x11")
+	if code := attach.end(); code != want {
+		t.Errorf("after the detach keys attach ended with %d, with a daemon with %d", code, want)
+	}
+	attach = inTerminal(t, d, "attach", "shell")
+	attach.say("exit 4\r")
+	if code := attach.end(); code != 4 {
+		t.Errorf("attach ended with %d", code)
+	}
+	if got := ok(t, d, "inspect", "-f", "{{.State.ExitCode}}", "shell"); got != "4" {
+		t.Errorf("the container ended with %s", got)
+	}
+}
+
+func TestInputGoesToAnExecWithoutADaemon(t *testing.T) {
+	d := start(t, kit.Options{})
+	d.Holdfast("run", "-d", "--name", "web", "busybox", "sleep", "1000")
+	d.Kill9()
+	cmd := d.HoldfastCommand(context.Background(), "exec", "-i", "web", "wc", "-c")
+	cmd.Stdin = strings.NewReader(strings.Repeat("x", 1<<20))
+	out, err := cmd.Output()
+	if err != nil || strings.TrimSpace(string(out)) != strconv.Itoa(1<<20) {
+		t.Errorf("%q %v", out, err)
+	}
+}
+
+func TestPausedAndResumedWithoutADaemon(t *testing.T) {
+	d := start(t, kit.Options{})
+	d.Holdfast("run", "-d", "--name", "web", "busybox", "sleep", "1000")
+	d.Kill9()
+	ok(t, d, "pause", "web")
+	if got := ok(t, d, "inspect", "-f", "{{.State.Status}}", "web"); got != "paused" {
+		t.Error(got)
+	}
+	ok(t, d, "unpause", "web")
+	d.Start()
+	if got := d.Holdfast("inspect", "-f", "{{.State.Status}}", "web"); got != "running" {
+		t.Error(got)
+	}
+}
+
+func TestRemovedByItselfIsGoneWithoutADaemon(t *testing.T) {
+	d := start(t, kit.Options{})
+	d.Holdfast("run", "-d", "--rm", "--name", "once", "busybox", "sh", "-c", loop)
+	d.Kill9()
+	ok(t, d, "stop", "once")
+	if got := ok(t, d, "ps", "-aq"); got != "" {
+		t.Errorf("ps -a still shows %q", got)
+	}
+	d.Start()
+	waitFor(t, "the daemon clears what was left", func() bool { return d.Holdfast("ps", "-aq") == "" })
+}
+
+func TestEventsAreToldWithoutADaemon(t *testing.T) {
+	d := start(t, kit.Options{})
+	d.Holdfast("run", "-d", "--name", "web", "busybox", "sh", "-c", loop)
+	history := func(run func(...string) string) string {
+		return run("events", "--since", "2020-01-01", "--until", strconv.FormatFloat(float64(time.Now().UnixMilli())/1000, 'f', 3, 64), "--filter", "type=container", "--format", "{{.Action}} {{.Actor.Attributes.name}} {{.TimeNano}}")
+	}
+	before := history(d.Holdfast)
+	d.Kill9()
+	follow := d.HoldfastCommand(context.Background(), "events", "--since", "2020-01-01", "--filter", "event=die", "--format", "{{.Actor.Attributes.exitCode}}")
+	out, err := follow.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := follow.Start(); err != nil {
+		t.Fatal(err)
+	}
+	ok(t, d, "kill", "-s", "USR1", "web")
+	line, err := bufio.NewReader(out).ReadString('\n')
+	if err != nil || line != "7\n" {
+		t.Errorf("followed: %q %v", line, err)
+	}
+	follow.Process.Kill()
+	follow.Wait()
+	got := history(func(args ...string) string { return ok(t, d, args...) })
+	if !strings.HasPrefix(got, before+"\n") || !strings.Contains(got, "\ndie web ") {
+		t.Errorf("with a daemon:\n%s\nwithout:\n%s", before, got)
+	}
+}
+
+func TestObserverLeavesNoTrace(t *testing.T) {
+	d := start(t, kit.Options{})
+	d.Holdfast("run", "-d", "--name", "web", "busybox", "sleep", "1000")
+	d.TryHoldfast("run", "--name", "failed", "busybox", "false")
+	d.Kill9()
+	before := tree(t, d.DataRoot) + tree(t, d.ExecRoot)
+	for _, c := range []string{"ps -as", "inspect web failed", "logs failed", "stats --no-stream", "top web", "daemon timeline"} {
+		ok(t, d, strings.Fields(c)...)
+	}
+	if after := tree(t, d.DataRoot) + tree(t, d.ExecRoot); after != before {
+		t.Errorf("files changed:\n%s\nwere:\n%s", after, before)
+	}
+}
+
+// tree lists what a daemon and shims write: names, sizes and times of change.
+func tree(t *testing.T, root string) string {
+	t.Helper()
+	var b strings.Builder
+	for _, dir := range []string{"containers", "networks", "events", "shim", "."} {
+		entries, err := os.ReadDir(root + "/" + dir)
+		if err != nil && !os.IsNotExist(err) {
+			t.Fatal(err)
+		}
+		for _, e := range entries {
+			info, err := e.Info()
+			if err != nil {
+				t.Fatal(err)
+			}
+			b.WriteString(dir + "/" + e.Name() + " " + info.ModTime().String() + "\n")
+			if e.IsDir() && dir != "." {
+				inner, err := os.ReadDir(root + "/" + dir + "/" + e.Name())
+				if err != nil {
+					t.Fatal(err)
+				}
+				for _, f := range inner {
+					info, err := f.Info()
+					if err != nil {
+						t.Fatal(err)
+					}
+					b.WriteString("  " + f.Name() + " " + info.ModTime().String() + " " + strconv.FormatInt(info.Size(), 10) + "\n")
+				}
+			}
+		}
+	}
+	return b.String()
+}
