@@ -227,7 +227,7 @@ func (d *daemon) serveAPI() {
 	d.requests, d.endRequests = context.WithCancel(context.Background())
 	d.gate.open(d.service.Handler())
 	d.server = &http.Server{
-		Handler: d.gate,
+		Handler: giveBackMemory(d.gate),
 		// A client may think between its head's first and last byte, but not
 		// for ever; bodies and answers are streams without a limit.
 		ReadHeaderTimeout: 5 * time.Minute,
