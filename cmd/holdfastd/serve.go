@@ -71,17 +71,18 @@ type daemon struct {
 	ready       bool                       // and the service manager knows it
 
 	// For a handover; see handover.go and upgrade.go.
-	lock     *handoff.Lock
-	pidfile  *handoff.Pidfile
-	control  *handoff.Control // nil: no other daemon can take over
-	shim     string
-	binary   string   // that this process was started from
-	environ  []string // that it was started with
-	leaving  atomic.Bool
-	upgrades upgrades
-	clients  []engine.PendingClient // while they are handed over
-	pending  []os.Signal            // that came meanwhile
-	status   string                 // shown by the service manager
+	inherited *handoff.Inherited
+	lock      *handoff.Lock
+	pidfile   *handoff.Pidfile
+	control   *handoff.Control // nil: no other daemon can take over
+	shim      string
+	binary    string   // that this process was started from
+	environ   []string // that it was started with
+	leaving   atomic.Bool
+	upgrades  upgrades
+	clients   []engine.PendingClient // while they are handed over
+	pending   []os.Signal            // that came meanwhile
+	status    string                 // shown by the service manager
 }
 
 // serve runs the daemon until a signal ends it. The order is that of every
@@ -133,6 +134,11 @@ func serve(flags *config.Flags, cfg *config.Config) error {
 	if before != nil {
 		failpoint.Here("takeover.serving")
 		before.Serving()
+	}
+	// The service manager hears the process that it knows, which a successor is
+	// only now.
+	if err := d.listeners.Store(d.notify, d.inherited); err != nil {
+		d.log.Warn("the service manager keeps no copies of the sockets: requests during a restart will be refused", "error", err)
 	}
 	return d.loop(signals, started, before != nil)
 }
@@ -212,9 +218,7 @@ func (d *daemon) listen(before *handoff.Predecessor) error {
 	if err := errors.Join(d.sayRoots(), d.share()); err != nil {
 		d.log.Warn("commands will not find the containers while no daemon lives", "error", err)
 	}
-	if err := d.listeners.Store(d.notify, inherited); err != nil {
-		d.log.Warn("the service manager keeps no copies of the sockets: requests during a restart will be refused", "error", err)
-	}
+	d.inherited = inherited
 
 	if d.control, err = handoff.ListenControl(context.Background(), d.cfg.ExecRoot, control, d.log); err != nil {
 		d.log.Warn("no other daemon can take over from this one: an upgrade needs a restart", "error", err)
