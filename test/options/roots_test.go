@@ -6,8 +6,6 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/vishvananda/netlink"
-
 	"holdfast/test/kit"
 )
 
@@ -115,6 +113,7 @@ func TestDataRootIsRefusedWhereItsContainersWouldBeTakenForLeftOvers(t *testing.
 	// With a bridge as well it is another engine. The containers of the old
 	// data root run on, unknown to it.
 	bridge := "hg" + d.Bridge[2:]
+	t.Cleanup(func() { removeBridge(t, bridge) })
 	subnet := second(d)
 	other["bridge"], other["bip"] = bridge, subnet.String()
 	d.WriteConfig(h.settings(other))
@@ -129,11 +128,6 @@ func TestDataRootIsRefusedWhereItsContainersWouldBeTakenForLeftOvers(t *testing.
 	d.Load(image, kit.Busybox(t, nil))
 	h.fresh(change{})
 	d.Term()
-	if l, err := netlink.LinkByName(bridge); err != nil {
-		t.Error(err)
-	} else if err := netlink.LinkDel(l); err != nil {
-		t.Error(err)
-	}
 	d.WriteConfig(h.settings(nil))
 	moveExecRoot(d, first)
 	d.DataRoot = oldData
