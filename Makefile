@@ -65,7 +65,7 @@ root:
 	@[ "$$(id -u)" = 0 ] || { echo "this starts daemons and containers: run it as root ('make check' needs no root)"; exit 1; }
 
 packages:
-	.ci/need runc nft:nftables ip:iproute2 ps:procps tmux /bin/busybox:busybox-static
+	.ci/need runc nft:nftables ip:iproute2 ps:procps tmux /bin/busybox:busybox-static chromium
 
 # Docker's own client, which the tests use beside holdfast, from the module
 # that we depend on anyway. Where one is installed, that one is used.

@@ -97,7 +97,7 @@ func composeObserver(socket, execRoot string) (http.Handler, error) {
 	// What is said goes to the terminal of a user who asked for something else.
 	log := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelError}))
 	o := engine.NewObserver(engine.Deps{
-		Store: files, Shims: shims{release: version.Version}, Networks: nets, Lives: lives,
+		Store: files, Shims: guest{}, Networks: nets, Lives: lives,
 		Host: oci.Probe(ctx), Log: log, Release: version.Version,
 	}, func(since time.Time, match func(event.Message) bool) ([]event.Message, error) {
 		return event.ReadHistory(files.EventsDir(), since, match)

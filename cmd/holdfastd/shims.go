@@ -28,6 +28,17 @@ func (s shims) Dial(ctx context.Context, runDir string) (engine.Shim, error) {
 	return shim, nil
 }
 
+// guest is shims for an observer: to them it is no daemon.
+type guest struct{ shims }
+
+func (guest) Dial(ctx context.Context, runDir string) (engine.Shim, error) {
+	shim, err := client.DialGuest(ctx, runDir)
+	if err != nil {
+		return nil, err
+	}
+	return shim, nil
+}
+
 func (shims) State(runDir string) (proto.State, error) { return client.ReadState(runDir) }
 func (shims) Exit(dataDir string) (proto.State, error) { return client.ReadExit(dataDir) }
 

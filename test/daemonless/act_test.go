@@ -175,8 +175,13 @@ func TestPausedAndResumedWithoutADaemon(t *testing.T) {
 func TestRemovedByItselfIsGoneWithoutADaemon(t *testing.T) {
 	d := start(t, kit.Options{})
 	d.Holdfast("run", "-d", "--rm", "--name", "once", "busybox", "sh", "-c", loop)
+	log := d.Holdfast("inspect", "-f", "{{.LogPath}}", "once")
 	d.Kill9()
 	ok(t, d, "stop", "once")
+	waitFor(t, "the shim to remove the log", func() bool {
+		_, err := os.Stat(log)
+		return os.IsNotExist(err)
+	})
 	if got := ok(t, d, "ps", "-aq"); got != "" {
 		t.Errorf("ps -a still shows %q", got)
 	}

@@ -117,7 +117,7 @@ func Spawn(ctx context.Context, o Options) (*Shim, error) {
 		return fail(withLog(err, b.RunDir, logStart))
 	}
 	s := newShim(conn)
-	if err := s.greet(ctx, o.Release); err != nil {
+	if err := s.greet(ctx, daemon(o.Release)); err != nil {
 		s.conn.Close()
 		cmd.Process.Kill() // no container is its child
 		return fail(withLog(err, b.RunDir, logStart))
@@ -157,12 +157,17 @@ func withLog(err error, runDir string, from int64) error {
 	return err
 }
 
-func (s *Shim) greet(ctx context.Context, release string) error {
+// daemon is how a daemon of a release greets.
+func daemon(release string) proto.Hello {
 	if release == "" {
 		release = "unknown"
 	}
+	return proto.Hello{Version: proto.Version, Daemon: release}
+}
+
+func (s *Shim) greet(ctx context.Context, as proto.Hello) error {
 	var hello proto.HelloReply
-	if err := s.call(ctx, proto.MethodHello, proto.Hello{Version: proto.Version, Daemon: release}, &hello); err != nil {
+	if err := s.call(ctx, proto.MethodHello, as, &hello); err != nil {
 		return err
 	}
 	s.mu.Lock()
@@ -175,6 +180,16 @@ func (s *Shim) greet(ctx context.Context, release string) error {
 // there, the shim is gone. ErrUnavailable, or the context's error: it could not
 // be told, and nothing may be concluded.
 func Dial(ctx context.Context, runDir, release string) (*Shim, error) {
+	return dial(ctx, runDir, daemon(release))
+}
+
+// DialGuest is Dial for one who is no daemon: the shim does not leave to it
+// what is a daemon's to do.
+func DialGuest(ctx context.Context, runDir string) (*Shim, error) {
+	return dial(ctx, runDir, proto.Hello{Version: proto.Version})
+}
+
+func dial(ctx context.Context, runDir string, as proto.Hello) (*Shim, error) {
 	fail := func(kind, err error) (*Shim, error) {
 		return nil, fmt.Errorf("connect to the shim in %s: %w: %w", runDir, kind, err)
 	}
@@ -213,7 +228,7 @@ func Dial(ctx context.Context, runDir, release string) (*Shim, error) {
 		return fail(errdefs.ErrUnavailable, err)
 	}
 	s := newShim(conn)
-	if err := s.greet(ctx, release); err != nil {
+	if err := s.greet(ctx, as); err != nil {
 		s.Close()
 		return nil, fmt.Errorf("connect to the shim in %s: %w", runDir, err)
 	}
