@@ -67,6 +67,63 @@ type Conn struct {
 
 	in  []byte // received and not yet taken
 	fds []int  // descriptors that came, in their order
+
+	// Guard, if set, is held over each step that moves bytes, from the system
+	// call until they are accounted for. Who takes what it locks finds the
+	// connection between two steps. It is set before the first use.
+	Guard sync.Locker
+
+	rest  []byte // of the frame that is being sent, valid if begun
+	begun bool   // some of it was
+}
+
+// Carried is a connection between two steps, without its descriptor: what
+// another process needs to go on with it.
+type Carried struct {
+	In   []byte `json:"in,omitempty"`
+	FDs  []int  `json:"fds,omitempty"`
+	Rest []byte `json:"rest,omitempty"`
+}
+
+// Carry is called with the Guard held against all steps. begun says that some
+// of the frame that was given to Send last was sent, and Rest is what was not.
+func (c *Conn) Carry() (state Carried, begun bool) {
+	state = Carried{In: c.in, FDs: c.fds}
+	if c.begun {
+		state.Rest = c.rest
+	}
+	return state, c.begun
+}
+
+// Restore goes on from another process's state. It is called before the first
+// use.
+func (c *Conn) Restore(state Carried) {
+	c.in, c.fds = state.In, state.FDs
+	if len(state.Rest) > 0 {
+		c.rest, c.begun = state.Rest, true
+	}
+}
+
+// Forget is called, with the Guard held, when the frame that Send has sent is
+// accounted for.
+func (c *Conn) Forget() { c.rest, c.begun = nil, false }
+
+// Finish sends what another process had left of a frame.
+func (c *Conn) Finish() error {
+	c.sending.Lock()
+	defer c.sending.Unlock()
+	if !c.begun {
+		return nil
+	}
+	return c.write(c.rest, nil)
+}
+
+func (c *Conn) guard() func() {
+	if c.Guard == nil {
+		return func() {}
+	}
+	c.Guard.Lock()
+	return c.Guard.Unlock
 }
 
 // NewConn takes over a connected Unix stream socket, as a descriptor.
@@ -120,11 +177,16 @@ func (c *Conn) write(p []byte, fds []int) error {
 		var n int
 		var err error
 		werr := c.raw.Write(func(fd uintptr) bool {
+			defer c.guard()()
 			for {
 				n, err = syscall.SendmsgN(int(fd), p, rights, nil, syscall.MSG_NOSIGNAL)
-				if err != syscall.EINTR {
-					return err != syscall.EAGAIN
+				if err == syscall.EINTR {
+					continue
 				}
+				if err == nil {
+					c.rest, c.begun = p[n:], true
+				}
+				return err != syscall.EAGAIN
 			}
 		})
 		if werr != nil {
@@ -142,25 +204,40 @@ func (c *Conn) write(p []byte, fds []int) error {
 // io.ErrUnexpectedEOF one in the middle of a frame.
 func (c *Conn) Receive(v any) error {
 	for {
-		payload, rest, missing, err := SplitFrame(c.in)
-		if err != nil {
+		ok, err := c.Take(v)
+		if ok || err != nil {
 			return err
 		}
-		if payload != nil {
-			err := json.Unmarshal(payload, v)
-			c.in = append(c.in[:0], rest...)
-			if len(c.in) == 0 && cap(c.in) > 16<<10 {
-				c.in = nil // an idle connection holds no large buffer
-			}
-			if err != nil {
-				return fmt.Errorf("%w: %w", ErrFrame, err)
-			}
-			return nil
-		}
-		if err := c.fill(missing); err != nil {
+		if err := c.Fill(); err != nil {
 			return err
 		}
 	}
+}
+
+// Take decodes the next frame into v if all of it was received.
+func (c *Conn) Take(v any) (ok bool, err error) {
+	payload, rest, _, err := SplitFrame(c.in)
+	if err != nil || payload == nil {
+		return false, err
+	}
+	err = json.Unmarshal(payload, v)
+	c.in = append(c.in[:0], rest...)
+	if len(c.in) == 0 && cap(c.in) > 16<<10 {
+		c.in = nil // an idle connection holds no large buffer
+	}
+	if err != nil {
+		return false, fmt.Errorf("%w: %w", ErrFrame, err)
+	}
+	return true, nil
+}
+
+// Fill waits for more of the frame that Take did not find.
+func (c *Conn) Fill() error {
+	_, _, missing, err := SplitFrame(c.in)
+	if err != nil {
+		return err
+	}
+	return c.fill(max(missing, 1))
 }
 
 // fill reads once. It grows the buffer with what arrives, not with what a
@@ -179,12 +256,19 @@ func (c *Conn) fill(missing int) error {
 		err     error
 	)
 	space := c.in[len(c.in):cap(c.in)]
+	var kept error
 	rerr := c.raw.Read(func(fd uintptr) bool {
+		defer c.guard()()
 		for {
 			n, oobn, flags, _, err = syscall.Recvmsg(int(fd), space, oob[:], syscall.MSG_CMSG_CLOEXEC)
-			if err != syscall.EINTR {
-				return err != syscall.EAGAIN
+			if err == syscall.EINTR {
+				continue
 			}
+			if err == nil {
+				kept = c.keepFDs(oob[:oobn])
+				c.in = c.in[:len(c.in)+n]
+			}
+			return err != syscall.EAGAIN
 		}
 	})
 	if rerr != nil {
@@ -193,8 +277,8 @@ func (c *Conn) fill(missing int) error {
 	if err != nil {
 		return os.NewSyscallError("recvmsg", err)
 	}
-	if err := c.keepFDs(oob[:oobn]); err != nil {
-		return err
+	if kept != nil {
+		return kept
 	}
 	if flags&syscall.MSG_CTRUNC != 0 {
 		return fmt.Errorf("%w: descriptors were lost, the limit of open files may be reached", ErrFrame)
@@ -205,7 +289,6 @@ func (c *Conn) fill(missing int) error {
 		}
 		return io.EOF
 	}
-	c.in = c.in[:len(c.in)+n]
 	return nil
 }
 

@@ -133,7 +133,7 @@ func (s *Shim) adopt(in inherited) error {
 		go s.supervise(nil, max(before.NextRestart.Sub(before.Finished), 0))
 	default:
 		// All but the last steps were done.
-		go s.finish(s.recordExit())
+		go s.finishAlone(s.recordExit())
 	}
 	return nil
 }

@@ -32,11 +32,17 @@ const lingerTime = 30 * time.Second
 
 // client is someone attached to the container.
 type client struct {
-	sock           *socket
-	raw            bool
-	stdout, stderr bool
-	queue          *backlog
-	done           chan struct{} // the socket is closed
+	sock  *socket
+	asked proto.Attach // without Pending
+	queue *backlog
+	done  chan struct{} // the socket is closed
+
+	// What is moved, changed within steps (see still.go).
+	sending []byte // taken from the queue and not yet written
+	typed   []byte // read from the client and not yet the container's
+	esc     escape
+	mute    bool // its input has ended
+	left    bool // by its detach keys
 }
 
 // socket is a client's connection.
@@ -62,15 +68,13 @@ func newSocket(fd int, progress *atomic.Uint64) (*socket, error) {
 	return &socket{f: f, raw: raw, progress: progress}, nil
 }
 
-// write writes all of p, at the peer's pace.
-func (s *socket) write(p []byte) error {
-	for len(p) > 0 {
-		n, err := s.f.Write(p[:min(len(p), readSize)])
-		if err != nil {
+// write writes all that left holds, at the peer's pace.
+func (s *socket) write(left *[]byte) error {
+	for len(*left) > 0 {
+		if err := writeSteps(s.f, left); err != nil {
 			return err
 		}
 		s.progress.Add(1)
-		p = p[n:]
 	}
 	return nil
 }
@@ -97,8 +101,10 @@ func (s *socket) waitGone() {
 // attach connects a client. It gets every byte that the container writes from
 // now on, up to the end of the run.
 func (o *output) attach(sock *socket, a proto.Attach, spillDir string) (*client, *stdin, error) {
-	c := &client{sock: sock, raw: a.Raw, stdout: a.Stdout, stderr: a.Stderr,
-		queue: newBacklog(spillDir), done: make(chan struct{})}
+	c := &client{sock: sock, queue: newBacklog(spillDir), done: make(chan struct{}), esc: escape{keys: a.DetachKeys}}
+	c.typed, c.left = c.esc.filter(a.Pending)
+	a.Pending = nil
+	c.asked = a
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	if o.ended {
@@ -111,11 +117,11 @@ func (o *output) attach(sock *socket, a proto.Attach, spillDir string) (*client,
 
 // send is called with output's lock held and never waits.
 func (c *client) send(src format.Source, p []byte) {
-	if src == format.Stdout && !c.stdout || src == format.Stderr && !c.stderr {
+	if src == format.Stdout && !c.asked.Stdout || src == format.Stderr && !c.asked.Stderr {
 		return
 	}
 	var head []byte
-	if !c.raw {
+	if !c.asked.Raw {
 		h := header(src, len(p))
 		head = h[:]
 	}
@@ -126,7 +132,7 @@ func (c *client) send(src format.Source, p []byte) {
 
 // farewell is a message in the client's format.
 func (c *client) farewell(msg string) []byte {
-	if c.raw {
+	if c.asked.Raw {
 		return []byte(msg)
 	}
 	h := header(format.Stderr, len(msg))
@@ -145,12 +151,15 @@ func (c *client) deliver(o *output) {
 		delete(o.clients, c)
 		o.mu.Unlock()
 	}()
-	var p []byte
-	for {
-		if p = c.queue.take(p); p == nil {
-			return
+	var spent []byte
+	for c.queue.wait(len(c.sending) > 0) {
+		motion.RLock()
+		if len(c.sending) == 0 {
+			c.sending = c.queue.next(spent)
+			spent = c.sending
 		}
-		if err := c.sock.write(p); err != nil {
+		motion.RUnlock()
+		if err := c.sock.write(&c.sending); err != nil {
 			c.queue.discard()
 			return
 		}
@@ -159,42 +168,30 @@ func (c *client) deliver(o *output) {
 
 // input carries what the client sends to the container's input. It returns
 // when the client has gone, or was detached by its keys, which it reports.
-func (c *client) input(in *stdin, a proto.Attach, stdinOnce bool) (detached bool) {
-	esc := escape{keys: a.DetachKeys}
-	broken := !a.Stdin
-	feed := func(p []byte) bool {
-		clean, left := esc.filter(p)
-		if len(clean) > 0 && !broken {
-			broken = in.write(clean) != nil
-		}
-		return left
-	}
-	if feed(a.Pending) {
-		c.finish()
-		return true
-	}
+func (c *client) input(in *stdin, stdinOnce bool) (detached bool) {
 	size := 512
-	if a.Stdin {
+	if c.asked.Stdin {
 		size = 32 << 10
 	}
 	buf := make([]byte, size)
-	for {
-		n, err := c.sock.f.Read(buf)
-		if n > 0 && feed(buf[:n]) {
-			c.finish()
-			return true
-		}
-		if err != nil || n == 0 {
-			break
-		}
+	for !c.mute && !c.left {
+		c.pass(in)
+		readStep(c.sock.f, buf, func(p []byte, eof bool) {
+			clean, left := c.esc.filter(p)
+			c.typed, c.left = append(c.typed, clean...), left
+			if eof {
+				c.typed = append(c.typed, c.esc.held()...)
+				c.esc.pos, c.mute = 0, true
+			}
+		})
 	}
-	if a.Stdin {
-		if rest := esc.held(); len(rest) > 0 && !broken {
-			in.write(rest)
-		}
-		if stdinOnce {
-			in.closeInput()
-		}
+	c.pass(in)
+	if c.left {
+		c.finish()
+		return true
+	}
+	if c.asked.Stdin && stdinOnce {
+		in.closeInput()
 	}
 	buf = nil
 	// It may have closed only its writing side.
@@ -206,6 +203,16 @@ func (c *client) input(in *stdin, a proto.Attach, stdinOnce bool) (detached bool
 // escape finds the detach keys in what a client types. Keys that may yet
 // become the whole sequence are held back.
 type escape struct {
+// pass gives the container what the client has typed. What it doesn't take is
+// thrown away.
+func (c *client) pass(in *stdin) {
+	if len(c.typed) > 0 && (!c.asked.Stdin || in.write(&c.typed) != nil) {
+		motion.RLock()
+		c.typed = nil
+		motion.RUnlock()
+	}
+}
+
 	keys []byte
 	pos  int // how many keys are held back
 }

@@ -151,3 +151,11 @@ func TestBacklogThatCannotSpillRefuses(t *testing.T) {
 		t.Errorf("%d bytes came out, want %d", n, want)
 	}
 }
+
+// take waits for bytes; nil is the end.
+func (b *backlog) take(spent []byte) []byte {
+	if !b.wait(false) {
+		return nil
+	}
+	return b.next(spent)
+}

@@ -98,45 +98,53 @@ func (b *backlog) signal() {
 	}
 }
 
-// take waits for bytes; spent is the slice of the call before, to be used
-// again. Nil is the end.
-func (b *backlog) take(spent []byte) []byte {
+// wait waits until there are bytes, or the end, which it reports by false. With
+// more there is something to do in any case.
+func (b *backlog) wait(more bool) bool {
 	for {
 		b.mu.Lock()
 		switch {
-		case len(b.mem) > 0:
-			p := b.mem
-			if cap(spent) > 128<<10 {
-				spent = nil // was a burst
-			}
-			b.mem = spent[:0]
+		case more, len(b.mem) > 0, b.rd < b.wr:
 			b.mu.Unlock()
-			return p
-		case b.rd < b.wr:
-			p := make([]byte, min(b.wr-b.rd, readSize))
-			n, err := b.file.ReadAt(p, b.rd)
-			b.rd += int64(n)
-			if b.rd == b.wr || err != nil {
-				b.rd, b.wr = 0, 0
-				b.file.Truncate(0)
-			}
-			b.mu.Unlock()
-			if n > 0 {
-				return p[:n]
-			}
-			continue
+			return true
 		case b.closed:
 			if b.file != nil {
 				b.file.Close()
 				b.file = nil
 			}
 			b.mu.Unlock()
-			return nil
+			return false
 		}
 		b.mem = nil // an idle client holds no memory
 		b.mu.Unlock()
 		<-b.wake
 	}
+}
+
+// next gives bytes without waiting; spent is the slice of the call before, to
+// be used again. Nil is nothing.
+func (b *backlog) next(spent []byte) []byte {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if len(b.mem) > 0 {
+		p := b.mem
+		if cap(spent) > 128<<10 {
+			spent = nil // was a burst
+		}
+		b.mem = spent[:0]
+		return p
+	}
+	if b.rd >= b.wr {
+		return nil
+	}
+	p := make([]byte, min(b.wr-b.rd, readSize))
+	n, err := b.file.ReadAt(p, b.rd)
+	b.rd += int64(n)
+	if b.rd == b.wr || err != nil {
+		b.rd, b.wr = 0, 0
+		b.file.Truncate(0)
+	}
+	return p[:max(n, 0)]
 }
 
 // discard ends the queue and forgets what is in it.

@@ -24,6 +24,7 @@ const execsKept = 64
 type execs struct {
 	mu   sync.Mutex
 	list []*session
+	left map[*os.File]struct{} // streams of sessions that have ended, see discard
 }
 
 // session is one exec. Its fields are guarded by execs.mu.
@@ -33,9 +34,17 @@ type session struct {
 	proc   *process
 	ended  chan struct{} // closed when its client was served
 	master *os.File      // of a terminal
-	rows   uint          // asked for before there was a terminal
-	cols   uint
+
+	// Of one that runs, or whose client is not served yet.
+	io      *execIO
+	out     *execWriter
+	readers []*execReader
+	rows    uint // asked for before there was a terminal
+	cols    uint
 }
+
+// idle reports whether nothing of it goes on.
+func (x *session) idle() bool { return !x.state.Running && x.io == nil }
 
 // states is a copy for the record.
 func (e *execs) states() []proto.ExecState {
@@ -61,13 +70,13 @@ func (e *execs) find(id string) *session {
 func (e *execs) trim() {
 	idle := 0
 	for _, x := range e.list {
-		if !x.state.Running {
+		if x.idle() {
 			idle++
 		}
 	}
 	kept := e.list[:0]
 	for _, x := range e.list {
-		if idle > execsKept && !x.state.Running {
+		if idle > execsKept && x.idle() {
 			idle--
 			continue
 		}
@@ -146,13 +155,25 @@ func (s *Shim) execStart(r proto.ExecStart, sock *socket) (_ proto.ExecState, er
 			return st, rerr
 		}
 		w := &execWriter{sock: sock, raw: x.create.Tty}
-		w.write(format.Stdout, []byte(rerr.Error()+"\r\n"))
+		text := w.frame(format.Stdout, []byte(rerr.Error()+"\r\n"))
+		w.write(&text)
 		return st, nil
 	}
 	if master != nil {
 		io.stdin, io.stdout = master, master
 	}
 
+	x.io, x.out = io, &execWriter{sock: sock, raw: x.create.Tty}
+	io.take(x.create, r.Pending)
+	for _, f := range []*os.File{io.stdout, io.stderr} {
+		if f != nil {
+			src := format.Stdout
+			if f == io.stderr {
+				src = format.Stderr
+			}
+			x.readers = append(x.readers, &execReader{f: f, src: src, w: x.out, done: make(chan struct{})})
+		}
+	}
 	s.execs.mu.Lock()
 	x.proc, x.master = proc, master
 	x.state.Running, x.state.Pid = true, proc.pid
@@ -163,11 +184,30 @@ func (s *Shim) execStart(r proto.ExecStart, sock *socket) (_ proto.ExecState, er
 	s.execs.mu.Unlock()
 	s.rec.change(func(st *proto.State) { st.Execs = s.execs.states() })
 	handedOver = true
-	if sock != nil {
-		s.server.linger(x.ended)
-	}
-	go s.watchExec(x, io, sock, r.Pending)
+	s.followExec(x)
 	return st, nil
+}
+
+// followExec lets the session's bytes flow and sees it through.
+func (s *Shim) followExec(x *session) {
+	for _, rd := range x.readers {
+		go rd.run()
+	}
+	if x.out.sock != nil {
+		s.server.linger(x.ended)
+		go s.listenExec(x, x.io, x.out)
+	}
+	go s.watchExec(x)
+}
+
+// listenExec carries the input of a session's client to its end.
+func (s *Shim) listenExec(x *session, io *execIO, out *execWriter) {
+	if io.input(out, x.create) {
+		s.gate.enter()
+		defer s.gate.leave()
+		s.rec.change(func(*proto.State) {}, note{proto.ActionExecDetach, map[string]string{"execID": x.create.Exec}})
+		io.left = false
+	}
 }
 
 // execFailed records a session that could not be started.
@@ -181,57 +221,48 @@ func (s *Shim) execFailed(x *session, code int, err error) (proto.ExecState, err
 	return st, &proto.Error{Kind: proto.KindRuntime, Message: "OCI runtime exec failed: " + err.Error(), ExitCode: code}
 }
 
-// watchExec sees a running session through.
-func (s *Shim) watchExec(x *session, io *execIO, sock *socket, pending []byte) {
+// watchExec sees a session that was started through.
+func (s *Shim) watchExec(x *session) {
 	defer close(x.ended)
-	w := &execWriter{sock: sock, raw: x.create.Tty}
-	var readers []*execReader
-	for _, f := range []*os.File{io.stdout, io.stderr} {
-		if f == nil {
-			continue
-		}
-		src := format.Stdout
-		if f == io.stderr {
-			src = format.Stderr
-		}
-		rd := &execReader{f: f, src: src, w: w, done: make(chan struct{})}
-		readers = append(readers, rd)
-		go rd.run()
-	}
-	if sock != nil {
-		go func() {
-			if io.input(sock, w, pending, x.create) {
-				s.rec.change(func(*proto.State) {}, note{proto.ActionExecDetach, map[string]string{"execID": x.create.Exec}})
-			}
-		}()
-	}
 	<-x.proc.exited
-	code := x.proc.exitCode()
+	s.gate.enter()
 	s.execs.mu.Lock()
-	x.state.Running, x.state.Pid, x.state.ExitCode = false, 0, code
+	told := !x.state.Running // before the shim went on as another binary
+	if !told {
+		x.state.Running, x.state.Pid, x.state.ExitCode = false, 0, x.proc.exitCode()
+	}
+	st := x.state
 	x.proc.forget()
 	x.master = nil
-	s.execs.trim()
 	s.execs.mu.Unlock()
 	// Recorded before the client sees the end of its stream, after which it
 	// asks for the exit code.
-	s.rec.change(func(st *proto.State) { st.Execs = s.execs.states() },
-		note{proto.ActionExecDie, map[string]string{"execID": x.create.Exec, "exitCode": strconv.Itoa(code)}})
-	for _, rd := range readers {
+	if !told {
+		s.rec.change(func(st *proto.State) { st.Execs = s.execs.states() },
+			note{proto.ActionExecDie, map[string]string{"execID": st.Exec, "exitCode": strconv.Itoa(st.ExitCode)}})
+	}
+	s.gate.leave()
+	for _, rd := range x.readers {
 		rd.f.SetReadDeadline(time.Unix(1, 0))
 	}
-	for _, rd := range readers {
+	for _, rd := range x.readers {
 		<-rd.done
 	}
-	if sock != nil {
-		sock.close()
+	s.gate.enter()
+	defer s.gate.leave()
+	if x.out.sock != nil {
+		x.out.leave(x.out.sock)
 	}
-	if io.stdin != nil && io.stdin != io.stdout {
-		io.stdin.Close()
+	if x.io.stdin != nil && x.io.stdin != x.io.stdout {
+		x.io.stdin.Close()
 	}
-	for _, rd := range readers {
-		go rd.discard()
+	s.execs.mu.Lock()
+	for _, rd := range x.readers {
+		s.execs.discard(rd)
 	}
+	x.io, x.out, x.readers = nil, nil, nil
+	s.execs.trim()
+	s.execs.mu.Unlock()
 }
 
 func (s *Shim) execResize(r proto.Resize) error {
@@ -318,6 +349,13 @@ type execIO struct {
 	stdin  *os.File
 	stdout *os.File
 	stderr *os.File
+
+	// Of the client's input, changed within steps (see still.go).
+	typed []byte // read from the client and not yet the process's
+	esc   escape
+	mute  bool // the client's input has ended
+	left  bool // the client left by its detach keys
+	over  bool // stdin is closed
 }
 
 // newExecIO makes pipes for what a client wants; the rest is /dev/null.
@@ -383,39 +421,35 @@ func (io *execIO) close() {
 	}
 }
 
+// take begins the client's input with what had come before its socket.
+func (io *execIO) take(c proto.ExecCreate, pending []byte) {
+	if c.Tty {
+		io.esc.keys = c.DetachKeys
+	}
+	io.typed, io.left = io.esc.filter(pending)
+}
+
 // input carries what the client sends to the process, until the client goes or
 // is detached by its keys, which it reports.
-func (io *execIO) input(sock *socket, w *execWriter, pending []byte, c proto.ExecCreate) (detached bool) {
-	esc := escape{}
-	if c.Tty {
-		esc.keys = c.DetachKeys
-	}
-	broken := io.stdin == nil || !c.Stdin
-	feed := func(p []byte) bool {
-		clean, left := esc.filter(p)
-		if len(clean) > 0 && !broken {
-			_, err := io.stdin.Write(clean)
-			broken = err != nil
-		}
-		return left
-	}
-	detached = feed(pending)
+func (io *execIO) input(w *execWriter, c proto.ExecCreate) (detached bool) {
+	sock := w.sock
 	buf := make([]byte, 32<<10)
-	for !detached {
-		n, err := sock.f.Read(buf)
-		if n > 0 {
-			detached = feed(buf[:n])
-		}
-		if err != nil || n == 0 {
-			break
-		}
+	for !io.mute && !io.left {
+		io.pass(c)
+		readStep(sock.f, buf, func(p []byte, eof bool) {
+			clean, left := io.esc.filter(p)
+			io.typed, io.left = append(io.typed, clean...), left
+			io.mute = eof
+		})
 	}
-	if detached {
+	io.pass(c)
+	if io.left {
 		w.leave(sock)
 		return true
 	}
 	if io.stdin != nil && !c.Tty {
 		io.stdin.Close()
+		io.over = true
 	}
 	buf = nil
 	sock.waitGone()
@@ -423,30 +457,61 @@ func (io *execIO) input(sock *socket, w *execWriter, pending []byte, c proto.Exe
 	return false
 }
 
+// pass gives the process what the client has typed. What it doesn't take is
+// thrown away.
+func (io *execIO) pass(c proto.ExecCreate) {
+	if len(io.typed) > 0 && (io.stdin == nil || !c.Stdin || writeSteps(io.stdin, &io.typed) != nil) {
+		motion.RLock()
+		io.typed = nil
+		motion.RUnlock()
+	}
+}
+
 // execWriter is the client of a session. A client that reads slowly slows the
 // session, and it alone, as a pipe would; without a client output is thrown
 // away, so that the process is never stuck on someone who left.
 type execWriter struct {
-	mu   sync.Mutex
-	sock *socket // nil once it is gone
 	raw  bool
+	sock *socket // nil without a client
+
+	mu   sync.Mutex
+	gone bool
+	rest []byte // of a frame that is being written, changed within steps
 }
 
-func (w *execWriter) write(src format.Source, p []byte) {
+// frame makes what the client gets of p.
+func (w *execWriter) frame(src format.Source, p []byte) []byte {
+	if w.raw {
+		return append([]byte(nil), p...)
+	}
+	h := header(src, len(p))
+	return append(h[:], p...)
+}
+
+// write takes a frame and writes it.
+func (w *execWriter) write(frame *[]byte) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if w.sock == nil {
-		return
-	}
-	if !w.raw {
-		h := header(src, len(p))
-		if err := w.sock.write(h[:]); err != nil {
-			w.sock = nil
-			return
-		}
-	}
-	if err := w.sock.write(p); err != nil {
-		w.sock = nil
+	w.flush() // what was left when the shim went on as another binary
+	motion.RLock()
+	w.rest, *frame = *frame, nil
+	motion.RUnlock()
+	w.flush()
+}
+
+// finish writes what may be left.
+func (w *execWriter) finish() {
+	w.mu.Lock()
+	w.flush()
+	w.mu.Unlock()
+}
+
+func (w *execWriter) flush() {
+	if w.sock == nil || w.gone || w.sock.write(&w.rest) != nil {
+		motion.RLock()
+		w.rest = nil
+		motion.RUnlock()
+		w.gone = true
 	}
 }
 
@@ -454,7 +519,7 @@ func (w *execWriter) write(src format.Source, p []byte) {
 func (w *execWriter) leave(sock *socket) {
 	sock.close()
 	w.mu.Lock()
-	w.sock = nil
+	w.gone = true
 	w.mu.Unlock()
 }
 
@@ -464,17 +529,23 @@ type execReader struct {
 	src  format.Source
 	w    *execWriter
 	done chan struct{}
-	eof  bool // valid once done is closed
+	held []byte // a frame for the writer, changed within steps
+	eof  bool   // valid once done is closed
 }
 
 func (r *execReader) run() {
 	defer close(r.done)
+	defer r.w.finish()
 	buf := make([]byte, 32<<10)
 	for {
-		n, err := r.f.Read(buf)
-		if n > 0 {
-			r.w.write(r.src, buf[:n])
+		if len(r.held) > 0 {
+			r.w.write(&r.held)
 		}
+		err := readStep(r.f, buf, func(p []byte, eof bool) {
+			if len(p) > 0 {
+				r.held = r.w.frame(r.src, p)
+			}
+		})
 		if errors.Is(err, os.ErrDeadlineExceeded) {
 			break
 		}
@@ -491,13 +562,19 @@ func (r *execReader) run() {
 	}
 	for left := drainLimit; left > 0; {
 		n := 0
-		if cerr := raw.Control(func(fd uintptr) { n, err = unix.Read(int(fd), buf) }); cerr != nil {
+		if cerr := raw.Control(func(fd uintptr) {
+			motion.RLock()
+			defer motion.RUnlock()
+			if n, err = unix.Read(int(fd), buf); n > 0 {
+				r.held = r.w.frame(r.src, buf[:n])
+			}
+		}); cerr != nil {
 			return
 		}
 		switch {
 		case n > 0:
 			left -= n
-			r.w.write(r.src, buf[:n])
+			r.w.write(&r.held)
 		case err == unix.EINTR:
 		case err == unix.EAGAIN:
 			return
@@ -508,20 +585,33 @@ func (r *execReader) run() {
 	}
 }
 
-// discard keeps the stream open and empty for processes that outlive the
-// session, and closes it at its end.
-func (r *execReader) discard() {
-	defer r.f.Close()
+// discard reads what processes still write that outlive their session, so that
+// they never wait and get no error, and closes the stream at its end. It is
+// called with the lock.
+func (e *execs) discard(r *execReader) {
 	if r.eof {
+		r.f.Close()
 		return
 	}
-	r.f.SetReadDeadline(time.Time{})
-	buf := make([]byte, 4<<10)
-	for {
-		if _, err := r.f.Read(buf); err != nil {
-			return
-		}
+	if e.left == nil {
+		e.left = map[*os.File]struct{}{}
 	}
+	e.left[r.f] = struct{}{}
+	go func() {
+		defer func() {
+			e.mu.Lock()
+			delete(e.left, r.f)
+			e.mu.Unlock()
+			r.f.Close()
+		}()
+		r.f.SetReadDeadline(time.Time{})
+		buf := make([]byte, 4<<10)
+		for {
+			if _, err := r.f.Read(buf); err != nil {
+				return
+			}
+		}
+	}()
 }
 
 func resizeFile(f *os.File, rows, cols uint) error {

@@ -97,29 +97,43 @@ func (s *Shim) watchHealth(h proto.Health, started time.Time, exited <-chan stru
 		if !ok {
 			return
 		}
-		res := s.probe(h, exited)
-		select {
-		case <-exited:
-			return // says nothing about the container's health
-		default:
+		if !s.checkHealth(h, st.Health, started, exited) {
+			return
 		}
-		next := nextHealth(h, st.Health, started, res)
-		var notes []note
-		if next.Status != st.Health.Status {
-			notes = append(notes, note{proto.ActionHealth, map[string]string{"health": next.Status}})
-		}
-		s.rec.change(func(st *proto.State) { st.Health = next }, notes...)
 	}
 }
 
+// checkHealth checks once, and reports false when the container has ended.
+func (s *Shim) checkHealth(h proto.Health, now *proto.HealthState, started time.Time, exited <-chan struct{}) bool {
+	s.gate.enter()
+	defer s.gate.leave()
+	res, done := s.probe(h, exited)
+	select {
+	case <-exited:
+		return false // says nothing about the container's health
+	default:
+	}
+	if !done {
+		return true // again, soon
+	}
+	next := nextHealth(h, now, started, res)
+	var notes []note
+	if next.Status != now.Status {
+		notes = append(notes, note{proto.ActionHealth, map[string]string{"health": next.Status}})
+	}
+	s.rec.change(func(st *proto.State) { st.Health = next }, notes...)
+	return true
+}
+
 // probe runs the check once. Only an exit code of 0 is healthy; -1 is a check
-// that could not be run or took too long.
-func (s *Shim) probe(h proto.Health, exited <-chan struct{}) proto.HealthResult {
-	res := proto.HealthResult{Start: time.Now().UTC(), ExitCode: -1}
-	fail := func(format string, args ...any) proto.HealthResult {
+// that could not be run or took too long. It is not done when the shim is about
+// to go on as another binary, which begins it anew.
+func (s *Shim) probe(h proto.Health, exited <-chan struct{}) (res proto.HealthResult, done bool) {
+	res = proto.HealthResult{Start: time.Now().UTC(), ExitCode: -1}
+	fail := func(format string, args ...any) (proto.HealthResult, bool) {
 		res.End = time.Now().UTC()
 		res.Output = fmt.Sprintf(format, args...)
-		return res
+		return res, true
 	}
 	child, r, err := outputPipe()
 	if err != nil {
@@ -139,17 +153,24 @@ func (s *Shim) probe(h proto.Health, exited <-chan struct{}) proto.HealthResult 
 		r.SetReadDeadline(time.Unix(1, 0))
 		return strings.ToValidUTF8(<-out, "\uFFFD")
 	}
-	select {
-	case <-proc.exited:
-		res.ExitCode = proc.exitCode()
-	case <-exited: // and with it the check
-		<-proc.exited
-	case <-timer.C:
+	kill := func() {
 		// The runtime makes it the leader of a session: its children go too.
 		unix.Kill(-proc.pid, unix.SIGKILL)
 		proc.signal(syscall.SIGKILL)
 		<-proc.exited
 		proc.forget()
+	}
+	select {
+	case <-proc.exited:
+		res.ExitCode = proc.exitCode()
+	case <-exited: // and with it the check
+		<-proc.exited
+	case <-s.gate.wanted():
+		kill()
+		collect()
+		return res, false
+	case <-timer.C:
+		kill()
 		text := collect()
 		if text != "" {
 			text = ": " + text
@@ -159,7 +180,7 @@ func (s *Shim) probe(h proto.Health, exited <-chan struct{}) proto.HealthResult 
 	proc.forget()
 	res.End = time.Now().UTC()
 	res.Output = collect()
-	return res
+	return res, true
 }
 
 func outputPipe() (child int, ours *os.File, err error) {

@@ -78,7 +78,7 @@ func boot(release string) (*Shim, error) {
 		return nil, err
 	}
 	s := &Shim{boot: b, dirfd: dirfd, locked: locked, rec: rec, reaper: reaper, runtime: runtime, out: newOutput(),
-		left: make(chan struct{}), policy: b.Restart, rows: b.ConsoleSize[0], cols: b.ConsoleSize[1]}
+		left: make(chan struct{}), gate: newGate(), stops: map[*stopping]struct{}{}, policy: b.Restart, rows: b.ConsoleSize[0], cols: b.ConsoleSize[1]}
 	l, err := listenUnix(dirfd, proto.SocketFile)
 	if err != nil {
 		return nil, err

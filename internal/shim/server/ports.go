@@ -28,6 +28,11 @@ type hostPorts struct {
 	mu     sync.Mutex // held while sockets are used, and while they are closed
 	fds    []int
 	closed bool
+
+	udp []*udpForward
+
+	flows    sync.Mutex // after motion
+	forwards map[*forward]struct{}
 }
 
 // close gives the ports back to the host. What is being forwarded goes on.
@@ -77,10 +82,11 @@ func servePorts(ports []proto.Port, fds []int) (*hostPorts, error) {
 		}
 		switch port.Proto {
 		case "tcp":
-			handlers[int32(fd)] = func() { acceptTCP(fd, target) }
+			handlers[int32(fd)] = func() { held.acceptTCP(fd, target) }
 		case "udp":
 			u := &udpForward{held: held, fd: fd, target: target, peers: map[netip.AddrPort]*os.File{}}
 			handlers[int32(fd)] = u.receive
+			held.udp = append(held.udp, u)
 		}
 		event := unix.EpollEvent{Events: unix.EPOLLIN, Fd: int32(fd)}
 		if err := unix.EpollCtl(ep, unix.EPOLL_CTL_ADD, fd, &event); err != nil {
@@ -118,12 +124,20 @@ func sockaddr(a netip.AddrPort) (unix.Sockaddr, int) {
 	return &unix.SockaddrInet6{Port: int(a.Port()), Addr: a.Addr().As16()}, unix.AF_INET6
 }
 
-func acceptTCP(fd int, target netip.AddrPort) {
+// acceptTCP takes the connections that wait.
+func (p *hostPorts) acceptTCP(fd int, target netip.AddrPort) {
 	for {
+		motion.RLock()
 		c, _, err := unix.Accept4(fd, unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC)
+		var w *forward
+		if err == nil {
+			w = &forward{client: os.NewFile(uintptr(c), "client"), target: target}
+			p.mark(w, true)
+		}
+		motion.RUnlock()
 		switch err {
 		case nil:
-			go forwardTCP(os.NewFile(uintptr(c), "client"), target)
+			go p.forwardTCP(w)
 		case unix.EINTR, unix.ECONNABORTED:
 		case unix.EAGAIN:
 			return
@@ -134,34 +148,74 @@ func acceptTCP(fd int, target netip.AddrPort) {
 	}
 }
 
-func forwardTCP(client *os.File, target netip.AddrPort) {
-	defer client.Close()
-	server, err := dialTCP(target)
-	if err != nil {
-		return
+// forward is a connection that is carried on to the container. What is in its
+// halves changes within steps (see still.go).
+type forward struct {
+	client, server *os.File // server is nil until it is reached
+	target         netip.AddrPort
+	up, down       half
+}
+
+// half is one direction.
+type half struct {
+	left  []byte // read and not yet written
+	ended bool   // its source has no more
+	over  bool   // and its destination was told
+}
+
+func (p *hostPorts) forwardTCP(w *forward) {
+	defer w.client.Close()
+	defer p.mark(w, false)
+	if w.server == nil {
+		server, err := dialTCP(w.target)
+		if err != nil {
+			return
+		}
+		motion.RLock()
+		w.server = server
+		motion.RUnlock()
 	}
-	defer server.Close()
+	defer w.server.Close()
 	var both sync.WaitGroup
-	both.Go(func() { copyHalf(server, client) })
-	both.Go(func() { copyHalf(client, server) })
+	both.Go(func() { w.up.copy(w.server, w.client) })
+	both.Go(func() { w.down.copy(w.client, w.server) })
 	both.Wait()
 }
 
-// copyHalf copies one direction and passes its end on.
-func copyHalf(dst, src *os.File) {
+// mark notes which connections are forwarded.
+func (p *hostPorts) mark(w *forward, on bool) {
+	p.flows.Lock()
+	defer p.flows.Unlock()
+	if on {
+		if p.forwards == nil {
+			p.forwards = map[*forward]struct{}{}
+		}
+		p.forwards[w] = struct{}{}
+	} else {
+		delete(p.forwards, w)
+	}
+}
+
+// copy copies the direction and passes its end on.
+func (h *half) copy(dst, src *os.File) {
 	buf := make([]byte, copySize)
-	for {
-		n, err := src.Read(buf)
-		if n > 0 {
-			if _, werr := dst.Write(buf[:n]); werr != nil {
+	for !h.over {
+		if len(h.left) > 0 {
+			if writeSteps(dst, &h.left) != nil {
 				shutdown(src, unix.SHUT_RD)
+				h.over = true
 				return
 			}
 		}
-		if err != nil {
+		if h.ended {
 			shutdown(dst, unix.SHUT_WR)
+			h.over = true
 			return
 		}
+		readStep(src, buf, func(p []byte, eof bool) {
+			h.left = append(h.left, p...)
+			h.ended = eof
+		})
 	}
 }
 

@@ -19,6 +19,11 @@ type process struct {
 	exited chan struct{}
 	status syscall.WaitStatus // valid once exited is closed
 	lost   bool               // the status is not known; valid as status is
+
+	// foreign: it is not a child, and start tells it from later ones.
+	foreign bool
+	start   uint64
+	over    bool // status is there, set within a step (see still.go)
 }
 
 // exitCode is the status as a shell and Docker give it: 128+n for signal n.
@@ -100,7 +105,12 @@ func (r *reaper) watch(pid int) (*process, error) {
 		unix.Kill(pid, unix.SIGKILL) // what can't be watched must not run on
 		return nil, os.NewSyscallError("pidfd_open "+strconv.Itoa(pid), err)
 	}
-	p := &process{pid: pid, pidfd: os.NewFile(uintptr(fd), "process"), exited: make(chan struct{})}
+	return r.follow(pid, fd)
+}
+
+// follow waits for a child by its pidfd. It is called with the lock held.
+func (r *reaper) follow(pid, pidfd int) (*process, error) {
+	p := &process{pid: pid, pidfd: os.NewFile(uintptr(pidfd), "process"), exited: make(chan struct{})}
 	raw, err := p.pidfd.SyscallConn()
 	if err != nil {
 		p.pidfd.Close()
@@ -111,17 +121,20 @@ func (r *reaper) watch(pid int) (*process, error) {
 		var got int
 		var werr error
 		rerr := raw.Read(func(uintptr) bool {
+			motion.RLock()
+			defer motion.RUnlock()
 			for {
 				got, werr = syscall.Wait4(pid, &p.status, syscall.WNOHANG, nil)
 				if werr != syscall.EINTR {
-					return got != 0
+					p.over = got != 0
+					return p.over
 				}
 			}
 		})
 		if rerr != nil || werr != nil {
 			// Not our child, against all promises: its status is lost.
 			logf("wait for %d: %v %v", pid, rerr, werr)
-			p.status = 255 << 8
+			p.status, p.lost = unknownStatus, true
 		}
 		r.mu.Lock()
 		delete(r.known, pid)
@@ -136,9 +149,9 @@ func (r *reaper) watch(pid int) (*process, error) {
 // one, or is -1: then start, its start time, tells. A process that can't be
 // found any more has exited, with a status that nobody knows.
 func foreign(pid int, start uint64, pidfd int) *process {
-	p := &process{pid: pid, exited: make(chan struct{})}
+	p := &process{pid: pid, exited: make(chan struct{}), foreign: true, start: start}
 	gone := func() *process {
-		p.status, p.lost = unknownStatus, true
+		p.status, p.lost, p.over = unknownStatus, true, true
 		close(p.exited)
 		return p
 	}
@@ -169,7 +182,12 @@ func foreign(pid int, start uint64, pidfd int) *process {
 				}
 			}
 		})
-		raw.Control(func(fd uintptr) { p.status, p.lost = foreignStatus(int(fd), pid, start) })
+		raw.Control(func(fd uintptr) {
+			motion.RLock()
+			defer motion.RUnlock()
+			p.status, p.lost = foreignStatus(int(fd), pid, start)
+			p.over = true
+		})
 		close(p.exited)
 	}()
 	return p

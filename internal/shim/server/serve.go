@@ -67,10 +67,11 @@ type conn struct {
 
 	mu        sync.Mutex
 	queue     []outgoing
-	events    int  // how many of queue are live events
-	calls     int  // requests not yet answered
-	finishing bool // ends once these are answered and the queue is written
-	closing   bool // ends once the queue is written
+	sending   *outgoing // taken from the queue and not yet sent, changed within steps
+	events    int       // how many of queue are live events
+	calls     int       // requests not yet answered
+	finishing bool      // ends once these are answered and the queue is written
+	closing   bool      // ends once the queue is written
 }
 
 // outgoing is a message in the queue, with the descriptor that travels with
@@ -91,7 +92,11 @@ func (s *server) add(fd int) error {
 }
 
 func (s *server) serve(frames *proto.Conn) {
-	c := &conn{srv: s, frames: frames, done: make(chan struct{}), wake: make(chan struct{}, 1)}
+	s.begin(&conn{srv: s, frames: frames, done: make(chan struct{}), wake: make(chan struct{}, 1)})
+}
+
+func (s *server) begin(c *conn) {
+	c.frames.Guard = moving{}
 	s.mu.Lock()
 	s.conns[c] = struct{}{}
 	s.mu.Unlock()
@@ -244,11 +249,12 @@ func (c *conn) write() {
 	defer close(c.done)
 	defer c.close()
 	for {
-		c.mu.Lock()
-		queue, closing := c.queue, c.closing || c.finishing && c.calls == 0
-		c.queue, c.events = nil, 0
-		c.mu.Unlock()
-		for _, m := range queue {
+	if err := c.frames.Finish(); err != nil { // begun before the shim became another binary
+		return
+	}
+		m, closing := c.next()
+		switch {
+		case m != nil:
 			var err error
 			if m.fd < 0 {
 				err = c.frames.Send(m.Message)
@@ -259,18 +265,33 @@ func (c *conn) write() {
 			if err != nil {
 				return
 			}
-		}
-		if len(queue) > 0 {
-			continue
-		}
-		if closing {
+		case closing:
 			return
 		}
-		<-c.wake
+		default:
+			<-c.wake
 	}
 }
 
 // close is called once, by write.
+// next takes the first of the queue, or says that nothing will come.
+func (c *conn) next() (m *outgoing, closing bool) {
+	motion.RLock()
+	defer motion.RUnlock()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.frames.Forget()
+	c.sending = nil
+	if len(c.queue) > 0 {
+		first := c.queue[0]
+		c.queue = c.queue[1:]
+		c.sending = &first
+		return c.sending, false
+	}
+	c.queue, c.events = nil, 0
+	return nil, c.closing || c.finishing && c.calls == 0
+}
+
 func (c *conn) close() {
 	c.srv.shim.rec.unsubscribe(c)
 	c.srv.mu.Lock()
@@ -300,48 +321,100 @@ func (c *conn) end() {
 func (c *conn) read() {
 	defer c.frames.DropFDs()
 	for {
-		var m proto.Message
-		if err := c.frames.Receive(&m); err != nil {
+	gate := c.srv.shim.gate
+		// A request is within the gate from when it is taken until it is answered.
+		gate.enter()
+		more, err := c.take()
+		if !more && err == nil {
+			gate.leave()
+			if err = c.frames.Fill(); err == nil {
+				continue
+			}
+			gate.enter()
+		}
+		if err != nil {
 			if errors.Is(err, proto.ErrFrame) {
 				logf("connection: %v", err)
 			}
-			c.end()
+			if err != errFinishing {
+				c.end()
+			}
+			gate.leave()
 			return
 		}
-		fds, err := c.frames.TakeFDs(m.FDs)
-		if err != nil {
-			logf("connection: %v", err)
-			c.end()
-			return
-		}
-		c.mu.Lock()
-		if c.finishing {
-			c.mu.Unlock()
-			closeAll(fds)
-			return
-		}
-		c.calls++
-		c.mu.Unlock()
-		go func() {
-			c.handle(&m, fds)
-			c.mu.Lock()
-			c.calls--
-			c.mu.Unlock()
-			c.signal()
-		}()
 	}
 }
 
-// handle answers one request. Descriptors that the method doesn't take are
-// closed.
-func (c *conn) handle(m *proto.Message, fds []int) {
+// errFinishing: nothing is asked any more, but answers are still due.
+var errFinishing = errors.New("the connection is finishing")
+
+// take handles the next request if it is there.
+func (c *conn) take() (there bool, err error) {
+	m := &proto.Message{}
+	if there, err = c.frames.Take(m); !there || err != nil {
+		return false, err
+	}
+	fds, err := c.frames.TakeFDs(m.FDs)
+	if err != nil {
+		return false, err
+	}
+	c.mu.Lock()
+	if c.finishing {
+		c.mu.Unlock()
+		closeAll(fds)
+		return false, errFinishing
+	}
+}
+	c.calls++
+	c.mu.Unlock()
+	go func() {
+		defer c.srv.shim.gate.leave()
+		if c.handle(m, fds) {
+			c.answered()
+		}
+	}()
+	return true, nil
+}
+
+// answered ends a call.
+func (c *conn) answered() {
+	c.mu.Lock()
+	c.calls--
+	c.mu.Unlock()
+	c.signal()
+
+// handle answers one request, or reports false when somebody will do so later.
+// Descriptors that the method doesn't take are closed.
+func (c *conn) handle(m *proto.Message, fds []int) bool {
 	s := c.srv.shim
 	if m.Method == proto.MethodSubscribe {
+	later, err := false, error(nil)
+	switch m.Method {
+	case proto.MethodStop:
+		var p proto.Stop
+		if err = params(m, &p); err == nil {
+			err = s.stop(c, m.ID, p)
+		}
+		later = true
+	case proto.MethodUpgrade:
+		var p proto.Upgrade
+		if err = params(m, &p); err == nil {
+			err = s.upgrade(c, m.ID, p)
+		}
+		later = true
+	}
+	if later {
+		closeAll(fds)
+		if err != nil {
+			c.answer(m.ID, nil, err)
+		}
+		return err != nil
+	}
 		var p proto.Subscribe
 		if err := params(m, &p); err == nil {
 			s.rec.subscribe(c, &proto.Message{ID: m.ID}, p.After)
 			closeAll(fds)
-			return
+			return true
 		}
 	}
 	if m.Method == proto.MethodTerminal {
@@ -349,14 +422,15 @@ func (c *conn) handle(m *proto.Message, fds []int) {
 		fd, err := s.terminal()
 		if err == nil {
 			c.postFD(&proto.Message{ID: m.ID, FDs: 1}, fd)
-			return
+			return true
 		}
-		c.answer(m, nil, err)
-		return
+		c.answer(m.ID, nil, err)
+		return true
 	}
 	result, err := c.call(m, &fds)
 	closeAll(fds)
-	c.answer(m, result, err)
+	c.answer(m.ID, result, err)
+	return true
 }
 
 // drop closes the descriptor.
@@ -366,8 +440,8 @@ func (m outgoing) drop() {
 	}
 }
 
-func (c *conn) answer(m *proto.Message, result any, err error) {
-	reply := &proto.Message{ID: m.ID}
+func (c *conn) answer(id uint64, result any, err error) {
+	reply := &proto.Message{ID: id}
 	if err != nil {
 		if !errors.As(err, &reply.Error) {
 			reply.Error = &proto.Error{Kind: proto.KindInternal, Message: err.Error()}
@@ -417,13 +491,6 @@ func (c *conn) call(m *proto.Message, fds *[]int) (any, error) {
 		return s.rec.snapshot(), nil
 	case proto.MethodStart:
 		st, err := s.start()
-		return st, err
-	case proto.MethodStop:
-		var p proto.Stop
-		if err := params(m, &p); err != nil {
-			return nil, err
-		}
-		st, err := s.stop(p)
 		return st, err
 	case proto.MethodKill:
 		var p proto.Kill

@@ -194,6 +194,7 @@ type stdin struct {
 	f        *os.File // nil: what comes is discarded
 	decided  bool
 	terminal bool
+	over     bool // closed by closeInput
 }
 
 func newStdin() *stdin { return &stdin{ready: make(chan struct{})} }
@@ -209,16 +210,15 @@ func (i *stdin) open(f *os.File, terminal bool) {
 
 // write waits until the run has begun and then for room. It fails after the
 // run's end.
-func (i *stdin) write(p []byte) error {
+func (i *stdin) write(left *[]byte) error {
 	<-i.ready
 	i.mu.Lock()
 	f := i.f
 	i.mu.Unlock()
 	if f == nil {
-		return nil
+		return os.ErrClosed
 	}
-	_, err := f.Write(p)
-	return err
+	return writeSteps(f, left)
 }
 
 // closeInput gives the container the end of its input. A terminal has none.
@@ -228,6 +228,7 @@ func (i *stdin) closeInput() {
 	defer i.mu.Unlock()
 	if i.f != nil && !i.terminal {
 		i.f.Close()
+		i.over = true
 	}
 }
 

@@ -41,6 +41,10 @@ type Shim struct {
 	left     chan struct{} // closed when all is done
 
 	mu      sync.Mutex
+	gate  *gate                  // see still.go
+	delay time.Duration          // before the present run, changed within the gate
+	stops map[*stopping]struct{} // under mu
+
 	current *run // nil while no process runs
 	names   *names.Server
 	policy  proto.RestartPolicy
@@ -130,7 +134,7 @@ func (s *Shim) start() (proto.State, error) {
 		s.rec.change(func(st *proto.State) {
 			st.Status, st.Finished, st.ExitCode, st.Error = proto.StatusExited, now, code, msg
 		})
-		go s.finish(s.recordExit())
+		go s.finishAlone(s.recordExit())
 		return proto.State{}, &proto.Error{Kind: proto.KindRuntime, Message: msg, ExitCode: code}
 	}
 	if err := s.out.openLog(s.boot.Log, s.boot.RunDir, false); err != nil {
@@ -165,9 +169,16 @@ func (s *Shim) supervise(r *run, delay time.Duration) {
 		if r != nil {
 			<-r.proc.exited
 			again, delay, saved = s.ended(r, delay)
+			s.gate.enter()
 		}
+		} else {
+			s.gate.enter()
 		for again {
-			if !s.backoff(delay) {
+			s.delay = delay
+			s.gate.leave()
+			stopped := !s.backoff(delay)
+			s.gate.enter()
+			if stopped {
 				s.cancelRestart()
 				saved = s.recordExit()
 				again = false
@@ -181,10 +192,11 @@ func (s *Shim) supervise(r *run, delay time.Duration) {
 			again, delay, saved = s.restartFailed(err, delay)
 		}
 		if !again {
-			s.finish(saved)
+			s.finish(saved) // within the gate, which nobody shuts any more
 			return
 		}
 	}
+		s.gate.leave()
 }
 
 // ended is what comes after the process's exit: what it left behind is read,
@@ -309,7 +321,14 @@ func (s *Shim) recordExit() <-chan struct{} {
 }
 
 // finish ends the container's life: no run will follow. When the last entry of
-// the journal is told, nothing in the run directory is the shim's any more.
+// finishAlone is finish for who is not within the gate.
+func (s *Shim) finishAlone(saved <-chan struct{}) {
+	s.gate.enter() // for good
+	s.finish(saved)
+}
+
+// the journal is told, nothing in the run directory is the shim's any more. It
+// is called within the gate, which nobody leaves any more.
 func (s *Shim) finish(saved <-chan struct{}) {
 	s.out.endRun(true)
 	s.out.close()
@@ -364,43 +383,71 @@ func (s *Shim) running() *run {
 	return s.current
 }
 
-// stop ends the container for good and returns when it has ended. It goes on
-// when the caller goes.
-func (s *Shim) stop(req proto.Stop) (proto.State, error) {
+// stopping is a stop that is under way. It goes on when its caller goes, and when
+// the shim goes on as another binary.
+type stopping struct {
+	conn     *conn // of who asked, and the request's number
+	id       uint64
+	signal   syscall.Signal
+	timeout  int // seconds, -1 without end
+	signaled bool
+	deadline time.Time // for SIGKILL, zero without end
+}
+
+// stop begins to end the container for good. The answer comes when it has
+// ended.
+func (s *Shim) stop(c *conn, id uint64, req proto.Stop) error {
 	if !s.starting.Load() {
-		return proto.State{}, conflict("container is not running: it was never started")
+		return conflict("container is not running: it was never started")
 	}
-	sig, timeout := syscall.Signal(req.Signal), req.Timeout
-	if sig == 0 {
-		sig = syscall.Signal(s.boot.StopSignal)
+	x := &stopping{conn: c, id: id, signal: syscall.Signal(req.Signal), timeout: req.Timeout}
+	if x.signal == 0 {
+		x.signal = syscall.Signal(s.boot.StopSignal)
 	}
-	if sig <= 0 {
-		sig = syscall.SIGTERM
+	if x.signal <= 0 {
+		x.signal = syscall.SIGTERM
 	}
 	if req.Default {
-		timeout = s.boot.StopTimeout
+		x.timeout = s.boot.StopTimeout
 	}
 	// Cancels a restart that waits.
 	s.rec.change(func(st *proto.State) { st.Manual, st.UserStopped = true, st.UserStopped || req.User })
 
+	s.mu.Lock()
+	s.stops[x] = struct{}{}
+	s.mu.Unlock()
+	go s.carryOut(x)
+	return nil
+}
 	// A launch may be under way.
+// carryOut sees a stop through, from where it is.
+func (s *Shim) carryOut(x *stopping) {
 	st, _ := s.rec.until(nil, func(st *proto.State) bool {
 		return ended(st) || s.running() != nil && (st.Status == proto.StatusRunning || st.Status == proto.StatusPaused)
 	})
 	if r := s.running(); r != nil && !ended(&st) {
-		s.terminate(r, sig, timeout)
+		s.terminate(r, x)
 	}
 	<-s.server.sealed
-	return s.rec.snapshot(), nil
+	x.conn.answer(x.id, s.rec.snapshot(), nil)
+	x.conn.answered()
 }
 
-// terminate signals, waits for timeout seconds and kills.
-func (s *Shim) terminate(r *run, sig syscall.Signal, timeout int) {
-	if err := s.signal(r, sig); err != nil {
-		logf("stop: %v", err)
+// terminate signals, waits and kills.
+func (s *Shim) terminate(r *run, x *stopping) {
+	s.gate.enter()
+	if !x.signaled {
+		if err := s.signal(r, x.signal); err != nil {
+			logf("stop: %v", err)
+		}
+		x.signaled = true
+		if x.timeout >= 0 {
+			x.deadline = time.Now().Add(time.Duration(x.timeout) * time.Second)
+		}
 	}
-	if timeout >= 0 {
-		timer := time.NewTimer(time.Duration(timeout) * time.Second)
+	s.gate.leave()
+	if !x.deadline.IsZero() {
+		timer := time.NewTimer(time.Until(x.deadline))
 		defer timer.Stop()
 		select {
 		case <-r.proc.exited:
@@ -408,9 +455,11 @@ func (s *Shim) terminate(r *run, sig syscall.Signal, timeout int) {
 		case <-timer.C:
 		}
 		if err := s.signal(r, syscall.SIGKILL); err != nil {
+		s.gate.enter()
 			logf("stop: %v", err)
 		}
 	}
+		s.gate.leave()
 	<-r.proc.exited
 }
 
@@ -548,15 +597,21 @@ func (s *Shim) attach(a proto.Attach, sock *socket) error {
 		return conflict("%v", err)
 	}
 	s.server.linger(c.done)
-	go func() {
-		if c.input(in, a, s.boot.StdinOnce) {
-			s.rec.change(func(*proto.State) {}, note{action: proto.ActionDetach})
-		}
-	}()
+	go s.listen(c, in)
 	return nil
 }
 
 // shutdown ends a shim whose container never ran.
+// listen carries a client's input to its end.
+func (s *Shim) listen(c *client, in *stdin) {
+	if c.input(in, s.boot.StdinOnce) {
+		s.gate.enter()
+		defer s.gate.leave()
+		s.rec.change(func(*proto.State) {}, note{action: proto.ActionDetach})
+		c.left = false
+	}
+}
+
 func (s *Shim) shutdown() error {
 	if st := s.rec.snapshot(); ended(&st) {
 		return nil // on its way
