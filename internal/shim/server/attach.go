@@ -200,9 +200,6 @@ func (c *client) input(in *stdin, stdinOnce bool) (detached bool) {
 	return false
 }
 
-// escape finds the detach keys in what a client types. Keys that may yet
-// become the whole sequence are held back.
-type escape struct {
 // pass gives the container what the client has typed. What it doesn't take is
 // thrown away.
 func (c *client) pass(in *stdin) {
@@ -213,6 +210,9 @@ func (c *client) pass(in *stdin) {
 	}
 }
 
+// escape finds the detach keys in what a client types. Keys that may yet
+// become the whole sequence are held back.
+type escape struct {
 	keys []byte
 	pos  int // how many keys are held back
 }

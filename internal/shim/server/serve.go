@@ -248,10 +248,10 @@ func (c *conn) signal() {
 func (c *conn) write() {
 	defer close(c.done)
 	defer c.close()
-	for {
 	if err := c.frames.Finish(); err != nil { // begun before the shim became another binary
 		return
 	}
+	for {
 		m, closing := c.next()
 		switch {
 		case m != nil:
@@ -267,13 +267,12 @@ func (c *conn) write() {
 			}
 		case closing:
 			return
-		}
 		default:
 			<-c.wake
+		}
 	}
 }
 
-// close is called once, by write.
 // next takes the first of the queue, or says that nothing will come.
 func (c *conn) next() (m *outgoing, closing bool) {
 	motion.RLock()
@@ -292,6 +291,7 @@ func (c *conn) next() (m *outgoing, closing bool) {
 	return nil, c.closing || c.finishing && c.calls == 0
 }
 
+// close is called once, by write.
 func (c *conn) close() {
 	c.srv.shim.rec.unsubscribe(c)
 	c.srv.mu.Lock()
@@ -320,8 +320,8 @@ func (c *conn) end() {
 
 func (c *conn) read() {
 	defer c.frames.DropFDs()
-	for {
 	gate := c.srv.shim.gate
+	for {
 		// A request is within the gate from when it is taken until it is answered.
 		gate.enter()
 		more, err := c.take()
@@ -364,7 +364,6 @@ func (c *conn) take() (there bool, err error) {
 		closeAll(fds)
 		return false, errFinishing
 	}
-}
 	c.calls++
 	c.mu.Unlock()
 	go func() {
@@ -382,12 +381,12 @@ func (c *conn) answered() {
 	c.calls--
 	c.mu.Unlock()
 	c.signal()
+}
 
 // handle answers one request, or reports false when somebody will do so later.
 // Descriptors that the method doesn't take are closed.
 func (c *conn) handle(m *proto.Message, fds []int) bool {
 	s := c.srv.shim
-	if m.Method == proto.MethodSubscribe {
 	later, err := false, error(nil)
 	switch m.Method {
 	case proto.MethodStop:
@@ -410,6 +409,7 @@ func (c *conn) handle(m *proto.Message, fds []int) bool {
 		}
 		return err != nil
 	}
+	if m.Method == proto.MethodSubscribe {
 		var p proto.Subscribe
 		if err := params(m, &p); err == nil {
 			s.rec.subscribe(c, &proto.Message{ID: m.ID}, p.After)

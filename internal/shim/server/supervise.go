@@ -40,11 +40,11 @@ type Shim struct {
 	starting atomic.Bool   // Start was called, or the container adopted
 	left     chan struct{} // closed when all is done
 
-	mu      sync.Mutex
 	gate  *gate                  // see still.go
 	delay time.Duration          // before the present run, changed within the gate
 	stops map[*stopping]struct{} // under mu
 
+	mu      sync.Mutex
 	current *run // nil while no process runs
 	names   *names.Server
 	policy  proto.RestartPolicy
@@ -168,11 +168,11 @@ func (s *Shim) supervise(r *run, delay time.Duration) {
 		var saved <-chan struct{}
 		if r != nil {
 			<-r.proc.exited
-			again, delay, saved = s.ended(r, delay)
 			s.gate.enter()
-		}
+			again, delay, saved = s.ended(r, delay)
 		} else {
 			s.gate.enter()
+		}
 		for again {
 			s.delay = delay
 			s.gate.leave()
@@ -195,8 +195,8 @@ func (s *Shim) supervise(r *run, delay time.Duration) {
 			s.finish(saved) // within the gate, which nobody shuts any more
 			return
 		}
-	}
 		s.gate.leave()
+	}
 }
 
 // ended is what comes after the process's exit: what it left behind is read,
@@ -320,13 +320,13 @@ func (s *Shim) recordExit() <-chan struct{} {
 	return saved
 }
 
-// finish ends the container's life: no run will follow. When the last entry of
 // finishAlone is finish for who is not within the gate.
 func (s *Shim) finishAlone(saved <-chan struct{}) {
 	s.gate.enter() // for good
 	s.finish(saved)
 }
 
+// finish ends the container's life: no run will follow. When the last entry of
 // the journal is told, nothing in the run directory is the shim's any more. It
 // is called within the gate, which nobody leaves any more.
 func (s *Shim) finish(saved <-chan struct{}) {
@@ -412,16 +412,16 @@ func (s *Shim) stop(c *conn, id uint64, req proto.Stop) error {
 	}
 	// Cancels a restart that waits.
 	s.rec.change(func(st *proto.State) { st.Manual, st.UserStopped = true, st.UserStopped || req.User })
-
 	s.mu.Lock()
 	s.stops[x] = struct{}{}
 	s.mu.Unlock()
 	go s.carryOut(x)
 	return nil
 }
-	// A launch may be under way.
+
 // carryOut sees a stop through, from where it is.
 func (s *Shim) carryOut(x *stopping) {
+	// A launch may be under way.
 	st, _ := s.rec.until(nil, func(st *proto.State) bool {
 		return ended(st) || s.running() != nil && (st.Status == proto.StatusRunning || st.Status == proto.StatusPaused)
 	})
@@ -454,12 +454,12 @@ func (s *Shim) terminate(r *run, x *stopping) {
 			return
 		case <-timer.C:
 		}
-		if err := s.signal(r, syscall.SIGKILL); err != nil {
 		s.gate.enter()
+		if err := s.signal(r, syscall.SIGKILL); err != nil {
 			logf("stop: %v", err)
 		}
-	}
 		s.gate.leave()
+	}
 	<-r.proc.exited
 }
 
@@ -601,7 +601,6 @@ func (s *Shim) attach(a proto.Attach, sock *socket) error {
 	return nil
 }
 
-// shutdown ends a shim whose container never ran.
 // listen carries a client's input to its end.
 func (s *Shim) listen(c *client, in *stdin) {
 	if c.input(in, s.boot.StdinOnce) {
@@ -612,6 +611,7 @@ func (s *Shim) listen(c *client, in *stdin) {
 	}
 }
 
+// shutdown ends a shim whose container never ran.
 func (s *Shim) shutdown() error {
 	if st := s.rec.snapshot(); ended(&st) {
 		return nil // on its way
