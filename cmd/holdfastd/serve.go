@@ -13,6 +13,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"holdfast/internal/api/wire"
 	"holdfast/internal/config"
 	"holdfast/internal/engine"
 	"holdfast/internal/failpoint"
@@ -240,6 +241,7 @@ func (d *daemon) serveAPI() {
 		ErrorLog:          slog.NewLogLogger(d.log.Handler(), slog.LevelDebug),
 		Protocols:         new(http.Protocols),
 		ConnState:         d.gate.track,
+		ConnContext:       wire.WithConn,
 	}
 	d.server.Protocols.SetHTTP1(true)
 	accept := func(l net.Listener, address string) {

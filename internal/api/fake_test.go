@@ -136,6 +136,10 @@ func (f *fake) ContainerWait(ctx context.Context, ref string, c container.WaitCo
 	return f.wait(ctx), nil
 }
 
+func (f *fake) ContainerWaitHeld(_ context.Context, ref string, c container.WaitCondition, _ func() (*engine.Client, []byte, error)) error {
+	return f.call("ContainerWaitHeld", ref, c)
+}
+
 func (f *fake) ContainerRemove(_ context.Context, ref string, o engine.RemoveOptions) error {
 	return f.call("ContainerRemove", ref, o)
 }

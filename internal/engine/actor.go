@@ -88,6 +88,8 @@ type waiter struct {
 	on  moby.WaitCondition
 	ch  chan moby.WaitResponse // buffered
 	ctx context.Context        // of who waits
+	// held is the client, where a shim can answer it; nil otherwise.
+	held *heldWait
 }
 
 // attachment is a client that came before the container ran.

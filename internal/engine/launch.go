@@ -241,6 +241,7 @@ func (e *Engine) launch(ctx context.Context, a *actor, spec container.Spec, req 
 			a.log.Warn("attach failed", "error", err)
 		}
 	}
+	a.giveWaits(shim)
 	if _, err := shim.Start(ctx); err != nil {
 		return err
 	}

@@ -225,6 +225,7 @@ func (a *actor) replaced(shim Shim) {
 	stopping := a.state == container.Stopping
 	a.rec = shim.Hello().State
 	a.adopt(shim)
+	go a.giveWaits(shim)
 	if stopping {
 		// Whoever asked for the stop waits for it.
 		a.state = container.Stopping

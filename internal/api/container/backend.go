@@ -28,6 +28,9 @@ type Backend interface {
 	// ContainerWait returns once the wait is registered; the channel then gives
 	// one answer.
 	ContainerWait(ctx context.Context, ref string, c container.WaitCondition) (<-chan container.WaitResponse, error)
+	// ContainerWaitHeld is ContainerWait with an answer that outlives the daemon:
+	// it takes over the connection once the wait is registered.
+	ContainerWaitHeld(ctx context.Context, ref string, c container.WaitCondition, hijack func() (*engine.Client, []byte, error)) error
 	ContainerRemove(ctx context.Context, ref string, o engine.RemoveOptions) error
 	ContainerAttach(ctx context.Context, ref string, o engine.AttachOptions) error
 	ContainerResize(ctx context.Context, ref string, height, width uint) error

@@ -6,6 +6,7 @@ import (
 	"github.com/moby/moby/api/types/container"
 
 	"holdfast/internal/api/wire"
+	"holdfast/internal/engine"
 )
 
 // wait sends the head as soon as the wait is registered, and the answer when it
@@ -15,6 +16,11 @@ func (h *handlers) wait(w http.ResponseWriter, r *wire.Request) error {
 	condition, err := waitCondition(r)
 	if err != nil {
 		return err
+	}
+	if hj := wire.NewHijacker(w, r); !r.Version.Before(34) && hj.Hands() {
+		return h.backend.ContainerWaitHeld(r.Context(), r.Name(), condition, func() (*engine.Client, []byte, error) {
+			return hj.TakeOver("application/json", true)
+		})
 	}
 	answer, err := h.backend.ContainerWait(r.Context(), r.Name(), condition)
 	if err != nil {

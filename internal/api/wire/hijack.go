@@ -2,6 +2,7 @@ package wire
 
 import (
 	"bufio"
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -41,15 +42,9 @@ func (h *Hijacker) Hijack(raw bool) (*engine.Client, error) {
 	if h.done {
 		return nil, errors.New("the client's connection was already taken over")
 	}
-	conn, rw, err := http.NewResponseController(h.w).Hijack()
+	conn, pending, err := h.take()
 	if err != nil {
-		return nil, fmt.Errorf("take over the client's connection: %w", err)
-	}
-	h.done = true
-	pending, err := buffered(rw.Reader)
-	if err != nil {
-		conn.Close()
-		return nil, fmt.Errorf("read what the client has sent: %w", err)
+		return nil, err
 	}
 	if _, err := io.WriteString(conn, h.head(raw)); err != nil {
 		conn.Close()
@@ -61,6 +56,73 @@ func (h *Hijacker) Hijack(raw bool) (*engine.Client, error) {
 		return nil, err
 	}
 	return &engine.Client{File: f, Pending: pending}, nil
+}
+
+// Hands reports whether the client's connection is a socket that can be given
+// to another process. Where it is not, a stream lives and dies with the daemon.
+func (h *Hijacker) Hands() bool {
+	if h.r.TLS != nil || !h.r.ProtoAtLeast(1, 1) || h.r.ProtoMajor > 1 {
+		return false
+	}
+	hands, _ := h.r.Context().Value(handsKey{}).(bool)
+	return hands
+}
+
+type handsKey struct{}
+
+// WithConn is an http.Server's ConnContext, by which Hands knows.
+func WithConn(ctx context.Context, c net.Conn) context.Context {
+	switch c.(type) {
+	case *net.UnixConn, *net.TCPConn:
+		return context.WithValue(ctx, handsKey{}, true)
+	}
+	return ctx
+}
+
+// TakeOver is Hijack for an answer of its own kind. It gives the response's
+// head instead of writing it: 200, with a body that is chunked or ends with the
+// connection.
+func (h *Hijacker) TakeOver(contentType string, chunked bool) (*engine.Client, []byte, error) {
+	if h.done {
+		return nil, nil, errors.New("the client's connection was already taken over")
+	}
+	conn, pending, err := h.take()
+	if err != nil {
+		return nil, nil, err
+	}
+	f, err := socketOf(conn, h.r)
+	if err != nil {
+		conn.Close()
+		return nil, nil, err
+	}
+	var b strings.Builder
+	b.WriteString("HTTP/1.1 200 OK\r\n")
+	header := h.w.Header().Clone()
+	header.Set("Content-Type", contentType)
+	header.Set("Connection", "close")
+	header.Set("Date", time.Now().UTC().Format(http.TimeFormat))
+	header.Del("Content-Length")
+	if chunked {
+		header.Set("Transfer-Encoding", "chunked")
+	}
+	_ = header.Write(&b)
+	b.WriteString("\r\n")
+	return &engine.Client{File: f, Pending: pending}, []byte(b.String()), nil
+}
+
+// take ends HTTP's part of the connection, and gives what it had read.
+func (h *Hijacker) take() (net.Conn, []byte, error) {
+	conn, rw, err := http.NewResponseController(h.w).Hijack()
+	if err != nil {
+		return nil, nil, fmt.Errorf("take over the client's connection: %w", err)
+	}
+	h.done = true
+	pending, err := buffered(rw.Reader)
+	if err != nil {
+		conn.Close()
+		return nil, nil, fmt.Errorf("read what the client has sent: %w", err)
+	}
+	return conn, pending, nil
 }
 
 // head is the response's status line and headers. Since API 1.42 an upgraded

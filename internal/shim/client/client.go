@@ -330,6 +330,29 @@ func (s *Shim) Attach(ctx context.Context, p proto.Attach, client *os.File) erro
 	return s.call(ctx, proto.MethodAttach, p, nil, fd)
 }
 
+// Hold gives a client that waits, and one end of a lease, to the shim. The
+// caller closes its own copies; see proto.Hold.
+func (s *Shim) Hold(ctx context.Context, p proto.Hold, client, lease *os.File) error {
+	return s.give(ctx, proto.MethodHold, p, client, lease)
+}
+
+// Follow gives a client that follows the log, and the log's active file, to the
+// shim. The caller closes its own copies; see proto.Follow.
+func (s *Shim) Follow(ctx context.Context, p proto.Follow, client, log *os.File) error {
+	return s.give(ctx, proto.MethodFollow, p, client, log)
+}
+
+func (s *Shim) give(ctx context.Context, method string, params any, files ...*os.File) error {
+	fds := make([]int, len(files))
+	for i, f := range files {
+		var err error
+		if fds[i], err = descriptor(f); err != nil {
+			return err
+		}
+	}
+	return s.call(ctx, method, params, nil, fds...)
+}
+
 // ExecCreate prepares an exec session.
 func (s *Shim) ExecCreate(ctx context.Context, p proto.ExecCreate) error {
 	return s.call(ctx, proto.MethodExecCreate, p, nil)

@@ -56,6 +56,8 @@ const (
 	MethodState      = "state"      // nothing → State
 	MethodShutdown   = "shutdown"   // nothing → nothing; only without a running container
 	MethodTerminal   = "terminal"   // nothing → nothing + 1 descriptor, the master of the container's terminal
+	MethodHold       = "hold"       // Hold + 2 descriptors → nothing
+	MethodFollow     = "follow"     // Follow + 2 descriptors → nothing
 	MethodUpgrade    = "upgrade"    // Upgrade → HelloReply, of the new binary in the same process
 )
 
@@ -280,6 +282,48 @@ type Attach struct {
 	DetachKeys []byte `json:"detachKeys,omitempty"`
 	// Pending is what the client had sent before the socket was handed over.
 	Pending []byte `json:"pending,omitempty"`
+}
+
+// What a Hold waits for, in the API's words.
+const (
+	HoldNotRunning = "not-running"
+	HoldNextExit   = "next-exit"
+	HoldRemoved    = "removed"
+)
+
+// LeaseDrop is what a daemon sends over a Hold's lease when the client is no
+// longer the shim's to answer.
+const LeaseDrop = '.'
+
+// Hold gives a client that waits for the container's end into the shim's care.
+// The first descriptor is the client's socket, the second the lease: a stream
+// socket whose other end the daemon keeps. What comes over the lease is the
+// rest of the answer, which the shim writes and acknowledges with one byte, or
+// LeaseDrop. When the lease ends without either the daemon has died, and the
+// shim answers by itself, with one chunk {"StatusCode":N} and the last chunk.
+type Hold struct {
+	Condition string `json:"condition"`
+	// Head is written to the client before the answer to this request.
+	Head []byte `json:"head,omitempty"`
+}
+
+// Follow makes a client that follows the log the shim's. The first descriptor
+// is its socket, with the head and all earlier lines written, the second the
+// log's active file. The shim sends the records from Offset on, to the end of
+// the container or of Until. KindConflict: the file is no longer the active one
+// or the container has ended, and the client remains the daemon's.
+type Follow struct {
+	Offset         int64 `json:"offset"` // of the first record, in bytes
+	Stdout, Stderr bool
+	// Raw: lines as they are. Otherwise in Docker's frames, as in Attach.
+	Raw        bool      `json:"raw,omitempty"`
+	Timestamps bool      `json:"timestamps,omitempty"`
+	Details    bool      `json:"details,omitempty"`
+	Since      time.Time `json:"since,omitzero"`
+	Until      time.Time `json:"until,omitzero"`
+	// Within says that the last line sent of stdout and of stderr has not ended
+	// yet: what follows of it has no timestamp.
+	Within [2]bool `json:"within,omitempty"`
 }
 
 // ExecCreate prepares an exec session.

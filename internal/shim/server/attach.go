@@ -88,6 +88,9 @@ func (s *socket) close() {
 	})
 }
 
+// release lets go of a connection that others go on with.
+func (s *socket) release() { s.once.Do(func() { s.f.Close() }) }
+
 // waitGone returns when the peer, who has already said that it will send no
 // more, has closed the connection altogether, or when close was called.
 func (s *socket) waitGone() {

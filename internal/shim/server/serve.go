@@ -181,6 +181,7 @@ func (s *server) finish() {
 	conns := slices.Collect(maps.Keys(s.conns))
 	clients := slices.Collect(maps.Keys(s.clients))
 	s.mu.Unlock()
+	s.shim.holds.end()
 	for _, c := range conns {
 		c.finish()
 	}
@@ -477,6 +478,21 @@ func (s *server) takeSocket(fds *[]int) (*socket, error) {
 	return newSocket(fd, &s.progress)
 }
 
+// takePair makes the request's two descriptors a client's connection and a
+// file.
+func (c *conn) takePair(m *proto.Message, fds *[]int) (*socket, int, error) {
+	if len(*fds) != 2 {
+		return nil, -1, invalid("%s: want 2 descriptors, %d came", m.Method, len(*fds))
+	}
+	sock, err := c.srv.takeSocket(fds)
+	if err != nil {
+		return nil, -1, err
+	}
+	other := (*fds)[0]
+	*fds = nil
+	return sock, other, nil
+}
+
 func (c *conn) call(m *proto.Message, fds *[]int) (any, error) {
 	s := c.srv.shim
 	switch m.Method {
@@ -544,6 +560,16 @@ func (c *conn) call(m *proto.Message, fds *[]int) (any, error) {
 			return nil, err
 		}
 		return nil, s.attach(p, sock)
+	case proto.MethodHold:
+		var p proto.Hold
+		if err := params(m, &p); err != nil {
+			return nil, err
+		}
+		sock, lease, err := c.takePair(m, fds)
+		if err != nil {
+			return nil, err
+		}
+		return nil, s.hold(p, sock, lease)
 	case proto.MethodExecCreate:
 		var p proto.ExecCreate
 		if err := params(m, &p); err != nil {

@@ -33,6 +33,7 @@ type Shim struct {
 	runtime *ociRuntime
 	out     *output
 	execs   execs
+	holds   holds
 	server  *server
 	ports   *hostPorts
 

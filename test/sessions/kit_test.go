@@ -1,0 +1,247 @@
+// Package sessions tests that what a client has open goes on through the death
+// of the daemon: terminals, attach, exec, wait and logs that are followed. It
+// needs root.
+package sessions
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/creack/pty"
+
+	"holdfast/test/kit"
+)
+
+func TestMain(m *testing.M) { kit.Main(m) }
+
+const (
+	image    = "busybox:test"
+	patience = 30 * time.Second
+)
+
+func live(t *testing.T, config map[string]any) *kit.Daemon {
+	t.Helper()
+	d := kit.Start(t, kit.Options{LiveRestore: true, Config: config})
+	d.Load(image, kit.Busybox(t, nil))
+	return d
+}
+
+// clients are the two command lines that must behave the same.
+var clients = map[string]func(*kit.Daemon, ...string) *exec.Cmd{
+	"docker":   func(d *kit.Daemon, args ...string) *exec.Cmd { return d.DockerCommand(context.Background(), args...) },
+	"holdfast": func(d *kit.Daemon, args ...string) *exec.Cmd { return d.HoldfastCommand(context.Background(), args...) },
+}
+
+// screen collects what a client prints, and lets tests wait for a part of it.
+type screen struct {
+	t       *testing.T
+	mu      sync.Mutex
+	text    bytes.Buffer
+	changed chan struct{} // closed and made anew
+	ended   bool
+}
+
+func newScreen(t *testing.T, r io.Reader) *screen {
+	s := &screen{t: t, changed: make(chan struct{})}
+	go func() {
+		buf := make([]byte, 32<<10)
+		for {
+			n, err := r.Read(buf)
+			s.mu.Lock()
+			s.text.Write(buf[:n])
+			s.ended = err != nil
+			close(s.changed)
+			s.changed = make(chan struct{})
+			s.mu.Unlock()
+			if err != nil {
+				return
+			}
+		}
+	}()
+	return s
+}
+
+func (s *screen) String() string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.text.String()
+}
+
+// await waits until the text fulfils a condition.
+func (s *screen) await(what string, ok func(text string) bool) {
+	s.t.Helper()
+	deadline := time.After(patience)
+	for {
+		s.mu.Lock()
+		text, changed, ended := s.text.String(), s.changed, s.ended
+		s.mu.Unlock()
+		if ok(text) {
+			return
+		}
+		if ended {
+			s.t.Fatalf("the output ended without %s:\n%s", what, last(text))
+		}
+		select {
+		case <-changed:
+		case <-deadline:
+			s.t.Fatalf("no %s in the output:\n%s", what, last(text))
+		}
+	}
+}
+
+func (s *screen) shows(part string) {
+	s.t.Helper()
+	s.await(part, func(text string) bool { return strings.Contains(text, part) })
+}
+
+// end waits for the end of the output, and gives all of it.
+func (s *screen) end() string {
+	s.t.Helper()
+	deadline := time.After(patience)
+	for {
+		s.mu.Lock()
+		text, changed, ended := s.text.String(), s.changed, s.ended
+		s.mu.Unlock()
+		if ended {
+			return text
+		}
+		select {
+		case <-changed:
+		case <-deadline:
+			s.t.Fatalf("the output does not end:\n%s", last(text))
+		}
+	}
+}
+
+func last(text string) string { return text[max(0, len(text)-2000):] }
+
+// terminal is a client in a terminal.
+type terminal struct {
+	*screen
+	cmd *exec.Cmd
+	pty *os.File
+}
+
+func inTerminal(t *testing.T, cmd *exec.Cmd) *terminal {
+	t.Helper()
+	f, err := pty.StartWithSize(cmd, &pty.Winsize{Rows: 24, Cols: 80})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		f.Close()
+		if cmd.ProcessState == nil {
+			cmd.Process.Kill()
+			cmd.Wait()
+		}
+	})
+	return &terminal{newScreen(t, f), cmd, f}
+}
+
+func (x *terminal) types(s string) {
+	x.t.Helper()
+	if _, err := io.WriteString(x.pty, s); err != nil {
+		x.t.Fatal(err)
+	}
+}
+
+func (x *terminal) resizes(rows, cols uint16) {
+	x.t.Helper()
+	if err := pty.Setsize(x.pty, &pty.Winsize{Rows: rows, Cols: cols}); err != nil {
+		x.t.Fatal(err)
+	}
+}
+
+// exits waits for the client's end and gives its exit code.
+func (x *terminal) exits() int {
+	x.t.Helper()
+	return exits(x.t, x.cmd, x.String)
+}
+
+func exits(t *testing.T, cmd *exec.Cmd, said func() string) int {
+	t.Helper()
+	done := make(chan struct{})
+	go func() { cmd.Wait(); close(done) }()
+	select {
+	case <-done:
+	case <-time.After(patience):
+		cmd.Process.Kill()
+		<-done
+		t.Fatalf("%s does not end:\n%s", strings.Join(cmd.Args, " "), last(said()))
+	}
+	return cmd.ProcessState.ExitCode()
+}
+
+// request sends a request and gives the answer, whose body is not read yet.
+func request(t *testing.T, d *kit.Daemon, method, path string) (*http.Response, net.Conn) {
+	t.Helper()
+	c, err := net.Dial("unix", d.Socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { c.Close() })
+	if _, err := io.WriteString(c, method+" "+path+" HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n"); err != nil {
+		t.Fatal(err)
+	}
+	r, err := http.ReadResponse(bufio.NewReader(c), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if r.StatusCode >= 300 {
+		b, _ := io.ReadAll(r.Body)
+		t.Fatalf("%s %s: %s: %s", method, path, r.Status, b)
+	}
+	return r, c
+}
+
+// removed waits until a container is gone.
+func removed(t *testing.T, d *kit.Daemon, name string) {
+	t.Helper()
+	r, err := d.HTTP().Post("http://holdfast/containers/"+name+"/wait?condition=removed", "", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Body.Close()
+	if _, err := io.Copy(io.Discard, r.Body); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// body reads an answer to its end.
+func body(t *testing.T, r *http.Response, c net.Conn) string {
+	t.Helper()
+	c.SetReadDeadline(time.Now().Add(patience))
+	b, err := io.ReadAll(r.Body)
+	if err != nil {
+		t.Fatalf("the answer does not end well: %v: %q", err, b)
+	}
+	return string(b)
+}
+
+// waiting is a client that waits for a container's end.
+type waiting struct {
+	t *testing.T
+	r *http.Response
+	c net.Conn
+}
+
+func waits(t *testing.T, d *kit.Daemon, condition string) *waiting {
+	t.Helper()
+	r, c := request(t, d, "POST", "/containers/box/wait?condition="+condition)
+	return &waiting{t, r, c}
+}
+
+func (w *waiting) answer() string {
+	w.t.Helper()
+	return body(w.t, w.r, w.c)
+}
