@@ -25,6 +25,7 @@ const (
 	rowAtOnce   = "%d × `run -d -p` at once (ms)"
 	rowPS       = "`ps` with %d running (ms)"
 	rowUp       = "restart with %d: until the API answers (ms)"
+	rowTaken    = "restart with %d: until a container takes a signal, all being restored (ms)"
 	rowManaged  = "restart with %d: until each has taken a signal (ms)"
 	rowRefused  = "restart with %d: longest refusal of a published port (ms)"
 	rowIdle     = "memory without containers (MB PSS)"
@@ -58,6 +59,8 @@ var targets = []target{
 	{row: fmt.Sprintf(rowUp, 0), any: true},
 	{row: fmt.Sprintf(rowUp, 50), any: true},
 	{row: fmt.Sprintf(rowUp, 200), any: true},
+	{row: fmt.Sprintf(rowTaken, 50), limit: 150},
+	{row: fmt.Sprintf(rowTaken, 200), limit: 150},
 	{row: fmt.Sprintf(rowManaged, 50), limit: 150},
 	{row: fmt.Sprintf(rowManaged, 200), limit: 150},
 	{row: fmt.Sprintf(rowRefused, 50), zero: true},
@@ -71,10 +74,15 @@ var targets = []target{
 // table is what was measured, by row and engine.
 type table struct {
 	engines, versions []string
+	load              string // before the first measurement
 	rows              map[string]map[string]float64
 }
 
-func newTable() *table { return &table{rows: map[string]map[string]float64{}} }
+func newTable() *table {
+	load, _ := os.ReadFile("/proc/loadavg")
+	first, _, _ := strings.Cut(string(load), " ")
+	return &table{load: first, rows: map[string]map[string]float64{}}
+}
 
 func (t *table) set(row, engine string, value float64) {
 	if t.rows[row] == nil {
@@ -212,6 +220,7 @@ func (t *table) machine() string {
 		"Measured on " + time.Now().UTC().Format("2006-01-02") + " with `make bench` on a virtual machine:",
 		"",
 		fmt.Sprintf("- %d cores (%s), %d GB of memory", strings.Count(string(cpus), "processor\t"), model, (info.Totalram*uint64(info.Unit)+1<<29)>>30),
+		fmt.Sprintf("- load average at the beginning: %s (what others of the machine ran meanwhile is in the figures)", t.load),
 		"- Linux " + strings.SplitN(unix.ByteSliceToString(u.Release[:]), "-", 2)[0] + ", " + cgroups(),
 		"- " + strings.Join(append(t.versions, runtimeVersion()), ", "),
 	}
