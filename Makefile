@@ -16,7 +16,7 @@ export CGO_ENABLED := 0
 IMAGE   := internal/cli/demo/image/image.tar
 
 .DEFAULT_GOAL := help
-.PHONY: help build image demo check vet unit test crash bench packages root tools install clean
+.PHONY: help build image demo check vet unit test crash upgrade bench packages root tools install clean
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -56,6 +56,10 @@ test: root packages ## everything; installs what is missing (root)
 crash: root packages ## daemons that are killed at every point, and what is found after it (root)
 	@$(MAKE) --no-print-directory build tools
 	$(ROOTTEST) -timeout 20m -v ./test/crash
+
+upgrade: root packages ## daemons and shims of every version in test/upgrade/versions.txt over each other (root)
+	@$(MAKE) --no-print-directory build tools
+	$(ROOTTEST) -timeout 20m -v ./test/upgrade
 
 bench: root packages ## measure in full, beside dockerd and podman where they are installed (root)
 	@$(MAKE) --no-print-directory build tools
