@@ -1,12 +1,15 @@
 package crash
 
 import (
+	"encoding/json"
 	"io/fs"
 	"os"
 	"path/filepath"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -243,6 +246,41 @@ var stories = []story{
 			serves(t, d)
 		},
 	},
+	{
+		name:   "replacement of a shim that was killed",
+		points: []string{"replace.reserved", "replace.spawned"},
+		before: running,
+		do: func(d *kit.Daemon) {
+			// The daemon notices by itself, and dies in what it does about it.
+			if pid, err := strconv.Atoi(strings.TrimSpace(shimPid(d, "new"))); err == nil {
+				_ = syscall.Kill(pid, syscall.SIGKILL)
+			}
+		},
+		after: func(t *testing.T, d *kit.Daemon, _ string) {
+			eventually(t, "it is supervised", func() bool { return len(shimsOf(t, inspect(t, d, "new").ID)) == 1 })
+			if got := status(d, "new"); got != "running" {
+				t.Errorf("the container is %s", got)
+			}
+			serves(t, d)
+		},
+	},
+}
+
+// shimPid is the process of a container's shim, as the daemon knows it.
+func shimPid(d *kit.Daemon, name string) string {
+	var status struct {
+		Containers []struct {
+			Name    string
+			ShimPid int
+		}
+	}
+	_ = json.Unmarshal([]byte(d.Holdfast("daemon", "status", "--format", "json")), &status)
+	for _, c := range status.Containers {
+		if c.Name == name {
+			return strconv.Itoa(c.ShimPid)
+		}
+	}
+	return ""
 }
 
 // dieAt lets the daemon die at a point of an operation. It is left dead.
