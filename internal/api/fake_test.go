@@ -162,6 +162,10 @@ func (f *fake) ContainerLogs(ctx context.Context, ref string, o engine.LogsOptio
 	return f.logs(ctx, o)
 }
 
+func (f *fake) ContainerFollow(context.Context, string, engine.FollowOptions) (bool, error) {
+	return false, nil
+}
+
 func (f *fake) ContainerTop(_ context.Context, ref, psArgs string) (container.TopResponse, error) {
 	return container.TopResponse{Titles: []string{"PID"}}, f.call("ContainerTop", ref, psArgs)
 }

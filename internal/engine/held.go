@@ -35,6 +35,7 @@ type heldWait struct {
 	head   []byte   // not yet written
 	lease  *os.File // nil: no shim holds it
 	closed bool
+	gone   bool // so has the client
 }
 
 // give makes the shim the one that answers, in place of the one before. Where
@@ -109,11 +110,25 @@ func (h *heldWait) drop() {
 	}
 }
 
+// leave notes that the client has closed its side.
+func (h *heldWait) leave() {
+	h.mu.Lock()
+	h.gone = true
+	h.mu.Unlock()
+}
+
+// close ends the daemon's part. A client that is still there, because it is the
+// daemon that goes, is left to the shim.
 func (h *heldWait) close() {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.closed = true
-	h.drop()
+	if h.gone {
+		h.drop()
+	} else if h.lease != nil {
+		h.lease.Close()
+		h.lease = nil
+	}
 	h.client.Close()
 }
 

@@ -32,8 +32,7 @@ func (e *Engine) logConfig(spec container.Spec, req request) (proto.Log, error) 
 type logReader struct{ r *reader.Reader }
 
 func (l logReader) Next() (LogLine, error) {
-	line, err := l.r.Next()
-	return LogLine{Time: line.Time, Source: line.Source, Line: line.Line, Attrs: line.Attrs}, err
+	return l.r.Next()
 }
 
 func (l logReader) Close() error { return l.r.Close() }

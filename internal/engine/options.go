@@ -9,6 +9,7 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"holdfast/internal/filter"
+	"holdfast/internal/logs/format"
 )
 
 // CreateOptions are the arguments of POST /containers/create.
@@ -68,13 +69,18 @@ type LogsOptions struct {
 	Tail           int       // lines; -1 is all
 }
 
-// LogLine is one line (or a part of a line longer than 16 KiB) of a log.
-type LogLine struct {
-	Time   time.Time
-	Source string // stdout or stderr
-	Line   []byte // with its newline if it had one
-	Attrs  map[string]string
+// FollowOptions are LogsOptions of a client whose connection can be given to
+// another process.
+type FollowOptions struct {
+	LogsOptions
+	Timestamps, Details bool
+	// Hijack is called once the log is open. It gives the connection and the
+	// response's head, not yet written, of a body that ends with the connection.
+	Hijack func(raw bool) (*Client, []byte, error)
 }
+
+// LogLine is one line (or a part of a line longer than 16 KiB) of a log.
+type LogLine = format.Line
 
 // LogReader reads a container's log. Next returns io.EOF at its end, or the
 // context's error.

@@ -41,6 +41,7 @@ func (e *Engine) ContainerWaitHeld(ctx context.Context, ref string, on moby.Wait
 	go func() {
 		// Nothing more comes from this client but its end.
 		defer cancel()
+		defer h.leave()
 		buf := make([]byte, 64)
 		for {
 			if n, err := c.File.Read(buf); n == 0 || err != nil {
@@ -73,7 +74,7 @@ func (e *Engine) ContainerWaitHeld(ctx context.Context, ref string, on moby.Wait
 		h.answer(append(body, '\n'))
 		return nil
 	case <-ctx.Done():
-		return ctx.Err()
+		return nil // there is nobody to be told
 	}
 }
 

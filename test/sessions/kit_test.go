@@ -7,6 +7,7 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"encoding/binary"
 	"io"
 	"net"
 	"net/http"
@@ -244,4 +245,45 @@ func waits(t *testing.T, d *kit.Daemon, condition string) *waiting {
 func (w *waiting) answer() string {
 	w.t.Helper()
 	return body(w.t, w.r, w.c)
+}
+
+// follow collects what a command prints, on both streams.
+func follow(t *testing.T, cmd *exec.Cmd) *screen {
+	t.Helper()
+	r, w := io.Pipe()
+	cmd.Stdout, cmd.Stderr = w, w
+	t.Cleanup(func() { w.Close() })
+	return newScreen(t, r)
+}
+
+// awaitExec waits until a container has a running exec whose client is the
+// shim's.
+func awaitExec(t *testing.T, d *kit.Daemon, name string) {
+	t.Helper()
+	deadline := time.Now().Add(patience)
+	for d.Docker("top", name) == "" || !strings.Contains(d.Docker("top", name), "read x") {
+		if time.Now().After(deadline) {
+			t.Fatal("the exec does not run")
+		}
+	}
+}
+
+// unframed reads a stream of Docker's frames to its end, whose last one must be
+// whole.
+func unframed(t *testing.T, r io.Reader) string {
+	var out strings.Builder
+	b := bufio.NewReaderSize(r, 1<<20)
+	head := make([]byte, 8)
+	for {
+		if _, err := io.ReadFull(b, head); err == io.EOF {
+			return out.String()
+		} else if err != nil {
+			t.Errorf("the stream ends within a frame's head: %v", err)
+			return out.String()
+		}
+		if _, err := io.CopyN(&out, b, int64(binary.BigEndian.Uint32(head[4:]))); err != nil {
+			t.Errorf("the stream ends within a frame: %v", err)
+			return out.String()
+		}
+	}
 }

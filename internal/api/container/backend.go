@@ -35,6 +35,9 @@ type Backend interface {
 	ContainerAttach(ctx context.Context, ref string, o engine.AttachOptions) error
 	ContainerResize(ctx context.Context, ref string, height, width uint) error
 	ContainerLogs(ctx context.Context, ref string, o engine.LogsOptions) (r engine.LogReader, tty bool, err error)
+	// ContainerFollow is ContainerLogs for a client whose connection can be given
+	// away: it takes over the connection and serves it, or reports false.
+	ContainerFollow(ctx context.Context, ref string, o engine.FollowOptions) (bool, error)
 	ContainerTop(ctx context.Context, ref, psArgs string) (container.TopResponse, error)
 	ContainerStats(ctx context.Context, ref string, stream, oneShot bool, emit func(container.StatsResponse) error) error
 	ContainersPrune(ctx context.Context, f filter.Args) (container.PruneReport, error)

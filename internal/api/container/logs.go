@@ -15,6 +15,7 @@ import (
 
 	"holdfast/internal/api/wire"
 	"holdfast/internal/engine"
+	"holdfast/internal/logs/format"
 )
 
 func (h *handlers) logs(w http.ResponseWriter, r *wire.Request) error {
@@ -25,24 +26,37 @@ func (h *handlers) logs(w http.ResponseWriter, r *wire.Request) error {
 	// The reader is left alone when the client goes, or when its side fails.
 	ctx, cancel := context.WithCancel(r.Context())
 	defer cancel()
+	if hj := wire.NewHijacker(w, r); o.Follow && hj.Hands() {
+		taken, err := h.backend.ContainerFollow(r.Context(), r.Name(), engine.FollowOptions{
+			LogsOptions: o, Timestamps: r.Bool("timestamps"), Details: r.Bool("details"),
+			Hijack: func(raw bool) (*engine.Client, []byte, error) { return hj.TakeOver(logKind(raw, r), false) },
+		})
+		if taken || err != nil {
+			return err
+		}
+	}
 	log, tty, err := h.backend.ContainerLogs(ctx, r.Name(), o)
 	if err != nil {
 		return err
 	}
 	defer log.Close()
 
-	kind := types.MediaTypeRawStream
-	if !tty && !r.Version.Before(42) {
-		kind = types.MediaTypeMultiplexedStream
-	}
-	w.Header().Set("Content-Type", kind)
+	w.Header().Set("Content-Type", logKind(tty, r))
 	w.WriteHeader(http.StatusOK)
 	rc := http.NewResponseController(w)
 	if err := rc.Flush(); err != nil {
 		return err
 	}
-	enc := logEncoder{raw: tty, timestamps: r.Bool("timestamps"), details: r.Bool("details")}
+	enc := logEncoder{format.Encoder{Raw: tty, Timestamps: r.Bool("timestamps"), Details: r.Bool("details")}}
 	return pump(ctx, cancel, log, &enc, w, rc.Flush)
+}
+
+// logKind is the content type of a log.
+func logKind(raw bool, r *wire.Request) string {
+	if !raw && !r.Version.Before(42) {
+		return types.MediaTypeMultiplexedStream
+	}
+	return types.MediaTypeRawStream
 }
 
 func logsOptions(r *wire.Request) (engine.LogsOptions, error) {
@@ -166,7 +180,7 @@ func (a *readAhead) add(enc *logEncoder, line engine.LogLine) bool {
 	if a.stopped {
 		return false
 	}
-	a.buf = enc.append(a.buf, line)
+	a.buf = enc.Append(a.buf, line)
 	a.changed.Broadcast()
 	return true
 }
@@ -204,51 +218,13 @@ func (a *readAhead) stop() {
 	}
 }
 
-// rfc3339Nano has always nine decimals, so that lines stand in columns; it is
-// the format that docker logs --timestamps prints.
-const rfc3339Nano = "2006-01-02T15:04:05.000000000Z07:00"
-
-// logEncoder writes log lines as GET /containers/{id}/logs sends them: in
-// frames of package stdcopy, or as they are if they come from a terminal.
-type logEncoder struct {
-	raw                 bool
-	timestamps, details bool
-	within              [2]bool // stdout, stderr: the last piece had no newline
-}
-
-// append adds one line. The prefixes come before the first piece of a long line
-// only.
-func (e *logEncoder) append(b []byte, l engine.LogLine) []byte {
-	stream, i := stdcopy.Stdout, 0
-	if l.Source == "stderr" {
-		stream, i = stdcopy.Stderr, 1
-	}
-	start := len(b)
-	if !e.raw {
-		b = append(b, byte(stream), 0, 0, 0, 0, 0, 0, 0)
-	}
-	if !e.within[i] {
-		if e.timestamps {
-			b = l.Time.UTC().AppendFormat(b, rfc3339Nano)
-			b = append(b, ' ')
-		}
-		if e.details {
-			b = appendAttrs(b, l.Attrs)
-			b = append(b, ' ')
-		}
-	}
-	b = append(b, l.Line...)
-	e.within[i] = len(l.Line) > 0 && l.Line[len(l.Line)-1] != '\n'
-	if !e.raw {
-		putSize(b[start:])
-	}
-	return b
-}
+// logEncoder is the log's own, with a way to tell of a failure in the stream.
+type logEncoder struct{ format.Encoder }
 
 // failure is a message of the daemon in the stream.
 func (e *logEncoder) failure(err error) []byte {
 	text := fmt.Sprintf("Error grabbing logs: %v\n\n", err)
-	if e.raw {
+	if e.Raw {
 		return []byte(text)
 	}
 	b := append([]byte{byte(stdcopy.Systemerr), 0, 0, 0, 0, 0, 0, 0}, text...)

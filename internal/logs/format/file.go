@@ -198,10 +198,22 @@ func (l *Log) rotate() {
 	}
 	syscall.Close(l.fd)
 	l.fd, l.size, l.retryAt, l.inode = fd, 0, 0, 0
+	if l.turned != nil {
+		l.turned(fd)
+	}
 	if l.cfg.Compress && l.cfg.MaxFiles > 1 {
 		l.zip.lastTime = l.last
 		l.startZip()
 	}
+}
+
+// OnTurn has fn called at each rotation, with the descriptor of the new active
+// file, before anything is written to it. fn may not call the Log and must copy
+// what it keeps.
+func (l *Log) OnTurn(fn func(fd int)) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.turned = fn
 }
 
 // swap moves the files. The next active one is made first, because that is

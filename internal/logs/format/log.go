@@ -81,7 +81,8 @@ type Log struct {
 	torn    bool      // the file ends with half a line that could not be cut off yet
 	retryAt int64     // size below which a failed rotation is not tried again
 	inode   uint64    // of the active file; 0 until Position asked for it
-	skip    int64     // bytes of records that are not written again, see Redo
+	turned  func(fd int)
+	skip    int64 // bytes of records that are not written again, see Redo
 
 	buf  []byte // mapped
 	n    int    // used of it

@@ -173,14 +173,10 @@ func highestNumber(path string) (int, error) {
 	return highest, err
 }
 
-// Sizes of a cursor's buffer. A record that is larger than the limit is no
-// record of ours: 16 KiB escape to 96, and the rest are attributes.
-const (
-	bufferSize  = 16 << 10
-	recordLimit = 16 << 20
-)
+// bufferSize is what a cursor begins with, in bytes.
+const bufferSize = 16 << 10
 
-var errDamaged = errors.New("log file is damaged")
+var errDamaged = format.ErrDamaged
 
 // cursor reads the records of one file.
 type cursor struct {
@@ -211,7 +207,7 @@ func (c *cursor) close() { c.f.close() }
 // that there is none yet; half a record at the end is looked at again later.
 func (c *cursor) next(d decoder) ([]byte, error) {
 	for {
-		n, err := d.record(c.buf[c.at:c.end])
+		n, err := d.Record(c.buf[c.at:c.end])
 		if err != nil {
 			return nil, err
 		}
@@ -232,7 +228,7 @@ func (c *cursor) fill() error {
 		c.at = 0
 	}
 	if c.end == len(c.buf) {
-		if c.end >= recordLimit {
+		if c.end >= format.RecordLimit {
 			return errDamaged
 		}
 		bigger := make([]byte, max(bufferSize, 2*len(c.buf)))

@@ -40,16 +40,6 @@ type Options struct {
 	Done <-chan struct{}
 }
 
-// Line is one line, or a part of a line that was split.
-type Line struct {
-	Time   time.Time
-	Source string // stdout or stderr
-	// Line has its newline if it had one. Its bytes, and Attrs, are only
-	// valid until the next call of Next.
-	Line  []byte
-	Attrs map[string]string
-}
-
 // Reader reads one log. It is for one goroutine; Close may be called by
 // another once Next has returned or its context is cancelled.
 type Reader struct {
@@ -197,7 +187,7 @@ func (r *Reader) Next() (Line, error) {
 		}
 		record, err := r.cur.next(r.decode)
 		if err == nil {
-			line, ok := r.decode.decode(record)
+			line, ok := r.decode.Decode(record)
 			if !ok {
 				r.bad++
 				continue
@@ -290,6 +280,25 @@ func (r *Reader) newer() ([]*file, error) {
 	}
 	// Rotation has removed it, and with it all that were older.
 	return files, nil
+}
+
+// Active gives the file that the next line is read from and where in it, if
+// nothing newer is known of the log and somebody else could therefore go on from
+// there. The file is the reader's.
+func (r *Reader) Active() (f *os.File, offset int64, ok bool) {
+	if r.ended != nil {
+		return nil, 0, false
+	}
+	if r.cur == nil && len(r.queue) == 1 && !r.queue[0].zip {
+		if err := r.open(); err != nil {
+			r.end(err)
+			return nil, 0, false
+		}
+	}
+	if c := r.cur; c != nil && len(r.queue) == 0 && !c.final {
+		return c.f.f, c.off - int64(c.end-c.at), true
+	}
+	return nil, 0, false
 }
 
 // open begins with the first file of the queue.

@@ -84,7 +84,7 @@ func boot(release string) (*Shim, error) {
 		return nil, err
 	}
 	s.server = &server{shim: s, release: release, listener: l, closed: make(chan struct{}), sealed: make(chan struct{}),
-		conns: map[*conn]struct{}{}, clients: map[<-chan struct{}]struct{}{}}
+		conns: map[*conn]struct{}{}, clients: map[<-chan struct{}]time.Duration{}}
 	if s.ports, err = servePorts(b.Ports, fds); err != nil {
 		return nil, fmt.Errorf("ports: %w", err)
 	}

@@ -53,7 +53,7 @@ type server struct {
 
 	mu      sync.Mutex
 	conns   map[*conn]struct{}
-	clients map[<-chan struct{}]struct{} // not yet served to the end
+	clients map[<-chan struct{}]time.Duration // not yet served to the end, and their patience
 }
 
 // conn is one connection. Everything that goes out passes through its queue
@@ -162,9 +162,13 @@ func (s *server) stopListening() {
 
 // linger makes the end wait for a client, whose done is closed when it was
 // served.
-func (s *server) linger(done <-chan struct{}) {
+func (s *server) linger(done <-chan struct{}) { s.lingerFor(done, lingerTime) }
+
+// lingerFor is linger with a patience: how long the client may take for its
+// next read.
+func (s *server) lingerFor(done <-chan struct{}, patience time.Duration) {
 	s.mu.Lock()
-	s.clients[done] = struct{}{}
+	s.clients[done] = patience
 	s.mu.Unlock()
 	go func() {
 		<-done
@@ -179,7 +183,7 @@ func (s *server) finish() {
 	close(s.sealed)
 	s.mu.Lock()
 	conns := slices.Collect(maps.Keys(s.conns))
-	clients := slices.Collect(maps.Keys(s.clients))
+	clients := maps.Clone(s.clients)
 	s.mu.Unlock()
 	s.shim.holds.end()
 	for _, c := range conns {
@@ -188,25 +192,25 @@ func (s *server) finish() {
 	for _, c := range conns {
 		<-c.done
 	}
-	for _, done := range clients {
-		if !s.served(done) {
-			return
-		}
+	var left sync.WaitGroup
+	for done, patience := range clients {
+		left.Go(func() { s.served(done, patience) })
 	}
+	left.Wait()
 }
 
 // served waits for a client as long as clients take something.
-func (s *server) served(done <-chan struct{}) bool {
+func (s *server) served(done <-chan struct{}, patience time.Duration) {
 	for {
 		before := s.progress.Load()
-		timer := time.NewTimer(lingerTime)
+		timer := time.NewTimer(patience)
 		select {
 		case <-done:
 			timer.Stop()
-			return true
+			return
 		case <-timer.C:
 			if s.progress.Load() == before {
-				return false
+				return
 			}
 		}
 	}
@@ -570,6 +574,16 @@ func (c *conn) call(m *proto.Message, fds *[]int) (any, error) {
 			return nil, err
 		}
 		return nil, s.hold(p, sock, lease)
+	case proto.MethodFollow:
+		var p proto.Follow
+		if err := params(m, &p); err != nil {
+			return nil, err
+		}
+		sock, log, err := c.takePair(m, fds)
+		if err != nil {
+			return nil, err
+		}
+		return nil, s.follow(p, sock, log)
 	case proto.MethodExecCreate:
 		var p proto.ExecCreate
 		if err := params(m, &p); err != nil {

@@ -35,10 +35,12 @@ type output struct {
 	ledger  *ledger     // nil with driver none, and where none could be made
 	buf     []byte      // of both streams without a ledger; made with the first byte
 	clients map[*client]struct{}
-	ended   bool // no run will follow
-	in      *stdin
-	resting *time.Timer // flushes; nil before the first output
-	closed  bool
+	// followers read the log itself; nil while there are none.
+	followers map[*follower]struct{}
+	ended     bool // no run will follow
+	in        *stdin
+	resting   *time.Timer // flushes; nil before the first output
+	closed    bool
 }
 
 func newOutput() *output {
@@ -109,6 +111,7 @@ func (o *output) read(fd int, src format.Source, terminal bool) (int, error) {
 	}
 	if n > 0 {
 		o.log.Write(src, now, p[:n])
+		o.written()
 		for c := range o.clients {
 			c.send(src, p[:n])
 		}
@@ -152,6 +155,7 @@ func (o *output) endRun(last bool) {
 		o.log.End(format.Stdout)
 		o.log.End(format.Stderr)
 		o.log.Flush()
+		o.written()
 		if o.ledger != nil {
 			o.ledger.commit(o.log)
 		}
@@ -174,6 +178,7 @@ func (o *output) close() {
 	if o.resting != nil {
 		o.resting.Stop()
 	}
+	o.endFollowers()
 	if o.log != nil {
 		if err := o.log.Close(); err != nil {
 			logf("close log: %v", err)

@@ -1,0 +1,320 @@
+package format
+
+import (
+	"bytes"
+	"encoding/binary"
+	"encoding/json"
+	"errors"
+	"time"
+	"unicode/utf16"
+	"unicode/utf8"
+)
+
+// RecordLimit is the size in bytes above which a record is none of ours: 16 KiB
+// escape to 96, and the rest are attributes.
+const RecordLimit = 16 << 20
+
+// ErrDamaged says that a file has bytes that are no record.
+var ErrDamaged = errors.New("log file is damaged")
+
+// Line is one line, or a part of a line that was split.
+type Line struct {
+	Time   time.Time
+	Source string // stdout or stderr
+	// Line has its newline if it had one. Its bytes, and Attrs, are only valid
+	// until the next line is read.
+	Line  []byte
+	Attrs map[string]string
+}
+
+// Decoder reads one format of log files.
+type Decoder interface {
+	// Record is the length of the whole record at the beginning of p, 0 when
+	// more is needed, or ErrDamaged.
+	Record(p []byte) (int, error)
+	// Decode reads one record. The line is valid until the next call.
+	Decode(record []byte) (Line, bool)
+}
+
+// NewDecoder gives the decoder of a driver; nil where its logs can't be read.
+func NewDecoder(driver string) Decoder {
+	switch driver {
+	case "", DriverJSON:
+		return &JSONDecoder{}
+	case DriverLocal:
+		return &LocalDecoder{}
+	}
+	return nil
+}
+
+// JSONDecoder reads json-file.
+type JSONDecoder struct {
+	text  []byte
+	raw   []byte // attributes of the last line that had some
+	attrs map[string]string
+}
+
+// Record implements Decoder.
+func (d *JSONDecoder) Record(p []byte) (int, error) {
+	return bytes.IndexByte(p, '\n') + 1, nil
+}
+
+var (
+	logKey    = []byte(`{"log":"`)
+	streamKey = []byte(`,"stream":"`)
+	attrsKey  = []byte(`,"attrs":`)
+	timeKey   = []byte(`,"time":"`)
+)
+
+// Decode implements Decoder. It reads the form in which Docker and package format write; any other
+// JSON of the same meaning takes the slow way.
+func (d *JSONDecoder) Decode(record []byte) (Line, bool) {
+	p := bytes.TrimRight(record, "\r\n")
+	rest, ok := bytes.CutPrefix(p, logKey)
+	if !ok {
+		return d.slow(p)
+	}
+	d.text, rest, ok = unescape(d.text[:0], rest)
+	if !ok {
+		return d.slow(p)
+	}
+	line := Line{Line: d.text}
+	if rest, ok = bytes.CutPrefix(rest, streamKey); !ok {
+		return d.slow(p)
+	}
+	switch {
+	case bytes.HasPrefix(rest, []byte(`stdout"`)):
+		line.Source = "stdout"
+	case bytes.HasPrefix(rest, []byte(`stderr"`)):
+		line.Source = "stderr"
+	default:
+		return d.slow(p)
+	}
+	rest = rest[len(`stdout"`):]
+	if after, ok := bytes.CutPrefix(rest, attrsKey); ok {
+		// A quote within an attribute is escaped, so this is the key itself.
+		end := bytes.LastIndex(after, timeKey)
+		if end < 0 {
+			return d.slow(p)
+		}
+		if line.Attrs, ok = d.attributes(after[:end]); !ok {
+			return d.slow(p)
+		}
+		rest = after[end:]
+	}
+	rest, ok = bytes.CutPrefix(rest, timeKey)
+	stamp, tail, cut := bytes.Cut(rest, []byte(`"`))
+	if !ok || !cut || string(tail) != "}" {
+		return d.slow(p)
+	}
+	var err error
+	if line.Time, err = time.Parse(time.RFC3339Nano, string(stamp)); err != nil {
+		return Line{}, false
+	}
+	return line, true
+}
+
+// attributes are the same in all lines of a log, and so decoded once.
+func (d *JSONDecoder) attributes(raw []byte) (map[string]string, bool) {
+	if bytes.Equal(raw, d.raw) {
+		return d.attrs, true
+	}
+	var m map[string]string
+	if json.Unmarshal(raw, &m) != nil {
+		return nil, false
+	}
+	d.raw, d.attrs = append(d.raw[:0], raw...), m
+	return m, true
+}
+
+func (d *JSONDecoder) slow(p []byte) (Line, bool) {
+	var v struct {
+		Log    string            `json:"log"`
+		Stream string            `json:"stream"`
+		Attrs  map[string]string `json:"attrs"`
+		Time   time.Time         `json:"time"`
+	}
+	if json.Unmarshal(p, &v) != nil {
+		return Line{}, false
+	}
+	return Line{Time: v.Time, Source: v.Stream, Line: []byte(v.Log), Attrs: v.Attrs}, true
+}
+
+// unescape reads a JSON string, without its first quote, and appends its text
+// to b.
+func unescape(b, p []byte) (text, rest []byte, ok bool) {
+	for {
+		i := 0
+		for i < len(p) && p[i] != '"' && p[i] != '\\' && p[i] >= 0x20 {
+			i++
+		}
+		b = append(b, p[:i]...)
+		if i == len(p) || p[i] < 0x20 {
+			return b, nil, false
+		}
+		if p[i] == '"' {
+			return b, p[i+1:], true
+		}
+		if p = p[i+1:]; len(p) == 0 {
+			return b, nil, false
+		}
+		c := p[0]
+		p = p[1:]
+		switch c {
+		case '"', '\\', '/':
+			b = append(b, c)
+		case 'n':
+			b = append(b, '\n')
+		case 'r':
+			b = append(b, '\r')
+		case 't':
+			b = append(b, '\t')
+		case 'b':
+			b = append(b, '\b')
+		case 'f':
+			b = append(b, '\f')
+		case 'u':
+			r, ok := hex4(p)
+			if !ok {
+				return b, nil, false
+			}
+			p = p[4:]
+			if utf16.IsSurrogate(r) {
+				low, ok := rune(0), false
+				if len(p) >= 6 && p[0] == '\\' && p[1] == 'u' {
+					low, ok = hex4(p[2:])
+				}
+				if r = utf16.DecodeRune(r, low); ok && r != utf8.RuneError {
+					p = p[6:]
+				}
+			}
+			b = utf8.AppendRune(b, r)
+		default:
+			return b, nil, false
+		}
+	}
+}
+
+func hex4(p []byte) (rune, bool) {
+	if len(p) < 4 {
+		return 0, false
+	}
+	var r rune
+	for _, c := range p[:4] {
+		switch {
+		case c >= '0' && c <= '9':
+			c -= '0'
+		case c >= 'a' && c <= 'f':
+			c -= 'a' - 10
+		case c >= 'A' && c <= 'F':
+			c -= 'A' - 10
+		default:
+			return 0, false
+		}
+		r = r<<4 | rune(c)
+	}
+	return r, true
+}
+
+// LocalDecoder reads local.
+type LocalDecoder struct {
+	text []byte
+}
+
+// Record implements Decoder.
+func (d *LocalDecoder) Record(p []byte) (int, error) {
+	if len(p) < 4 {
+		return 0, nil
+	}
+	n := int64(binary.BigEndian.Uint32(p))
+	if n+8 > RecordLimit {
+		return 0, ErrDamaged
+	}
+	if int64(len(p)) < n+8 {
+		return 0, nil
+	}
+	if int64(binary.BigEndian.Uint32(p[n+4:])) != n {
+		return 0, ErrDamaged
+	}
+	return int(n) + 8, nil
+}
+
+// Decode implements Decoder: a record is a LogEntry.
+func (d *LocalDecoder) Decode(record []byte) (Line, bool) {
+	var line Line
+	newline := true
+	d.text = d.text[:0]
+	ok := eachField(record[4:len(record)-4], func(field int, v uint64, p []byte) bool {
+		switch field {
+		case 1:
+			switch string(p) {
+			case "stdout":
+				line.Source = "stdout"
+			case "stderr":
+				line.Source = "stderr"
+			}
+		case 2:
+			line.Time = time.Unix(0, int64(v)).UTC()
+		case 3:
+			d.text = append(d.text, p...)
+		case 4:
+			newline = newline && v == 0
+		case 5:
+			return eachField(p, func(field int, v uint64, _ []byte) bool {
+				if field == 1 {
+					newline = v != 0
+				}
+				return true
+			})
+		}
+		return true
+	})
+	if newline {
+		d.text = append(d.text, '\n')
+	}
+	line.Line = d.text
+	return line, ok && line.Source != ""
+}
+
+// eachField calls each for the fields of a protocol buffer message: v of those
+// that are numbers, p of those that have a length.
+func eachField(p []byte, each func(field int, v uint64, p []byte) bool) bool {
+	for len(p) > 0 {
+		key, n := binary.Uvarint(p)
+		if n <= 0 {
+			return false
+		}
+		p = p[n:]
+		var v uint64
+		var b []byte
+		switch key & 7 {
+		case 0, 2:
+			if v, n = binary.Uvarint(p); n <= 0 {
+				return false
+			}
+			p = p[n:]
+			if key&7 == 2 {
+				if v > uint64(len(p)) {
+					return false
+				}
+				b, p = p[:v], p[v:]
+			}
+		case 1:
+			if len(p) < 8 {
+				return false
+			}
+			v, p = binary.LittleEndian.Uint64(p), p[8:]
+		case 5:
+			if len(p) < 4 {
+				return false
+			}
+			v, p = uint64(binary.LittleEndian.Uint32(p)), p[4:]
+		default:
+			return false
+		}
+		if !each(int(key>>3), v, b) {
+			return false
+		}
+	}
+	return true
+}

@@ -1,0 +1,127 @@
+package sessions
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"strconv"
+	"strings"
+	"testing"
+)
+
+// counter writes numbered lines as fast as it can, n of them, after a word on
+// its input.
+func counter(n int) []string {
+	return []string{"sh", "-c", "read go; seq 1 " + strconv.Itoa(n) + "; exit 3"}
+}
+
+// numbered checks that lines 1 to n are there once and in order.
+func numbered(t *testing.T, text string, n int) {
+	t.Helper()
+	lines := strings.Split(strings.TrimSuffix(text, "\n"), "\n")
+	for i, line := range lines {
+		if line != strconv.Itoa(i+1) {
+			t.Fatalf("line %d is %q, of %d lines", i+1, line, len(lines))
+		}
+	}
+	if len(lines) != n {
+		t.Errorf("%d lines, want %d", len(lines), n)
+	}
+}
+
+func TestFollowedLogGoesOnWhileNoDaemonLives(t *testing.T) {
+	for name, client := range clients {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			d := live(t, nil)
+			d.Docker("run", "-d", "--name", "box", image, "sh", "-c", `echo first; while ! [ -e /go ]; do usleep 10000; done; echo second >&2; exit 3`)
+			cmd := client(d, "logs", "-f", "box")
+			r, w, err := os.Pipe()
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer r.Close()
+			cmd.Stdout, cmd.Stderr = w, w
+			if err := cmd.Start(); err != nil {
+				t.Fatal(err)
+			}
+			w.Close()
+			s := newScreen(t, r)
+			s.shows("first\n")
+			touch := d.DockerCommand(context.Background(), "exec", "box", "sh", "-c", "read x; touch /go")
+			touch.Args = append(touch.Args[:2], append([]string{"-i"}, touch.Args[2:]...)...)
+			in, err := touch.StdinPipe()
+			if err != nil {
+				t.Fatal(err)
+			}
+			said := follow(t, touch)
+			if err := touch.Start(); err != nil {
+				t.Fatal(err)
+			}
+			awaitExec(t, d, "box")
+			d.Kill9()
+			fmt.Fprintln(in, "go")
+			in.Close()
+			exits(t, touch, said.String)
+			if got, want := s.end(), "first\nsecond\n"; got != want {
+				t.Errorf("followed %q, want %q", got, want)
+			}
+			if code := exits(t, cmd, s.String); code != 0 {
+				t.Errorf("the client ended with %d", code)
+			}
+		})
+	}
+}
+
+// Whatever moment the daemon dies at, a client has seen the lines from the first
+// on, each once, and one that the shim has taken over sees all of them.
+func TestNotALineIsLostOrDoubledWhereTheShimTakesOver(t *testing.T) {
+	const lines = 300_000
+	for _, c := range []struct {
+		name   string
+		driver string
+		opts   []string
+	}{
+		{"one file", "json-file", nil},
+		{"rotation", "json-file", []string{"max-size=300k", "max-file=100"}},
+		{"compression", "json-file", []string{"max-size=300k", "max-file=100", "compress=true"}},
+		{"local", "local", []string{"max-size=300k", "max-file=100"}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			d := live(t, nil)
+			args := []string{"run", "-d", "-i", "--name", "box", "--log-driver", c.driver}
+			for _, o := range c.opts {
+				args = append(args, "--log-opt", o)
+			}
+			d.Docker(append(append(args, image), counter(lines)...)...)
+			attach, conn := request(t, d, "POST", "/containers/box/attach?stdin=1&stdout=1&stream=1")
+			r, log := request(t, d, "GET", "/containers/box/logs?follow=1&stdout=1")
+			done := make(chan string, 1)
+			go func() { done <- unframed(t, r.Body) }()
+			// More come while it writes, in every phase of the handover.
+			if _, err := conn.Write([]byte("go\n")); err != nil {
+				t.Fatal(err)
+			}
+			var late []chan string
+			for range 5 {
+				r, _ := request(t, d, "GET", "/containers/box/logs?follow=1&stdout=1")
+				ch := make(chan string, 1)
+				go func() { ch <- unframed(t, r.Body) }()
+				late = append(late, ch)
+			}
+			d.Kill9()
+			numbered(t, <-done, lines)
+			for _, ch := range late {
+				got := <-ch
+				if n := strings.Count(got, "\n"); n > 0 && strings.HasSuffix(got, "\n") {
+					numbered(t, got, n)
+				} else if got != "" {
+					t.Errorf("a line was cut: %q", last(got))
+				}
+			}
+			attach.Body.Close()
+			log.Close()
+		})
+	}
+}
