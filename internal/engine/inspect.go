@@ -31,7 +31,7 @@ func (e *Engine) ContainerInspect(ctx context.Context, ref string, size bool) (m
 	r := moby.InspectResponse{
 		ID: a.id, Created: v.spec.Created.Format(time.RFC3339Nano),
 		Path: path, Args: args,
-		State:           apiState(v),
+		State:           e.troubled(v, apiState(v)),
 		Image:           v.spec.Image.ID,
 		ResolvConfPath:  filepath.Join(dir, "resolv.conf"),
 		HostnamePath:    filepath.Join(dir, "hostname"),
@@ -116,6 +116,15 @@ func apiState(v *view) *moby.State {
 		}
 	} else if hc := v.req.Config.Healthcheck; hc != nil && len(hc.Test) > 0 && hc.Test[0] != "NONE" {
 		st.Health = &moby.Health{Status: moby.Starting, Log: []*moby.HealthcheckResult{}}
+	}
+	return st
+}
+
+// troubled tells with a running container what of it could not be restored.
+func (e *Engine) troubled(v *view, st *moby.State) *moby.State {
+	n, ok := e.networks.(interface{ Troubles(container string) []string })
+	if ok && st.Running && st.Error == "" {
+		st.Error = strings.Join(n.Troubles(v.spec.ID), "; ")
 	}
 	return st
 }

@@ -303,7 +303,9 @@ func (m *Manager) tearDown(ctx context.Context, rec *record) error {
 	}
 	var err error
 	if rec.Bridge.Made {
+		m.links.Lock()
 		err = bridge.Remove(rec.Bridge.Name)
+		m.links.Unlock()
 	}
 	return errors.Join(err, m.Sync(ctx))
 }

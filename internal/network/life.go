@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/netip"
 
 	"holdfast/internal/network/bridge"
 	"holdfast/internal/network/nft"
@@ -100,6 +101,7 @@ func (m *Manager) Release(ctx context.Context, s Sandbox) error {
 		excepted := m.excepted(s)
 		m.forget(s)
 		delete(m.sandboxes, s.Container)
+		delete(m.troubles, s.Container)
 		m.mu.Unlock()
 		if excepted {
 			// Its address is anyone's now, and must not keep its rules.
@@ -129,6 +131,9 @@ func (m *Manager) Reserve(_ context.Context, s Sandbox) []Reserved {
 		f, err := bind(p, m.opts.UserlandProxy)
 		if err != nil {
 			m.opts.Log.Warn("host port not reserved again", "container", s.Container, "port", p.HostPort, "protocol", p.Proto, "error", err)
+			m.trouble(s.Container, fmt.Sprintf("the host port %s/%s was taken by another process while the container had no shim (%v): "+
+				"connections to it still reach the container where the kernel translates them, and that process where not; "+
+				"stop the process and restart the container", netip.AddrPortFrom(p.HostIP, p.HostPort), p.Proto, err))
 			continue
 		}
 		if f == nil {

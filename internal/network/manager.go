@@ -35,11 +35,17 @@ type Manager struct {
 	rules sync.RWMutex
 	table *firewall.Table // nil without packet filter, or before Restore
 
+	// links is held while bridges are made again or removed. It is taken before
+	// mu.
+	links sync.Mutex
+	watch *watch // nil before Restore, and after Close
+
 	mu        sync.Mutex // guards all below
 	networks  map[string]*object
 	sandboxes map[string]Sandbox // by container
 	published map[string]bool    // containers whose elements shall be there
 	ports     *portRegistry
+	troubles  map[string][]string // by container: what it lost
 }
 
 // object is a network with what is in use of it.
@@ -66,6 +72,7 @@ func Open(_ context.Context, o Options) (*Manager, error) {
 		sandboxes: map[string]Sandbox{},
 		published: map[string]bool{},
 		ports:     newPortRegistry(first, last),
+		troubles:  map[string][]string{},
 	}
 	for name, r := range records {
 		m.networks[name] = &object{record: r}
@@ -75,6 +82,12 @@ func Open(_ context.Context, o Options) (*Manager, error) {
 
 // Close gives up the connections to the kernel. Everything in it stays.
 func (m *Manager) Close() error {
+	if w := m.watch; w != nil {
+		m.watch = nil
+		if err := w.stop(); err != nil {
+			m.opts.Log.Debug("the watch of the kernel did not end well", "error", err)
+		}
+	}
 	m.rules.Lock()
 	defer m.rules.Unlock()
 	if m.table == nil {

@@ -92,7 +92,14 @@ func (m *Manager) Restore(ctx context.Context, sandboxes map[string]Sandbox, unr
 		return err
 	}
 	m.repair(ctx, sandboxes, ports)
-	return m.removeOrphans(sandboxes, bridges, ports)
+	if err := m.removeOrphans(sandboxes, bridges, ports); err != nil {
+		return err
+	}
+	if err := m.watchKernel(); err != nil {
+		// All is well now, and looked at again at the next start.
+		m.opts.Log.Warn("what others change of the network will not be noticed", "error", err)
+	}
+	return nil
 }
 
 // observeAll adds what the kernel has of the containers unread to sandboxes.
@@ -163,19 +170,23 @@ func (m *Manager) openTable() error {
 // Sync makes the nftables table what it should be, if it is not. It is for
 // when something else may have flushed the host's rules.
 func (m *Manager) Sync(context.Context) error {
-	m.rules.Lock()
-	defer m.rules.Unlock()
-	if m.table == nil {
-		return nil
-	}
-	m.mu.Lock()
-	rs := nft.Build(m.rulesConfig())
-	m.mu.Unlock()
-	changed, err := m.table.Sync(rs)
+	changed, err := m.sync()
 	if err == nil && changed {
 		m.opts.Log.Info("packet filter set up", "table", m.opts.Table)
 	}
 	return err
+}
+
+func (m *Manager) sync() (changed bool, err error) {
+	m.rules.Lock()
+	defer m.rules.Unlock()
+	if m.table == nil {
+		return false, nil
+	}
+	m.mu.Lock()
+	rs := nft.Build(m.rulesConfig())
+	m.mu.Unlock()
+	return m.table.Sync(rs)
 }
 
 // Rules is the nftables table as it should be, in the words of nft list.
@@ -329,6 +340,7 @@ func (m *Manager) repair(ctx context.Context, sandboxes map[string]Sandbox, port
 		}
 		if !bridge.IsNamespace(s.Netns) {
 			log.Warn("the network namespace is not mounted where it was: the container keeps running, its interfaces can't be looked after", "path", s.Netns)
+			m.trouble(id, "its network namespace is no longer mounted at "+s.Netns+": its interfaces can't be looked after; restart the container")
 			continue
 		}
 		for _, e := range s.Endpoints {
@@ -340,10 +352,16 @@ func (m *Manager) repair(ctx context.Context, sandboxes map[string]Sandbox, port
 			case !there:
 				if err := m.Join(ctx, s); err != nil {
 					log.Warn("interface not restored", "interface", e.HostName, "error", err)
+					m.trouble(id, "its interface "+e.Name+" is gone and can't be made again: "+err.Error())
+				} else {
+					log.Warn("the interface was gone, it is made again", "interface", e.HostName)
 				}
-			case p.Bridge != e.Bridge:
+			case p.Bridge != e.Bridge || !p.Up:
 				if err := bridge.Attach(p, e.Bridge, e.Isolated); err != nil {
 					log.Warn("interface not restored", "interface", e.HostName, "error", err)
+					m.trouble(id, "its interface "+e.HostName+" can't be put on the bridge "+e.Bridge+": "+err.Error())
+				} else {
+					log.Warn("the interface was down or on no bridge, it is set up again", "interface", e.HostName)
 				}
 			}
 		}

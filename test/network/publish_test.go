@@ -100,6 +100,7 @@ func TestUnpublishedPortIsOutOfTheNeighboursReach(t *testing.T) {
 	h.silent(h.lan, "tcp", c.ip()+":80")
 	h.answers("", "tcp", c.ip()+":81", "hidden", "")
 	// The rules were what kept it out.
+	h.ok(h.m.Close()) // nobody heals it
 	flushChain(t, table, "to-hft0")
 	h.answers(h.lan, "tcp", c.ip()+":81", "hidden", lanAddr)
 }
@@ -112,6 +113,7 @@ func TestNeighbourCannotReachTheHostsLoopback(t *testing.T) {
 	if n := packets(silence); n != 0 {
 		t.Errorf("%d packets came through", n)
 	}
+	h.ok(h.m.Close()) // nobody heals it
 	flushChain(t, table, "guard")
 	h.send(h.lan, "lan0", datagram(lanAddr, "127.0.0.1", 5353))
 	if n := packets(soon); n != 1 {
@@ -134,6 +136,7 @@ func TestContainerCannotReachOrPretendToBeTheHostsLoopback(t *testing.T) {
 	if a, b := private(silence), trusting(silence); a+b != 0 {
 		t.Errorf("%d packets reached 127.0.0.1, %d came as from its subnet", a, b)
 	}
+	h.ok(h.m.Close()) // nobody heals it
 	flushChain(t, table, "guard")
 	send()
 	if a, b := private(soon), trusting(soon); a*b != 1 {

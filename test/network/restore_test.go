@@ -134,6 +134,7 @@ func TestRestorePutsBackWhatWasTakenAway(t *testing.T) {
 			c := h.run(h.request("8080:80/tcp"))
 			h.serve(c.Netns, "tcp4", ":80", "web")
 			h.answers(h.lan, "tcp", hostAddr+":8080", "web", lanAddr)
+			h.ok(h.m.Close()) // it is done while nobody looks
 			take(h, c)
 			h.silent(h.lan, "tcp", hostAddr+":8080")
 			h.open(h.stored(c))

@@ -226,6 +226,7 @@ type Port struct {
 	Name   string
 	Index  int
 	Bridge string // empty if it is no bridge's port
+	Up     bool
 }
 
 // Ports are the host's veths, by name.
@@ -242,7 +243,7 @@ func Ports() (map[string]Port, error) {
 	for _, l := range links {
 		if l.Type() == "veth" {
 			a := l.Attrs()
-			ports[a.Name] = Port{Name: a.Name, Index: a.Index, Bridge: names[a.MasterIndex]}
+			ports[a.Name] = Port{Name: a.Name, Index: a.Index, Bridge: names[a.MasterIndex], Up: a.Flags&net.FlagUp != 0}
 		}
 	}
 	return ports, nil

@@ -1,0 +1,76 @@
+package firewall
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+
+	"github.com/mdlayher/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// Watch calls changed when somebody, ourselves too, changed the tables, chains,
+// rules or sets of the table of this name, and when it may have missed it. The
+// elements of maps come and go with containers and are not told. changed must
+// not wait. After stop it is no longer called.
+func Watch(table string, changed func()) (stop func() error, err error) {
+	fail := func(err error) (func() error, error) {
+		return nil, fmt.Errorf("watch nftables table %s: %w", table, err)
+	}
+	conn, err := netlink.Dial(unix.NETLINK_NETFILTER, nil)
+	if err != nil {
+		return fail(err)
+	}
+	if err := conn.JoinGroup(unix.NFNLGRP_NFTABLES); err != nil {
+		return fail(errors.Join(err, conn.Close()))
+	}
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		for {
+			messages, err := conn.Receive()
+			switch {
+			case errors.Is(err, unix.ENOBUFS):
+				changed() // more came than the socket holds
+				continue
+			case err != nil:
+				return // closed
+			}
+			for _, m := range messages {
+				if concerns(m, table) {
+					changed()
+					break
+				}
+			}
+		}
+	}()
+	return func() error {
+		err := conn.Close()
+		<-done
+		return err
+	}, nil
+}
+
+// concerns reads struct nfgenmsg and the first attribute that counts: in all
+// these messages the table's name is number 1 (linux/netfilter/nf_tables.h).
+func concerns(m netlink.Message, table string) bool {
+	if m.Header.Type>>8 != unix.NFNL_SUBSYS_NFTABLES || len(m.Data) < 4 || m.Data[0] != unix.NFPROTO_INET {
+		return false
+	}
+	switch m.Header.Type & 0xff {
+	case unix.NFT_MSG_DELTABLE, unix.NFT_MSG_NEWTABLE, unix.NFT_MSG_NEWCHAIN, unix.NFT_MSG_DELCHAIN,
+		unix.NFT_MSG_NEWRULE, unix.NFT_MSG_DELRULE, unix.NFT_MSG_NEWSET, unix.NFT_MSG_DELSET:
+	default:
+		return false
+	}
+	attrs, err := netlink.UnmarshalAttributes(m.Data[4:])
+	if err != nil {
+		return true // can't tell
+	}
+	for _, a := range attrs {
+		if a.Type == unix.NFTA_TABLE_NAME {
+			return string(bytes.TrimRight(a.Data, "\x00")) == table
+		}
+	}
+	return false
+}
