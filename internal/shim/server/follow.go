@@ -54,9 +54,14 @@ func (s *Shim) follow(a proto.Follow, sock *socket, logFD int) error {
 		file.Close()
 		return err
 	}
+	s.serveFollower(f)
+	return nil
+}
+
+// serveFollower sees an admitted client through, beside.
+func (s *Shim) serveFollower(f *follower) {
 	s.server.lingerFor(f.done, followPatience)
 	go f.run(s.out)
-	return nil
 }
 
 // admit lets a follower know of all that is written from now on.
