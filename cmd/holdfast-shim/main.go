@@ -18,5 +18,13 @@ func main() {
 		fmt.Println("holdfast-shim " + release)
 		return
 	}
+	if len(os.Args) == 3 && os.Args[1] == "--takes-image" {
+		// A shim asks before it goes on as this program.
+		fmt.Println("holdfast-shim " + release)
+		if !server.TakesImage(os.Args[2]) {
+			os.Exit(1)
+		}
+		return
+	}
 	os.Exit(server.Main(release))
 }

@@ -104,10 +104,7 @@ func (s *Shim) adopt(in inherited) error {
 			return err
 		}
 	}
-	lost := before.LogDropped
-	s.rec.mu.Lock()
-	s.rec.dropped = func() uint64 { return lost + s.out.dropped() }
-	s.rec.mu.Unlock()
+	s.countDropped(before.LogDropped)
 	s.adoptExecs(before.Execs)
 
 	switch before.Status {

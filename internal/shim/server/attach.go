@@ -113,7 +113,7 @@ func (o *output) attach(sock *socket, a proto.Attach, spillDir string) (*client,
 	if o.ended {
 		return nil, nil, errors.New("container is not running")
 	}
-	o.clients[c] = struct{}{}
+	o.clients[c], o.all[c] = struct{}{}, struct{}{}
 	go c.deliver(o)
 	return c, o.in, nil
 }
@@ -152,6 +152,7 @@ func (c *client) deliver(o *output) {
 	defer func() {
 		o.mu.Lock()
 		delete(o.clients, c)
+		delete(o.all, c)
 		o.mu.Unlock()
 	}()
 	var spent []byte

@@ -165,15 +165,7 @@ func (s *Shim) execStart(r proto.ExecStart, sock *socket) (_ proto.ExecState, er
 
 	x.io, x.out = io, &execWriter{sock: sock, raw: x.create.Tty}
 	io.take(x.create, r.Pending)
-	for _, f := range []*os.File{io.stdout, io.stderr} {
-		if f != nil {
-			src := format.Stdout
-			if f == io.stderr {
-				src = format.Stderr
-			}
-			x.readers = append(x.readers, &execReader{f: f, src: src, w: x.out, done: make(chan struct{})})
-		}
-	}
+	x.listen()
 	s.execs.mu.Lock()
 	x.proc, x.master = proc, master
 	x.state.Running, x.state.Pid = true, proc.pid
@@ -186,6 +178,19 @@ func (s *Shim) execStart(r proto.ExecStart, sock *socket) (_ proto.ExecState, er
 	handedOver = true
 	s.followExec(x)
 	return st, nil
+}
+
+// listen makes the readers of the session's streams.
+func (x *session) listen() {
+	for _, f := range []*os.File{x.io.stdout, x.io.stderr} {
+		if f != nil {
+			src := format.Stdout
+			if f == x.io.stderr {
+				src = format.Stderr
+			}
+			x.readers = append(x.readers, &execReader{f: f, src: src, w: x.out, done: make(chan struct{})})
+		}
+	}
 }
 
 // followExec lets the session's bytes flow and sees it through.

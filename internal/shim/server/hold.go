@@ -28,6 +28,13 @@ type hold struct {
 	// only a daemon can answer.
 	later bool
 	done  chan struct{} // closed when the shim has no part in it any more
+
+	condition string
+	last      time.Time // when the run before it came ended
+
+	// What came over the lease, taken within a step (see still.go).
+	said  []byte
+	heard bool
 }
 
 // hold takes over a client. It returns once the client's answer no longer
@@ -49,8 +56,8 @@ func (s *Shim) hold(p proto.Hold, sock *socket, leaseFD int) error {
 	if nonblock != nil {
 		return refuse(os.NewSyscallError("setnonblock", nonblock))
 	}
-	h := &hold{sock: sock, lease: lease, done: make(chan struct{}), later: p.Condition == proto.HoldRemoved && !s.boot.AutoRemove}
-	last := s.rec.snapshot().Finished
+	h := &hold{sock: sock, lease: lease, done: make(chan struct{}), later: p.Condition == proto.HoldRemoved && !s.boot.AutoRemove,
+		condition: p.Condition, last: s.rec.snapshot().Finished}
 	s.holds.mu.Lock()
 	if s.holds.ended {
 		s.holds.mu.Unlock()
@@ -67,14 +74,19 @@ func (s *Shim) hold(p proto.Hold, sock *socket, leaseFD int) error {
 			return refuse(err)
 		}
 	}
+	s.serveHold(h)
+	return nil
+}
+
+// serveHold sees a client through, beside.
+func (s *Shim) serveHold(h *hold) {
 	s.server.linger(h.done)
 	go func() {
 		defer close(h.done)
 		defer s.holds.drop(h)
-		defer lease.Close()
-		s.keep(h, p.Condition, last)
+		defer h.lease.Close()
+		s.keep(h)
 	}()
-	return nil
 }
 
 func (hs *holds) drop(h *hold) {
@@ -95,16 +107,24 @@ func (hs *holds) end() {
 	}
 }
 
-// keep sees one client through. last is when the run before ended.
-func (s *Shim) keep(h *hold, condition string, last time.Time) {
-	answer := make([]byte, 4096)
-	n, err := h.lease.Read(answer)
+// keep sees one client through.
+func (s *Shim) keep(h *hold) {
+	var err error
+	if !h.heard {
+		err = readStep(h.lease, make([]byte, 4096), func(p []byte, _ bool) {
+			h.said, h.heard = append(h.said, p...), true
+		})
+	}
+	if len(h.said) > 0 {
+		s.gate.enter()
+		defer s.gate.leave()
+	}
 	switch {
-	case n > 0 && answer[0] == proto.LeaseDrop:
+	case len(h.said) > 0 && h.said[0] == proto.LeaseDrop:
 		h.sock.release()
 		return
-	case n > 0:
-		h.sock.say(answer[:n])
+	case len(h.said) > 0:
+		h.sock.say(h.said)
 		h.sock.close()
 		h.lease.Write([]byte{1})
 		return
@@ -113,7 +133,6 @@ func (s *Shim) keep(h *hold, condition string, last time.Time) {
 		return
 	}
 	// No daemon lives that knows this client.
-	answer = nil
 	gone := make(chan struct{})
 	go func() {
 		defer close(gone)
@@ -125,7 +144,7 @@ func (s *Shim) keep(h *hold, condition string, last time.Time) {
 		}
 	}()
 	st, came := s.rec.until(gone, func(st *proto.State) bool {
-		return ended(st) || condition != proto.HoldRemoved && !st.Finished.Equal(last)
+		return ended(st) || h.condition != proto.HoldRemoved && !st.Finished.Equal(h.last)
 	})
 	if came && ended(&st) {
 		// Who reads the answer finds all that the container leaves.
@@ -136,6 +155,8 @@ func (s *Shim) keep(h *hold, condition string, last time.Time) {
 			came = false
 		}
 	}
+	s.gate.enter()
+	defer s.gate.leave()
 	if came && (st.Status == proto.StatusRemoved || !h.later) {
 		body := `{"StatusCode":` + strconv.Itoa(st.ExitCode) + "}\n"
 		h.sock.say([]byte(strconv.FormatInt(int64(len(body)), 16) + "\r\n" + body + "\r\n0\r\n\r\n"))

@@ -24,7 +24,16 @@ const bootTime = 30 * time.Second
 // the container has ended for good, and returns the exit status of the process.
 func Main(release string) int {
 	ignoreSignals()
-	s, err := boot(release)
+	start := boot
+	if env := os.Getenv(imageEnv); env != "" {
+		start = func(release string) (*Shim, error) { return resume(release, env) }
+	}
+	if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); err != nil {
+		logf("become subreaper: %v", err)
+		return 1
+	}
+	os.WriteFile("/proc/self/comm", []byte("holdfast-shim"), 0)
+	s, err := start(release)
 	if err != nil {
 		logf("%v", err)
 		return 1
@@ -34,10 +43,6 @@ func Main(release string) int {
 }
 
 func boot(release string) (*Shim, error) {
-	if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); err != nil {
-		return nil, os.NewSyscallError("become subreaper", err)
-	}
-	os.WriteFile("/proc/self/comm", []byte("holdfast-shim"), 0)
 	oomScore := protect()
 
 	frames, err := firstConnection()
@@ -77,14 +82,11 @@ func boot(release string) (*Shim, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &Shim{boot: b, dirfd: dirfd, locked: locked, rec: rec, reaper: reaper, runtime: runtime, out: newOutput(),
-		left: make(chan struct{}), gate: newGate(), stops: map[*stopping]struct{}{}, policy: b.Restart, rows: b.ConsoleSize[0], cols: b.ConsoleSize[1]}
-	l, err := listenUnix(dirfd, proto.SocketFile)
-	if err != nil {
+	s := newShim(b, release, rec, reaper, runtime)
+	s.dirfd, s.locked, s.rows, s.cols = dirfd, locked, b.ConsoleSize[0], b.ConsoleSize[1]
+	if s.server.listener, err = listenUnix(dirfd, proto.SocketFile); err != nil {
 		return nil, err
 	}
-	s.server = &server{shim: s, release: release, listener: l, closed: make(chan struct{}), sealed: make(chan struct{}),
-		conns: map[*conn]struct{}{}, clients: map[<-chan struct{}]time.Duration{}}
 	if s.ports, err = servePorts(b.Ports, fds); err != nil {
 		return nil, fmt.Errorf("ports: %w", err)
 	}

@@ -16,10 +16,11 @@ func (s *Shim) serveNames(view string, udp, tcp int) {
 			logf("name server's socket: %v", err)
 		}
 	}
-	n := names.New(view, os.NewFile(uintptr(udp), "names udp"), os.NewFile(uintptr(tcp), "names tcp"))
+	files := [2]*os.File{os.NewFile(uintptr(udp), "names udp"), os.NewFile(uintptr(tcp), "names tcp")}
+	n := names.New(view, files[0], files[1])
 	s.mu.Lock()
 	old := s.names
-	s.names = n
+	s.names, s.namesView, s.namesFiles = n, view, files
 	s.mu.Unlock()
 	if old != nil {
 		old.Close()

@@ -320,11 +320,24 @@ func (u *udpForward) peer(from unix.Sockaddr) *os.File {
 		unix.Close(fd)
 		return nil
 	}
+	return u.add(key, from, fd)
+}
+
+// add is called with the lock held.
+func (u *udpForward) add(key netip.AddrPort, from unix.Sockaddr, fd int) *os.File {
 	f := os.NewFile(uintptr(fd), "peer")
 	f.SetReadDeadline(time.Now().Add(udpIdle))
 	u.peers[key] = f
 	go u.answer(key, from, f)
 	return f
+}
+
+// take takes a peer's socket over from the program before.
+func (u *udpForward) take(from netip.AddrPort, fd int) {
+	sa, _ := sockaddr(from)
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	u.add(from, sa, fd)
 }
 
 func (u *udpForward) answer(key netip.AddrPort, to unix.Sockaddr, f *os.File) {

@@ -327,12 +327,22 @@ func ignoreSignals() {
 	inheritNoSignals()
 	for _, sig := range []syscall.Signal{syscall.SIGHUP, syscall.SIGINT, syscall.SIGQUIT, syscall.SIGTERM,
 		syscall.SIGUSR1, syscall.SIGUSR2} {
-		// struct sigaction as the kernel has it, with SIG_IGN, no flags and an
-		// empty mask.
-		action := [4]uintptr{1}
-		if _, _, errno := syscall.RawSyscall6(syscall.SYS_RT_SIGACTION, uintptr(sig),
-			uintptr(unsafe.Pointer(&action)), 0, 8, 0, 0); errno != 0 {
-			logf("ignore %v: %v", sig, errno)
-		}
+		setSignal(sig, sigIgnore)
+	}
+}
+
+// SIG_DFL and SIG_IGN.
+const (
+	sigDefault = 0
+	sigIgnore  = 1
+)
+
+// setSignal sets what a signal does, without the Go runtime's knowledge.
+func setSignal(sig syscall.Signal, handler uintptr) {
+	// struct sigaction as the kernel has it, with no flags and an empty mask.
+	action := [4]uintptr{handler}
+	if _, _, errno := syscall.RawSyscall6(syscall.SYS_RT_SIGACTION, uintptr(sig),
+		uintptr(unsafe.Pointer(&action)), 0, 8, 0, 0); errno != 0 {
+		logf("set %v: %v", sig, errno)
 	}
 }

@@ -30,10 +30,12 @@ type ociRuntime struct {
 	oomScore string
 }
 
+// newRuntime finds the runtime. Where it is not found the error says so, and the
+// result is good for when it is there again.
 func newRuntime(boot *proto.Bootstrap, r *reaper) (*ociRuntime, error) {
 	path, err := exec.LookPath(boot.Runtime.Path)
 	if err != nil {
-		return nil, fmt.Errorf("OCI runtime %q: %w", boot.Runtime.Path, err)
+		path, err = boot.Runtime.Path, fmt.Errorf("OCI runtime %q: %w", boot.Runtime.Path, err)
 	}
 	search := os.Getenv("PATH")
 	if search == "" {
@@ -46,7 +48,7 @@ func newRuntime(boot *proto.Bootstrap, r *reaper) (*ociRuntime, error) {
 			env = append(env, name+"="+v)
 		}
 	}
-	return &ociRuntime{id: boot.ID, path: path, args: boot.Runtime.Args, dir: boot.RunDir, env: env, reaper: r}, nil
+	return &ociRuntime{id: boot.ID, path: path, args: boot.Runtime.Args, dir: boot.RunDir, env: env, reaper: r}, err
 }
 
 // stdio are the three descriptors that a call and its container get; -1 is

@@ -475,6 +475,10 @@ func params(m *proto.Message, v any) error {
 	return nil
 }
 
+func (s *Shim) hello() proto.HelloReply {
+	return proto.HelloReply{Version: proto.Version, Release: s.server.release, Pid: os.Getpid(), State: s.rec.snapshot(), Names: s.servesNames()}
+}
+
 // takeSocket makes the request's first descriptor a client's connection.
 func (s *server) takeSocket(fds *[]int) (*socket, error) {
 	fd := (*fds)[0]
@@ -506,7 +510,7 @@ func (c *conn) call(m *proto.Message, fds *[]int) (any, error) {
 			return nil, err
 		}
 		c.daemon.Store(p.Daemon != "")
-		return proto.HelloReply{Version: proto.Version, Release: c.srv.release, Pid: os.Getpid(), State: s.rec.snapshot(), Names: s.servesNames()}, nil
+		return s.hello(), nil
 	case proto.MethodState:
 		return s.rec.snapshot(), nil
 	case proto.MethodStart:

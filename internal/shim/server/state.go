@@ -62,6 +62,18 @@ func newRecord(boot *proto.Bootstrap) (*record, error) {
 	return r, r.write()
 }
 
+// resumeRecord goes on with a record in the same process.
+func resumeRecord(boot *proto.Bootstrap, st proto.State) (*record, error) {
+	r := &record{dir: boot.RunDir, attrs: boot.Attributes, changed: make(chan struct{}), subs: map[*conn]struct{}{}, st: st}
+	var err error
+	r.journal, err = openJournal(filepath.Join(boot.RunDir, proto.JournalFile), true)
+	if err != nil {
+		return nil, err
+	}
+	r.journal.seq = max(r.journal.seq, st.Seq)
+	return r, nil
+}
+
 // note is an entry to be journalled with a change.
 type note struct {
 	action string

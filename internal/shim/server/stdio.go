@@ -35,6 +35,7 @@ type output struct {
 	ledger  *ledger     // nil with driver none, and where none could be made
 	buf     []byte      // of both streams without a ledger; made with the first byte
 	clients map[*client]struct{}
+	all     map[*client]struct{} // with those who still read what an earlier run left
 	// followers read the log itself; nil while there are none.
 	followers map[*follower]struct{}
 	ended     bool // no run will follow
@@ -44,7 +45,7 @@ type output struct {
 }
 
 func newOutput() *output {
-	return &output{clients: map[*client]struct{}{}, in: newStdin()}
+	return &output{clients: map[*client]struct{}{}, all: map[*client]struct{}{}, in: newStdin()}
 }
 
 // openLog is called once, before the first run, or with again when the last
@@ -88,6 +89,8 @@ func (o *output) dropped() uint64 {
 
 // read moves what one read gives. One clock reading serves all lines in it.
 func (o *output) read(fd int, src format.Source, terminal bool) (int, error) {
+	motion.RLock() // a step, see still.go
+	defer motion.RUnlock()
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	now := time.Now()
@@ -374,6 +377,40 @@ func (o *output) reopen(boot *proto.Bootstrap, master, stdin int) (*runIO, error
 		io.pumps = append(io.pumps, p)
 	}
 	return io, nil
+}
+
+// resume takes the streams of a run over from the program before.
+func (o *output) resume(i *runImage) *runIO {
+	io := &runIO{out: o, child: noStdio, stdin: file(i.Stdin, "stdin"), master: file(i.Master, "terminal")}
+	add := func(f *os.File, src format.Source, terminal bool) {
+		if f == nil {
+			return
+		}
+		if p, err := newPump(o, f, src); err == nil {
+			p.terminal = terminal
+			io.pumps = append(io.pumps, p)
+		}
+	}
+	add(io.master, format.Stdout, true)
+	add(file(i.Stdout, "stdout"), format.Stdout, false)
+	add(file(i.Stderr, "stderr"), format.Stderr, false)
+	return io
+}
+
+// join brings a client back that was attached before the shim went on as
+// another binary.
+func (o *output) join(c *client, live bool) *stdin {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.all[c] = struct{}{}
+	go c.deliver(o)
+	if live {
+		o.clients[c] = struct{}{}
+		return o.in
+	}
+	gone := newStdin()
+	gone.end()
+	return gone
 }
 
 // drain reads what the container left behind when its process has ended. It

@@ -41,19 +41,40 @@ type Shim struct {
 	starting atomic.Bool   // Start was called, or the container adopted
 	left     chan struct{} // closed when all is done
 
-	gate  *gate                  // see still.go
-	delay time.Duration          // before the present run, changed within the gate
-	stops map[*stopping]struct{} // under mu
+	upgrading atomic.Bool
+	gate      *gate                  // see still.go
+	delay     time.Duration          // before the present run, changed within the gate
+	stops     map[*stopping]struct{} // under mu
 
 	mu      sync.Mutex
 	current *run // nil while no process runs
 	names   *names.Server
-	policy  proto.RestartPolicy
-	rows    uint // of the terminal, also of that of the next run
-	cols    uint
+	// What its sockets are is kept for an upgrade.
+	namesView  string
+	namesFiles [2]*os.File
+	policy     proto.RestartPolicy
+	rows       uint // of the terminal, also of that of the next run
+	cols       uint
 
 	// verbs serialises pause, resume and update.
 	verbs sync.Mutex
+}
+
+// newShim makes a shim of what is there in any case. It holds nothing yet but
+// what it is given.
+func newShim(b *proto.Bootstrap, release string, rec *record, reaper *reaper, runtime *ociRuntime) *Shim {
+	s := &Shim{boot: b, rec: rec, reaper: reaper, runtime: runtime, out: newOutput(), ports: &hostPorts{}, left: make(chan struct{}),
+		gate: newGate(), stops: map[*stopping]struct{}{}, policy: b.Restart}
+	s.server = &server{shim: s, release: release, closed: make(chan struct{}), sealed: make(chan struct{}),
+		conns: map[*conn]struct{}{}, clients: map[<-chan struct{}]time.Duration{}}
+	return s
+}
+
+// countDropped adds what this shim's log drops to what was dropped before.
+func (s *Shim) countDropped(before uint64) {
+	s.rec.mu.Lock()
+	s.rec.dropped = func() uint64 { return before + s.out.dropped() }
+	s.rec.mu.Unlock()
 }
 
 // run is one run of the container's process.
@@ -141,9 +162,7 @@ func (s *Shim) start() (proto.State, error) {
 	if err := s.out.openLog(s.boot.Log, s.boot.RunDir, false); err != nil {
 		return fail(fmt.Errorf("failed to initialize logging driver: %w", err), exitRuntime)
 	}
-	s.rec.mu.Lock()
-	s.rec.dropped = s.out.dropped
-	s.rec.mu.Unlock()
+	s.countDropped(0)
 	if !bundlePrivatePids(filepath.Join(s.boot.Bundle, "config.json")) {
 		s.reaper.sweepOrphans()
 	}
@@ -430,8 +449,10 @@ func (s *Shim) carryOut(x *stopping) {
 		s.terminate(r, x)
 	}
 	<-s.server.sealed
-	x.conn.answer(x.id, s.rec.snapshot(), nil)
-	x.conn.answered()
+	if x.conn != nil {
+		x.conn.answer(x.id, s.rec.snapshot(), nil)
+		x.conn.answered()
+	}
 }
 
 // terminate signals, waits and kills.
