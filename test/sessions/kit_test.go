@@ -287,3 +287,16 @@ func unframed(t *testing.T, r io.Reader) string {
 		}
 	}
 }
+
+// query adds options to a request's path, in place of those that it has.
+func query(path, options string) string {
+	for o := range strings.SplitSeq(strings.TrimPrefix(options, "&"), "&") {
+		key, _, _ := strings.Cut(o, "=")
+		if key == "" {
+			continue
+		}
+		path = strings.ReplaceAll(path, "&"+key+"=1", "")
+		path = strings.ReplaceAll(path, "?"+key+"=1", "?") + "&" + o
+	}
+	return path
+}
