@@ -248,27 +248,32 @@ func (e *Engine) listFilter(ctx context.Context, f filter.Args) (func(*view) boo
 					return false
 				}
 			}
-			if match := ports["publish"]; match != nil {
-				found := false
-				for p := range ns.Ports {
-					found = found || match(p)
-				}
-				if !found {
-					return false
-				}
+			if match := ports["publish"]; match != nil && publishes(ns.Ports, match) {
+				return true
 			}
 		}
 		if match := ports["expose"]; match != nil {
-			found := false
 			for p := range v.req.Config.ExposedPorts {
-				found = found || match(p)
-			}
-			if !found {
-				return false
+				if match(p) {
+					return true
+				}
 			}
 		}
-		return true
+		// Either of the two is enough.
+		return ports["publish"] == nil && ports["expose"] == nil
 	}, nil
+}
+
+// publishes reports whether a port of the host is among those that match.
+func publishes(ports mobynet.PortMap, match func(mobynet.Port) bool) bool {
+	for p, bindings := range ports {
+		for _, b := range bindings {
+			if host, err := mobynet.ParsePort(b.HostPort + "/" + string(p.Proto())); err == nil && match(host) {
+				return true
+			}
+		}
+	}
+	return false
 }
 
 // labelsMatch applies the filters label and label!.
