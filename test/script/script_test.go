@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"net/http"
 	"os"
@@ -35,6 +36,9 @@ const image = "busybox:test"
 //	get URL                  an HTTP request
 //	registry [USER:PASSWORD] starts a registry, $REGISTRY, with images
 //	daemon restart|kill|start|hup FILE
+//	stamp NAME               the present time, into a variable
+//	listen NAME              takes a port of 127.0.0.1, into a variable
+//	echo-server CONTAINER PORT, say-udp ADDRESS TEXT
 //
 // $CLIENT is docker or holdfast. app.tar is an archive of the image app:tar. A
 // file daemon.json is the daemon's.
@@ -107,13 +111,23 @@ func runScript(t *testing.T, client, file string) {
 			return nil
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
-			"docker":   runClient,
-			"code":     expectCode,
-			"until":    untilSaid,
-			"capture":  capture,
-			"get":      get,
-			"registry": s.registry,
-			"daemon":   s.daemon,
+			"docker":      runClient,
+			"code":        expectCode,
+			"until":       untilSaid,
+			"capture":     capture,
+			"get":         get,
+			"registry":    s.registry,
+			"daemon":      s.daemon,
+			"stamp":       stamp,
+			"listen":      listen,
+			"say-udp":     sayUDP,
+			"echo-server": s.echoServer,
+		},
+		Condition: func(cond string) (bool, error) {
+			if name, ok := strings.CutPrefix(cond, "client:"); ok {
+				return name == client, nil
+			}
+			return false, fmt.Errorf("unknown condition %s", cond)
 		},
 	})
 }

@@ -1,0 +1,308 @@
+package script
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/creack/pty"
+
+	"holdfast/test/kit"
+)
+
+// patience is how long a test waits for what should take milliseconds.
+const patience = 30 * time.Second
+
+// clients runs a test with each client, on a daemon of its own.
+func clients(t *testing.T, test func(t *testing.T, d *kit.Daemon, run func(args ...string) *exec.Cmd)) {
+	t.Parallel()
+	for _, name := range []string{"docker", "holdfast"} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			d := kit.Start(t, kit.Options{LiveRestore: true})
+			d.Load(image, kit.Busybox(t, nil))
+			test(t, d, func(args ...string) *exec.Cmd {
+				if name == "docker" {
+					return d.DockerCommand(context.Background(), args...)
+				}
+				return d.HoldfastCommand(context.Background(), args...)
+			})
+		})
+	}
+}
+
+// screen is a client at a terminal.
+type screen struct {
+	t    *testing.T
+	cmd  *exec.Cmd
+	tty  *os.File
+	mu   sync.Mutex
+	seen bytes.Buffer
+	more chan struct{}
+	done chan struct{} // all was read
+}
+
+func atTerminal(t *testing.T, cmd *exec.Cmd, rows, cols uint16) *screen {
+	t.Helper()
+	cmd.Env = append(cmd.Env, "TERM=xterm")
+	tty, err := pty.StartWithSize(cmd, &pty.Winsize{Rows: rows, Cols: cols})
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := &screen{t: t, cmd: cmd, tty: tty, more: make(chan struct{}, 1), done: make(chan struct{})}
+	go func() {
+		defer close(s.done)
+		b := make([]byte, 4096)
+		for {
+			n, err := tty.Read(b)
+			s.mu.Lock()
+			s.seen.Write(b[:n])
+			s.mu.Unlock()
+			select {
+			case s.more <- struct{}{}:
+			default:
+			}
+			if err != nil {
+				return
+			}
+		}
+	}()
+	t.Cleanup(func() {
+		cmd.Process.Kill()
+		tty.Close()
+	})
+	return s
+}
+
+func (s *screen) text() string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.seen.String()
+}
+
+// wait waits for what the screen is to show, and forgets all up to it.
+func (s *screen) wait(want string) {
+	s.t.Helper()
+	enough := time.After(patience)
+	for {
+		s.mu.Lock()
+		if i := bytes.Index(s.seen.Bytes(), []byte(want)); i >= 0 {
+			s.seen.Next(i + len(want))
+			s.mu.Unlock()
+			return
+		}
+		s.mu.Unlock()
+		select {
+		case <-s.more:
+		case <-enough:
+			s.t.Fatalf("%v never shows %q, but %q", s.cmd.Args[1:], want, s.text())
+		}
+	}
+}
+
+func (s *screen) typ(text string) {
+	s.t.Helper()
+	if _, err := io.WriteString(s.tty, text); err != nil {
+		s.t.Fatal(err)
+	}
+}
+
+// end waits for the client's end and gives its exit code.
+func (s *screen) end() int {
+	s.t.Helper()
+	ended := make(chan error, 1)
+	go func() { ended <- s.cmd.Wait() }()
+	select {
+	case <-ended:
+	case <-time.After(patience):
+		s.t.Fatalf("%v does not end: %q", s.cmd.Args[1:], s.text())
+	}
+	return s.cmd.ProcessState.ExitCode()
+}
+
+func TestShellAtATerminalKnowsItsSizeAndItsEnd(t *testing.T) {
+	clients(t, func(t *testing.T, d *kit.Daemon, run func(...string) *exec.Cmd) {
+		s := atTerminal(t, run("run", "--rm", "-it", "--name", "shell", image), 33, 101)
+		s.wait("# ")
+		s.typ("tty; stty size; echo $TERM\r")
+		s.wait("/dev/")
+		s.wait("33 101")
+		s.wait("xterm")
+		if err := pty.Setsize(s.tty, &pty.Winsize{Rows: 20, Cols: 60}); err != nil {
+			t.Fatal(err)
+		}
+		s.typ("until [ \"$(stty size)\" = '20 60' ]; do :; done; echo re''sized\r")
+		s.wait("resized")
+		// Ctrl-C is the container's.
+		s.typ("sh -c 'echo beg\"\"un; exec sleep 1000'\r")
+		s.wait("begun")
+		s.typ("\x03")
+		s.wait("# ")
+		s.typ("echo inter''rupted\r")
+		s.wait("interrupted")
+		s.typ("exit 9\r")
+		if code := s.end(); code != 9 {
+			t.Errorf("exit code %d", code)
+		}
+	})
+}
+
+func TestTerminalsAreLeftByTheirKeysAndTheContainerStays(t *testing.T) {
+	clients(t, func(t *testing.T, d *kit.Daemon, run func(...string) *exec.Cmd) {
+		s := atTerminal(t, run("run", "-it", "--name", "shell", image), 24, 80)
+		s.wait("# ")
+		s.typ("\x10\x11")
+		if code := s.end(); code != 0 {
+			t.Errorf("detached: exit code %d", code)
+		}
+		s = atTerminal(t, run("attach", "--detach-keys", "ctrl-x,x", "shell"), 24, 80)
+		s.typ("echo aft''er\r")
+		s.wait("after")
+		s.typ("\x18x")
+		if code := s.end(); code != 0 && code != 1 {
+			t.Errorf("detached by other keys: exit code %d", code)
+		}
+		s = atTerminal(t, run("exec", "-it", "shell", "sh"), 24, 80)
+		s.wait("# ")
+		s.typ("\x10\x11")
+		s.end()
+		if got := d.Docker("inspect", "-f", "{{.State.Running}} {{len .ExecIDs}}", "shell"); got != "true 1" {
+			t.Errorf("%s", got)
+		}
+		// Two at one terminal see the same.
+		one := atTerminal(t, run("attach", "shell"), 24, 80)
+		two := atTerminal(t, run("attach", "shell"), 24, 80)
+		two.typ("\r")
+		two.wait("# ")
+		one.wait("# ")
+		one.typ("echo fr''om one\r")
+		two.wait("from one")
+		one.typ("exit 3\r")
+		if one, two := one.end(), two.end(); one != 3 || two != 3 {
+			t.Errorf("exit codes %d and %d", one, two)
+		}
+	})
+}
+
+func TestExecAtATerminalTellsItsExitCode(t *testing.T) {
+	clients(t, func(t *testing.T, d *kit.Daemon, run func(...string) *exec.Cmd) {
+		d.Docker("run", "-d", "--name", "host", image, "sleep", "1000")
+		s := atTerminal(t, run("exec", "-it", "-u", "app", "-w", "/tmp", "-e", "COLOUR=blue", "host", "sh"), 40, 90)
+		s.wait("$ ")
+		s.typ("id -un; pwd; echo $COLOUR; stty size\r")
+		s.wait("app")
+		s.wait("/tmp")
+		s.wait("blue")
+		s.wait("40 90")
+		s.typ("exit 12\r")
+		if code := s.end(); code != 12 {
+			t.Errorf("exit code %d", code)
+		}
+	})
+}
+
+func TestPullDrawsItsProgress(t *testing.T) {
+	clients(t, func(t *testing.T, d *kit.Daemon, run func(...string) *exec.Cmd) {
+		reg := kit.StartRegistry(t, nil)
+		ref := reg.Push("team/app:1", kit.Image(t, kit.Busybox(t, nil), nil, kit.Layer(t, kit.File{Name: "noise", Body: noise(1 << 20)})))
+		s := atTerminal(t, run("pull", ref), 24, 80)
+		code := s.end()
+		<-s.done
+		screen := s.text()
+		for _, want := range []string{"1: Pulling from team/app", "Pulling fs layer", "Pull complete", "Digest: sha256:", "Status: Downloaded newer image for " + ref} {
+			if !strings.Contains(screen, want) {
+				t.Errorf("no %q in %q", want, screen)
+			}
+		}
+		if code != 0 {
+			t.Errorf("exit code %d", code)
+		}
+	})
+}
+
+// noise is data that no compression makes smaller, the same each time.
+func noise(n int) []byte {
+	b := make([]byte, n)
+	x := uint32(1)
+	for i := range b {
+		x = x*1664525 + 1013904223
+		b[i] = byte(x >> 24)
+	}
+	return b
+}
+
+// follow runs a client that never ends by itself, and gives its lines.
+func follow(t *testing.T, cmd *exec.Cmd) *bufio.Reader {
+	t.Helper()
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	late := time.AfterFunc(patience, func() { cmd.Process.Kill() })
+	t.Cleanup(func() {
+		late.Stop()
+		cmd.Process.Kill()
+		cmd.Wait()
+	})
+	return bufio.NewReader(out)
+}
+
+func TestEventsLogsAndStatsArriveAsTheyHappen(t *testing.T) {
+	clients(t, func(t *testing.T, d *kit.Daemon, run func(...string) *exec.Cmd) {
+		events := follow(t, run("events", "--since", "1m", "--filter", "type=container", "--filter", "event=start", "--filter", "event=die", "--format", "{{.Action}} {{.Actor.Attributes.name}}"))
+		d.Docker("run", "-d", "-i", "--name", "talk", image, "sh", "-c", "echo first; while read line; do echo $line; done; exec sleep 1000")
+		expect(t, events, "start talk")
+
+		logs := follow(t, run("logs", "-f", "talk"))
+		expect(t, logs, "first")
+		attach := run("attach", "talk")
+		in, err := attach.StdinPipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := attach.Start(); err != nil {
+			t.Fatal(err)
+		}
+		defer attach.Wait()
+		defer in.Close()
+		for i := range 3 {
+			fmt.Fprintf(in, "line %d\n", i)
+			expect(t, logs, fmt.Sprintf("line %d", i))
+		}
+
+		stats := follow(t, run("stats", "--format", "json", "talk"))
+		for range 3 { // the second and third are a second apart
+			line, err := stats.ReadString('\n')
+			if err != nil {
+				t.Fatal(err)
+			}
+			if !strings.Contains(line, `"Name":"talk"`) && strings.TrimSpace(line) != "" && !strings.Contains(line, "\x1b") {
+				t.Errorf("%q", line)
+			}
+		}
+		d.Docker("kill", "talk")
+		expect(t, events, "die talk")
+		if rest, err := io.ReadAll(logs); err != nil || len(rest) > 0 {
+			t.Errorf("logs -f does not end with the container: %q %v", rest, err)
+		}
+	})
+}
+
+func expect(t *testing.T, r *bufio.Reader, want string) {
+	t.Helper()
+	got, err := r.ReadString('\n')
+	if strings.TrimSuffix(got, "\n") != want {
+		t.Fatalf("%q instead of %q, %v", got, want, err)
+	}
+}
