@@ -1,6 +1,13 @@
 package sessions
 
 import (
+	"net"
+	"os"
+	"os/exec"
+	"strconv"
+	"time"
+
+	"holdfast/test/kit"
 	"io"
 	"testing"
 )
@@ -46,5 +53,100 @@ func TestWaitIsAnsweredWhileNoDaemonLives(t *testing.T) {
 				removed(t, d, "box")
 			}
 		})
+	}
+}
+
+func TestWaitForRemovalIsAnsweredAfterTheNextDaemonsRemoval(t *testing.T) {
+	t.Parallel()
+	d := live(t, nil)
+	d.Docker(append([]string{"run", "-d", "-i", "--rm", "--name", "box", image}, script("exit 6")...)...)
+	_, conn := attached(t, d, "box")
+	w := waits(t, d, "removed")
+	d.Kill9()
+	d.Start()
+	if _, err := io.WriteString(conn, "go\n"); err != nil {
+		t.Fatal(err)
+	}
+	if got, want := w.answer(), "{\"StatusCode\":6}\n"; got != want {
+		t.Errorf("answer %q, want %q", got, want)
+	}
+	if _, err := os.Stat(d.DataRoot + "/containers"); err != nil {
+		t.Fatal(err)
+	}
+	left, err := os.ReadDir(d.DataRoot + "/containers")
+	if err != nil || len(left) != 0 {
+		t.Errorf("after the answer there is still %v (%v)", left, err)
+	}
+	removed(t, d, "box")
+}
+
+// A client that goes, or is answered by the daemon, leaves nothing with the shim.
+func TestShimKeepsNothingOfClientsThatHaveGone(t *testing.T) {
+	t.Parallel()
+	d := live(t, nil)
+	d.Docker(append([]string{"run", "-d", "-i", "--name", "box", image}, script("exit 0")...)...)
+	_, conn := attached(t, d, "box")
+	pid := record(t, d, "box").ShimPid
+	before := descriptors(t, pid)
+	for range 20 {
+		w := waits(t, d, "next-exit")
+		r, c := request(t, d, "GET", "/containers/box/logs?follow=1&stdout=1")
+		io.ReadFull(r.Body, make([]byte, 8+3)) // the shim has it
+		w.c.Close()
+		c.Close()
+	}
+	deadline := time.Now().Add(patience)
+	for n := descriptors(t, pid); n > before; n = descriptors(t, pid) {
+		if time.Now().After(deadline) {
+			t.Fatalf("the shim has %d descriptors, and had %d before", n, before)
+		}
+		// The shim tells nobody: each question gives it time.
+		io.WriteString(conn, "hi\n")
+	}
+	io.WriteString(conn, "go\n")
+}
+
+func descriptors(t *testing.T, pid int) int {
+	t.Helper()
+	fds, err := os.ReadDir("/proc/" + strconv.Itoa(pid) + "/fd")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return len(fds)
+}
+
+func TestSessionsOverPlainTCPGoOnToo(t *testing.T) {
+	t.Parallel()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	address := l.Addr().String()
+	l.Close()
+	d := kit.New(t, kit.Options{LiveRestore: true})
+	d.SetFlags("-H", d.Host, "-H", "tcp://"+address, "--tls=false")
+	d.Start()
+	d.Load(image, kit.Busybox(t, nil))
+	over := func(args ...string) *exec.Cmd {
+		return d.DockerCommand(t.Context(), append([]string{"-H", "tcp://" + address}, args...)...)
+	}
+	x := inTerminal(t, over("run", "-it", "--name", "shell", image, "sh"))
+	x.shows("# ")
+	log := over("logs", "-f", "shell")
+	said := follow(t, log)
+	if err := log.Start(); err != nil {
+		t.Fatal(err)
+	}
+	said.shows("BusyBox")
+	d.Kill9()
+	x.types("echo st''ill\n")
+	x.shows("still")
+	said.shows("still")
+	x.types("exit 7\n")
+	if code := x.exits(); code != 7 {
+		t.Errorf("exit code %d, want 7:\n%s", code, x)
+	}
+	if code := exits(t, log, said.String); code != 0 {
+		t.Errorf("docker logs ended with %d:\n%s", code, said)
 	}
 }

@@ -155,6 +155,10 @@ func (s *Shim) keep(h *hold) {
 			came = false
 		}
 	}
+	if came && h.condition == proto.HoldRemoved && !h.later && st.Status != proto.StatusRemoved {
+		// Another daemon is there by now, and the removal is its.
+		awaitRemoval(s.boot.DataDir, gone)
+	}
 	s.gate.enter()
 	defer s.gate.leave()
 	if came && (st.Status == proto.StatusRemoved || !h.later) {
@@ -163,6 +167,34 @@ func (s *Shim) keep(h *hold) {
 	}
 	h.sock.close()
 	<-gone
+}
+
+// removalTime is how long a daemon may take to remove a container.
+const removalTime = 10 * time.Second
+
+// awaitRemoval waits until a folder has gone, or the client, or that takes too
+// long.
+func awaitRemoval(dir string, gone <-chan struct{}) {
+	fd, err := unix.InotifyInit1(unix.IN_CLOEXEC | unix.IN_NONBLOCK)
+	if err != nil {
+		return
+	}
+	f := os.NewFile(uintptr(fd), "inotify")
+	defer f.Close()
+	if _, err := unix.InotifyAddWatch(fd, dir, unix.IN_DELETE_SELF|unix.IN_MOVE_SELF|unix.IN_ONLYDIR); err != nil {
+		return // it has gone
+	}
+	f.SetReadDeadline(time.Now().Add(removalTime))
+	done := make(chan struct{})
+	defer close(done)
+	go func() {
+		select {
+		case <-gone:
+			f.SetReadDeadline(time.Unix(1, 0))
+		case <-done:
+		}
+	}()
+	f.Read(make([]byte, 4096))
 }
 
 // say writes a few bytes at once.
