@@ -122,7 +122,9 @@ func apiState(v *view) *moby.State {
 
 // troubled tells with a running container what of it could not be restored.
 func (e *Engine) troubled(v *view, st *moby.State) *moby.State {
-	n, ok := e.networks.(interface{ Troubles(container string) []string })
+	n, ok := e.networks.(interface {
+		Troubles(container string) []string
+	})
 	if ok && st.Running && st.Error == "" {
 		st.Error = strings.Join(n.Troubles(v.spec.ID), "; ")
 	}

@@ -40,6 +40,9 @@ func (e *Engine) Load() error {
 	}
 	for _, spec := range specs {
 		req, mounts, err := decodeSpec(spec)
+		if err == nil {
+			err = e.newer(spec)
+		}
 		if err != nil {
 			e.leaveAlone(spec.ID, err)
 			continue
@@ -63,6 +66,19 @@ func (e *Engine) Load() error {
 func (e *Engine) leaveAlone(id string, err error) {
 	e.unread = append(e.unread, id)
 	e.log.Error("a container's record can't be used: the container is left as it is and can't be managed", "container", id, "error", err)
+}
+
+// newer is an error when a release to come wrote how the container runs or has
+// ended: what it says must not be taken for nothing.
+func (e *Engine) newer(spec *container.Spec) error {
+	_, state := e.shims.State(e.store.RunDir(spec.ID))
+	_, exit := e.shims.Exit(e.store.ContainerDir(spec.ID))
+	for _, err := range []error{state, exit} {
+		if errdefs.IsFailedPrecondition(err) {
+			return err
+		}
+	}
+	return nil
 }
 
 // decodeSpec reads what a spec holds for the engine.

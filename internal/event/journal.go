@@ -145,13 +145,17 @@ func (j *Journal) load(s *segment) error {
 }
 
 func parseHead(line []byte) (head, error) {
+	// The schema first: a newer one may not even decode.
+	var top struct {
+		Schema int `json:"schema"`
+	}
+	if err := json.Unmarshal(line, &top); err == nil && top.Schema > headSchema {
+		return head{}, fmt.Errorf("written by a newer release: its schema is %d, this release reads up to %d", top.Schema, headSchema)
+	}
 	var h head
 	if err := json.Unmarshal(line, &h); err != nil || h.Schema == 0 {
 		// Damaged, but its events may be read all the same.
 		return head{}, nil
-	}
-	if h.Schema > headSchema {
-		return head{}, fmt.Errorf("written by a newer release: its schema is %d, this release reads up to %d", h.Schema, headSchema)
 	}
 	return h, nil
 }

@@ -66,15 +66,19 @@ func OpenLives(dir string) (*Lives, error) {
 	if err != nil {
 		return nil, fmt.Errorf("read the daemon's lives: %w", err)
 	}
+	// The schema first: a newer one may not even decode.
+	var top struct {
+		Schema int `json:"schema"`
+	}
+	if err := json.Unmarshal(text, &top); err == nil && top.Schema > livesSchema {
+		return nil, fmt.Errorf("%s was written by a newer release: its schema is %d, this release reads up to %d", l.path, top.Schema, livesSchema)
+	}
 	var f livesFile
 	if err := json.Unmarshal(text, &f); err != nil {
 		if err := os.Rename(l.path, l.path+".damaged"); err != nil {
 			return nil, fmt.Errorf("set the damaged record of the daemon's lives aside: %w", err)
 		}
 		return l, nil
-	}
-	if f.Schema > livesSchema {
-		return nil, fmt.Errorf("%s was written by a newer release: its schema is %d, this release reads up to %d", l.path, f.Schema, livesSchema)
 	}
 	l.list = f.Lives
 	return l, nil

@@ -30,7 +30,11 @@ type record struct {
 	Bridge     *bridgeRecord     `json:"bridge,omitempty"`
 	Parent     *parentRecord     `json:"parent,omitempty"`
 	Options    map[string]string `json:"options,omitempty"`
-	Labels     map[string]string `json:"labels,omitempty"`
+	// MTU is what the daemon's was when the network was created, in bytes, where
+	// the options name none. Zero, of records from before there was this field
+	// and of the default network: the daemon's of today.
+	MTU    int               `json:"mtu,omitempty"`
+	Labels map[string]string `json:"labels,omitempty"`
 }
 
 // subnet is one of a network's subnets. There may be several of a family.
@@ -67,12 +71,16 @@ func load(root string) (map[string]*record, error) {
 		if err != nil {
 			return nil, fmt.Errorf("networks: %w", err)
 		}
+		// The schema first: a newer one may not even decode.
+		var top struct {
+			Schema int `json:"schema"`
+		}
+		if err := json.Unmarshal(b, &top); err == nil && top.Schema > recordSchema {
+			return nil, fmt.Errorf("network record %s has schema %d, this release knows up to %d: it was written by a newer one", path, top.Schema, recordSchema)
+		}
 		var r record
 		if err := json.Unmarshal(b, &r); err != nil {
 			return nil, fmt.Errorf("network record %s is damaged: %w", path, err)
-		}
-		if r.Schema > recordSchema {
-			return nil, fmt.Errorf("network record %s has schema %d, this release knows up to %d: it was written by a newer one", path, r.Schema, recordSchema)
 		}
 		if r.ID == "" || r.Name == "" {
 			return nil, fmt.Errorf("network record %s is damaged: it has no id or no name", path)

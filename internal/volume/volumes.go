@@ -148,11 +148,15 @@ func readMeta(path string) (m meta, err error) {
 	if err != nil {
 		return m, fmt.Errorf("read volume: %w", err)
 	}
+	// The schema first: a newer one may not even decode.
+	var top struct {
+		Schema int `json:"schema"`
+	}
+	if err := json.Unmarshal(text, &top); err == nil && top.Schema > metaSchema {
+		return m, fmt.Errorf("%s was written by a newer release: its schema is %d, this release reads up to %d: %w", path, top.Schema, metaSchema, errdefs.ErrFailedPrecondition)
+	}
 	if err := json.Unmarshal(text, &m); err != nil {
 		return m, fmt.Errorf("%s is damaged: %w: %w", path, err, errdefs.ErrDataLoss)
-	}
-	if m.Schema > metaSchema {
-		return m, fmt.Errorf("%s was written by a newer release: its schema is %d, this release reads up to %d: %w", path, m.Schema, metaSchema, errdefs.ErrFailedPrecondition)
 	}
 	return m, nil
 }
