@@ -102,6 +102,9 @@ func compose(ctx context.Context, cfg *config.Config, shim string, process contr
 	if err != nil {
 		return nil, errors.Join(err, c.images.Close())
 	}
+	for _, err := range volumes.Broken() {
+		log.Error("a volume's record can't be used: the volume is left as it is and can't be managed", "error", err)
+	}
 	c.engine = engine.New(engine.Deps{
 		Store: files, Shims: shims{release: version.Version}, Images: c.images, Networks: c.nets, Volumes: volumes,
 		Events: c.journal, Lives: c.lives, Host: c.host, Log: log, Release: version.Version, ID: id, HandedOver: how.handedOver,
