@@ -174,6 +174,14 @@ func TestGoldenTranscripts(t *testing.T) {
 			Message{ID: 3, Method: MethodExecStart, FDs: 1, Params: raw(ExecStart{Exec: "e1", ConsoleSize: [2]uint{24, 80}})},
 			Message{ID: 3, Result: raw(ExecState{Exec: "e1", Running: true, Started: true, Pid: 110})},
 		}},
+		{"sessions", []any{
+			Message{ID: 1, Method: MethodHold, FDs: 2, Params: raw(Hold{Condition: HoldNextExit, Head: []byte("HTTP/1.1 200 OK\r\n\r\n")})},
+			Message{ID: 1},
+			Message{ID: 2, Method: MethodFollow, FDs: 2, Params: raw(Follow{Offset: 4096, Stdout: true, Stderr: true, Timestamps: true, Until: at, Within: [2]bool{true, false}})},
+			Message{ID: 2},
+			Message{ID: 3, Method: MethodFollow, FDs: 2, Params: raw(Follow{Stdout: true, Raw: true, Details: true, Since: at})},
+			Message{ID: 3, Error: &Error{Kind: KindConflict, Message: "the log was rotated meanwhile"}},
+		}},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
