@@ -34,6 +34,7 @@ type upgradeAnswer struct {
 
 func newUpgradeCommand(docker command.Cli) *cobra.Command {
 	var o upgradeOptions
+	var shims bool
 	cmd := &cobra.Command{
 		Use:   "upgrade [OPTIONS]",
 		Short: "Put another daemon in the running one's place, without a pause for clients",
@@ -41,7 +42,11 @@ func newUpgradeCommand(docker command.Cli) *cobra.Command {
 
 The running daemon starts the other one with its own arguments and hands over
 to it. No request is refused meanwhile, and no container notices. If the other
-one does not come up, the running one goes on.`,
+one does not come up, the running one goes on.
+
+With --shims the shims of the running containers are upgraded instead: each goes
+on as another binary in its own process, with all that it holds. One that can't
+goes on as it is.`,
 		Args:              cli.NoArgs,
 		ValidArgsFunction: cobra.NoFileCompletions,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -55,6 +60,12 @@ one does not come up, the running one goes on.`,
 				}
 				o.Binary = path
 			}
+			if shims {
+				if cmd.Flags().Changed("wait") {
+					return errors.New("--wait has no meaning with --shims")
+				}
+				return upgradeShims(cmd.Context(), docker.Client().Dialer(), o.Binary, docker.Out(), docker.Err())
+			}
 			a, err := upgradeDaemon(cmd.Context(), docker.Client().Dialer(), o)
 			if err != nil {
 				return err
@@ -65,7 +76,8 @@ one does not come up, the running one goes on.`,
 		},
 		DisableFlagsInUseLine: true,
 	}
-	cmd.Flags().StringVar(&o.Binary, "binary", "", "Path of the holdfastd to start, on the daemon's host (default: where the running one was started from)")
+	cmd.Flags().StringVar(&o.Binary, "binary", "", "Path of the holdfastd to start, or with --shims of the holdfast-shim, on the daemon's host (default: where the running one was started from)")
+	cmd.Flags().BoolVar(&shims, "shims", false, "Upgrade the shims of the running containers instead of the daemon")
 	cmd.Flags().IntVar(&o.Wait, "wait", 0, "Seconds to wait for requests under way, such as pulls, before giving up (default 30)")
 	return cmd
 }

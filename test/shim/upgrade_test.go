@@ -63,6 +63,20 @@ func TestUpgradeInPlaceIsNoticedByNobody(t *testing.T) {
 		t.Fatal(err)
 	}
 
+	// One that follows the log's file.
+	follow, followTheirs := clientPair(t)
+	logFile, err := os.Open(b.boot.Log.Path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Follow(ctx(t), proto.Follow{Stdout: true, Raw: true}, followTheirs, logFile); err != nil {
+		t.Fatal(err)
+	}
+	followTheirs.Close()
+	logFile.Close()
+	followed := make(chan []byte, 1)
+	go func() { p, _ := io.ReadAll(follow.conn); followed <- p }()
+
 	// An exec that echoes what is typed.
 	if err := s.ExecCreate(ctx(t), proto.ExecCreate{Exec: "echo", Process: raw(t, process("sh", "-c", "while read x; do echo got $x; done; exit 5")), Stdin: true, Stdout: true}); err != nil {
 		t.Fatal(err)
@@ -117,7 +131,7 @@ func TestUpgradeInPlaceIsNoticedByNobody(t *testing.T) {
 		t.Errorf("health: %+v", end.Health)
 	}
 	last := "last is word\n"
-	for name, got := range map[string]string{"fast": <-all, "slow": string(<-slowGot)} {
+	for name, got := range map[string]string{"fast": <-all, "slow": string(<-slowGot), "following": string(<-followed)} {
 		if !strings.HasSuffix(got, last) || bytes.Count([]byte(got), []byte("\n")) != lines+1 || len(got) != 100*lines+len(last) {
 			t.Errorf("the %s client got %d bytes, ending %q", name, len(got), got[max(0, len(got)-120):])
 			prev := 0

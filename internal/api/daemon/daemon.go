@@ -35,6 +35,9 @@ func Routes(b Backend, r Reloader, u Upgrader) []wire.Route {
 		{Method: "GET", Path: "/holdfast/v1/status", Handle: h.status},
 		{Method: "GET", Path: "/holdfast/v1/timeline", Handle: h.timeline},
 	}
+	if _, ok := b.(ShimUpgrader); ok {
+		routes = append(routes, wire.Route{Method: "POST", Path: "/holdfast/v1/shims/upgrade", Handle: h.upgradeShims})
+	}
 	if r != nil {
 		routes = append(routes,
 			wire.Route{Method: "GET", Path: "/holdfast/v1/reload", Handle: h.planReload},

@@ -46,10 +46,9 @@ type follower struct {
 // follow takes over a client whose next record is at a.Offset of the file.
 func (s *Shim) follow(a proto.Follow, sock *socket, logFD int) error {
 	file := os.NewFile(uintptr(logFD), "log")
-	f := &follower{sock: sock, asked: a, dec: format.NewDecoder(s.boot.Log.Driver), files: []*os.File{file},
-		enc:  format.Encoder{Raw: a.Raw, Timestamps: a.Timestamps, Details: a.Details, Within: a.Within},
-		done: make(chan struct{}), wake: make(chan struct{}, 1)}
-	if err := s.out.admit(f, max(s.boot.Log.MaxFiles, 1)+followBehind); err != nil {
+	f := newFollower(a, sock, s.boot.Log.Driver)
+	f.files = []*os.File{file}
+	if err := s.out.admit(f, s.followBehind()); err != nil {
 		sock.release()
 		file.Close()
 		return err
@@ -57,6 +56,15 @@ func (s *Shim) follow(a proto.Follow, sock *socket, logFD int) error {
 	s.serveFollower(f)
 	return nil
 }
+
+func newFollower(a proto.Follow, sock *socket, driver string) *follower {
+	return &follower{sock: sock, asked: a, dec: format.NewDecoder(driver),
+		enc:  format.Encoder{Raw: a.Raw, Timestamps: a.Timestamps, Details: a.Details, Within: a.Within},
+		done: make(chan struct{}), wake: make(chan struct{}, 1)}
+}
+
+// followBehind is how many files a follower may keep.
+func (s *Shim) followBehind() int { return max(s.boot.Log.MaxFiles, 1) + followBehind }
 
 // serveFollower sees an admitted client through, beside.
 func (s *Shim) serveFollower(f *follower) {
@@ -86,6 +94,13 @@ func (o *output) admit(f *follower, behind int) error {
 		return conflict("the log was rotated meanwhile")
 	}
 	f.size = size
+	o.track(f, behind)
+	return nil
+}
+
+// track tells a follower of all that is written from now on, with the lock
+// held.
+func (o *output) track(f *follower, behind int) {
 	if o.followers == nil {
 		o.followers = map[*follower]struct{}{}
 		o.log.OnTurn(func(fd int) {
@@ -95,7 +110,6 @@ func (o *output) admit(f *follower, behind int) error {
 		})
 	}
 	o.followers[f] = struct{}{}
-	return nil
 }
 
 // written tells the followers how far the log is, with the lock held.

@@ -52,6 +52,7 @@ type image struct {
 	Conns   []connImage   `json:"conns,omitempty"`
 	Stops   []stopImage   `json:"stops,omitempty"`
 	Holds   []holdImage   `json:"holds,omitempty"`
+	Follows []followImage `json:"follows,omitempty"`
 	Asked   int           `json:"asked"` // the connection that asked for the upgrade
 	Request uint64        `json:"request"`
 
@@ -167,6 +168,16 @@ type holdImage struct {
 	Heard     bool      `json:"heard,omitempty"`
 }
 
+type followImage struct {
+	Socket int          `json:"socket"`
+	Asked  proto.Follow `json:"asked"` // from where it is
+	Out    []byte       `json:"out,omitempty"`
+	Files  []int        `json:"files"`
+	Size   int64        `json:"size"`
+	Over   bool         `json:"over,omitempty"`
+	Lost   bool         `json:"lost,omitempty"`
+}
+
 // descriptors are all of the image's, to be changed in place.
 func (img *image) descriptors() []*int {
 	list := []*int{&img.Program, &img.Dir, &img.Lock, &img.Listener}
@@ -198,6 +209,12 @@ func (img *image) descriptors() []*int {
 	}
 	for i := range img.Holds {
 		list = append(list, &img.Holds[i].Socket, &img.Holds[i].Lease)
+	}
+	for i := range img.Follows {
+		list = append(list, &img.Follows[i].Socket)
+		for j := range img.Follows[i].Files {
+			list = append(list, &img.Follows[i].Files[j])
+		}
 	}
 	for i := range img.Conns {
 		c := &img.Conns[i]
@@ -371,6 +388,18 @@ func (s *Shim) captureOutput(img *image, current *run) {
 			}
 		}
 		img.Run = r
+	}
+	for f := range o.followers {
+		f.mu.Lock()
+		i := followImage{Socket: number(f.sock.f), Asked: f.asked, Out: f.out, Size: f.size, Over: f.over, Lost: f.lost}
+		i.Asked.Within = f.enc.Within
+		for _, file := range f.files {
+			i.Files = append(i.Files, number(file))
+		}
+		f.mu.Unlock()
+		if i.Socket >= 0 && len(i.Files) > 0 {
+			img.Follows = append(img.Follows, i)
+		}
 	}
 	for c := range o.all {
 		_, live := o.clients[c]
@@ -591,6 +620,9 @@ func (img *image) beginRun(s *Shim) {
 	for _, i := range img.Clients {
 		s.beginClient(i)
 	}
+	for _, i := range img.Follows {
+		s.beginFollower(i)
+	}
 	if r != nil {
 		r.io.run(b)
 		if b.Health != nil && img.State.Health != nil {
@@ -613,6 +645,24 @@ func (s *Shim) beginClient(i clientImage) {
 	in := s.out.join(c, i.Live)
 	s.server.linger(c.done)
 	go s.listen(c, in)
+}
+
+func (s *Shim) beginFollower(i followImage) {
+	sock, err := newSocket(i.Socket, &s.server.progress)
+	if err != nil {
+		logf("follow log: %v", err)
+		closeAll(i.Files)
+		return
+	}
+	f := newFollower(i.Asked, sock, s.boot.Log.Driver)
+	f.out, f.size, f.over, f.lost = i.Out, i.Size, i.Over, i.Lost
+	for _, fd := range i.Files {
+		f.files = append(f.files, file(fd, "log"))
+	}
+	s.out.mu.Lock()
+	s.out.track(f, s.followBehind())
+	s.out.mu.Unlock()
+	s.serveFollower(f)
 }
 
 func (img *image) beginExecs(s *Shim) {

@@ -1,0 +1,382 @@
+package adopt
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"errors"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"holdfast/internal/shim/proto"
+	"holdfast/test/kit"
+)
+
+// session is a command of ours that is talked to.
+type session struct {
+	t    *testing.T
+	cmd  *exec.Cmd
+	in   io.WriteCloser
+	out  *bufio.Reader
+	errs strings.Builder
+}
+
+func talk(t *testing.T, d *kit.Daemon, args ...string) *session {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	s := &session{t: t, cmd: d.HoldfastCommand(ctx, args...)}
+	var err error
+	if s.in, err = s.cmd.StdinPipe(); err != nil {
+		t.Fatal(err)
+	}
+	out, err := s.cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.out = bufio.NewReader(out)
+	s.cmd.Stderr = &s.errs
+	if err := s.cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		cancel()
+		s.cmd.Wait()
+	})
+	return s
+}
+
+func (s *session) say(line string) {
+	s.t.Helper()
+	if _, err := io.WriteString(s.in, line+"\n"); err != nil {
+		s.t.Fatal(err)
+	}
+}
+
+// hear reads until a line has the text.
+func (s *session) hear(text string) {
+	s.t.Helper()
+	for {
+		line, err := s.out.ReadString('\n')
+		if strings.Contains(line, text) {
+			return
+		}
+		if err != nil {
+			s.t.Fatalf("%v: no %q, but %v; stderr: %s", s.cmd.Args, text, err, s.errs.String())
+		}
+	}
+}
+
+// rest reads to the end and gives the exit code.
+func (s *session) rest() (string, int) {
+	out, _ := io.ReadAll(s.out)
+	s.cmd.Wait()
+	return string(out), s.cmd.ProcessState.ExitCode()
+}
+
+// wire attaches to a container by the API itself, which asks for no terminal on
+// our side.
+func wire(t *testing.T, d *kit.Daemon, ref string) *bufio.ReadWriter {
+	t.Helper()
+	conn, err := net.Dial("unix", d.Socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { conn.Close() })
+	conn.SetDeadline(time.Now().Add(time.Minute))
+	c := bufio.NewReadWriter(bufio.NewReader(conn), bufio.NewWriter(conn))
+	c.WriteString("POST /containers/" + ref + "/attach?stream=1&stdin=1&stdout=1 HTTP/1.1\r\nHost: x\r\nUpgrade: tcp\r\nConnection: Upgrade\r\n\r\n")
+	c.Flush()
+	resp, err := http.ReadResponse(c.Reader, nil)
+	if err != nil || resp.StatusCode != http.StatusSwitchingProtocols {
+		t.Fatalf("attach: %v %v", resp, err)
+	}
+	return c
+}
+
+// until reads until the text has come.
+func until(t *testing.T, c *bufio.ReadWriter, text string) {
+	t.Helper()
+	var got []byte
+	for !bytes.Contains(got, []byte(text)) {
+		b, err := c.ReadByte()
+		if err != nil {
+			t.Fatalf("want %q, got %q and %v", text, got, err)
+		}
+		got = append(got, b)
+	}
+}
+
+// A terminal, and an input that nobody is to end, outlive the shim: somebody
+// else holds them too.
+func TestTerminalAndOpenInputOutliveTheirShim(t *testing.T) {
+	t.Parallel()
+	for _, how := range []string{"-dit", "-di"} {
+		t.Run(how, func(t *testing.T) {
+			t.Parallel()
+			d := live(t, nil)
+			id := d.Holdfast("run", how, "--name", "sh", image, "sh", "-c", "trap 'echo hung up' HUP; while read x; do echo \"<$x>\"; done; echo over; exit 6")
+			before := identity(t, d, "sh")
+			for _, word := range []string{"one", "two", "three"} {
+				c := wire(t, d, "sh")
+				c.WriteString(word + "\n")
+				c.Flush()
+				until(t, c, "<"+word+">")
+				killShim(t, d, id)
+				if rest, err := io.ReadAll(c); err != nil && !errors.Is(err, unix.ECONNRESET) {
+					t.Errorf("the attached client got %q and %v", rest, err)
+				}
+			}
+			c := wire(t, d, "sh")
+			c.WriteString("last\n")
+			c.Flush()
+			until(t, c, "<last>")
+			if after := identity(t, d, "sh"); after != before {
+				t.Errorf("was %s\nis  %s", before, after)
+			}
+			if log := d.Holdfast("logs", "sh"); strings.Contains(log, "hung up") || strings.Contains(log, "over") || strings.Count(log, "<") != 4 {
+				t.Errorf("log: %q", log)
+			}
+		})
+	}
+}
+
+// What the shim held of sessions is over, and said so.
+func TestSessionsOfAKilledShimEnd(t *testing.T) {
+	t.Parallel()
+	d := live(t, nil)
+	id := d.Holdfast("run", "-d", "--name", "box", image, "sh", "-c", "trap 'exit 3' TERM; while :; do sleep 0.05; done")
+	attached := talk(t, d, "attach", "--no-stdin", "box")
+	in := talk(t, d, "exec", "-i", "box", "sh", "-c", "echo ready; cat")
+	in.hear("ready")
+	var execs []proto.ExecState
+	eventually(t, "the exec is recorded", func() bool { execs = record(t, d, id).Execs; return len(execs) == 1 && execs[0].Running })
+	killShim(t, d, id)
+	if out, code := in.rest(); code == 0 {
+		t.Errorf("the exec's client ended with success: %q", out)
+	}
+	attached.rest()
+	if got := d.Holdfast("exec", "box", "echo", "again"); got != "again" {
+		t.Errorf("%q", got)
+	}
+	for _, x := range record(t, d, id).Execs {
+		if x.Exec == execs[0].Exec && (x.Running || x.ExitCode != 255) {
+			t.Errorf("%+v", x)
+		}
+	}
+	d.Holdfast("stop", "box")
+	if s := inspect(t, d, "box").State; s.ExitCode != 3 {
+		t.Errorf("%+v", s)
+	}
+	if got := events(d, id); !strings.Contains(got, "exec_die 255") {
+		t.Errorf("%s", got)
+	}
+}
+
+// The container dies while it has no shim.
+func TestExitCodeOfAContainerThatDiesWithItsShimIsExact(t *testing.T) {
+	t.Parallel()
+	d := live(t, nil)
+	id := d.Holdfast("run", "-d", "--name", "box", image, "sh", "-c", "echo first; sleep 1000; echo last; exit 42")
+	c := inspect(t, d, "box")
+	eventually(t, "it has spoken", func() bool { return d.Holdfast("logs", "box") == "first" })
+	kill(t, record(t, d, id).ShimPid)
+	unix.Kill(c.State.Pid, unix.SIGKILL)
+	if got := d.Holdfast("wait", "box"); got != "137" {
+		t.Errorf("exit code %s", got)
+	}
+	s := inspect(t, d, "box").State
+	if s.ExitCode != 137 || s.Error != "" {
+		t.Errorf("%+v", s)
+	}
+	if got := d.Holdfast("logs", "box"); got != "first" {
+		t.Errorf("logs: %q", got)
+	}
+}
+
+// The shim is killed while it waits with a restart.
+func TestRestartThatWaitsSurvivesItsShim(t *testing.T) {
+	t.Parallel()
+	d := live(t, nil)
+	id := d.Holdfast("run", "-d", "--name", "box", "--restart", "on-failure:4", image, "false")
+	eventually(t, "it waits", func() bool {
+		st := record(t, d, id)
+		return st.Status == proto.StatusRestarting && st.RestartCount == 3
+	})
+	killShim(t, d, id)
+	if got := d.Holdfast("wait", "box"); got != "1" {
+		t.Errorf("exit code %s", got)
+	}
+	eventually(t, "it gives up", func() bool { return inspect(t, d, "box").State.Status == "exited" })
+	if n := inspect(t, d, "box").RestartCount; n != 4 {
+		t.Errorf("%d restarts", n)
+	}
+	if got := events(d, id); strings.Count(got, "start ") != 5 || strings.Count(got, "die 1") != 5 {
+		t.Errorf("events: %s", got)
+	}
+}
+
+// No shim can be had: the container can still be stopped and removed.
+func TestContainerWithoutAnyShimCanBeStopped(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	shim := filepath.Join(dir, "holdfast-shim")
+	b, err := os.ReadFile(kit.Binary(t, "holdfast-shim"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(shim, b, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	d := kit.Start(t, kit.Options{LiveRestore: true, Shim: shim})
+	d.Load(image, kit.Busybox(t, nil))
+	id := d.Holdfast("run", "-d", "--name", "box", image, "sleep", "1000")
+	if err := os.Rename(shim, shim+".away"); err != nil {
+		t.Fatal(err)
+	}
+	killShim(t, d, id)
+	pid := inspect(t, d, "box").State.Pid
+	d.Holdfast("stop", "-t", "0", "box") // waits for a shim, and then does without
+	if s := inspect(t, d, "box").State; s.Status != "exited" {
+		t.Errorf("%+v", s)
+	}
+	if b, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat"); err == nil && !strings.Contains(string(b), ") Z ") {
+		t.Errorf("the process is left: %s", b)
+	}
+	if err := os.Rename(shim+".away", shim); err != nil {
+		t.Fatal(err)
+	}
+	d.Holdfast("start", "box")
+	// One that is away for a moment is no matter.
+	if err := os.Rename(shim, shim+".away"); err != nil {
+		t.Fatal(err)
+	}
+	killShim(t, d, id)
+	if err := os.Rename(shim+".away", shim); err != nil {
+		t.Fatal(err)
+	}
+	if got := d.Holdfast("exec", "box", "echo", "works"); got != "works" {
+		t.Errorf("%q", got)
+	}
+}
+
+// nextShim builds the shim as another release.
+func nextShim(t *testing.T, release string) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "holdfast-shim")
+	build := exec.Command("go", "build", "-trimpath", "-ldflags", "-s -w -X main.release="+release, "-o", path, "holdfast/cmd/holdfast-shim")
+	build.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := build.CombinedOutput(); err != nil {
+		t.Fatalf("build: %v\n%s", err, out)
+	}
+	return path
+}
+
+// Whoever looks on while shims are upgraded in place sees nothing of it.
+func TestShimsAreUpgradedUnderRunningContainers(t *testing.T) {
+	t.Parallel()
+	next := nextShim(t, "99.0")
+	d := live(t, nil)
+	port := freePort(t)
+	id := d.Holdfast("run", "-d", "--name", "web", "-p", port+":80", "--health-cmd", "true", "--health-interval", "100ms", image, "sh", "-c",
+		"trap 'echo stopped; exit 9' TERM; httpd -h /www -p 80; i=0; while :; do i=$((i+1)); echo $i; sleep 0.01; done")
+	tty := d.Holdfast("run", "-dit", "--name", "tty", image, "sh", "-c", "while read x; do echo \"<$x>\"; done")
+	p := kit.Probe(t, "http://127.0.0.1:"+port+"/index.html")
+	p.WaitAnswer(t)
+	// Connections through the shim that last over the upgrades.
+	conn, err := net.Dial("tcp", "[::1]:"+port)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	conn.SetDeadline(time.Now().Add(time.Minute))
+	io.WriteString(conn, "GET /index.html HT")
+
+	logs := talk(t, d, "logs", "-f", "web")
+	waits := talk(t, d, "wait", "web")
+	attached := talk(t, d, "attach", "--no-stdin", "--sig-proxy=false", "web")
+	shell := talk(t, d, "exec", "-i", "web", "sh", "-c", "while read x; do echo got $x; done; exit 4")
+	terminal := wire(t, d, "tty")
+	before := identity(t, d, "web")
+	pids := [2]int{record(t, d, id).ShimPid, record(t, d, tty).ShimPid}
+	for i := range 20 {
+		path, release := next, "99.0"
+		args := []string{"daemon", "upgrade", "--shims", "--binary", path}
+		if i%2 == 1 {
+			args, release = args[:3], "dev"
+		}
+		got := d.Holdfast(args...)
+		if strings.Count(got, "its shim is now version "+release+" ") != 2 {
+			t.Fatalf("%s", got)
+		}
+		word := "word" + strconv.Itoa(i)
+		shell.say(word)
+		shell.hear("got " + word)
+		terminal.WriteString(word + "\n")
+		terminal.Flush()
+		until(t, terminal, "<"+word+">")
+		if i == 0 {
+			if got := d.Holdfast("daemon", "status"); strings.Count(got, "99.0") != 2 {
+				t.Errorf("status: %s", got)
+			}
+		}
+	}
+	if got := [2]int{record(t, d, id).ShimPid, record(t, d, tty).ShimPid}; got != pids {
+		t.Errorf("the shims were %v, are %v", pids, got)
+	}
+	if after := identity(t, d, "web"); after != before {
+		t.Errorf("was %s\nis  %s", before, after)
+	}
+	io.WriteString(conn, "TP/1.0\r\n\r\n")
+	if resp, err := http.ReadResponse(bufio.NewReader(conn), nil); err != nil || resp.StatusCode != http.StatusOK {
+		t.Errorf("a connection over the upgrades: %v %v", resp, err)
+	}
+	noFailure(t, p)
+	shell.in.Close()
+	if out, code := shell.rest(); code != 4 {
+		t.Errorf("exec: %q, %d: %s", out, code, shell.errs.String())
+	}
+	eventually(t, "health checks go on", func() bool { return inspect(t, d, "web").State.Health.Status == "healthy" })
+
+	// A binary that is none leaves all as it is.
+	if r := d.TryHoldfast("daemon", "upgrade", "--shims", "--binary", "/bin/true"); r.Code != 1 || strings.Count(r.Stderr, "is no shim") != 2 {
+		t.Errorf("%+v", r)
+	}
+
+	d.Holdfast("stop", "web")
+	if out, code := waits.rest(); code != 0 || out != "9\n" {
+		t.Errorf("wait: %q, %d: %s", out, code, waits.errs.String())
+	}
+	followed, _ := logs.rest()
+	seen, code := attached.rest()
+	if code != 9 {
+		t.Errorf("attach ended with %d", code)
+	}
+	for name, text := range map[string]string{"logs -f": followed, "attach": seen} {
+		lines := strings.Split(strings.TrimSpace(text), "\n")
+		first, _ := strconv.Atoi(lines[0])
+		for i, line := range lines[:len(lines)-1] {
+			if line != strconv.Itoa(first+i) {
+				t.Fatalf("%s: line %d is %q, want %d", name, i, line, first+i)
+			}
+		}
+		if last := lines[len(lines)-1]; last != "stopped" {
+			t.Errorf("%s ends with %q", name, last)
+		}
+	}
+	if whole := d.Holdfast("logs", "web"); strings.TrimSpace(followed) != whole {
+		t.Errorf("logs -f gave %d bytes of %d", len(followed), len(whole))
+	}
+	if got := events(d, id); strings.Count(got, "die 9") != 1 || strings.Count(got, "start ") != 1 {
+		t.Errorf("events: %s", got)
+	}
+}
