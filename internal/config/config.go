@@ -96,6 +96,7 @@ type Config struct {
 	DefaultBindIP    netip.Addr // --ip
 	AddressPools     []Pool
 	MTU              int
+	NetworkOpts      map[string]map[string]string // of new networks, by driver
 	IPv6             bool
 	ICC              bool
 	IPMasq           bool

@@ -91,8 +91,8 @@ func TestEveryOptionSaysWhatBecomesOfIt(t *testing.T) {
 }
 
 func TestHonouredOptionIsReadFromFlagAndFile(t *testing.T) {
-	flag := map[Kind]string{Bool: "true", Int: "70", IP: "10.9.8.7", Bytes: "1g", IPList: "10.9.8.7", Map: "a=b", BoolMap: "containerd-snapshotter=true", Pools: "base=10.9.0.0/16,size=24", Ulimits: "nofile=1:2", Runtimes: "crun=/usr/bin/crun"}
-	file := map[Kind]string{Bool: "true", Int: "70", IP: `"10.9.8.7"`, Bytes: `"1g"`, IPList: `["10.9.8.7"]`, Map: `{"a":"b"}`, BoolMap: `{"containerd-snapshotter":true}`, Pools: `[{"base":"10.9.0.0/16","size":24}]`, Ulimits: `{"nofile":{"Soft":1,"Hard":2}}`, Runtimes: `{"crun":{"path":"/usr/bin/crun"}}`}
+	flag := map[Kind]string{Bool: "true", Int: "70", IP: "10.9.8.7", Bytes: "1g", IPList: "10.9.8.7", Map: "a=b", MapMap: "bridge=a=b", BoolMap: "containerd-snapshotter=true", Pools: "base=10.9.0.0/16,size=24", Ulimits: "nofile=1:2", Runtimes: "crun=/usr/bin/crun"}
+	file := map[Kind]string{Bool: "true", Int: "70", IP: `"10.9.8.7"`, Bytes: `"1g"`, IPList: `["10.9.8.7"]`, Map: `{"a":"b"}`, MapMap: `{"bridge":{"a":"b"}}`, BoolMap: `{"containerd-snapshotter":true}`, Pools: `[{"base":"10.9.0.0/16","size":24}]`, Ulimits: `{"nofile":{"Soft":1,"Hard":2}}`, Runtimes: `{"crun":{"path":"/usr/bin/crun"}}`}
 	special := map[string]string{
 		"bip": "10.1.0.1/16", "bip6": "fd00::1/64", "fixed-cidr": "10.1.2.0/24", "fixed-cidr-v6": "fd00::/80",
 		"default-cgroupns-mode": "private", "default-ipc-mode": "shareable", "default-runtime": "runc", "default-gateway-v6": "fd00::2",

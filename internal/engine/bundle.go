@@ -214,6 +214,7 @@ func (e *Engine) sandboxFiles(spec container.Spec, req request, sandbox network.
 		Hostname: req.Config.Hostname, Domainname: req.Config.Domainname,
 		Addresses: own, ExtraHosts: h.ExtraHosts, HostGateway: gateways, IPv6: true,
 	}
+	in.Links = e.legacyLinks(req, sandbox)
 	if h.NetworkMode.IsHost() {
 		base, err := os.ReadFile("/etc/hosts")
 		if err != nil && !errors.Is(err, fs.ErrNotExist) {

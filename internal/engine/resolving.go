@@ -16,6 +16,7 @@ import (
 	moby "github.com/moby/moby/api/types/container"
 	mobynet "github.com/moby/moby/api/types/network"
 
+	"holdfast/internal/engine/oci"
 	"holdfast/internal/network"
 	"holdfast/internal/shim/names"
 	"holdfast/internal/shim/proto"
@@ -227,6 +228,43 @@ func addLinks(to map[string]string, links []string) {
 		}
 		to[filepath.Base(alias)] = filepath.Base(name)
 	}
+}
+
+// legacyLinks are the links of a container on the default network, where there
+// is no name server: lines of its hosts file. Of a container that does not run
+// there is none.
+func (e *Engine) legacyLinks(req request, sandbox network.Sandbox) []oci.HostsEntry {
+	if len(req.HostConfig.Links) == 0 || !slices.ContainsFunc(sandbox.Endpoints, func(ep network.Endpoint) bool { return ep.Network == mobynet.NetworkBridge }) {
+		return nil
+	}
+	var out []oci.HostsEntry
+	for _, l := range req.HostConfig.Links {
+		name, alias, err := oci.ParseLink(l)
+		if err != nil {
+			continue // it was judged when the container was created
+		}
+		a, err := e.index.find(name)
+		if err != nil {
+			continue
+		}
+		v := a.view.Load()
+		es := e.networkSettings(v).Networks[mobynet.NetworkBridge]
+		if es == nil || !v.state.Alive() {
+			continue
+		}
+		names := []string{alias}
+		for _, n := range []string{v.req.Config.Hostname, v.spec.Name} {
+			if n != "" && !slices.Contains(names, n) {
+				names = append(names, n)
+			}
+		}
+		for _, addr := range []netip.Addr{es.IPAddress, es.GlobalIPv6Address} {
+			if addr.IsValid() {
+				out = append(out, oci.HostsEntry{Addr: addr, Names: names})
+			}
+		}
+	}
+	return out
 }
 
 // serveNames gives a shim the sockets of its container's name server, if it is

@@ -120,8 +120,20 @@ func (m *Manager) judge(r network.CreateRequest) (*record, error) {
 	if rec.EnableIPv6 && !hostHasIPv6() {
 		return nil, invalid("the kernel has no IPv6: create the network without it")
 	}
-	if _, err := parseTraits(rec.Options); err != nil {
+	for key, v := range m.opts.NetworkOpts[rec.Driver] {
+		if _, named := rec.Options[key]; !named {
+			if rec.Options == nil {
+				rec.Options = map[string]string{}
+			}
+			rec.Options[key] = v
+		}
+	}
+	t, err := parseTraits(rec.Options)
+	if err != nil {
 		return nil, err
+	}
+	if t.mtu == 0 && !rec.isLink() {
+		rec.MTU = m.opts.MTU
 	}
 	return rec, nil
 }

@@ -52,6 +52,9 @@ type Options struct {
 	// DefaultBindIP is the host address of ports that name none. Zero is all.
 	DefaultBindIP netip.Addr
 
+	// NetworkOpts are options of new networks that don't name them, by driver.
+	NetworkOpts map[string]map[string]string
+
 	// Table is the nftables table. Empty is derived from the bridge, so that
 	// private daemons with bridges of their own have tables of their own.
 	Table string

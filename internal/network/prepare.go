@@ -174,6 +174,9 @@ func (m *Manager) endpoint(s *Sandbox, n *object, es *network.EndpointSettings) 
 	if es != nil && es.IPAMConfig != nil {
 		want = *es.IPAMConfig
 	}
+	if predefined(n.Name) && (want.IPv4Address.IsValid() || want.IPv6Address.IsValid()) {
+		return e, invalid("user specified IP address is supported on user defined networks only")
+	}
 	for _, f := range []struct {
 		on, v6 bool
 		want   netip.Addr

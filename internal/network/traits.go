@@ -1,6 +1,7 @@
 package network
 
 import (
+	"cmp"
 	"fmt"
 	"net/netip"
 	"strconv"
@@ -46,7 +47,7 @@ func (m *Manager) traits(r *record) traits {
 		return t
 	}
 	if own.mtu == 0 {
-		own.mtu = t.mtu
+		own.mtu = cmp.Or(r.MTU, t.mtu)
 	}
 	if !own.bindIP.IsValid() {
 		own.bindIP = t.bindIP

@@ -108,6 +108,7 @@ func TestRestartWithOtherNetworkOptionsHoldsForNewContainersOnly(t *testing.T) {
 			h.d.Docker("rm", "-f", "newer")
 		}},
 		{key: "default-address-pools", set: map[string]any{"default-address-pools": []map[string]any{{"base": "10.250.0.0/16", "size": 24}}}, check: both},
+		{key: "default-network-opts", set: map[string]any{"default-network-opts": map[string]any{"bridge": map[string]string{"com.docker.network.driver.mtu": "1400"}}}, check: both},
 		{key: "ip-forward", set: map[string]any{"ip-forward": false}, check: both},
 		{key: "bridge", set: map[string]any{"bridge": otherBridge, "bip": subnet.String()}, check: func(h *house) {
 			if got := h.address("new"); !subnet.Masked().Contains(got) {

@@ -44,7 +44,8 @@ func Ensure(b Bridge) (changed bool, err error) {
 	if errors.As(err, new(netlink.LinkNotFoundError)) {
 		attrs := netlink.NewLinkAttrs()
 		attrs.Name, attrs.MTU, attrs.HardwareAddr = b.Name, b.MTU, b.MAC
-		if err := h.LinkAdd(&netlink.Bridge{LinkAttrs: attrs}); err != nil {
+		// Ensure may run twice at once: of two that add, one is first.
+		if err := h.LinkAdd(&netlink.Bridge{LinkAttrs: attrs}); err != nil && !errors.Is(err, unix.EEXIST) {
 			return fail(fmt.Errorf("add: %w", err))
 		}
 		changed = true
@@ -141,7 +142,8 @@ func addresses(h *netlink.Handle, link netlink.Link, b Bridge) (changed bool, er
 		if p.Addr().Is6() {
 			addr.Flags = unix.IFA_F_NODAD
 		}
-		if err := h.AddrAdd(link, addr); err != nil {
+		// One that came since the list was made is as good.
+		if err := h.AddrAdd(link, addr); err != nil && !errors.Is(err, unix.EEXIST) {
 			return changed, fmt.Errorf("add address %s: %w", p, err)
 		}
 		changed = true

@@ -19,10 +19,16 @@ func Exists(name string) (bool, error) {
 	return err == nil, err
 }
 
-// AddDummy adds an interface that leads nowhere. One that is there is fine.
+// AddDummy adds an interface that leads nowhere: a dummy, or where the kernel
+// has none a bridge without ports. One that is there is fine.
 func AddDummy(name string) error {
-	l := &netlink.Dummy{LinkAttrs: netlink.LinkAttrs{Name: name}}
-	return addUp(l)
+	err := addUp(&netlink.Dummy{LinkAttrs: netlink.LinkAttrs{Name: name}})
+	if errdefs.IsNotImplemented(err) {
+		attrs := netlink.NewLinkAttrs()
+		attrs.Name = name
+		err = addUp(&netlink.Bridge{LinkAttrs: attrs})
+	}
+	return err
 }
 
 // AddVLAN adds a VLAN of an interface. One that is there is fine.

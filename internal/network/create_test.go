@@ -1,0 +1,156 @@
+package network
+
+import (
+	"net/netip"
+	"strings"
+	"testing"
+
+	"github.com/containerd/errdefs"
+	"github.com/moby/moby/api/types/network"
+)
+
+func TestWhatCannotBeCreatedIsRefusedByKind(t *testing.T) {
+	m := withPredefined(t)
+	yes, no := true, false
+	for name, c := range map[string]struct {
+		r    network.CreateRequest
+		kind func(error) bool
+		want string
+	}{
+		"no name":       {network.CreateRequest{}, errdefs.IsInvalidArgument, "name is empty"},
+		"bad name":      {network.CreateRequest{Name: "a b"}, errdefs.IsInvalidArgument, "only [a-zA-Z0-9]"},
+		"meaning":       {network.CreateRequest{Name: "default"}, errdefs.IsInvalidArgument, "meaning of its own"},
+		"predefined":    {network.CreateRequest{Name: "bridge"}, errdefs.IsPermissionDenied, "predefined bridge network"},
+		"second host":   {network.CreateRequest{Name: "n", Driver: "host"}, errdefs.IsPermissionDenied, "only one instance"},
+		"overlay":       {network.CreateRequest{Name: "n", Driver: "overlay"}, errdefs.IsNotImplemented, "swarm mode"},
+		"swarm's scope": {network.CreateRequest{Name: "n", Scope: "swarm"}, errdefs.IsNotImplemented, "swarm mode"},
+		"config only":   {network.CreateRequest{Name: "n", ConfigOnly: true}, errdefs.IsNotImplemented, "configuration-only"},
+		"driver":        {network.CreateRequest{Name: "n", Driver: "weave"}, errdefs.IsNotFound, "plugin weave"},
+		"IPAM driver":   {network.CreateRequest{Name: "n", IPAM: &network.IPAM{Driver: "x"}}, errdefs.IsNotFound, "IPAM driver"},
+		"no family":     {network.CreateRequest{Name: "n", EnableIPv4: &no}, errdefs.IsInvalidArgument, "must be enabled"},
+		"mtu":           {network.CreateRequest{Name: "n", Options: map[string]string{optMTU: "7"}}, errdefs.IsInvalidArgument, "68 to 65535"},
+		"icc":           {network.CreateRequest{Name: "n", Options: map[string]string{optICC: "maybe"}}, errdefs.IsInvalidArgument, "true or false"},
+		"host address":  {network.CreateRequest{Name: "n", EnableIPv4: &yes, Options: map[string]string{optBindIPv4: "::1"}}, errdefs.IsInvalidArgument, "an IPv4 address"},
+		"prefix":        {network.CreateRequest{Name: "n", Options: map[string]string{optIfacePrefix: "much-too-long-a-name"}}, errdefs.IsInvalidArgument, "12 characters"},
+	} {
+		_, err := m.judge(c.r)
+		if err == nil || !c.kind(err) || !strings.Contains(err.Error(), c.want) {
+			t.Errorf("%s: got %v, want %q", name, err, c.want)
+		}
+	}
+}
+
+func TestSubnetsThatMakeNoSenseAreRefused(t *testing.T) {
+	prefix, addr := netip.MustParsePrefix, netip.MustParseAddr
+	ten := prefix("10.1.0.0/24")
+	for want, c := range map[string]network.IPAMConfig{
+		"no room":              {Subnet: prefix("10.1.0.0/32")},
+		"should be":            {Subnet: prefix("10.1.0.9/24")},
+		"not part":             {Subnet: ten, IPRange: prefix("10.2.0.0/25")},
+		"invalid ip-range":     {Subnet: ten, IPRange: prefix("10.1.0.0/16")},
+		"invalid gateway":      {Subnet: ten, Gateway: addr("10.2.0.1")},
+		"auxiliary address x": {Subnet: ten, AuxAddress: map[string]netip.Addr{"x": addr("10.2.0.1")}},
+	} {
+		if _, err := judgeSubnet(c); !errdefs.IsInvalidArgument(err) || !strings.Contains(err.Error(), want) {
+			t.Errorf("%+v: got %v, want %q", c, err, want)
+		}
+	}
+	s, err := judgeSubnet(network.IPAMConfig{Subnet: ten, IPRange: prefix("10.1.0.128/25"), Gateway: addr("10.1.0.9")})
+	if err != nil || s.Prefix != ten || s.Range != prefix("10.1.0.128/25") || s.Gateway != addr("10.1.0.9") {
+		t.Errorf("got %+v, %v", s, err)
+	}
+}
+
+func TestNetworkTakesTheDaemonsDefaultsWhenItIsCreated(t *testing.T) {
+	m := withPredefined(t)
+	m.opts.MTU = 1450
+	m.opts.NetworkOpts = map[string]map[string]string{"bridge": {optICC: "false"}, "macvlan": {optMTU: "9000"}}
+	rec, err := m.judge(network.CreateRequest{Name: "n"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	own, err := m.judge(network.CreateRequest{Name: "o", Options: map[string]string{optICC: "true", optMTU: "1300"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	m.opts.MTU, m.opts.NetworkOpts = 1200, nil
+	if got := m.traits(rec); got.mtu != 1450 || got.icc || !got.masq {
+		t.Errorf("of the daemon's: %+v", got)
+	}
+	if got := m.traits(own); got.mtu != 1300 || !got.icc {
+		t.Errorf("its own: %+v", got)
+	}
+	if got := m.traits(&record{Name: "old"}); got.mtu != 1200 {
+		t.Errorf("a record without an mtu: %+v", got)
+	}
+}
+
+// withTwo is a manager with the networks one and two, and a sandbox on one.
+func withTwo(t *testing.T) (*Manager, Sandbox) {
+	t.Helper()
+	m := withPredefined(t)
+	for i, name := range []string{"one", "two"} {
+		p := netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 77, byte(i + 1), 0}), 24)
+		n := &object{record: &record{
+			Schema: recordSchema, ID: strings.Repeat(name, 20), Name: name, Driver: driverBridge, EnableIPv4: true,
+			Subnets: []subnet{{Prefix: p, Gateway: p.Addr().Next(), Bridge: p.Addr().Next()}}, Bridge: &bridgeRecord{Name: "hfunit" + name},
+		}}
+		if err := n.makeAllocators(); err != nil {
+			t.Fatal(err)
+		}
+		m.networks[name] = n
+	}
+	s, _, err := m.Prepare(t.Context(), Request{ID: "0123456789abcdef", Name: "web", Mode: "one"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return m, s
+}
+
+func TestConnectingGivesAnotherEndpointAndDisconnectingTakesIt(t *testing.T) {
+	m, s := withTwo(t)
+	both, err := m.With(s, "two", &network.EndpointSettings{GwPriority: 1})
+	if err != nil || len(both.Endpoints) != 2 || both.Endpoints[1].Name != "eth1" || both.gateway(false) != 1 {
+		t.Fatalf("got %+v, %v", both, err)
+	}
+	if len(s.Endpoints) != 1 {
+		t.Error("the sandbox that was given has changed")
+	}
+	if _, err := m.With(both, "two", nil); !errdefs.IsPermissionDenied(err) {
+		t.Errorf("twice: %v", err)
+	}
+	for _, ref := range []string{"host", "none"} {
+		if _, err := m.With(both, ref, nil); !errdefs.IsPermissionDenied(err) {
+			t.Errorf("%s: %v", ref, err)
+		}
+	}
+	left, err := m.Without(both, "one")
+	if err != nil || len(left.Endpoints) != 1 || left.Endpoints[0].Network != "two" {
+		t.Errorf("got %+v, %v", left, err)
+	}
+	if _, err := m.Without(left, "one"); !errdefs.IsPermissionDenied(err) {
+		t.Errorf("twice: %v", err)
+	}
+	if _, err := m.Without(left, "three"); !errdefs.IsNotFound(err) {
+		t.Errorf("no such network: %v", err)
+	}
+}
+
+func TestPublishedPortsFollowTheGateway(t *testing.T) {
+	m, s := withTwo(t)
+	s.Ports = []PortMapping{{Proto: "tcp", HostPort: 80, HostIP: netip.IPv4Unspecified(), ContainerPort: 80, Target: netip.AddrPortFrom(s.Endpoints[0].IPv4.Address.Addr(), 80)}}
+	both, err := m.With(s, "two", &network.EndpointSettings{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	left, err := m.Without(both, "one")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, want := left.Ports[0].Target.Addr(), left.Endpoints[0].IPv4.Address.Addr(); got != want {
+		t.Errorf("the port leads to %s, want %s", got, want)
+	}
+	if s.Ports[0].Target.Addr() != s.Endpoints[0].IPv4.Address.Addr() {
+		t.Error("the sandbox that was given has changed")
+	}
+}

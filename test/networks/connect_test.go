@@ -1,0 +1,158 @@
+package networks
+
+import (
+	"fmt"
+	"strings"
+	"testing"
+)
+
+func TestContainerIsConnectedAndDisconnectedWhileItRuns(t *testing.T) {
+	t.Parallel()
+	h := newHouse(t, nil)
+	h.d.Docker("network", "create", "one")
+	h.d.Docker("network", "create", "two")
+	h.serve("ada", "--network", "one")
+	h.serve("bob", "--network", "two")
+	pid := h.inspect("ada", "{{.State.Pid}}")
+	b := h.address("bob", "two")
+	h.isolated("ada", b)
+	h.unknown("ada", "bob")
+
+	h.d.Docker("network", "connect", "--alias", "again", "two", "ada")
+	a := h.address("ada", "two")
+	h.always(func() {
+		h.reaches("ada", b, "bob")
+		h.reaches("ada", "bob", "bob")
+		h.reaches("bob", "again", "ada")
+		h.has("hosts file", h.in("ada", "cat", "/etc/hosts"), a+"\tada")
+		h.has("interfaces", h.in("ada", "ip", "addr"), "eth0", "eth1", a)
+	})
+
+	h.d.Docker("network", "disconnect", "two", "ada")
+	h.always(func() {
+		h.isolated("ada", b)
+		h.unknown("ada", "bob")
+		h.unknown("bob", "again")
+		if hosts := h.in("ada", "cat", "/etc/hosts"); strings.Contains(hosts, a) {
+			t.Errorf("hosts file: %s", hosts)
+		}
+		if addrs := h.in("ada", "ip", "addr"); strings.Contains(addrs, "eth1") {
+			t.Errorf("interfaces: %s", addrs)
+		}
+	})
+	h.equal("process", h.inspect("ada", "{{.State.Pid}}"), pid)
+	h.d.Docker("network", "rm", "-f", "nothing-of-the-kind")
+}
+
+func TestContainerWithoutAnyNetworkGetsOne(t *testing.T) {
+	t.Parallel()
+	h := newHouse(t, nil)
+	h.d.Docker("network", "create", "one")
+	h.serve("bob", "--network", "one")
+	h.serve("ada", "--network", "one")
+	h.d.Docker("network", "disconnect", "one", "ada")
+	h.always(func() {
+		if addrs := h.in("ada", "ip", "addr"); strings.Contains(addrs, "eth") {
+			t.Errorf("interfaces: %s", addrs)
+		}
+	})
+	h.d.Docker("network", "connect", "one", "ada")
+	h.always(func() {
+		h.reaches("ada", "bob", "bob")
+		h.reaches("bob", "ada", "ada")
+	})
+}
+
+func TestDefaultRouteAndPublishedPortFollowTheGatewayPriority(t *testing.T) {
+	t.Parallel()
+	h := newHouse(t, nil)
+	for i, n := range []string{"low", "high", "mid"} {
+		h.d.Docker("network", "create", "--subnet", fmt.Sprintf("%s.%d.0/24", h.net, i), n)
+	}
+	via := func(want int) {
+		t.Helper()
+		h.has("route", h.in("ada", "ip", "route"), fmt.Sprintf("default via %s.%d.1 ", h.net, want))
+		if got := fetchHost("http://127.0.0.1:18081/"); got != "ada" {
+			t.Errorf("published port: %q", got)
+		}
+	}
+	h.serve("ada", "--network", "low", "-p", "18081:80")
+	h.reaches("ada", "127.0.0.1", "ada")
+	h.always(func() { via(0) })
+	h.d.Docker("network", "connect", "--gw-priority", "10", "high", "ada")
+	h.always(func() { via(1) })
+	h.d.Docker("network", "connect", "--gw-priority", "5", "mid", "ada")
+	h.always(func() { via(1) })
+	h.d.Docker("network", "disconnect", "high", "ada")
+	h.always(func() { via(2) })
+	h.d.Docker("network", "disconnect", "low", "ada")
+	h.always(func() { via(2) })
+	h.d.Docker("restart", "-t", "0", "ada")
+	h.know("ada")
+	h.reaches("ada", "127.0.0.1", "ada")
+	h.always(func() { via(2) })
+}
+
+func TestContainerStartsOnSeveralNetworks(t *testing.T) {
+	t.Parallel()
+	h := newHouse(t, nil)
+	h.d.Docker("network", "create", "one")
+	h.d.Docker("network", "create", "two")
+	h.serve("ada", "--network", "name=one,alias=uno", "--network", "name=two,alias=due,gw-priority=1")
+	h.serve("bob", "--network", "one")
+	h.serve("cyd", "--network", "two")
+	h.always(func() {
+		h.reaches("bob", "uno", "ada")
+		h.reaches("cyd", "due", "ada")
+		h.unknown("bob", "due")
+		h.unknown("bob", "cyd")
+		h.reaches("ada", "bob", "bob")
+		h.reaches("ada", "cyd", "cyd")
+	})
+	h.has("ps by network", h.d.Docker("ps", "--filter", "network=two", "--format", "{{.Names}}"), "ada", "cyd")
+	h.equal("ps by network", strings.Join(sorted(strings.Fields(h.d.Docker("ps", "--filter", "network=one", "--format", "{{.Names}}"))), " "), "ada bob")
+}
+
+func TestProjectOfSeveralServicesLivesOnWithoutTheDaemon(t *testing.T) {
+	t.Parallel()
+	h := newHouse(t, nil)
+	label := []string{"--label", "com.docker.compose.project=p"}
+	for _, n := range []string{"front", "back"} {
+		args := append([]string{"network", "create", "--driver", "bridge", "--attachable"}, label...)
+		if n == "back" {
+			args = append(args, "--internal")
+		}
+		h.d.Docker(append(args, "p_"+n)...)
+	}
+	h.serve("p-db-1", append(label, "--network", "name=p_back,alias=db")...)
+	h.serve("p-app-1", append(label, "--network", "name=p_back,alias=app", "--network", "name=p_front,alias=app")...)
+	h.serve("p-app-2", append(label, "--network", "name=p_back,alias=app", "--network", "name=p_front,alias=app")...)
+	h.serve("p-web-1", append(label, "--network", "name=p_front,alias=web", "-p", "127.0.0.1:18082:80")...)
+	app := h.addresses("p_front", "p-app-1", "p-app-2")
+	h.always(func() {
+		h.reaches("p-app-1", "db", "p-db-1")
+		h.unknown("p-web-1", "db")
+		h.resolves("p-web-1", "app", app...)
+		if got := fetchHost("http://127.0.0.1:18082/"); got != "p-web-1" {
+			t.Errorf("published port: %q", got)
+		}
+	})
+	// One is replaced, as `up` does: made with its new configuration, the old
+	// one removed, the new one renamed and started.
+	h.d.Docker("create", "--name", "x_p-app-2", "--hostname", "app2-new", "--network", "name=p_back,alias=app", "--network", "name=p_front,alias=app", image, "sh", "-c", server)
+	h.d.Docker("stop", "-t", "0", "p-app-2")
+	h.d.Docker("rm", "p-app-2")
+	h.d.Docker("rename", "x_p-app-2", "p-app-2")
+	h.d.Docker("start", "p-app-2")
+	h.know("p-app-2")
+	app = h.addresses("p_front", "p-app-1", "p-app-2")
+	h.always(func() {
+		h.reaches("p-web-1", "p-app-2", "app2-new")
+		h.resolves("p-web-1", "app", app...)
+		h.unknown("p-web-1", "x_p-app-2")
+	})
+	// down
+	h.d.Docker("rm", "-f", "p-web-1", "p-app-1", "p-app-2", "p-db-1")
+	clear(h.pids)
+	h.d.Docker("network", "rm", "p_front", "p_back")
+}

@@ -1,0 +1,153 @@
+package networks
+
+import (
+	"strings"
+	"testing"
+
+	"github.com/vishvananda/netlink"
+)
+
+func TestNetworkIsWhatWasAskedFor(t *testing.T) {
+	t.Parallel()
+	h := newHouse(t, nil)
+	h.d.Docker("network", "create", "--subnet", h.net+".1.0/24", "--gateway", h.net+".1.254", "--ip-range", h.net+".1.64/26",
+		"--aux-address", "printer="+h.net+".1.64", "--subnet", h.net+".2.0/24", "--label", "who=test", "--attachable",
+		"--opt", "com.docker.network.driver.mtu=1400", "both")
+	h.run("ada", "--network", "both", image, "sleep", "9999")
+	h.always(func() {
+		h.has("addresses", h.in("ada", "ip", "addr", "show", "eth0"), h.net+".1.65/24", "mtu 1400")
+		h.has("routes", h.in("ada", "ip", "route"), "default via "+h.net+".1.254")
+		if h.d.Running() {
+			got := h.d.Docker("network", "inspect", "both")
+			h.has("inspect", got, `"Subnet": "`+h.net+`.1.0/24"`, `"IPRange": "`+h.net+`.1.64/26"`, `"Gateway": "`+h.net+`.1.254"`,
+				`"printer": "`+h.net+`.1.64"`, `"Subnet": "`+h.net+`.2.0/24"`, `"who": "test"`, `"Attachable": true`, `"Driver": "bridge"`, `"Name": "ada"`)
+			h.has("list", h.d.Docker("network", "ls"), "both", "bridge", "host", "none")
+			h.equal("list by label", h.d.Docker("network", "ls", "--filter", "label=who=test", "--format", "{{.Name}}"), "both")
+			h.equal("list by driver", h.d.Docker("network", "ls", "--filter", "driver=null", "--format", "{{.Name}}"), "none")
+		}
+	})
+}
+
+func TestSecondSubnetIsUsedWhenTheFirstIsFull(t *testing.T) {
+	t.Parallel()
+	h := newHouse(t, nil)
+	h.d.Docker("network", "create", "--subnet", h.net+".1.0/30", "--subnet", h.net+".2.0/24", "n")
+	h.serve("ada", "--network", "n")
+	h.serve("bob", "--network", "n")
+	h.equal("first", h.address("ada", "n"), h.net+".1.2")
+	h.equal("second", h.address("bob", "n"), h.net+".2.2")
+	h.always(func() {
+		h.reaches("ada", "bob", "bob")
+		h.reaches("bob", "ada", "ada")
+	})
+}
+
+func TestErrorsAreInDockersWords(t *testing.T) {
+	t.Parallel()
+	h := newHouse(t, nil)
+	h.d.Docker("network", "create", "--subnet", h.net+".1.0/24", "n")
+	h.serve("ada", "--network", "n")
+	h.d.Docker("create", "--name", "stopped", "--network", "n", image)
+	own := h.net + "."
+	for range 2 {
+		for _, c := range [][]string{
+			{"network with name n already exists", "network", "create", "n"},
+			{"Pool overlaps with other one on this address space", "network", "create", "--subnet", own + "1.0/25", "o"},
+			{"operation is not permitted on predefined", "network", "create", "host"},
+			{"invalid network name", "network", "create", "a/b"},
+			{"plugin", "network", "create", "-d", "weave", "o"},
+			{"only one instance of", "network", "create", "-d", "host", "o"},
+			{"it should be " + own + "3.0/24", "network", "create", "--subnet", own + "3.7/24", "o"},
+			{"network o not found", "network", "rm", "o"},
+			{"pre-defined network and cannot be removed", "network", "rm", "bridge"},
+			{"has active endpoints", "network", "rm", "n"},
+			{"network o not found", "network", "connect", "o", "ada"},
+			{"network o not found", "run", "--rm", "--network", "o", image},
+			{"No such container: nobody", "network", "connect", "n", "nobody"},
+			{"already exists in network n", "network", "connect", "n", "ada"},
+			{"is not connected to network bridge", "network", "disconnect", "bridge", "ada"},
+			{"host network", "network", "connect", "host", "ada"},
+			{"private (none) mode", "network", "connect", "none", "ada"},
+			{"does not belong to any of this network's subnets", "run", "--rm", "--network", "n", "--ip", "192.0.2.1", image},
+			{"ddress already in use", "run", "--rm", "--network", "n", "--ip", h.address("ada", "n"), image},
+			{"user specified IP address is supported on user defined networks only", "run", "--rm", "--ip", "192.0.2.1", image},
+		} {
+			h.refused(c[0], c[1:]...)
+		}
+		for _, name := range strings.Fields(h.d.Docker("ps", "-aq", "--filter", "status=created")) {
+			if h.inspect(name, "{{.Name}}") != "/stopped" {
+				h.d.Docker("rm", name)
+			}
+		}
+		h.d.Kill9()
+		h.d.Start()
+	}
+	// A container that does not run names it, and does not hold it.
+	h.d.Docker("rm", "-f", "ada")
+	delete(h.pids, "ada")
+	h.d.Docker("network", "rm", "n")
+	h.refused("network n not found", "start", "stopped")
+}
+
+func TestPruneRemovesWhatNoContainerNames(t *testing.T) {
+	t.Parallel()
+	h := newHouse(t, nil)
+	for _, n := range []string{"used", "named", "free", "kept"} {
+		label := "keep=" + map[bool]string{true: "yes", false: "no"}[n == "kept"]
+		h.d.Docker("network", "create", "--label", label, n)
+	}
+	h.serve("ada", "--network", "used")
+	h.d.Docker("create", "--name", "bob", "--network", "named", image)
+	h.d.Kill9()
+	h.d.Start()
+	h.has("prune", h.d.Docker("network", "prune", "-f", "--filter", "label!=keep=yes"), "free")
+	h.equal("what is left", h.d.Docker("network", "ls", "--filter", "type=custom", "--format", "{{.Name}}"), "kept\nnamed\nused")
+	h.has("prune", h.d.Docker("network", "prune", "-f"), "kept")
+	h.equal("what is left", h.d.Docker("network", "ls", "--filter", "type=custom", "--format", "{{.Name}}"), "named\nused")
+}
+
+func TestExistingBridgeIsUsedAndKept(t *testing.T) {
+	t.Parallel()
+	h := newHouse(t, nil)
+	h.host("ip", "link", "add", "own0", "type", "bridge")
+	t.Cleanup(func() { try("ip", "link", "del", "own0") })
+	h.d.Docker("network", "create", "--subnet", h.net+".1.0/24", "--opt", "com.docker.network.bridge.name=own0", "n")
+	h.serve("ada", "--network", "n")
+	h.serve("bob", "--network", "n")
+	h.always(func() {
+		h.reaches("ada", "bob", "bob")
+		h.has("ports of the bridge", h.host("ip", "link", "show", "master", "own0"), "veth")
+	})
+	h.refused("bridge name conflict", "network", "create", "--opt", "com.docker.network.bridge.name=own0", "o")
+	h.d.Docker("rm", "-f", "ada", "bob")
+	clear(h.pids)
+	h.d.Docker("network", "rm", "n")
+	if _, err := netlink.LinkByName("own0"); err != nil {
+		t.Errorf("the user's bridge: %v", err)
+	}
+}
+
+func TestNetworkKeepsTheMTUItWasCreatedWith(t *testing.T) {
+	t.Parallel()
+	h := newHouse(t, map[string]any{"mtu": 1450})
+	h.d.Docker("network", "create", "n")
+	h.run("ada", "--network", "n", image, "sleep", "9999")
+	h.has("before", h.in("ada", "ip", "link", "show", "eth0"), "mtu 1450")
+	h.d.Kill9()
+	h.d.WriteConfig(map[string]any{"mtu": 1300, "live-restore": true})
+	h.d.Start()
+	h.run("bob", "--network", "n", image, "sleep", "9999")
+	h.has("of the network", h.in("bob", "ip", "link", "show", "eth0"), "mtu 1450")
+	h.has("of the container", h.in("ada", "ip", "link", "show", "eth0"), "mtu 1450")
+}
+
+func TestDaemonsDefaultOptionsHoldForNewNetworks(t *testing.T) {
+	t.Parallel()
+	h := newHouse(t, map[string]any{"default-network-opts": map[string]any{"bridge": map[string]string{"com.docker.network.driver.mtu": "1234"}}})
+	h.d.Docker("network", "create", "n")
+	h.d.Docker("network", "create", "--opt", "com.docker.network.driver.mtu=1400", "own")
+	h.equal("option", h.d.Docker("network", "inspect", "-f", `{{index .Options "com.docker.network.driver.mtu"}}`, "n"), "1234")
+	h.equal("its own", h.d.Docker("network", "inspect", "-f", `{{index .Options "com.docker.network.driver.mtu"}}`, "own"), "1400")
+	h.run("ada", "--network", "n", image, "sleep", "9999")
+	h.always(func() { h.has("link", h.in("ada", "ip", "link", "show", "eth0"), "mtu 1234") })
+}

@@ -1,0 +1,241 @@
+package networks
+
+import (
+	"fmt"
+	"net"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+
+	"golang.org/x/net/dns/dnsmessage"
+)
+
+func TestNamesResolveWithAndWithoutADaemon(t *testing.T) {
+	t.Parallel()
+	h := newHouse(t, nil)
+	h.d.Docker("network", "create", "--ipv6", "n")
+	h.d.Docker("network", "create", "other")
+	h.serve("ada", "--network", "n")
+	h.serve("bob", "--network", "n", "--network-alias", "www", "--network-alias", "Bee")
+	h.serve("cyd", "--network", "n", "--network-alias", "www")
+	h.serve("far", "--network", "other")
+	b4, b6, c4 := h.address("bob", "n"), h.address6("bob", "n"), h.address("cyd", "n")
+	id := h.inspect("bob", "{{.Id}}")[:12]
+	h.always(func() {
+		for _, name := range []string{"bob", "BOB", "bob.n", "bee", id} {
+			h.resolves("ada", name, b4)
+		}
+		h.resolves("ada", "www", b4, c4)
+		if r := h.ask("ada", "bob", dnsmessage.TypeAAAA, false); len(r.all) != 1 || r.all[0] != b6 || !r.ednsd {
+			t.Errorf("AAAA: %+v, want %s", r, b6)
+		}
+		if r := h.ask("ada", "bob", dnsmessage.TypeA, true); len(r.all) != 1 || r.all[0] != b4 {
+			t.Errorf("over TCP: %+v", r)
+		}
+		if r := h.ask("ada", backwards(b4), dnsmessage.TypePTR, false); len(r.all) != 1 || r.all[0] != "bob.n." {
+			t.Errorf("backwards: %+v", r)
+		}
+		first := map[string]bool{}
+		for range 6 {
+			first[h.ask("ada", "www", dnsmessage.TypeA, false).all[0]] = true
+		}
+		if len(first) != 2 {
+			t.Errorf("the answer always begins with %v", first)
+		}
+		h.unknown("ada", "far") // of a network that the container isn't on
+		h.unknown("far", "bob")
+		h.has("resolv.conf", h.in("ada", "cat", "/etc/resolv.conf"), "nameserver 127.0.0.11", "options ndots:0")
+		if got := h.fetch("ada", "www.n"); got != "bob" && got != "cyd" {
+			t.Errorf("www.n answers %q", got)
+		}
+	})
+}
+
+func backwards(v4 string) string {
+	f := strings.Split(v4, ".")
+	slices.Reverse(f)
+	return strings.Join(f, ".") + ".in-addr.arpa"
+}
+
+func TestNameFollowsRenameStopAndStart(t *testing.T) {
+	t.Parallel()
+	h := newHouse(t, nil)
+	h.d.Docker("network", "create", "n")
+	h.serve("ada", "--network", "n")
+	h.serve("bob", "--network", "n")
+	h.d.Docker("rename", "bob", "bee")
+	h.pids["bee"] = h.pids["bob"]
+	delete(h.pids, "bob")
+	addr := h.address("bee", "n")
+	h.always(func() { h.resolves("ada", "bee", addr) })
+	h.d.Docker("stop", "-t", "0", "bee")
+	delete(h.pids, "bee")
+	h.always(func() { h.unknown("ada", "bee") })
+	h.d.Docker("start", "bee")
+	h.know("bee")
+	addr = h.address("bee", "n")
+	h.always(func() { h.resolves("ada", "bee", addr); h.reaches("bee", "ada", "ada") })
+}
+
+func TestLinksAreNamesForOneContainerAlone(t *testing.T) {
+	t.Parallel()
+	h := newHouse(t, nil)
+	h.d.Docker("network", "create", "n")
+	h.serve("db", "--network", "n")
+	h.serve("ada", "--network", "n", "--link", "db:database")
+	h.serve("bob", "--network", "n")
+	h.d.Docker("network", "create", "late")
+	h.d.Docker("network", "connect", "late", "db")
+	h.d.Docker("network", "connect", "--link", "db:store", "late", "bob")
+	addr, late := h.address("db", "n"), h.address("db", "late")
+	h.always(func() {
+		h.resolves("ada", "database", addr)
+		h.unknown("bob", "database")
+		r := h.ask("bob", "store", dnsmessage.TypeA, false)
+		if len(r.all) != 1 || r.all[0] != late && r.all[0] != addr {
+			t.Errorf("store: %+v", r)
+		}
+	})
+}
+
+func TestLinksOfTheDefaultNetworkStandInTheHostsFile(t *testing.T) {
+	t.Parallel()
+	h := newHouse(t, nil)
+	h.serve("db")
+	h.serve("ada", "--link", "db:database")
+	addr := h.address("db", "bridge")
+	h.always(func() {
+		h.has("hosts file", h.in("ada", "cat", "/etc/hosts"), addr+"\tdatabase")
+	})
+}
+
+// upstream is a name server of the host.
+type upstream struct {
+	addr string
+	mu   sync.Mutex
+	seen []string
+}
+
+// newUpstream answers on an address of the host's loopback: for big. with more
+// than a datagram holds, for mute. not at all, and 192.0.2.N for the rest.
+func newUpstream(t *testing.T, addr string, n byte) *upstream {
+	t.Helper()
+	u := &upstream{addr: addr}
+	udp, err := net.ListenPacket("udp", net.JoinHostPort(addr, "53"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	tcp, err := net.Listen("tcp", net.JoinHostPort(addr, "53"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { udp.Close(); tcp.Close() })
+	go func() {
+		buf := make([]byte, 4096)
+		for {
+			k, from, err := udp.ReadFrom(buf)
+			if err != nil {
+				return
+			}
+			if a := u.answer(buf[:k], n, false); a != nil {
+				udp.WriteTo(a, from)
+			}
+		}
+	}()
+	go func() {
+		for {
+			c, err := tcp.Accept()
+			if err != nil {
+				return
+			}
+			buf := make([]byte, 4096)
+			if k, err := c.Read(buf); err == nil && k > 2 {
+				a := u.answer(buf[2:k], n, true)
+				c.Write(append([]byte{byte(len(a) >> 8), byte(len(a))}, a...))
+			}
+			c.Close()
+		}
+	}()
+	return u
+}
+
+func (u *upstream) answer(q []byte, n byte, tcp bool) []byte {
+	var m dnsmessage.Message
+	if m.Unpack(q) != nil || len(m.Questions) != 1 {
+		return nil
+	}
+	name := m.Questions[0].Name
+	u.mu.Lock()
+	u.seen = append(u.seen, name.String())
+	u.mu.Unlock()
+	m.Response, m.RecursionAvailable = true, true
+	h := dnsmessage.ResourceHeader{Name: name, Class: dnsmessage.ClassINET, TTL: 60}
+	switch {
+	case name.String() == "mute.":
+		return nil
+	case name.String() == "big." && !tcp:
+		m.Truncated = true
+	case name.String() == "big.":
+		for i := range 40 {
+			m.Answers = append(m.Answers, dnsmessage.Resource{Header: h, Body: &dnsmessage.TXTResource{TXT: []string{strings.Repeat("x", 200), fmt.Sprint(i)}}})
+		}
+	default:
+		m.Answers = append(m.Answers, dnsmessage.Resource{Header: h, Body: &dnsmessage.AResource{A: [4]byte{192, 0, 2, n}}})
+	}
+	b, _ := m.Pack()
+	return b
+}
+
+func (u *upstream) asked(name string) bool {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	return slices.Contains(u.seen, name)
+}
+
+func TestOtherNamesAreAskedOfTheHostsServers(t *testing.T) {
+	t.Parallel()
+	// On loopback, where a container itself could not reach them.
+	one, two := newUpstream(t, "127.0.1.53", 1), newUpstream(t, "127.0.2.53", 2)
+	h := newHouse(t, map[string]any{"dns": []string{one.addr, two.addr}})
+	h.d.Docker("network", "create", "n")
+	h.d.Docker("network", "create", "--internal", "in")
+	h.run("ada", "--network", "n", "--dns-search", "example.org", "--dns-option", "ndots:2", image, "sleep", "9999")
+	h.run("bob", "--network", "n", "--dns", "127.0.3.53", "--dns", two.addr, image, "sleep", "9999")
+	h.run("shut", "--network", "in", image, "sleep", "9999")
+	h.always(func() {
+		h.resolves("ada", "somewhere.example.com", "192.0.2.1")
+		h.resolves("bob", "somewhere.example.com", "192.0.2.2") // its first one is dead
+		if r := h.ask("ada", "big", dnsmessage.TypeTXT, true); len(r.all) != 40 {
+			t.Errorf("over TCP: %d answers", len(r.all))
+		}
+		h.has("resolv.conf", h.in("ada", "cat", "/etc/resolv.conf"), "search example.org", "ndots:2")
+		h.unknown("shut", "leak.example.com")
+		h.unknown("ada", "nobody.n")
+		if r := h.ask("ada", backwards(h.net+".128.250"), dnsmessage.TypePTR, false); r.code != dnsmessage.RCodeNameError {
+			t.Errorf("an address of a network's own that nobody has: %+v", r)
+		}
+	})
+	if r := h.ask("ada", "mute", dnsmessage.TypeA, false); r.code != dnsmessage.RCodeServerFailure {
+		t.Errorf("servers that say nothing: %+v", r)
+	}
+	for _, u := range []*upstream{one, two} {
+		if u.asked("leak.example.com.") || u.asked("nobody.n.") || u.asked(backwards(h.net+".128.250")+".") {
+			t.Errorf("names of our own were asked of %s: %v", u.addr, u.seen)
+		}
+	}
+}
+
+func TestContainerMayListenOnPort53Itself(t *testing.T) {
+	t.Parallel()
+	h := newHouse(t, nil)
+	h.d.Docker("network", "create", "n")
+	h.serve("bob", "--network", "n")
+	h.run("ada", "--network", "n", image, "sh", "-c", "hostname > /tmp/index.html; exec httpd -f -p 53 -h /tmp")
+	b, a := h.address("bob", "n"), h.address("ada", "n")
+	h.always(func() {
+		h.resolves("ada", "bob", b)
+		h.reaches("bob", a+":53", "ada")
+		h.reaches("ada", "127.0.0.1:53", "ada")
+	})
+}

@@ -1,0 +1,161 @@
+package networks
+
+import (
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/vishvananda/netlink"
+)
+
+func TestNetworksCannotReachEachOther(t *testing.T) {
+	t.Parallel()
+	h := newHouse(t, nil)
+	h.d.Docker("network", "create", "--ipv6", "one")
+	h.d.Docker("network", "create", "--ipv6", "two")
+	h.serve("ada", "--network", "one")
+	h.serve("bob", "--network", "two")
+	h.serve("cyd", "--network", "one")
+	h.serve("dan")
+	b4, b6, c4, c6, d4 := h.address("bob", "two"), h.address6("bob", "two"), h.address("cyd", "one"), h.address6("cyd", "one"), h.address("dan", "bridge")
+	h.always(func() {
+		h.reaches("ada", c4, "cyd")
+		h.reaches("ada", c6, "cyd")
+		h.isolated("ada", b4)
+		h.isolated("ada", b6)
+		h.isolated("ada", d4)
+		h.isolated("dan", b4)
+		h.reaches("bob", "127.0.0.1", "bob")
+	})
+}
+
+func TestInternalNetworkReachesNothingOutside(t *testing.T) {
+	t.Parallel()
+	h := newHouse(t, nil)
+	h.d.Docker("network", "create", "--internal", "in")
+	h.serve("ada", "--network", "in", "-p", "127.0.0.1::80")
+	h.serve("bob", "--network", "in")
+	h.serve("other")
+	h.machine("lan"+h.d.ID[3:], "198.18.1.1/24", "198.18.1.2/24")
+	other := h.address("other", "bridge")
+	h.always(func() {
+		h.reaches("ada", "bob", "bob")
+		h.isolated("ada", "198.18.1.2")
+		h.isolated("ada", other)
+		if r := h.in("ada", "ip", "route"); strings.Contains(r, "default") {
+			t.Errorf("a way out: %s", r)
+		}
+		h.unknown("ada", "example.com")
+	})
+	// Not even by a route of its own.
+	gw := h.address("ada", "in")
+	gw = gw[:strings.LastIndex(gw, ".")] + ".1"
+	h.in("ada", "ip", "route", "add", "default", "via", gw)
+	h.isolated("ada", "198.18.1.2")
+}
+
+func TestIccOffKeepsContainersApart(t *testing.T) {
+	t.Parallel()
+	h := newHouse(t, nil)
+	h.d.Docker("network", "create", "--opt", "com.docker.network.bridge.enable_icc=false", "n")
+	h.serve("ada", "--network", "n")
+	h.serve("bob", "--network", "n", "-p", "18080:80")
+	addr := h.address("bob", "n")
+	gw := h.inspect("ada", "{{.NetworkSettings.Networks.n.Gateway}}")
+	h.always(func() {
+		h.isolated("ada", addr)
+		h.reaches("ada", gw+":18080", "bob") // what is published is for everyone
+	})
+}
+
+func TestAddressAndMACAreThoseAskedFor(t *testing.T) {
+	t.Parallel()
+	h := newHouse(t, nil)
+	six := "fd00:" + strings.TrimPrefix(h.net, "10.") + ":1"
+	h.d.Docker("network", "create", "--subnet", h.net+".1.0/24", "--ipv6", "--subnet", six+"::/64", "n")
+	h.serve("ada", "--network", "n", "--ip", h.net+".1.77", "--ip6", six+"::77", "--mac-address", "02:11:22:33:44:55")
+	h.serve("bob", "--network", "n")
+	h.always(func() {
+		h.has("link", h.in("ada", "ip", "addr", "show", "eth0"), h.net+".1.77/24", six+"::77/64", "02:11:22:33:44:55")
+		h.reaches("bob", h.net+".1.77", "ada")
+		h.reaches("bob", six+"::77", "ada")
+	})
+	h.refused("ddress already in use", "run", "--rm", "--network", "n", "--ip6", six+"::77", image)
+	h.d.Docker("restart", "-t", "0", "ada")
+	h.know("ada")
+	h.has("after a restart", h.in("ada", "ip", "addr", "show", "eth0"), h.net+".1.77/24", "02:11:22:33:44:55")
+}
+
+func TestContainersReachTheOutsideWithTheHostsAddress(t *testing.T) {
+	t.Parallel()
+	h := newHouse(t, nil)
+	pid := h.machine("out"+h.d.ID[3:], "198.18.2.1/24", "198.18.2.2/24")
+	h.d.Docker("network", "create", "masked")
+	h.d.Docker("network", "create", "--opt", "com.docker.network.bridge.enable_ip_masquerade=false", "plain")
+	h.run("ada", "--network", "masked", image, "sleep", "9999")
+	h.run("bob", "--network", "plain", image, "sleep", "9999")
+	h.serve("cyd", "--network", "masked")
+	closed := h.address("cyd", "masked")
+	h.always(func() {
+		h.within("ada", func() error { return connect("198.18.2.2", 80, 5*time.Second) })
+		h.isolated("bob", "198.18.2.2") // the machine has no way back to its address
+		// From outside, by a route to the container's address, nothing comes in.
+		h.host("nsenter", "-t", strconv.Itoa(pid), "-n", "--", "ip", "route", "replace", closed+"/32", "via", "198.18.2.1")
+		err := inNamespace(pid, func() error { return connect(closed, 80, 400*time.Millisecond) })
+		if err == nil {
+			t.Error("a port that is not published answers to another machine")
+		}
+	})
+}
+
+func TestMacvlanPutsContainersOnTheHostsLink(t *testing.T) {
+	t.Parallel()
+	onParent(t, "macvlan")
+}
+
+// On a kernel without ipvlan the error says what is missing.
+func TestIPvlanPutsContainersOnTheHostsLinkOrSaysWhyNot(t *testing.T) {
+	t.Parallel()
+	attrs := netlink.NewLinkAttrs()
+	attrs.Name = "hfprobe1"
+	if err := netlink.LinkAdd(&netlink.Veth{LinkAttrs: attrs, PeerName: "hfprobe2"}); err != nil {
+		t.Fatal(err)
+	}
+	defer try("ip", "link", "del", "hfprobe1")
+	if _, err := try("ip", "link", "add", "hfprobe0", "link", "hfprobe1", "type", "ipvlan", "mode", "l2"); err == nil {
+		onParent(t, "ipvlan")
+		return
+	}
+	h := newHouse(t, nil)
+	h.refused("ipvlan", "network", "create", "-d", "ipvlan", "--subnet", h.net+".1.0/24", "n")
+	h.equal("networks", h.d.Docker("network", "ls", "-q", "--filter", "type=custom"), "")
+}
+
+func onParent(t *testing.T, driver string) {
+	h := newHouse(t, nil)
+	link := "par" + h.d.ID[3:]
+	pid := h.machine(link, "", h.net+".1.250/24")
+	h.d.Docker("network", "create", "-d", driver, "--subnet", h.net+".1.0/24", "--gateway", h.net+".1.250", "-o", "parent="+link, "n")
+	h.serve("ada", "--network", "n")
+	h.serve("bob", "--network", "n")
+	addr := h.address("ada", "n")
+	h.always(func() {
+		h.reaches("bob", "ada", "ada")
+		h.within("ada", func() error { return connect(h.net+".1.250", 80, 5*time.Second) })
+		if err := inNamespace(pid, func() error { return connect(addr, 80, 5*time.Second) }); err != nil {
+			t.Errorf("the other machine does not reach the container: %v", err)
+		}
+	})
+	h.d.Docker("rm", "-f", "ada", "bob")
+	clear(h.pids)
+	h.d.Docker("network", "rm", "n")
+	if _, err := netlink.LinkByName(link); err != nil {
+		t.Errorf("the user's link: %v", err)
+	}
+	// Without a parent it is an internal network, and its link is ours.
+	h.d.Docker("network", "create", "-d", driver, "lone")
+	h.serve("cyd", "--network", "lone")
+	h.serve("dan", "--network", "lone")
+	h.always(func() { h.reaches("cyd", "dan", "dan") })
+}
