@@ -44,11 +44,11 @@ func TestSubnetsThatMakeNoSenseAreRefused(t *testing.T) {
 	prefix, addr := netip.MustParsePrefix, netip.MustParseAddr
 	ten := prefix("10.1.0.0/24")
 	for want, c := range map[string]network.IPAMConfig{
-		"no room":              {Subnet: prefix("10.1.0.0/32")},
-		"should be":            {Subnet: prefix("10.1.0.9/24")},
-		"not part":             {Subnet: ten, IPRange: prefix("10.2.0.0/25")},
-		"invalid ip-range":     {Subnet: ten, IPRange: prefix("10.1.0.0/16")},
-		"invalid gateway":      {Subnet: ten, Gateway: addr("10.2.0.1")},
+		"no room":             {Subnet: prefix("10.1.0.0/32")},
+		"should be":           {Subnet: prefix("10.1.0.9/24")},
+		"not part":            {Subnet: ten, IPRange: prefix("10.2.0.0/25")},
+		"invalid ip-range":    {Subnet: ten, IPRange: prefix("10.1.0.0/16")},
+		"invalid gateway":     {Subnet: ten, Gateway: addr("10.2.0.1")},
 		"auxiliary address x": {Subnet: ten, AuxAddress: map[string]netip.Addr{"x": addr("10.2.0.1")}},
 	} {
 		if _, err := judgeSubnet(c); !errdefs.IsInvalidArgument(err) || !strings.Contains(err.Error(), want) {

@@ -86,6 +86,8 @@ const server = `mkdir -p /srv; hostname > /srv/index.html; exec httpd -f -p 80 -
 type house struct {
 	*testing.T
 	d *kit.Daemon
+	// ids are the containers', by name, of those that were started by run.
+	ids map[string]string
 	// net is the beginning of the IPv4 addresses that are the test's own: two
 	// bytes, as in "10.3". Its upper half are the daemon's pools.
 	net  string
@@ -97,7 +99,7 @@ var houses atomic.Int32
 func newHouse(t *testing.T, config map[string]any) *house {
 	t.Helper()
 	n := houses.Add(1)
-	h := &house{T: t, net: fmt.Sprintf("10.%d", n), pids: map[string]int{}}
+	h := &house{T: t, net: fmt.Sprintf("10.%d", n), pids: map[string]int{}, ids: map[string]string{}}
 	all := map[string]any{"dns": []string{nowhere}, "default-address-pools": []map[string]any{{"base": h.net + ".128.0/17", "size": 24}}}
 	for k, v := range config {
 		all[k] = v
@@ -189,7 +191,7 @@ func (h *house) rules() string { h.Helper(); return h.host("nft", "list", "table
 // run starts a container.
 func (h *house) run(name string, args ...string) {
 	h.Helper()
-	h.d.Docker(append([]string{"run", "-d", "--name", name, "--hostname", name}, args...)...)
+	h.ids[name] = h.d.Docker(append([]string{"run", "-d", "--name", name, "--hostname", name}, args...)...)
 	h.know(name)
 }
 

@@ -69,6 +69,10 @@ func TestRulesReadAsDocumented(t *testing.T) {
 				{Addr: netip.MustParseAddr("172.27.0.3")}, {Addr: netip.MustParseAddr("172.27.0.2")},
 			}},
 		}},
+		"internal.nft": {Table: "holdfast", IPv4: true, IPv6: true, Bridges: []Bridge{
+			{Name: "br-inside", Subnets: prefixes("172.28.0.0/16", "fd00:2::/64"), ICC: true, Masquerade: true, Internal: true},
+			{Name: "holdfast0", Subnets: prefixes("172.17.0.0/16"), ICC: true, Masquerade: true},
+		}},
 		"ipv6-only.nft": {Table: "holdfast", IPv6: true, Elements: elements,
 			Bridges: []Bridge{{Name: "holdfast0", Subnets: prefixes("172.17.0.0/16", "fd00::/64"), ICC: true, Masquerade: true}}},
 	} {
