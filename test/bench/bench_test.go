@@ -2,6 +2,7 @@ package bench
 
 import (
 	"bytes"
+	"cmp"
 	"fmt"
 	"os"
 	"slices"
@@ -18,6 +19,9 @@ type scale struct {
 	crowds   []int
 	restarts int
 	blocks   int           // blockFiles of log
+	taken    int           // ports that are published before another one is
+	trips    int           // over a connection, there and back
+	stream   []string      // iperf3's size of a stream
 	calm     time.Duration // without a change before a size is taken
 }
 
@@ -31,15 +35,17 @@ type subject struct {
 
 // TestEnginesSideBySide measures. With -full it is the benchmark.
 func TestEnginesSideBySide(t *testing.T) {
-	s := scale{rounds: 2, few: 1, many: 3, crowds: []int{0, 3}, restarts: 1, blocks: 1, calm: 100 * time.Millisecond}
+	s := scale{rounds: 2, few: 1, many: 3, crowds: []int{0, 3}, restarts: 1, blocks: 1, calm: 100 * time.Millisecond,
+		taken: 20, trips: 20, stream: []string{"-n", "1M"}}
 	if *full {
-		s = scale{rounds: 21, few: 3, many: 50, crowds: []int{0, 50, 200}, restarts: 5, blocks: 10, calm: 2 * time.Second}
+		s = scale{rounds: 21, few: 3, many: 50, crowds: []int{0, 50, 200}, restarts: 5, blocks: 10, calm: 2 * time.Second,
+			taken: 1000, trips: 5000, stream: []string{"-t", "2"}}
 	}
 	table := newTable()
 	subjects := []*subject{{engine: newHoldfast(t)}}
 	var pod *podman
 	if *full && !*alone {
-		if d := newDockerd(t); d != nil {
+		if d := newDockerd(t, netns{}); d != nil {
 			subjects = append(subjects, &subject{engine: d})
 		}
 		pod = newPodman(t)
@@ -72,7 +78,7 @@ func TestEnginesSideBySide(t *testing.T) {
 			measureIdle(t, s, table, x)
 		}
 	}
-	if part("restart") || part("size") || part("ps") {
+	if part("restart") || part("size") || part("ps") || part("gaps") {
 		for _, n := range s.crowds {
 			for _, x := range subjects {
 				measureCrowd(t, s, table, x, n)
@@ -85,6 +91,9 @@ func TestEnginesSideBySide(t *testing.T) {
 	}
 	if part("logs") {
 		measureLogs(t, s, table, subjects)
+	}
+	if part("net") {
+		measureNet(t, s, table)
 	}
 	if t.Failed() {
 		return
@@ -248,9 +257,16 @@ func measureCrowd(t *testing.T, s scale, table *table, x *subject, n int) {
 		}
 	}
 	table.set(fmt.Sprintf(rowPS, n), x.name(), ms(x.api.ps(t, max(3, 10*s.few), n)))
-	if !part("restart") {
-		return
+	if part("restart") {
+		measureRestart(t, s, table, x, n)
 	}
+	if n > 0 && part("gaps") && !t.Failed() {
+		measureGaps(t, s, table, x, n)
+	}
+}
+
+// measureRestart restarts the engine with its n containers.
+func measureRestart(t *testing.T, s scale, table *table, x *subject, n int) {
 	var up, taken, all, refused []time.Duration
 	for range s.restarts {
 		var r *refusal
@@ -335,10 +351,10 @@ func measureLogs(t *testing.T, s scale, table *table, subjects []*subject) {
 	}
 }
 
-func median(list []time.Duration) time.Duration {
+func median[T cmp.Ordered](list []T) T {
 	sorted := slices.Sorted(slices.Values(list))
 	if len(sorted) == 0 {
-		return 0
+		return *new(T)
 	}
 	return sorted[len(sorted)/2]
 }

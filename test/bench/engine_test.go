@@ -27,6 +27,11 @@ type engine interface {
 	start()
 	// stop ends the daemon by SIGTERM, with live restore, and waits for it.
 	stop()
+	// kill ends the daemon by SIGKILL, and waits for it.
+	kill()
+	// upgrade lets a new daemon take over, where upgrades says that it can.
+	upgrade()
+	upgrades() bool
 	// programs are the names of the engine's executables.
 	programs() []string
 	version() string
@@ -56,34 +61,46 @@ func archive(t testing.TB) io.Reader { return kit.Archive(t, imageRef, image(t))
 // holdfast is the engine of the tree.
 type holdfast struct {
 	*kit.Daemon
-	t testing.TB
+	t  testing.TB
+	ns netns // in which it runs
 }
 
 func newHoldfast(t testing.TB) engine {
-	return &holdfast{kit.New(t, kit.Options{LiveRestore: true}), t}
+	return &holdfast{kit.New(t, kit.Options{LiveRestore: true}), t, netns{}}
 }
 
 func (*holdfast) name() string       { return "Holdfast" }
 func (h *holdfast) socket() string   { return h.Socket }
 func (*holdfast) programs() []string { return []string{"holdfastd", "holdfast-shim"} }
-func (h *holdfast) start()           { h.Daemon.Start() }
 func (h *holdfast) stop()            { h.Term() }
+func (h *holdfast) kill()            { h.Kill9() }
+func (h *holdfast) upgrade()         { h.Takeover() }
+func (*holdfast) upgrades() bool     { return true }
 func (h *holdfast) version() string  { return daemonVersion(h.t, h.socket()) }
+
+func (h *holdfast) start() {
+	h.t.Helper()
+	if err := h.ns.run(h.TryStart); err != nil {
+		h.t.Fatal(err)
+	}
+}
 
 // dockerd is the installed one, with everything of its own.
 type dockerd struct {
 	t      testing.TB
 	root   string
+	flags  []string // besides the usual ones
+	ns     netns    // in which it runs
 	cmd    *exec.Cmd
 	exited chan struct{}
 }
 
 // newDockerd is nil where there is no dockerd.
-func newDockerd(t testing.TB) engine {
+func newDockerd(t testing.TB, ns netns, flags ...string) engine {
 	if _, err := exec.LookPath("dockerd"); err != nil {
 		return nil
 	}
-	d := &dockerd{t: t, root: tempDir(t)}
+	d := &dockerd{t: t, root: tempDir(t), ns: ns, flags: flags}
 	t.Cleanup(d.cleanup)
 	return d
 }
@@ -108,12 +125,12 @@ func (d *dockerd) start() {
 		d.t.Fatal(err)
 	}
 	defer log.Close()
-	d.cmd = exec.Command("dockerd", "--data-root", d.root+"/data", "--exec-root", d.root+"/run",
-		"--pidfile", d.root+"/pid", "--config-file", config, "-H", "unix://"+d.socket(), "--group", "",
-		"--bip", "10.61.0.1/16", "--live-restore", "--cgroup-parent", d.cgroup(), "--storage-driver", "overlay2")
+	d.cmd = exec.Command("dockerd", append([]string{"--data-root", d.root + "/data", "--exec-root", d.root + "/run",
+		"--pidfile", d.root + "/pid", "--config-file", config, "-H", "unix://" + d.socket(), "--group", "",
+		"--bip", "10.61.0.1/16", "--live-restore", "--cgroup-parent", d.cgroup(), "--storage-driver", "overlay2"}, d.flags...)...)
 	d.cmd.Stdout, d.cmd.Stderr = log, log
 	d.cmd.SysProcAttr = &unix.SysProcAttr{Setpgid: true}
-	if err := d.cmd.Start(); err != nil {
+	if err := d.ns.run(d.cmd.Start); err != nil {
 		d.t.Fatal(err)
 	}
 	exited := make(chan struct{})
@@ -121,9 +138,15 @@ func (d *dockerd) start() {
 	go func(cmd *exec.Cmd) { cmd.Wait(); close(exited) }(d.cmd)
 }
 
-func (d *dockerd) stop() {
+func (d *dockerd) stop() { d.end(unix.SIGTERM) }
+func (d *dockerd) kill() { d.end(unix.SIGKILL) }
+
+func (*dockerd) upgrades() bool { return false }
+func (d *dockerd) upgrade()     { d.t.Error("dockerd can't hand over to another one") }
+
+func (d *dockerd) end(signal unix.Signal) {
 	d.t.Helper()
-	d.cmd.Process.Signal(unix.SIGTERM)
+	d.cmd.Process.Signal(signal)
 	select {
 	case <-d.exited:
 	case <-time.After(patience):
@@ -154,7 +177,7 @@ func (d *dockerd) cleanup() {
 		}
 	}
 	// In this network namespace there is no other dockerd's.
-	for _, pid := range processes(d.programs()) {
+	for _, pid := range d.ns.processes(d.programs()) {
 		unix.Kill(pid, unix.SIGKILL)
 	}
 	removeTree(d.t, d.root, d.cgroup())
@@ -328,8 +351,15 @@ func removeCgroup(dir string) {
 }
 
 // processes are those of this network namespace that run one of the programs.
-func processes(programs []string) []int {
-	own, err := os.Readlink("/proc/self/ns/net")
+func processes(programs []string) []int { return netns{}.processes(programs) }
+
+// processes are those of a network namespace that run one of the programs.
+func (n netns) processes(programs []string) []int {
+	var own string
+	err := n.run(func() (err error) {
+		own, err = os.Readlink("/proc/thread-self/ns/net")
+		return err
+	})
 	if err != nil {
 		return nil
 	}

@@ -18,7 +18,7 @@ import (
 var (
 	full  = flag.Bool("full", false, "measure with as many rounds and containers as the targets speak of, and beside other engines")
 	write = flag.String("write", "", "`file` that gets the report")
-	only  = flag.String("only", "", "comma separated parts to measure; empty is all: run, rm, many, restart, size, logs")
+	only  = flag.String("only", "", "comma separated parts to measure; empty is all: run, many, size, ps, restart, gaps, logs, net")
 	alone = flag.Bool("alone", false, "measure no other engine")
 )
 

@@ -32,7 +32,37 @@ const (
 	rowWith     = "memory with %d containers (MB PSS)"
 	rowEach     = "memory of each container (kB PSS)"
 	rowLog      = "log of 100-byte lines (MB/s)"
+
+	rowGapAPI  = gapPrefix + "%s with %d: the API (ms)"
+	rowGapPort = gapPrefix + "%s with %d: a published port (ms)"
+	rowStream  = netPrefix + "stream, %s (GB/s)"
+	rowTrip    = netPrefix + "a byte there and back, %s (µs)"
+	rowLaunch  = netPrefix + "`run -d` on a user-defined network (ms)"
+	rowAttach  = netPrefix + "attach a container with a published port, %d others being published (ms)"
+
+	// What a row's name begins with says in which table it stands; it is not
+	// written there.
+	gapPrefix = "gap: "
+	netPrefix = "net: "
 )
+
+// sections are the tables.
+var sections = []struct{ prefix, title, about string }{
+	{"", "", ""},
+	{gapPrefix, "Longest gap in answers",
+		"`GET /_ping` and a page of one container's published port are each asked on a new connection, 2 ms after the answer or the " +
+			"refusal before; a gap is the longest time from one answer to the next, from before the daemon goes until it has carried " +
+			"out a request with all containers restored. An undisturbed gap is thus a little over 2 ms. *Restart* is SIGTERM and a " +
+			"start, *crash* SIGKILL and a start at once, *upgrade* `holdfastd --takeover`, which dockerd has no counterpart of. " +
+			"Medians of 3, the longest of them in parentheses."},
+	{netPrefix, "Networks",
+		"Each engine in a network namespace of its own, so that no packet passes the other's rules, dockerd with " +
+			"`--userland-proxy=false`; all on a user-defined bridge network. A stream is `iperf3` for 2 seconds over one connection, as " +
+			"the receiver counts it, its processes being in the containers' network namespaces; there and back goes one byte over a " +
+			"TCP connection, the median of 5,000. The neighbour is another namespace at the other end of a veth cable to the host, " +
+			"and asks the host's address. Taken in turn, medians of 3. `run -d` is `create` and `start`, without a port; attaching is " +
+			"`network connect` of a running container with one published port, after which the port is asked. Medians of 21."},
+}
 
 // target is what a row is to reach: at most limit, at most a share of
 // dockerd's, or at least a floor.
@@ -69,6 +99,29 @@ var targets = []target{
 	{row: fmt.Sprintf(rowWith, 50), any: true},
 	{row: rowEach, limit: 1024},
 	{row: rowLog, floor: 300},
+
+	{row: fmt.Sprintf(rowGapAPI, "restart", 50), any: true},
+	{row: fmt.Sprintf(rowGapAPI, "restart", 200), any: true},
+	{row: fmt.Sprintf(rowGapAPI, "crash", 50), any: true},
+	{row: fmt.Sprintf(rowGapAPI, "crash", 200), any: true},
+	{row: fmt.Sprintf(rowGapAPI, "upgrade", 50), any: true},
+	{row: fmt.Sprintf(rowGapAPI, "upgrade", 200), any: true},
+	{row: fmt.Sprintf(rowGapPort, "restart", 50), any: true},
+	{row: fmt.Sprintf(rowGapPort, "restart", 200), any: true},
+	{row: fmt.Sprintf(rowGapPort, "crash", 50), any: true},
+	{row: fmt.Sprintf(rowGapPort, "crash", 200), any: true},
+	{row: fmt.Sprintf(rowGapPort, "upgrade", 50), any: true},
+	{row: fmt.Sprintf(rowGapPort, "upgrade", 200), any: true},
+
+	{row: fmt.Sprintf(rowStream, "container to container"), any: true},
+	{row: fmt.Sprintf(rowStream, "host to container"), any: true},
+	{row: fmt.Sprintf(rowStream, "neighbour to published port"), any: true},
+	{row: fmt.Sprintf(rowTrip, "container to container"), any: true},
+	{row: fmt.Sprintf(rowTrip, "host to container"), any: true},
+	{row: fmt.Sprintf(rowTrip, "neighbour to published port"), any: true},
+	{row: rowLaunch, any: true},
+	{row: fmt.Sprintf(rowAttach, 0), any: true},
+	{row: fmt.Sprintf(rowAttach, 1000), any: true},
 }
 
 // table is what was measured, by row and engine.
@@ -76,12 +129,13 @@ type table struct {
 	engines, versions []string
 	load              string // before the first measurement
 	rows              map[string]map[string]float64
+	longest           map[string]map[string]float64 // where a row tells it too
 }
 
 func newTable() *table {
 	load, _ := os.ReadFile("/proc/loadavg")
 	first, _, _ := strings.Cut(string(load), " ")
-	return &table{load: first, rows: map[string]map[string]float64{}}
+	return &table{load: first, rows: map[string]map[string]float64{}, longest: map[string]map[string]float64{}}
 }
 
 func (t *table) set(row, engine string, value float64) {
@@ -89,6 +143,15 @@ func (t *table) set(row, engine string, value float64) {
 		t.rows[row] = map[string]float64{}
 	}
 	t.rows[row][engine] = value
+}
+
+// setAll notes the median of times, and the longest.
+func (t *table) setAll(row, engine string, times []time.Duration) {
+	t.set(row, engine, ms(median(times)))
+	if t.longest[row] == nil {
+		t.longest[row] = map[string]float64{}
+	}
+	t.longest[row][engine] = ms(slices.Max(times))
 }
 
 // get is -1 for what was not measured.
@@ -122,31 +185,93 @@ func (t *table) verdict(g target) string {
 }
 
 func (t *table) String() string {
+	var known []target
+	listed := map[string]bool{}
+	for _, g := range targets {
+		known = append(known, g)
+		listed[g.row] = true
+	}
+	for _, row := range slices.Sorted(maps.Keys(t.rows)) {
+		if !listed[row] {
+			known = append(known, target{row: row, any: true})
+		}
+	}
 	var b strings.Builder
-	b.WriteString("| |")
+	for _, s := range sections {
+		var mine []target
+		for _, g := range known {
+			prefix, _, _ := strings.Cut(g.row, ": ")
+			other := s.prefix == "" && (prefix+": " == gapPrefix || prefix+": " == netPrefix)
+			if t.rows[g.row] != nil && strings.HasPrefix(g.row, s.prefix) && !other {
+				mine = append(mine, g)
+			}
+		}
+		if len(mine) == 0 {
+			continue
+		}
+		if b.Len() > 0 {
+			b.WriteString("\n")
+		}
+		if s.title != "" {
+			b.WriteString("### " + s.title + "\n\n" + wrap(s.about, 120) + "\n\n")
+		}
+		t.write(&b, s.prefix, mine)
+	}
+	return b.String()
+}
+
+// wrap breaks a text into lines.
+func wrap(text string, width int) string {
+	var b strings.Builder
+	n := 0
+	for _, word := range strings.Fields(text) {
+		switch {
+		case n > 0 && n+1+len(word) > width:
+			b.WriteString("\n")
+			n = 0
+		case n > 0:
+			b.WriteString(" ")
+			n++
+		}
+		b.WriteString(word)
+		n += len(word)
+	}
+	return b.String()
+}
+
+// write writes one table. Columns without a figure are left out.
+func (t *table) write(b *strings.Builder, prefix string, rows []target) {
+	var engines []string
 	for _, e := range t.engines {
+		if slices.ContainsFunc(rows, func(g target) bool { return t.get(g.row, e) >= 0 }) || e == "Holdfast" {
+			engines = append(engines, e)
+		}
+	}
+	ratio := slices.Contains(engines, "dockerd")
+	goal := slices.ContainsFunc(rows, func(g target) bool { return !g.any })
+	b.WriteString("| |")
+	for _, e := range engines {
 		b.WriteString(" " + e + " |")
 	}
-	ratio := len(t.engines) > 1 && t.engines[1] == "dockerd"
+	under := "\n|---|" + strings.Repeat("---:|", len(engines))
 	if ratio {
 		b.WriteString(" dockerd : Holdfast |")
+		under += "---:|"
 	}
-	b.WriteString(" target |\n|---|" + strings.Repeat("---:|", len(t.engines)))
-	if ratio {
-		b.WriteString("---:|")
+	if goal {
+		b.WriteString(" target |")
+		under += "---|"
 	}
-	b.WriteString("---|\n")
-	known := map[string]bool{}
-	line := func(g target) {
-		known[g.row] = true
-		if t.rows[g.row] == nil {
-			return
-		}
-		b.WriteString("| " + g.row + " |")
-		for _, e := range t.engines {
+	b.WriteString(under + "\n")
+	for _, g := range rows {
+		b.WriteString("| " + strings.TrimPrefix(g.row, prefix) + " |")
+		for _, e := range engines {
 			cell := "–"
 			if v, ok := t.rows[g.row][e]; ok {
 				cell = number(v)
+			}
+			if v, ok := t.longest[g.row][e]; ok {
+				cell += " (" + number(v) + ")"
 			}
 			b.WriteString(" " + cell + " |")
 		}
@@ -158,17 +283,11 @@ func (t *table) String() string {
 			}
 			b.WriteString(" " + cell + " |")
 		}
-		b.WriteString(" " + t.verdict(g) + " |\n")
-	}
-	for _, g := range targets {
-		line(g)
-	}
-	for _, row := range slices.Sorted(maps.Keys(t.rows)) {
-		if !known[row] {
-			line(target{row: row, any: true})
+		if goal {
+			b.WriteString(" " + t.verdict(g) + " |")
 		}
+		b.WriteString("\n")
 	}
-	return b.String()
 }
 
 // number has three digits that mean something.

@@ -1,0 +1,439 @@
+package bench
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"os/exec"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/vishvananda/netlink"
+
+	"holdfast/test/kit"
+)
+
+// site is an engine in a network namespace of its own, whose links and rules
+// are this engine's alone, and a neighbour at the other end of a cable.
+type site struct {
+	*subject
+	host, neighbour netns
+	server, client  machine
+	ports           map[int]string // where the server's are published
+}
+
+// machine is a running container.
+type machine struct {
+	id, address string
+	ns          netns
+}
+
+const (
+	hostAddress      = "192.0.2.1"
+	neighbourAddress = "192.0.2.2"
+	netName          = "bench"
+	iperfPort        = 5201
+	echoPort         = 7
+)
+
+// newSite starts an engine, which is nil where it is not installed.
+func newSite(t testing.TB, make func(netns) engine) *site {
+	t.Helper()
+	x := &site{ports: map[int]string{}}
+	for _, n := range []*netns{&x.host, &x.neighbour} {
+		var err error
+		if *n, err = newNetns(); err != nil {
+			t.Fatal(err)
+		}
+		file := n.file
+		t.Cleanup(func() { file.Close() })
+	}
+	e := make(x.host)
+	if e == nil {
+		return nil
+	}
+	err := x.host.run(func() error {
+		cable := netlink.NewLinkAttrs()
+		cable.Name = "cable"
+		return errors.Join(
+			netlink.LinkAdd(&netlink.Veth{LinkAttrs: cable, PeerName: "cable", PeerNamespace: netlink.NsFd(int(x.neighbour.file.Fd()))}),
+			raise("lo", ""), raise("cable", hostAddress))
+	})
+	if err == nil {
+		err = x.neighbour.run(func() error { return errors.Join(raise("lo", ""), raise("cable", neighbourAddress)) })
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	x.subject = &subject{engine: e}
+	x.api, _ = connect(x.socket())
+	x.start()
+	if err := x.api.waitUp(); err != nil {
+		t.Fatalf("%s does not answer: %v", x.name(), err)
+	}
+	x.api.must(t, "POST", "/images/load?quiet=1", kit.Archive(t, imageRef, kit.Image(t, kit.Busybox(t, nil), nil)), nil)
+	x.api.must(t, "POST", "/networks/create", map[string]any{
+		"Name": netName, "Driver": "bridge",
+		// Addresses can be asked for where the subnet was.
+		"IPAM": map[string]any{"Config": []map[string]string{{"Subnet": "10.62.0.0/16"}}},
+	}, nil)
+	return x
+}
+
+// raise brings a link of the thread's namespace up.
+func raise(name, address string) error {
+	link, err := netlink.LinkByName(name)
+	if err != nil {
+		return err
+	}
+	if address != "" {
+		a, err := netlink.ParseAddr(address + "/24")
+		if err != nil {
+			return err
+		}
+		if err := netlink.AddrAdd(link, a); err != nil {
+			return err
+		}
+	}
+	return netlink.LinkSetUp(link)
+}
+
+// sleeper is a container that does nothing on the user-defined network.
+func sleeper(ports map[int]string) map[string]any {
+	exposed, bound := map[string]any{}, map[string]any{}
+	for in, out := range ports {
+		name := fmt.Sprintf("%d/tcp", in)
+		exposed[name] = map[string]any{}
+		bound[name] = []map[string]string{{"HostPort": out}}
+	}
+	return map[string]any{
+		"Image": imageRef, "Cmd": []string{"sleep", "1000000"}, "StopSignal": "SIGKILL", "ExposedPorts": exposed,
+		"HostConfig": map[string]any{"NetworkMode": netName, "PortBindings": bound},
+	}
+}
+
+// launch is "run -d --network".
+func (x *site) launch(t testing.TB, ports map[int]string) (id string) {
+	t.Helper()
+	var c struct{ ID string }
+	x.api.must(t, "POST", "/containers/create", sleeper(ports), &c)
+	x.api.must(t, "POST", "/containers/"+c.ID+"/start", nil, nil)
+	return c.ID
+}
+
+func (x *site) remove(t testing.TB, id string) {
+	t.Helper()
+	x.api.must(t, "DELETE", "/containers/"+id+"?force=1", nil, nil)
+}
+
+// machine finds where a running container lives. Its namespace stays open until
+// the end of the test, which no link outlives: the engine removes it itself.
+func (x *site) machine(t testing.TB, id string) machine {
+	t.Helper()
+	var c struct {
+		State           struct{ Pid int }
+		NetworkSettings struct {
+			Networks map[string]struct{ IPAddress string }
+		}
+	}
+	x.api.must(t, "GET", "/containers/"+id+"/json", nil, &c)
+	f, err := os.Open(fmt.Sprintf("/proc/%d/ns/net", c.State.Pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { f.Close() })
+	return machine{id, c.NetworkSettings.Networks[netName].IPAddress, netns{f}}
+}
+
+// measureNet takes networks, each engine in a namespace of its own.
+func measureNet(t *testing.T, s scale, table *table) {
+	own := newSite(t, func(ns netns) engine {
+		return &holdfast{kit.New(t, kit.Options{LiveRestore: true}), t, ns}
+	})
+	sites := []*site{own}
+	if *full && !*alone {
+		other := newSite(t, func(ns netns) engine {
+			if d := newDockerd(t, ns, "--userland-proxy=false"); d != nil {
+				return d
+			}
+			return nil
+		})
+		if other != nil {
+			sites = append(sites, other)
+		}
+	}
+	if t.Failed() {
+		return
+	}
+	measureLaunch(t, s, table, sites)
+	if t.Failed() {
+		return
+	}
+	measureAttach(t, s, table, own)
+	if t.Failed() {
+		return
+	}
+	for _, x := range sites {
+		x.ports[iperfPort], x.ports[echoPort] = nextPort(), nextPort()
+		x.server = x.machine(t, x.launch(t, x.ports))
+		x.client = x.machine(t, x.launch(t, nil))
+		defer echo(t, x.server.ns)()
+	}
+	if t.Failed() {
+		return
+	}
+	trips, streams := map[string]map[string][]float64{}, map[string]map[string][]float64{}
+	note := func(in map[string]map[string][]float64, row, who string, v float64, err error) {
+		if err != nil {
+			t.Errorf("%s, %s: %v", who, row, err)
+			return
+		}
+		if in[row] == nil {
+			in[row] = map[string][]float64{}
+		}
+		in[row][who] = append(in[row][who], v)
+	}
+	_, missing := exec.LookPath("iperf3")
+	if missing == nil {
+		for _, x := range sites {
+			serveIperf(t, x.server.ns)
+		}
+	}
+	for range s.few {
+		for i, name := range []string{"container to container", "host to container", "neighbour to published port"} {
+			for _, x := range sites {
+				from, to := x.client.ns, x.server.address
+				where := func(port int) string { return fmt.Sprint(port) }
+				switch i {
+				case 1:
+					from = x.host
+				case 2:
+					from, to = x.neighbour, hostAddress
+					where = func(port int) string { return x.ports[port] }
+				}
+				us, err := roundTrip(from, net.JoinHostPort(to, where(echoPort)), s.trips)
+				note(trips, fmt.Sprintf(rowTrip, name), x.name(), us, err)
+				if missing == nil {
+					rate, err := iperf(from, to, where(iperfPort), s.stream)
+					note(streams, fmt.Sprintf(rowStream, name), x.name(), rate, err)
+				}
+			}
+			if t.Failed() {
+				return
+			}
+		}
+	}
+	for _, in := range []map[string]map[string][]float64{trips, streams} {
+		for row, by := range in {
+			for who, list := range by {
+				table.set(row, who, median(list))
+			}
+		}
+	}
+	for _, x := range sites {
+		x.remove(t, x.server.id)
+		x.remove(t, x.client.id)
+	}
+}
+
+// measureLaunch is "run -d" on a user-defined network.
+func measureLaunch(t *testing.T, s scale, table *table, sites []*site) {
+	times := map[string][]time.Duration{}
+	for round := range s.rounds + 1 {
+		for _, x := range sites {
+			begin := time.Now()
+			id := x.launch(t, nil)
+			if round > 0 { // the first warms caches
+				times[x.name()] = append(times[x.name()], time.Since(begin))
+			}
+			x.remove(t, id)
+		}
+		if t.Failed() {
+			return
+		}
+	}
+	for who, list := range times {
+		table.set(rowLaunch, who, ms(median(list)))
+	}
+}
+
+// measureAttach takes a running container with a published port off its
+// network and measures how long it takes to come back to its address.
+func measureAttach(t *testing.T, s scale, table *table, x *site) {
+	const bundle = 100 // ports of one container
+	var crowd []string
+	for _, taken := range []int{0, s.taken} {
+		for n := 0; n < taken; n += bundle {
+			ports := map[int]string{}
+			for i := range min(bundle, taken-n) {
+				ports[2000+i] = nextPort()
+			}
+			crowd = append(crowd, x.launch(t, ports))
+		}
+		port := nextPort()
+		id := x.launch(t, map[int]string{echoPort: port})
+		if t.Failed() {
+			return
+		}
+		m := x.machine(t, id)
+		silence := echo(t, m.ns)
+		again := map[string]any{"Container": id, "EndpointConfig": map[string]any{
+			"IPAMConfig": map[string]string{"IPv4Address": m.address},
+		}}
+		var times []time.Duration
+		for range s.rounds {
+			x.api.must(t, "POST", "/networks/"+netName+"/disconnect", map[string]any{"Container": id}, nil)
+			begin := time.Now()
+			x.api.must(t, "POST", "/networks/"+netName+"/connect", again, nil)
+			times = append(times, time.Since(begin))
+			if _, err := roundTrip(x.neighbour, net.JoinHostPort(hostAddress, port), 1); err != nil {
+				t.Errorf("the port of a container that was attached: %v", err)
+			}
+			if t.Failed() {
+				return
+			}
+		}
+		silence()
+		x.remove(t, id)
+		table.set(fmt.Sprintf(rowAttach, taken), x.name(), ms(median(times)))
+	}
+	for _, id := range crowd {
+		x.remove(t, id)
+	}
+}
+
+// echo gives everything back that comes to a port in a namespace, until end.
+func echo(t testing.TB, ns netns) (end func()) {
+	t.Helper()
+	var l net.Listener
+	err := ns.run(func() (err error) {
+		l, err = net.Listen("tcp4", fmt.Sprintf("0.0.0.0:%d", echoPort))
+		return err
+	})
+	if err != nil {
+		t.Error(err)
+		return func() {}
+	}
+	go func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			go func() {
+				defer c.Close()
+				b := make([]byte, 1)
+				for {
+					if _, err := io.ReadFull(c, b); err != nil {
+						return
+					}
+					if _, err := c.Write(b); err != nil {
+						return
+					}
+				}
+			}()
+		}
+	}()
+	return func() { l.Close() }
+}
+
+// roundTrip is the median time of a byte there and back over one connection,
+// in microseconds.
+func roundTrip(from netns, address string, trips int) (float64, error) {
+	var c net.Conn
+	err := from.run(func() (err error) {
+		c, err = net.DialTimeout("tcp4", address, 5*time.Second)
+		return err
+	})
+	if err != nil {
+		return 0, err
+	}
+	defer c.Close()
+	c.SetDeadline(time.Now().Add(20 * time.Second))
+	b := make([]byte, 1)
+	times := make([]time.Duration, trips)
+	for i := range times {
+		begin := time.Now()
+		if _, err := c.Write(b); err != nil {
+			return 0, err
+		}
+		if _, err := io.ReadFull(c, b); err != nil {
+			return 0, err
+		}
+		times[i] = time.Since(begin)
+	}
+	return float64(median(times)) / float64(time.Microsecond), nil
+}
+
+// serveIperf runs iperf3's server in a namespace until the end of the test.
+func serveIperf(t testing.TB, ns netns) {
+	t.Helper()
+	cmd := exec.Command("iperf3", "-s", "-p", fmt.Sprint(iperfPort), "--forceflush")
+	out, err := cmd.StdoutPipe()
+	if err == nil {
+		err = ns.run(cmd.Start)
+	}
+	if err != nil {
+		t.Error(err)
+		return
+	}
+	ready := make(chan bool, 1)
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		lines := bufio.NewScanner(out)
+		told := false
+		for lines.Scan() {
+			if !told && strings.Contains(lines.Text(), "listening") {
+				told = true
+				ready <- true
+			}
+		}
+		if !told {
+			ready <- false
+		}
+		cmd.Wait()
+	}()
+	t.Cleanup(func() { cmd.Process.Kill(); <-ended })
+	select {
+	case ok := <-ready:
+		if !ok {
+			t.Error("iperf3's server has ended")
+		}
+	case <-time.After(10 * time.Second):
+		t.Error("iperf3's server does not say that it listens")
+	}
+}
+
+// iperf is what the other end has received, in GB per second.
+func iperf(from netns, address, port string, size []string) (float64, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, "iperf3", append([]string{"-c", address, "-p", port, "-J"}, size...)...)
+	var text []byte
+	err := from.run(func() (err error) { text, err = cmd.Output(); return err })
+	var report struct {
+		Error string
+		End   struct {
+			Received struct {
+				BitsPerSecond float64 `json:"bits_per_second"`
+			} `json:"sum_received"`
+		}
+	}
+	if json.Unmarshal(text, &report) == nil && report.Error != "" {
+		return 0, errors.New("iperf3: " + report.Error)
+	}
+	if err != nil {
+		return 0, fmt.Errorf("iperf3: %w", err)
+	}
+	if report.End.Received.BitsPerSecond == 0 {
+		return 0, errors.New("iperf3: nothing was received")
+	}
+	return report.End.Received.BitsPerSecond / 8e9, nil
+}
