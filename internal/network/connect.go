@@ -14,6 +14,22 @@ import (
 
 // Connecting and disconnecting a container that runs goes like a start: With
 // or Without give the Sandbox as it shall be, in memory; the engine stores it;
+// leadPorts makes published ports lead to the address that answers go by.
+func (s *Sandbox) leadPorts() {
+	s.Ports = slices.Clone(s.Ports)
+	gw4, gw6 := s.gateway(false), s.gateway(true)
+	for j := range s.Ports {
+		t := &s.Ports[j].Target
+		a, gw := func(e Endpoint) Addressing { return e.IPv4 }, gw4
+		if t.Addr().Is6() {
+			a, gw = func(e Endpoint) Addressing { return e.IPv6 }, gw6
+		}
+		if gw >= 0 {
+			*t = netip.AddrPortFrom(a(s.Endpoints[gw]).Address.Addr(), t.Port())
+		}
+	}
+}
+
 // Change makes the kernel agree, and may be repeated after a crash.
 
 // With adds an endpoint on a network to a container's sandbox. Errors:
@@ -35,6 +51,7 @@ func (m *Manager) With(s Sandbox, ref string, es *network.EndpointSettings) (San
 	if err := m.connect(&s, n, es.Copy()); err != nil {
 		return s, err
 	}
+	s.leadPorts()
 	m.sandboxes[s.Container] = s
 	return s, nil
 }
@@ -75,19 +92,7 @@ func (m *Manager) Without(s Sandbox, ref string) (Sandbox, error) {
 		return s, forbidden("container cannot be disconnected from host network")
 	}
 	s.Endpoints = slices.Delete(slices.Clone(s.Endpoints), i, i+1)
-	// Published ports lead to the address that answers go by.
-	s.Ports = slices.Clone(s.Ports)
-	gw4, gw6 := s.gateway(false), s.gateway(true)
-	for j := range s.Ports {
-		t := &s.Ports[j].Target
-		a, gw := func(e Endpoint) Addressing { return e.IPv4 }, gw4
-		if t.Addr().Is6() {
-			a, gw = func(e Endpoint) Addressing { return e.IPv6 }, gw6
-		}
-		if gw >= 0 {
-			*t = netip.AddrPortFrom(a(s.Endpoints[gw]).Address.Addr(), t.Port())
-		}
-	}
+	s.leadPorts()
 	m.sandboxes[s.Container] = s
 	return s, nil
 }

@@ -143,9 +143,15 @@ func TestPublishedPortsFollowTheGateway(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	if both.Ports[0].Target != s.Ports[0].Target {
+		t.Error("the port leads to a network of the same priority that came later")
+	}
 	left, err := m.Without(both, "one")
 	if err != nil {
 		t.Fatal(err)
+	}
+	if back, err := m.With(left, "one", &network.EndpointSettings{GwPriority: 1}); err != nil || back.Ports[0].Target.Addr() != back.Endpoints[1].IPv4.Address.Addr() {
+		t.Errorf("with a network of a higher priority: %+v, %v", back.Ports, err)
 	}
 	if got, want := left.Ports[0].Target.Addr(), left.Endpoints[0].IPv4.Address.Addr(); got != want {
 		t.Errorf("the port leads to %s, want %s", got, want)

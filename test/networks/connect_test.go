@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"strings"
 	"testing"
+	"time"
 )
 
 func TestContainerIsConnectedAndDisconnectedWhileItRuns(t *testing.T) {
@@ -69,12 +70,18 @@ func TestDefaultRouteAndPublishedPortFollowTheGatewayPriority(t *testing.T) {
 	for i, n := range []string{"low", "high", "mid"} {
 		h.d.Docker("network", "create", "--subnet", fmt.Sprintf("%s.%d.0/24", h.net, i), n)
 	}
+	pid := h.machine("gwp"+h.d.ID[3:], "198.18.3.1/24", "198.18.3.2/24")
 	via := func(want int) {
 		t.Helper()
 		h.has("route", h.in("ada", "ip", "route"), fmt.Sprintf("default via %s.%d.1 ", h.net, want))
 		if got := fetchHost("http://127.0.0.1:18081/"); got != "ada" {
 			t.Errorf("published port: %q", got)
 		}
+		// And from another machine, on a host that looks where packets come from.
+		if err := inNamespace(pid, func() error { return connect("198.18.3.1", 18081, 2*time.Second) }); err != nil {
+			t.Errorf("published port from another machine: %v", err)
+		}
+		h.has("rules", h.rules(), fmt.Sprintf("tcp . 18081 comment \"%s", h.ids["ada"][:12]), fmt.Sprintf(" : %s.%d.", h.net, want))
 	}
 	h.serve("ada", "--network", "low", "-p", "18081:80")
 	h.reaches("ada", "127.0.0.1", "ada")
