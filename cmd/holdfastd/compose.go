@@ -89,7 +89,7 @@ func compose(ctx context.Context, cfg *config.Config, shim string, process contr
 	// The image store tells of what it did through the engine, which is made
 	// after it; nothing is told before.
 	c.images, err = image.Open(ctx, image.Options{
-		Root: files.ImagesDir(), Snapshotter: cfg.StorageDriver, Registry: registryOf(cfg), Log: log,
+		Root: files.ImagesDir(), Snapshotter: cfg.StorageDriver, Registry: registryOf(cfg), Single: true, Log: log,
 		OnEvent: func(action, id, name string, attrs map[string]string) { c.engine.ImageEvent(action, id, name, attrs) },
 	})
 	if err != nil {

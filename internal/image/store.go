@@ -59,6 +59,9 @@ type Options struct {
 	// and the filesystem can carry it, native otherwise.
 	Snapshotter string
 	Registry    Registry
+	// Single says that the process has no other store. Where layers are mounted
+	// to be unpacked is one place in a process: it is then under Root.
+	Single bool
 	// Log takes the store's own words and those of the libraries; nil is
 	// slog.Default.
 	Log *slog.Logger
@@ -141,6 +144,11 @@ func Open(ctx context.Context, o Options) (_ *Store, err error) {
 	}
 	s.closers = append(s.closers, s.bolt.Close)
 
+	if o.Single {
+		if err := s.ownMounts(); err != nil {
+			return nil, err
+		}
+	}
 	// What a dead process was writing, whole or not, nobody continues: its
 	// leases end here too. Half a download is resumed within one pull.
 	if err := os.RemoveAll(s.path("content", "ingest")); err != nil {
