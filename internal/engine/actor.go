@@ -3,6 +3,7 @@ package engine
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"log/slog"
 	"reflect"
 	"slices"
@@ -11,6 +12,7 @@ import (
 
 	moby "github.com/moby/moby/api/types/container"
 	mobynet "github.com/moby/moby/api/types/network"
+	"golang.org/x/sys/unix"
 
 	"holdfast/internal/container"
 	"holdfast/internal/failpoint"
@@ -406,6 +408,18 @@ func (a *actor) save() error {
 		return nil
 	}
 	return a.e.store.WriteSpec(&a.spec)
+}
+
+// saveEnding is save before the container is stopped or removed. A full disk is
+// no reason to refuse what makes room: it is done without a record, and should
+// the daemon die meanwhile, the user asks again.
+func (a *actor) saveEnding() error {
+	err := a.save()
+	if errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) {
+		a.log.Warn("the disk is full: the container is stopped or removed without a record of it", "error", err)
+		return nil
+	}
+	return err
 }
 
 // attributes are what every event of the container carries.

@@ -109,7 +109,11 @@ func (a *actor) want(d container.Desired) error {
 		return nil
 	}
 	a.spec.Desired = d
-	err := a.save()
+	save := a.save
+	if d != container.DesiredRunning {
+		save = a.saveEnding
+	}
+	err := save()
 	if err != nil {
 		a.spec.Desired = was
 	}

@@ -41,7 +41,7 @@ func (e *Engine) ContainerRemove(ctx context.Context, ref string, o RemoveOption
 func (a *actor) remove(o RemoveOptions, done func(error)) {
 	was := a.spec
 	a.spec.Desired, a.spec.RemoveVolumes = container.DesiredRemoved, o.Volumes
-	if err := a.save(); err != nil {
+	if err := a.saveEnding(); err != nil {
 		// Nothing was begun.
 		a.spec = was
 		a.to(a.before)
