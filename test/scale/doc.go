@@ -1,0 +1,3 @@
+// Package scale starts the daemon over many running containers, and over hosts
+// that others have changed meanwhile.
+package scale
