@@ -60,10 +60,7 @@ func (e *Engine) ContainerFollow(ctx context.Context, ref string, o FollowOption
 			}
 		}
 	}()
-	if _, err := c.File.Write(head); err != nil {
-		return true, nil // the client has gone
-	}
-	f := following{actor: a, o: o, client: c.File, log: log, enc: format.Encoder{Raw: raw, Timestamps: o.Timestamps, Details: o.Details}}
+	f := following{actor: a, o: o, client: c.File, head: head, log: log, enc: format.Encoder{Raw: raw, Timestamps: o.Timestamps, Details: o.Details}}
 	return true, f.run(ctx)
 }
 
@@ -72,6 +69,7 @@ type following struct {
 	actor  *actor
 	o      FollowOptions
 	client *os.File
+	head   []byte // not yet written
 	log    *reader.Reader
 	enc    format.Encoder
 	tried  *os.File // the file that the shim did not take
@@ -87,6 +85,12 @@ func (f *following) run(ctx context.Context) error {
 				return err
 			}
 			f.tried = file
+		}
+		if f.head != nil {
+			if _, err := f.client.Write(f.head); err != nil {
+				return nil // the client has gone
+			}
+			f.head = nil
 		}
 		line, err := f.log.Next()
 		switch {
@@ -114,7 +118,7 @@ func (f *following) give(ctx context.Context, file *os.File, offset int64) (bool
 	ctx, cancel := context.WithTimeout(ctx, giveTimeout)
 	defer cancel()
 	err := shim.Follow(ctx, proto.Follow{
-		Offset: offset, Stdout: f.o.Stdout, Stderr: f.o.Stderr, Raw: f.enc.Raw, Timestamps: f.o.Timestamps, Details: f.o.Details,
+		Offset: offset, Head: f.head, Stdout: f.o.Stdout, Stderr: f.o.Stderr, Raw: f.enc.Raw, Timestamps: f.o.Timestamps, Details: f.o.Details,
 		Since: f.o.Since, Until: f.o.Until, Within: f.enc.Within,
 	}, f.client, file)
 	switch {

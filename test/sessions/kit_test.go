@@ -13,6 +13,7 @@ import (
 	"net/http"
 	"os"
 	"os/exec"
+	"regexp"
 	"strings"
 	"sync"
 	"testing"
@@ -160,6 +161,25 @@ func (x *terminal) resizes(rows, cols uint16) {
 	x.t.Helper()
 	if err := pty.Setsize(x.pty, &pty.Winsize{Rows: rows, Cols: cols}); err != nil {
 		x.t.Fatal(err)
+	}
+}
+
+var size = regexp.MustCompile(`\d+ \d+\r\n`)
+
+// settled waits until the client has made its last request: those for the
+// terminal's size come after all others.
+func (x *terminal) settled() {
+	x.t.Helper()
+	deadline := time.Now().Add(patience)
+	// The client may not listen yet: each size is another one, which it is told.
+	for rows := uint16(30); !strings.Contains(x.String(), " 90\r\n"); rows = 61 - rows {
+		if time.Now().After(deadline) {
+			x.t.Fatalf("the terminal does not get its size:\n%s", last(x.String()))
+		}
+		x.resizes(rows, 90)
+		n := len(size.FindAllString(x.String(), -1))
+		x.types("stty size\n")
+		x.await("a size", func(text string) bool { return len(size.FindAllString(text, -1)) > n })
 	}
 }
 

@@ -18,6 +18,7 @@ func TestTerminalGoesOnAndEndsWithItsExitCodeWhileNoDaemonLives(t *testing.T) {
 				d := live(t, nil)
 				x := inTerminal(t, client(d, append(args, image, "sh")...))
 				x.shows("# ")
+				x.settled()
 				x.types("echo be''fore\n")
 				x.shows("before")
 				d.Kill9()

@@ -132,6 +132,7 @@ func TestSessionsOverPlainTCPGoOnToo(t *testing.T) {
 	}
 	x := inTerminal(t, over("run", "-it", "--name", "shell", image, "sh"))
 	x.shows("# ")
+	x.settled()
 	log := over("logs", "-f", "shell")
 	said := follow(t, log)
 	if err := log.Start(); err != nil {

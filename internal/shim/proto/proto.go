@@ -308,12 +308,14 @@ type Hold struct {
 }
 
 // Follow makes a client that follows the log the shim's. The first descriptor
-// is its socket, with the head and all earlier lines written, the second the
+// is its socket, with all earlier lines written, the second the
 // log's active file. The shim sends the records from Offset on, to the end of
 // the container or of Until. KindConflict: the file is no longer the active one
 // or the container has ended, and the client remains the daemon's.
 type Follow struct {
-	Offset         int64 `json:"offset"` // of the first record, in bytes
+	Offset int64 `json:"offset"` // of the first record, in bytes
+	// Head is written before it, if the daemon has written nothing yet.
+	Head           []byte `json:"head,omitempty"`
 	Stdout, Stderr bool
 	// Raw: lines as they are. Otherwise in Docker's frames, as in Attach.
 	Raw        bool      `json:"raw,omitempty"`

@@ -53,6 +53,7 @@ func (s *Shim) follow(a proto.Follow, sock *socket, logFD int) error {
 		file.Close()
 		return err
 	}
+	f.out, f.asked.Head = a.Head, nil
 	s.serveFollower(f)
 	return nil
 }
