@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"net"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -368,14 +369,18 @@ func TestIPv6IsOffInContainersWithoutAnAddressOfIt(t *testing.T) {
 }
 
 func TestAddressesThatTheUserNames(t *testing.T) {
-	h := newHost(t, func(o *network.Options) { o.BIP = "10.90.0.1/24" })
+	h := newHost(t, nil)
+	ctx := context.Background()
+	_, err := h.m.Create(ctx, apinet.CreateRequest{Name: "own", IPAM: &apinet.IPAM{Config: []apinet.IPAMConfig{{Subnet: netip.MustParsePrefix("10.90.0.0/24")}}}})
+	h.ok(err)
 	r := h.request()
+	r.Mode = "own"
 	mac := apinet.HardwareAddr{2, 0, 0, 0, 0, 9}
-	r.Endpoints = map[string]*apinet.EndpointSettings{"bridge": {
+	r.Endpoints = map[string]*apinet.EndpointSettings{"own": {
 		IPAMConfig: &apinet.EndpointIPAMConfig{IPv4Address: parseAddr("10.90.0.77")}, MacAddress: mac,
 	}}
 	c := h.run(r)
-	es := h.m.Settings(c.Sandbox).Networks["bridge"]
+	es := h.m.Settings(c.Sandbox).Networks["own"]
 	if c.ip() != "10.90.0.77" || es.MacAddress.String() != mac.String() || es.IPAddress.String() != c.ip() {
 		t.Errorf("got %+v", es)
 	}
@@ -386,10 +391,18 @@ func TestAddressesThatTheUserNames(t *testing.T) {
 		}
 	})
 	again := h.request()
-	again.Endpoints = r.Endpoints
-	if _, _, err := h.m.Prepare(context.Background(), again); !errdefs.IsInvalidArgument(err) {
+	again.Endpoints, again.Mode = r.Endpoints, "own"
+	if _, _, err := h.m.Prepare(ctx, again); !errdefs.IsInvalidArgument(err) {
 		t.Errorf("the same address again: %v", err)
 	}
+	onDefault := h.request()
+	onDefault.Endpoints = map[string]*apinet.EndpointSettings{"bridge": r.Endpoints["own"]}
+	if _, _, err := h.m.Prepare(ctx, onDefault); !errdefs.IsInvalidArgument(err) {
+		t.Errorf("on the default network: %v", err)
+	}
+	h.ok(h.m.Release(ctx, c.Sandbox))
+	_, err = h.m.Remove(ctx, "own")
+	h.ok(err)
 }
 
 func TestManyContainersAtOnce(t *testing.T) {
