@@ -78,7 +78,7 @@ func (e *Engine) ContainerAttach(ctx context.Context, ref string, o AttachOption
 // join gives a client to the shim, or keeps it for the start, in the loop.
 func (a *actor) join(at attachment) {
 	switch {
-	case a.state == container.Starting:
+	case a.state == container.Starting, a.replacing:
 		a.parked = append(a.parked, func() { a.join(at) })
 		return
 	case a.shim == nil && (a.state == container.Created || a.state == container.Exited):
@@ -89,7 +89,10 @@ func (a *actor) join(at attachment) {
 	default:
 		shim := a.shim
 		go func() {
-			if err := shim.Attach(context.Background(), at.attach, at.client.File); err != nil {
+			err := a.insist(context.Background(), shim, func(s Shim) error {
+				return s.Attach(context.Background(), at.attach, at.client.File)
+			})
+			if err != nil {
 				a.log.Warn("attach failed", "error", err)
 			}
 			at.client.File.Close()

@@ -46,7 +46,10 @@ func (e *Engine) ContainerRename(ctx context.Context, ref, name string) error {
 		go func() {
 			if shim != nil {
 				// The name in what the shim journals; nothing hangs on it.
-				if err := shim.Update(context.Background(), proto.Update{Attributes: at}); err != nil {
+				err := a.insist(context.Background(), shim, func(s Shim) error {
+					return s.Update(context.Background(), proto.Update{Attributes: at})
+				})
+				if err != nil {
 					a.log.Warn("the shim keeps the old name in its journal", "error", err)
 				}
 			}
@@ -82,7 +85,7 @@ func (e *Engine) ContainerUpdate(ctx context.Context, ref string, u moby.UpdateC
 		go func() {
 			var err error
 			if shim != nil {
-				err = shim.Update(context.Background(), msg)
+				err = a.insist(context.Background(), shim, func(s Shim) error { return s.Update(context.Background(), msg) })
 			}
 			a.post(func() {
 				if err == nil {

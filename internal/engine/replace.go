@@ -170,6 +170,13 @@ func (a *actor) replace(rec proto.State) {
 		watched := false
 		for delay := replaceFirst; ; delay = min(2*delay, replaceMost) {
 			shim, err := a.e.adopter(a, rec)
+			if err != nil {
+				// Another may have come first: one that a daemon had begun to start
+				// when it died.
+				if there, derr := a.e.dial(a.id); derr == nil {
+					shim, err = there, nil
+				}
+			}
 			if err == nil {
 				if !a.post(func() { a.replaced(shim) }) {
 					shim.Close()
@@ -202,6 +209,12 @@ func (a *actor) replace(rec proto.State) {
 			}
 		}
 	}()
+}
+
+func (e *Engine) dial(id string) (Shim, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), helloTimeout)
+	defer cancel()
+	return e.shims.Dial(ctx, e.store.RunDir(id))
 }
 
 // unreplaced lets what waited for a new shim go on without one, in the loop.

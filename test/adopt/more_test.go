@@ -155,7 +155,7 @@ func TestSessionsOfAKilledShimEnd(t *testing.T) {
 	t.Parallel()
 	d := live(t, nil)
 	id := d.Holdfast("run", "-d", "--name", "box", image, "sh", "-c", "trap 'exit 3' TERM; while :; do sleep 0.05; done")
-	attached := talk(t, d, "attach", "--no-stdin", "box")
+	attached := wire(t, d, "box")
 	in := talk(t, d, "exec", "-i", "box", "sh", "-c", "echo ready; cat")
 	in.hear("ready")
 	var execs []proto.ExecState
@@ -164,7 +164,9 @@ func TestSessionsOfAKilledShimEnd(t *testing.T) {
 	if out, code := in.rest(); code == 0 {
 		t.Errorf("the exec's client ended with success: %q", out)
 	}
-	attached.rest()
+	if rest, err := io.ReadAll(attached); err != nil && !errors.Is(err, unix.ECONNRESET) {
+		t.Errorf("the attached client got %q and %v", rest, err)
+	}
 	if got := d.Holdfast("exec", "box", "echo", "again"); got != "again" {
 		t.Errorf("%q", got)
 	}
