@@ -1,0 +1,231 @@
+package script
+
+import (
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/pem"
+	"math/big"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"strings"
+	"testing"
+	"time"
+
+	"holdfast/test/kit"
+)
+
+// Every flag of dockerd, so that scripts that start dockerd start us. Those
+// that can't be honoured are refused by name instead of being unknown.
+func TestEveryFlagOfDockerdIsKnown(t *testing.T) {
+	t.Parallel()
+	file := t.TempDir() + "/file"
+	if err := os.WriteFile(file, []byte("{}"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	refused := map[string]bool{}
+	for _, flag := range []string{
+		"--add-runtime=other=/usr/bin/other", "--allow-direct-routing", "--authorization-plugin=x", "--bip=10.9.8.1/24",
+		"--bip6=fd00:9::1/64", "--bridge=none", "--bridge-accept-fwmark=1", "--cdi-spec-dir=/etc/cdi", "--cgroup-parent=/x",
+		"--config-file=" + file, "--containerd=/run/x.sock", "--containerd-namespace=x", "--containerd-plugins-namespace=x",
+		"--cpu-rt-period=1000", "--cpu-rt-runtime=1000", "--cri-containerd", "--data-root=/tmp/x", "--debug", "-D",
+		"--default-address-pool=base=10.7.0.0/16,size=24", "--default-cgroupns-mode=private", "--default-gateway=172.17.0.1",
+		"--default-gateway-v6=fd00::1", "--default-ipc-mode=private", "--default-network-opt=bridge=com.docker.network.driver.mtu=1400",
+		"--default-runtime=runc", "--default-shm-size=32M", "--default-ulimit=nofile=100:200", "--dns=10.0.0.53", "--dns-opt=ndots:2",
+		"--dns-search=example.org", "--exec-opt=native.cgroupdriver=cgroupfs", "--exec-root=/tmp/x", "--experimental",
+		"--feature=containerd-snapshotter=true", "--firewall-backend=iptables", "--fixed-cidr=172.17.0.0/24", "--fixed-cidr-v6=fd00::/80",
+		"--group=root", "-G=root", "--host=unix:///tmp/x.sock", "-H=unix:///tmp/x.sock", "--host-gateway-ip=10.0.0.1",
+		"--http-proxy=http://10.0.0.1:80", "--https-proxy=http://10.0.0.1:80", "--icc=false", "--init", "--init-path=/bin/tini",
+		"--insecure-registry=10.0.0.0/8", "--ip=127.0.0.1", "--ip-forward=false", "--ip-forward-no-drop", "--ip-masq=false",
+		"--ip6tables=false", "--iptables=false", "--ipv6", "--label=a=b", "--live-restore", "--log-driver=local", "--log-format=json",
+		"--log-level=warn", "-l=warn", "--log-opt=max-size=1m", "--max-concurrent-downloads=2", "--max-concurrent-uploads=2",
+		"--max-download-attempts=2", "--metrics-addr=127.0.0.1:9", "--min-api-version=1.40", "--mtu=1400",
+		"--network-control-plane-mtu=1400", "--no-new-privileges", "--no-proxy=localhost", "--node-generic-resource=a=b",
+		"--nri-opts=enable=false", "--oom-score-adjust=-500", "--pidfile=/tmp/x.pid", "-p=/tmp/x.pid", "--raw-logs",
+		"--registry-mirror=http://127.0.0.1:5000", "--rootless", "--seccomp-profile=unconfined", "--selinux-enabled",
+		"--shutdown-timeout=5", "--storage-driver=overlay2", "-s=overlay2", "--storage-opt=a=b", "--swarm-default-advertise-addr=lo",
+		"--tls", "--tlscacert=" + file, "--tlscert=" + file, "--tlskey=" + file, "--tlsverify", "--userland-proxy=false",
+		"--userland-proxy-path=/x", "--userns-remap=default",
+	} {
+		out, err := exec.Command(kit.Binary(t, "holdfastd"), "--validate", flag).CombinedOutput()
+		if err == nil {
+			continue
+		}
+		name, _, _ := strings.Cut(strings.TrimLeft(flag, "-"), "=")
+		if !strings.Contains(string(out), name) || strings.Contains(string(out), "unknown") || strings.Contains(string(out), "flag provided") {
+			t.Errorf("%s: %v %s", flag, err, out)
+		}
+		refused[name] = true
+	}
+	// What is to be honoured is not refused.
+	for _, name := range []string{"bip", "live-restore", "storage-driver", "default-runtime", "log-opt", "dns", "mtu", "init", "label", "feature", "default-cgroupns-mode"} {
+		if refused[name] {
+			t.Errorf("--%s is refused", name)
+		}
+	}
+	if out, err := exec.Command(kit.Binary(t, "holdfastd"), "--validate", "--no-such-flag").CombinedOutput(); err == nil || !strings.Contains(string(out), "no-such-flag") {
+		t.Errorf("%v %s", err, out)
+	}
+}
+
+// authority signs certificates for one test.
+type authority struct {
+	t    *testing.T
+	dir  string
+	key  *ecdsa.PrivateKey
+	cert *x509.Certificate
+}
+
+func newAuthority(t *testing.T, name string) *authority {
+	a := &authority{t: t, dir: t.TempDir()}
+	a.key, a.cert = a.sign(name, nil, nil)
+	return a
+}
+
+// sign makes name.pem and name-key.pem in the authority's folder.
+func (a *authority) sign(name string, parent *x509.Certificate, with *ecdsa.PrivateKey) (*ecdsa.PrivateKey, *x509.Certificate) {
+	a.t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		a.t.Fatal(err)
+	}
+	serial, err := rand.Int(rand.Reader, big.NewInt(1<<62))
+	if err != nil {
+		a.t.Fatal(err)
+	}
+	c := &x509.Certificate{
+		SerialNumber: serial, Subject: pkix.Name{CommonName: name}, BasicConstraintsValid: true, IsCA: parent == nil,
+		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour), IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)},
+		KeyUsage: x509.KeyUsageDigitalSignature | x509.KeyUsageCertSign, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth, x509.ExtKeyUsageServerAuth},
+	}
+	if parent == nil {
+		parent, with = c, key
+	}
+	der, err := x509.CreateCertificate(rand.Reader, c, parent, &key.PublicKey, with)
+	if err != nil {
+		a.t.Fatal(err)
+	}
+	secret, err := x509.MarshalECPrivateKey(key)
+	if err != nil {
+		a.t.Fatal(err)
+	}
+	for path, block := range map[string]*pem.Block{name + ".pem": {Type: "CERTIFICATE", Bytes: der}, name + "-key.pem": {Type: "EC PRIVATE KEY", Bytes: secret}} {
+		if err := os.WriteFile(a.dir+"/"+path, pem.EncodeToMemory(block), 0o600); err != nil {
+			a.t.Fatal(err)
+		}
+	}
+	cert, err := x509.ParseCertificate(der)
+	if err != nil {
+		a.t.Fatal(err)
+	}
+	return key, cert
+}
+
+func TestOverTLSOnlyThoseWithACertificateAreServed(t *testing.T) {
+	t.Parallel()
+	ca := newAuthority(t, "ca")
+	ca.sign("server", ca.cert, ca.key)
+	ca.sign("client", ca.cert, ca.key)
+	stranger := newAuthority(t, "ca")
+	stranger.sign("client", stranger.cert, stranger.key)
+
+	d := kit.New(t, kit.Options{})
+	d.SetFlags("-H", d.Host, "-H", "tcp://127.0.0.1:0", "--tlsverify", "--tlscacert", ca.dir+"/ca.pem", "--tlscert", ca.dir+"/server.pem", "--tlskey", ca.dir+"/server-key.pem")
+	d.Start()
+	d.Load(image, kit.Busybox(t, nil))
+	_, rest, ok := strings.Cut(d.Log(), "API listen on tcp://")
+	if !ok {
+		t.Fatal(d.Log())
+	}
+	address := rest[:strings.IndexAny(rest, "\"\n")]
+	as := func(a *authority, args ...string) []string {
+		return append([]string{"-H", "tcp://" + address, "--tlsverify", "--tlscacert", ca.dir + "/ca.pem", "--tlscert", a.dir + "/client.pem", "--tlskey", a.dir + "/client-key.pem"}, args...)
+	}
+	for name, run := range map[string]func(...string) kit.Result{"docker": d.TryDocker, "holdfast": d.TryHoldfast} {
+		// A stream goes through the daemon here, both ways and to its end.
+		if r := run(as(ca, "run", "--rm", image, "sh", "-c", "seq 1 20000; exit 4")...); r.Code != 4 || strings.Count(r.Stdout, "\n") != 20000 {
+			t.Errorf("%s: code %d, %d lines, %s", name, r.Code, strings.Count(r.Stdout, "\n"), r.Stderr)
+		}
+		if r := run(as(stranger, "version")...); r.Code == 0 {
+			t.Errorf("%s: a stranger is served: %+v", name, r)
+		}
+	}
+	if resp, err := http.Get("http://" + address + "/_ping"); err == nil {
+		resp.Body.Close()
+		if resp.StatusCode == http.StatusOK {
+			t.Error("served without TLS")
+		}
+	}
+}
+
+// A registry that lies, or that goes away in the middle.
+func TestBadRegistryLeavesNoImage(t *testing.T) {
+	t.Parallel()
+	d := kit.Start(t, kit.Options{Config: map[string]any{"max-download-attempts": 1}})
+	for name, c := range map[string]struct {
+		answer  func(w http.ResponseWriter, blob []byte)
+		message string
+	}{
+		"other content": {func(w http.ResponseWriter, blob []byte) {
+			blob[len(blob)/2] ^= 1
+			w.Write(blob)
+		}, "filesystem layer verification failed for digest sha256:"},
+		// What is asked for again, from where it broke off, is cut off at once.
+		"cut off": {func(w http.ResponseWriter, blob []byte) {
+			if len(blob) > 1<<20 {
+				w.Write(blob[:1<<20])
+			}
+			panic(http.ErrAbortHandler)
+		}, "EOF"},
+	} {
+		reg := kit.StartRegistry(t, func(next http.Handler) http.Handler {
+			return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				if r.Method != http.MethodGet || !strings.Contains(r.URL.Path, "/blobs/sha256:") {
+					next.ServeHTTP(w, r)
+					return
+				}
+				rec := &recorder{header: http.Header{}}
+				next.ServeHTTP(rec, r)
+				if len(rec.body) < 10_000 { // a configuration
+					w.WriteHeader(rec.status)
+					w.Write(rec.body)
+					return
+				}
+				w.Header().Set("Content-Length", rec.header.Get("Content-Length"))
+				w.WriteHeader(rec.status)
+				c.answer(w, rec.body)
+			})
+		})
+		ref := reg.Push("team/app:1", kit.Image(t, kit.Busybox(t, nil), nil))
+		r := d.TryDocker("pull", ref)
+		if r.Code == 0 {
+			t.Errorf("%s: pulled", name)
+		}
+		if !strings.Contains(r.Stderr, c.message) {
+			t.Errorf("%s: %s", name, r.Stderr)
+		}
+		if got := d.Docker("images", "-aq"); got != "" {
+			t.Errorf("%s: there is %s", name, got)
+		}
+	}
+}
+
+type recorder struct {
+	header http.Header
+	status int
+	body   []byte
+}
+
+func (r *recorder) Header() http.Header { return r.header }
+func (r *recorder) WriteHeader(s int)   { r.status = s }
+func (r *recorder) Write(b []byte) (int, error) {
+	if r.status == 0 {
+		r.status = http.StatusOK
+	}
+	r.body = append(r.body, b...)
+	return len(b), nil
+}
