@@ -160,7 +160,8 @@ func (h *house) kernel() string {
 	b.WriteString(h.rules())
 	for line := range strings.Lines(h.host("ip", "-o", "addr") + h.host("ip", "route")) {
 		if strings.Contains(" "+line, " "+h.net+".") {
-			b.WriteString(line)
+			// The kernel notices late that a bridge has no port any more.
+			b.WriteString(strings.ReplaceAll(line, " linkdown", ""))
 		}
 	}
 	for _, name := range slices.Sorted(maps.Keys(h.pids)) {
