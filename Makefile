@@ -62,8 +62,9 @@ upgrade: root packages ## daemons and shims of every version in test/upgrade/ver
 	$(ROOTTEST) -timeout 20m -v ./test/upgrade
 
 bench: root packages ## measure in full, beside dockerd and podman where they are installed (root)
+	.ci/need iperf3
 	@$(MAKE) --no-print-directory build tools
-	$(ROOTTEST) -timeout 60m -v ./test/bench -full -write $(CURDIR)/docs/benchmarks.md
+	$(ROOTTEST) -timeout 15m -v ./test/bench -full -write $(CURDIR)/docs/benchmarks.md
 
 root:
 	@[ "$$(id -u)" = 0 ] || { echo "this starts daemons and containers: run it as root ('make check' needs no root)"; exit 1; }

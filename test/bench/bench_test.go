@@ -18,11 +18,28 @@ type scale struct {
 	many     int // containers in a row and at once
 	crowds   []int
 	restarts int
-	blocks   int           // blockFiles of log
-	taken    int           // ports that are published before another one is
-	trips    int           // over a connection, there and back
-	stream   []string      // iperf3's size of a stream
+	blocks   int      // blockFiles of log
+	taken    int      // ports that are published before another one is
+	trips    int      // over a connection, there and back
+	stream   []string // iperf3's size of a stream
+	budget   *budget
 	calm     time.Duration // without a change before a size is taken
+}
+
+// budget is the time that all measurements may take; they are done with fewer
+// rounds when it is over.
+type budget struct {
+	until time.Time
+	over  bool
+}
+
+// done is asked before each round: whether the ones before have to do.
+func (b *budget) done(rounds int) bool {
+	if rounds == 0 || time.Now().Before(b.until) {
+		return false
+	}
+	b.over = true
+	return true
 }
 
 // subject is an engine that is measured, with its client.
@@ -41,10 +58,11 @@ func TestEnginesSideBySide(t *testing.T) {
 		s = scale{rounds: 21, few: 3, many: 50, crowds: []int{0, 50, 200}, restarts: 5, blocks: 10, calm: 2 * time.Second,
 			taken: 1000, trips: 5000, stream: []string{"-t", "2"}}
 	}
+	s.budget = &budget{until: time.Now().Add(8 * time.Minute)}
 	table := newTable()
 	subjects := []*subject{{engine: newHoldfast(t)}}
 	var pod *podman
-	if *full && !*alone {
+	if beside() {
 		if d := newDockerd(t, netns{}); d != nil {
 			subjects = append(subjects, &subject{engine: d})
 		}
@@ -82,6 +100,9 @@ func TestEnginesSideBySide(t *testing.T) {
 		for _, n := range s.crowds {
 			for _, x := range subjects {
 				measureCrowd(t, s, table, x, n)
+				if t.Failed() {
+					return
+				}
 			}
 		}
 		for _, x := range subjects {
@@ -98,6 +119,7 @@ func TestEnginesSideBySide(t *testing.T) {
 	if t.Failed() {
 		return
 	}
+	table.hurried = s.budget.over
 	text := table.String()
 	t.Log("\n" + text)
 	if *write != "" {
@@ -126,6 +148,9 @@ func measureRun(t *testing.T, s scale, table *table, subjects []*subject, pod *p
 	}
 	// The first round of each warms caches and does not count.
 	for round := range s.rounds + 1 {
+		if s.budget.done(max(0, round-1)) {
+			break
+		}
 		if round == 1 {
 			clear(times)
 		}
@@ -178,7 +203,10 @@ func measureMany(t *testing.T, s scale, table *table, subjects []*subject) {
 		{rowAtOnce, func(x *subject) { each(s.many, func(int) { x.api.runDetached(t) }) }},
 	} {
 		times := map[string][]time.Duration{}
-		for range s.few {
+		for round := range s.few {
+			if s.budget.done(round) {
+				break
+			}
 			for _, x := range subjects {
 				begin := time.Now()
 				mode.run(x)
@@ -268,7 +296,10 @@ func measureCrowd(t *testing.T, s scale, table *table, x *subject, n int) {
 // measureRestart restarts the engine with its n containers.
 func measureRestart(t *testing.T, s scale, table *table, x *subject, n int) {
 	var up, taken, all, refused []time.Duration
-	for range s.restarts {
+	for round := range s.restarts {
+		if s.budget.done(round) {
+			break
+		}
 		var r *refusal
 		if n > 0 {
 			r = watch(x.one)
@@ -315,7 +346,10 @@ func measureRestart(t *testing.T, s scale, table *table, x *subject, n int) {
 func measureLogs(t *testing.T, s scale, table *table, subjects []*subject) {
 	times := map[string][]time.Duration{}
 	lines := s.blocks * blockFile / lineBytes
-	for range s.few {
+	for round := range s.few {
+		if s.budget.done(round) {
+			break
+		}
 		for _, x := range subjects {
 			var c struct{ ID string }
 			x.api.must(t, "POST", "/containers/create", map[string]any{

@@ -139,7 +139,43 @@ func (d *dockerd) start() {
 }
 
 func (d *dockerd) stop() { d.end(unix.SIGTERM) }
-func (d *dockerd) kill() { d.end(unix.SIGKILL) }
+
+// kill takes dockerd's own containerd along, which asks the kernel for that.
+// It has to be reaped before dockerd starts again, which takes it for running
+// otherwise; an init process does so, but not every one.
+func (d *dockerd) kill() {
+	d.t.Helper()
+	text, err := os.ReadFile(d.root + "/run/containerd/containerd.pid")
+	if errors.Is(err, os.ErrNotExist) { // it uses one that it has not started
+		d.end(unix.SIGKILL)
+		return
+	}
+	if err != nil {
+		d.t.Fatal(err)
+	}
+	pid, err := strconv.Atoi(strings.TrimSpace(string(text)))
+	if err != nil {
+		d.t.Fatal(err)
+	}
+	if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); err != nil {
+		d.t.Fatal(err)
+	}
+	defer unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0)
+	d.end(unix.SIGKILL)
+	reaped := make(chan struct{})
+	go func() {
+		defer close(reaped)
+		for {
+			if _, err := unix.Wait4(pid, nil, 0, nil); err != unix.EINTR {
+				return
+			}
+		}
+	}()
+	select {
+	case <-reaped:
+	case <-time.After(10 * time.Second): // it has outlived dockerd, and is used again
+	}
+}
 
 func (*dockerd) upgrades() bool { return false }
 func (d *dockerd) upgrade()     { d.t.Error("dockerd can't hand over to another one") }

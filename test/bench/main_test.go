@@ -20,6 +20,7 @@ var (
 	write = flag.String("write", "", "`file` that gets the report")
 	only  = flag.String("only", "", "comma separated parts to measure; empty is all: run, many, size, ps, restart, gaps, logs, net")
 	alone = flag.Bool("alone", false, "measure no other engine")
+	short = flag.Bool("short-beside", false, "measure beside other engines, as little as without -full")
 )
 
 // inside is set for the process in the namespace.
@@ -57,6 +58,9 @@ func inNamespace() int {
 	}
 	return cmd.ProcessState.ExitCode()
 }
+
+// beside says whether other engines are measured.
+func beside() bool { return (*full || *short) && !*alone }
 
 func part(name string) bool {
 	if *only == "" {

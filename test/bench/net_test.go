@@ -157,7 +157,7 @@ func measureNet(t *testing.T, s scale, table *table) {
 		return &holdfast{kit.New(t, kit.Options{LiveRestore: true}), t, ns}
 	})
 	sites := []*site{own}
-	if *full && !*alone {
+	if beside() {
 		other := newSite(t, func(ns netns) engine {
 			if d := newDockerd(t, ns, "--userland-proxy=false"); d != nil {
 				return d
@@ -205,7 +205,10 @@ func measureNet(t *testing.T, s scale, table *table) {
 			serveIperf(t, x.server.ns)
 		}
 	}
-	for range s.few {
+	for round := range s.few {
+		if s.budget.done(round) {
+			break
+		}
 		for i, name := range []string{"container to container", "host to container", "neighbour to published port"} {
 			for _, x := range sites {
 				from, to := x.client.ns, x.server.address
@@ -246,6 +249,9 @@ func measureNet(t *testing.T, s scale, table *table) {
 func measureLaunch(t *testing.T, s scale, table *table, sites []*site) {
 	times := map[string][]time.Duration{}
 	for round := range s.rounds + 1 {
+		if s.budget.done(max(0, round-1)) {
+			break
+		}
 		for _, x := range sites {
 			begin := time.Now()
 			id := x.launch(t, nil)
@@ -287,7 +293,10 @@ func measureAttach(t *testing.T, s scale, table *table, x *site) {
 			"IPAMConfig": map[string]string{"IPv4Address": m.address},
 		}}
 		var times []time.Duration
-		for range s.rounds {
+		for round := range s.rounds {
+			if s.budget.done(round) {
+				break
+			}
 			x.api.must(t, "POST", "/networks/"+netName+"/disconnect", map[string]any{"Container": id}, nil)
 			begin := time.Now()
 			x.api.must(t, "POST", "/networks/"+netName+"/connect", again, nil)

@@ -53,7 +53,8 @@ var sections = []struct{ prefix, title, about string }{
 		"`GET /_ping` and a page of one container's published port are each asked on a new connection, 2 ms after the answer or the " +
 			"refusal before; a gap is the longest time from one answer to the next, from before the daemon goes until it has carried " +
 			"out a request with all containers restored. An undisturbed gap is thus a little over 2 ms. *Restart* is SIGTERM and a " +
-			"start, *crash* SIGKILL and a start at once, *upgrade* `holdfastd --takeover`, which dockerd has no counterpart of. " +
+			"start, *crash* SIGKILL and a start at once, *upgrade* `holdfastd --takeover`, which dockerd has no counterpart of; the " +
+			"containerd that dockerd has started dies with it. " +
 			"Medians of 3, the longest of them in parentheses."},
 	{netPrefix, "Networks",
 		"Each engine in a network namespace of its own, so that no packet passes the other's rules, dockerd with " +
@@ -128,6 +129,7 @@ var targets = []target{
 type table struct {
 	engines, versions []string
 	load              string // before the first measurement
+	hurried           bool   // there were fewer rounds than usual
 	rows              map[string]map[string]float64
 	longest           map[string]map[string]float64 // where a row tells it too
 }
@@ -342,6 +344,9 @@ func (t *table) machine() string {
 		fmt.Sprintf("- load average at the beginning: %s (what others of the machine ran meanwhile is in the figures)", t.load),
 		"- Linux " + strings.SplitN(unix.ByteSliceToString(u.Release[:]), "-", 2)[0] + ", " + cgroups(),
 		"- " + strings.Join(append(t.versions, runtimeVersion()), ", "),
+	}
+	if t.hurried {
+		lines = append(lines, "- fewer rounds than usual at the end: the machine was too slow for all of them")
 	}
 	return strings.Join(lines, "\n") + "\n"
 }
