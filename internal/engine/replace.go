@@ -50,6 +50,11 @@ type held struct {
 	pid   int
 	start uint64
 	kept  client.Kept
+	// outputs are the FIFOs of stdout and stderr, open for reading: what a
+	// container wrote last is still there for the next shim when it ended while
+	// there was none. They are numbers and no files, so that the poller does not
+	// wake up for every line.
+	outputs []int
 }
 
 // drop closes what is held, with the lock.
@@ -59,7 +64,10 @@ func (h *held) drop() {
 			f.Close()
 		}
 	}
-	h.pid, h.start, h.kept = 0, 0, client.Kept{}
+	for _, fd := range h.outputs {
+		unix.Close(fd)
+	}
+	h.pid, h.start, h.kept, h.outputs = 0, 0, client.Kept{}, nil
 }
 
 // has reports whether the process of a record is held, alive or not.
@@ -87,6 +95,14 @@ func (a *actor) hold() {
 	h.drop()
 	h.pid, h.start = a.rec.Pid, a.rec.PidStart
 	h.kept.Pidfd = openProcess(a.rec)
+	if !a.req.Config.Tty {
+		for _, name := range []string{"stdout", "stderr"} {
+			fd, err := unix.Open(filepath.Join(a.e.store.RunDir(a.id), name), unix.O_RDONLY|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
+			if err == nil {
+				h.outputs = append(h.outputs, fd)
+			}
+		}
+	}
 	switch c := a.req.Config; {
 	case c.Tty:
 		if t, ok := a.shim.(terminals); ok {
