@@ -287,6 +287,11 @@ func nextShim(t *testing.T, release string) string {
 func TestShimsAreUpgradedUnderRunningContainers(t *testing.T) {
 	t.Parallel()
 	next := nextShim(t, "99.0")
+	said, err := exec.Command(kit.Binary(t, "holdfast-shim"), "--version").Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	own := strings.TrimPrefix(strings.TrimSpace(string(said)), "holdfast-shim ")
 	d := live(t, nil)
 	port := freePort(t)
 	id := d.Holdfast("run", "-d", "--name", "web", "-p", port+":80", "--health-cmd", "true", "--health-interval", "100ms", image, "sh", "-c",
@@ -314,7 +319,7 @@ func TestShimsAreUpgradedUnderRunningContainers(t *testing.T) {
 		path, release := next, "99.0"
 		args := []string{"daemon", "upgrade", "--shims", "--binary", path}
 		if i%2 == 1 {
-			args, release = args[:3], "dev"
+			args, release = args[:3], own
 		}
 		got := d.Holdfast(args...)
 		if strings.Count(got, "its shim is now version "+release+" ") != 2 {
