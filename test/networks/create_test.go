@@ -1,6 +1,7 @@
 package networks
 
 import (
+	"slices"
 	"strings"
 	"testing"
 
@@ -11,7 +12,7 @@ func TestNetworkIsWhatWasAskedFor(t *testing.T) {
 	t.Parallel()
 	h := newHouse(t, nil)
 	h.d.Docker("network", "create", "--subnet", h.net+".1.0/24", "--gateway", h.net+".1.254", "--ip-range", h.net+".1.64/26",
-		"--aux-address", "printer="+h.net+".1.64", "--subnet", h.net+".2.0/24", "--label", "who=test", "--attachable",
+		"--aux-address", "printer="+h.net+".1.64", "--label", "who=test", "--attachable",
 		"--opt", "com.docker.network.driver.mtu=1400", "both")
 	h.run("ada", "--network", "both", image, "sleep", "9999")
 	h.always(func() {
@@ -20,7 +21,7 @@ func TestNetworkIsWhatWasAskedFor(t *testing.T) {
 		if h.d.Running() {
 			got := h.d.Docker("network", "inspect", "both")
 			h.has("inspect", got, `"Subnet": "`+h.net+`.1.0/24"`, `"IPRange": "`+h.net+`.1.64/26"`, `"Gateway": "`+h.net+`.1.254"`,
-				`"printer": "`+h.net+`.1.64"`, `"Subnet": "`+h.net+`.2.0/24"`, `"who": "test"`, `"Attachable": true`, `"Driver": "bridge"`, `"Name": "ada"`)
+				`"printer": "`+h.net+`.1.64"`, `"who": "test"`, `"Attachable": true`, `"Driver": "bridge"`, `"Name": "ada"`)
 			h.has("list", h.d.Docker("network", "ls"), "both", "bridge", "host", "none")
 			h.equal("list by label", h.d.Docker("network", "ls", "--filter", "label=who=test", "--format", "{{.Name}}"), "both")
 			h.equal("list by driver", h.d.Docker("network", "ls", "--filter", "driver=null", "--format", "{{.Name}}"), "none")
@@ -31,11 +32,13 @@ func TestNetworkIsWhatWasAskedFor(t *testing.T) {
 func TestSecondSubnetIsUsedWhenTheFirstIsFull(t *testing.T) {
 	t.Parallel()
 	h := newHouse(t, nil)
-	h.d.Docker("network", "create", "--subnet", h.net+".1.0/30", "--subnet", h.net+".2.0/24", "n")
+	// Each has room for one container. The command line gives them in no order.
+	h.d.Docker("network", "create", "--subnet", h.net+".1.0/30", "--subnet", h.net+".2.0/30", "n")
 	h.serve("ada", "--network", "n")
 	h.serve("bob", "--network", "n")
-	h.equal("first", h.address("ada", "n"), h.net+".1.2")
-	h.equal("second", h.address("bob", "n"), h.net+".2.2")
+	got := []string{h.address("ada", "n"), h.address("bob", "n")}
+	slices.Sort(got)
+	h.equal("addresses", strings.Join(got, " "), h.net+".1.2 "+h.net+".2.2")
 	h.always(func() {
 		h.reaches("ada", "bob", "bob")
 		h.reaches("bob", "ada", "ada")
