@@ -200,3 +200,96 @@ func waitGrown(t *testing.T, path string, size int64, pidfd *os.File) bool {
 		unix.Read(fd, buf[:])
 	}
 }
+
+func TestContainerNeverHasTwoShims(t *testing.T) {
+	b := newBox(t, "sleep 1000")
+	s, _ := b.started()
+	if _, err := b.tryAdopt(nil); err == nil || !strings.Contains(err.Error(), "another shim holds") {
+		t.Errorf("a second shim: %v", err)
+	}
+	boot := b.boot
+	boot.Life++
+	if _, err := client.Spawn(ctx(t), client.Options{Binary: shimBinary, Bootstrap: boot}); err == nil || !strings.Contains(err.Error(), "another shim holds") {
+		t.Errorf("a shim of another life: %v", err)
+	}
+	if st, err := s.State(ctx(t)); err != nil || st.Status != proto.StatusRunning {
+		t.Errorf("%+v %v", st, err)
+	}
+	if _, err := s.Stop(ctx(t), proto.Stop{Signal: 9}); err != nil {
+		t.Error(err)
+	}
+	b.ended(s)
+}
+
+// Whoever becomes the parent may reap the process before the shim can ask.
+func TestExitCodeIsExactAlsoWhenAnotherProcessReapsTheContainer(t *testing.T) {
+	var u unix.Utsname
+	if err := unix.Uname(&u); err != nil {
+		t.Fatal(err)
+	}
+	var major, minor int
+	fmt.Sscanf(unix.ByteSliceToString(u.Release[:]), "%d.%d", &major, &minor)
+	knows := major > 6 || major == 6 && minor >= 15
+
+	// From here on orphans are the test's children.
+	if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0)
+	b := newBox(t, "trap 'exit 42' TERM; while :; do sleep 0.02; done")
+	s, _ := b.started()
+	st, err := s.State(ctx(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	kept := b.keep(s)
+	b.killShim(s)
+	if err := unix.PidfdSendSignal(int(kept.Pidfd.Fd()), unix.SIGTERM, nil, 0); err != nil {
+		t.Fatal(err)
+	}
+	var ws unix.WaitStatus
+	for {
+		if _, err := unix.Wait4(st.Pid, &ws, 0, nil); err != unix.EINTR {
+			if err != nil || ws.ExitStatus() != 42 {
+				t.Fatalf("the test reaped %v %v", ws, err)
+			}
+			break
+		}
+	}
+	s = b.adopt(kept)
+	end := b.ended(s)
+	switch {
+	case knows && (end.ExitCode != 42 || end.Error != ""):
+		t.Errorf("%+v", end)
+	case !knows && (end.ExitCode != 255 || !strings.Contains(end.Error, "exit code is unknown")):
+		t.Errorf("on Linux %d.%d: %+v", major, minor, end)
+	}
+}
+
+// With nothing but the files and the process: a daemon that comes later has no
+// more.
+func TestAdoptionNeedsNothingThatTheDaemonHeld(t *testing.T) {
+	b := newBox(t, "i=0; trap 'exit 5' TERM; while :; do i=$((i+1)); echo $i; sleep 0.01; done")
+	b.boot.Health = &proto.Health{Process: raw(t, process("true")), Interval: 50e6, Timeout: 10e9, Retries: 3}
+	s, ev := b.started()
+	ev.wait("healthy", func(e proto.Event) bool { return e.Attributes["health"] == "healthy" })
+	b.killShim(s)
+	s = b.adopt(nil)
+	again := b.subscribe(s, 0)
+	checked := s.Hello().State.Health
+	again.wait("another check", func(e proto.Event) bool {
+		return e.State.Health != nil && e.State.Health.Log[len(e.State.Health.Log)-1].End.After(checked.Log[len(checked.Log)-1].End)
+	})
+	st, err := s.Stop(ctx(t), proto.Stop{Default: true})
+	if err != nil || st.ExitCode != 5 {
+		t.Errorf("%+v %v", st, err)
+	}
+	b.ended(s)
+	b.numbered(strings.Count(b.logLines("stdout"), "\n"))
+	for i, e := range again.actions() {
+		if want := []string{"start", "health_status", "die", "exited"}[i]; e != want {
+			t.Errorf("%v", again.actions())
+			break
+		}
+	}
+}

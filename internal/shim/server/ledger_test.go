@@ -1,0 +1,240 @@
+package server
+
+import (
+	"bytes"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"holdfast/internal/logs/format"
+	"holdfast/internal/shim/proto"
+)
+
+// text is what a log holds, without time stamps.
+func text(t *testing.T, path string) string {
+	t.Helper()
+	var out strings.Builder
+	dec := format.NewDecoder("json-file")
+	for _, p := range []string{path + ".6", path + ".5", path + ".4", path + ".3", path + ".2", path + ".1", path} {
+		b, err := os.ReadFile(p)
+		if err != nil {
+			continue
+		}
+		for len(b) > 0 {
+			n, err := dec.Record(b)
+			if err != nil || n == 0 {
+				t.Fatalf("%s: %q %v", p, b, err)
+			}
+			line, _ := dec.Decode(b[:n])
+			out.Write(line.Line)
+			b = b[n:]
+		}
+	}
+	return out.String()
+}
+
+// A shim that is killed at any instruction of a move loses nothing, and nothing
+// comes twice.
+func TestLedgerGoesOnAfterAKillInAnyPhase(t *testing.T) {
+	const before, chunk = "one\nbeg", "un\ntwo\nthree\nhalf"
+	for _, terminal := range []bool{false, true} {
+		for _, maxSize := range []int64{0, 120} { // a rotation within the chunk
+			for _, at := range []string{"idle", "taking", "read", "taken", "written in part", "written", "torn", "committed"} {
+				t.Run(fmt.Sprintf("%s terminal=%v max=%d", at, terminal, maxSize), func(t *testing.T) {
+					dir := t.TempDir()
+					cfg := format.Config{Path: filepath.Join(dir, "log"), MaxSize: maxSize, MaxFiles: 7}
+					log, err := format.Open(cfg)
+					if err != nil {
+						t.Fatal(err)
+					}
+					l, err := openLedger(dir, false)
+					if err != nil {
+						t.Fatal(err)
+					}
+					now := time.Unix(1_700_000_000, 5)
+					move := func(p string, until string) {
+						inode, size := log.Position()
+						room := l.begin(format.Stdout, len(p), now, inode, size, terminal)
+						if until == "taking" {
+							return
+						}
+						copy(room, p)
+						if until == "read" {
+							return
+						}
+						l.took(len(p))
+						if until == "taken" {
+							return
+						}
+						if until == "written in part" {
+							// The same records as at the beginning of the whole.
+							log.Write(format.Stdout, now, []byte(p[:strings.Index(p, "three")]))
+							return
+						}
+						log.Write(format.Stdout, now, []byte(p))
+						if until == "torn" {
+							f, _ := os.OpenFile(cfg.Path, os.O_WRONLY|os.O_APPEND, 0)
+							f.WriteString(`{"log":"th`)
+							f.Close()
+						}
+						if until != "committed" && until != "" {
+							return
+						}
+						l.commit(log)
+					}
+					move(before, "")
+					if at != "idle" {
+						move(chunk, at)
+					}
+					// The kill: nothing is flushed or closed. The next shim:
+					again, err := format.Open(cfg)
+					if err != nil {
+						t.Fatal(err)
+					}
+					l2, err := openLedger(dir, true)
+					if err != nil {
+						t.Fatal(err)
+					}
+					if err := l2.restore(again); err != nil {
+						t.Fatal(err)
+					}
+					want := before
+					if at != "idle" && at != "taking" {
+						want += chunk
+					}
+					again.Write(format.Stdout, now, []byte(" end\n"))
+					if got := text(t, cfg.Path); got != want+" end\n" {
+						t.Errorf("got %q, want %q", got, want+" end\n")
+					}
+					l.close()
+					l2.close()
+				})
+			}
+		}
+	}
+}
+
+// A terminal may give less than was there when it was asked.
+func TestLedgerFindsOutHowMuchATerminalGave(t *testing.T) {
+	l, err := openLedger(t.TempDir(), false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.close()
+	p := l.begin(format.Stdout, 1000, time.Now(), 0, 0, true)
+	copy(p, "only these")
+	if got := l.unfinished(); string(got) != "only these" {
+		t.Errorf("%q", got)
+	}
+}
+
+func TestLedgerGivesBackWhatABurstTook(t *testing.T) {
+	dir := t.TempDir()
+	l, err := openLedger(dir, false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.close()
+	blocks := func() int64 {
+		var st unix.Stat_t
+		if err := unix.Stat(filepath.Join(dir, proto.LedgerFile), &st); err != nil {
+			t.Fatal(err)
+		}
+		return st.Blocks * 512
+	}
+	small := blocks()
+	p := l.begin(format.Stdout, readSize, time.Now(), 0, 0, false)
+	if len(p) != readSize {
+		t.Fatal(len(p))
+	}
+	copy(p, bytes.Repeat([]byte("x"), len(p)))
+	l.took(len(p))
+	if blocks() < small+readSize/2 {
+		t.Fatal("nothing was allocated")
+	}
+	l.turn(l.valid(), phaseIdle)
+	l.rest()
+	if got := blocks(); got != small {
+		t.Errorf("%d bytes, were %d", got, small)
+	}
+}
+
+func TestDamagedLedgerIsNotUsed(t *testing.T) {
+	for name, content := range map[string]string{"cut short": ledgerMagic, "of another kind": strings.Repeat("x", ledgerSize), "empty": ""} {
+		dir := t.TempDir()
+		if err := os.WriteFile(filepath.Join(dir, proto.LedgerFile), []byte(content), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if l, err := openLedger(dir, true); err == nil {
+			l.close()
+			t.Errorf("%s: opened", name)
+		}
+	}
+	// Numbers that make no sense are no entry.
+	l, err := openLedger(t.TempDir(), false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.close()
+	l.begin(format.Stdout, 10, time.Now(), 0, 0, false)
+	l.took(5)
+	l.put(atGot, 1<<40)
+	if p := l.unfinished(); p != nil {
+		t.Errorf("%d bytes", len(p))
+	}
+	l.put(atWant, 1<<40)
+	if p := l.unfinished(); p != nil {
+		t.Errorf("%d bytes", len(p))
+	}
+}
+
+func TestZombieTellsItsExitStatus(t *testing.T) {
+	stat := func(state, code string) []byte {
+		return []byte("12 (a ) b) " + state + " 1 12 12 0 -1 4194316 0 0 0 0 0 0 0 0 20 0 1 0 777 0 0 18446744073709551615 0 0 0 0 0 0 0 0 0 0 0 0 17 1 0 0 0 0 0 0 0 0 0 0 0 0 " + code + "\n")
+	}
+	if st, ok := parseZombie(stat("Z", "1792")); !ok || st.ExitStatus() != 7 {
+		t.Errorf("%v %v", st, ok)
+	}
+	if st, ok := parseZombie(stat("Z", "9")); !ok || !st.Signaled() || st.Signal() != 9 {
+		t.Errorf("%v %v", st, ok)
+	}
+	if _, ok := parseZombie(stat("S", "0")); ok {
+		t.Error("it lives")
+	}
+	if got := parseStartTime(stat("Z", "0")); got != 777 {
+		t.Errorf("start %d", got)
+	}
+}
+
+func TestGateLetsThoseInsideOutAndNobodyIn(t *testing.T) {
+	g := newGate()
+	g.enter()
+	shut := make(chan bool)
+	go func() { shut <- g.close(10 * time.Second) }()
+	<-g.wanted()
+	entered := make(chan struct{})
+	go func() { g.enter(); close(entered) }()
+	g.leave()
+	if !<-shut {
+		t.Fatal("not shut")
+	}
+	select {
+	case <-entered:
+		t.Fatal("somebody came in")
+	default:
+	}
+	if g.close(time.Second) {
+		t.Error("shut twice")
+	}
+	g.open()
+	<-entered
+	if g.close(time.Millisecond) {
+		t.Error("shut with somebody inside")
+	}
+	g.enter() // open again
+}
