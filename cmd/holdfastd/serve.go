@@ -102,6 +102,7 @@ func serve(flags *config.Flags, cfg *config.Config) error {
 	d.log = newLogger(os.Stderr, cfg, d.level)
 	slog.SetDefault(d.log)
 	settle(cfg, d.log)
+	reapOrphans(d.log)
 	signals := catchSignals()
 	started := time.Now()
 

@@ -59,6 +59,12 @@ type held struct {
 
 // drop closes what is held, with the lock.
 func (h *held) drop() {
+	if f := h.kept.Pidfd; f != nil {
+		// After its shim was killed the process was the daemon's child, and stayed
+		// unreaped for the next shim to read its exit code. Of any other this asks
+		// in vain.
+		_ = unix.Waitid(unix.P_PIDFD, int(f.Fd()), nil, unix.WEXITED|unix.WNOHANG, nil)
+	}
 	for _, f := range []*os.File{h.kept.Pidfd, h.kept.Terminal, h.kept.Stdin} {
 		if f != nil {
 			f.Close()

@@ -11,6 +11,7 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"os/signal"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -24,7 +25,38 @@ import (
 	"holdfast/test/kit"
 )
 
-func TestMain(m *testing.M) { kit.Main(m) }
+func TestMain(m *testing.M) {
+	beInit()
+	kit.Main(m)
+}
+
+// beInit makes this process the one that orphans go to when the daemon is dead
+// too, and reaps those that a container's end would wait for: the machine's
+// first process may be one that reaps nothing.
+func beInit() {
+	if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); err != nil {
+		panic(err)
+	}
+	ended := make(chan os.Signal, 1)
+	signal.Notify(ended, unix.SIGCHLD)
+	go func() {
+		for range ended {
+			lists, _ := filepath.Glob("/proc/self/task/*/children")
+			for _, path := range lists {
+				b, _ := os.ReadFile(path)
+				for pid := range strings.FieldsSeq(string(b)) {
+					status, _ := os.ReadFile("/proc/" + pid + "/status")
+					_, ns, _ := strings.Cut(string(status), "\nNSpid:")
+					ns, _, _ = strings.Cut(ns, "\n")
+					if f := strings.Fields(ns); strings.Contains(string(status), "\nState:\tZ") && len(f) > 1 && f[len(f)-1] != "1" {
+						n, _ := strconv.Atoi(pid)
+						unix.Wait4(n, nil, unix.WNOHANG, nil)
+					}
+				}
+			}
+		}
+	}()
+}
 
 const image = "busybox:test"
 

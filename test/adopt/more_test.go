@@ -387,3 +387,28 @@ func TestShimsAreUpgradedUnderRunningContainers(t *testing.T) {
 		t.Errorf("events: %s", got)
 	}
 }
+
+// A container ends only when all its processes are reaped, also those whose
+// parent was the killed shim.
+func TestExecsThatAKilledShimLeftDontHoldUpTheEnd(t *testing.T) {
+	t.Parallel()
+	d := live(t, nil)
+	id := d.Holdfast("run", "-d", "--name", "box", image, "sh", "-c", "trap 'exit 3' TERM; echo up; while :; do sleep 0.05; done")
+	eventually(t, "it is up", func() bool { return d.Holdfast("logs", "box") == "up" })
+	d.Holdfast("exec", "-d", "box", "sleep", "1000")
+	var pid int
+	eventually(t, "the exec runs", func() bool {
+		for _, x := range record(t, d, id).Execs {
+			pid = x.Pid
+		}
+		return pid != 0
+	})
+	killShim(t, d, id)
+	d.Holdfast("exec", "box", "true") // there is a new one
+	kill(t, pid)
+	d.Holdfast("stop", "box")
+	if s := inspect(t, d, "box").State; s.ExitCode != 3 || s.Error != "" {
+		t.Errorf("%+v", s)
+	}
+	d.Holdfast("rm", "box")
+}

@@ -236,12 +236,14 @@ func TestExitCodeIsExactAlsoWhenAnotherProcessReapsTheContainer(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0)
-	b := newBox(t, "trap 'exit 42' TERM; while :; do sleep 0.02; done")
-	s, _ := b.started()
-	st, err := s.State(ctx(t))
+	b := newBox(t, "trap 'exit 42' TERM; echo ready; while :; do sleep 0.02; done")
+	s := b.spawn()
+	c := b.attach(s, proto.Attach{Stdout: true, Raw: true})
+	st, err := s.Start(ctx(t))
 	if err != nil {
 		t.Fatal(err)
 	}
+	c.until("ready")
 	kept := b.keep(s)
 	b.killShim(s)
 	if err := unix.PidfdSendSignal(int(kept.Pidfd.Fd()), unix.SIGTERM, nil, 0); err != nil {
