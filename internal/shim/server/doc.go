@@ -22,12 +22,16 @@
 //	exec.go       exec sessions
 //	health.go     health checks
 //	restart.go    the restart policy, pure
+//	ledger.go     what was read and is not in the log yet, for the next shim
+//	adopt.go      the container of a shim that was killed
+//	still.go      how all that moves is brought to a stop
+//	upgrade.go    another binary in the same process; image.go what it is given
 //	ports.go      forwarding of what the kernel can't translate
 //	teardown.go   netlink batches, unmounts, removals
 //
-// Order of locks: record.mu, then output.mu or execs.mu, then a client's or a
-// connection's. Shim.mu is taken alone or under none of these, and only for
-// moments.
+// Order of locks: motion (still.go), then record.mu, then output.mu or
+// execs.mu, then a client's or a connection's. Shim.mu is taken alone or under
+// none of these, and only for moments.
 //
 // The binary must stay small, so the package links no net, net/http,
 // crypto/tls, protobuf, gRPC or log/slog.
