@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 
 	securejoin "github.com/cyphar/filepath-securejoin"
 	"github.com/moby/sys/user"
@@ -42,6 +43,7 @@ func resolveUser(rootfs, spec string, groups []string) (u specs.User, home strin
 		if err != nil {
 			return u, "", invalid("%v", err)
 		}
+		slices.Sort(gids) // the library gives them in no order
 		extra = append(extra, gids...)
 	}
 	seen := map[uint32]bool{u.GID: true}
