@@ -412,3 +412,31 @@ func TestExecsThatAKilledShimLeftDontHoldUpTheEnd(t *testing.T) {
 	}
 	d.Holdfast("rm", "box")
 }
+
+// The shim is killed between the runtime's exec and its own answer.
+func TestExecIsNeverRunTwice(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	runtime := filepath.Join(dir, "runtime")
+	script := "#!/bin/sh\nrunc \"$@\"; code=$?\ncase \" $* \" in *\" exec \"*) mkdir " + filepath.Join(dir, "once") + " && kill -9 $PPID;; esac\nexit $code\n"
+	if err := os.WriteFile(runtime, []byte(script), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	d := live(t, map[string]any{"default-runtime": "fatal", "runtimes": map[string]any{"fatal": map[string]any{"path": runtime}}})
+	d.Holdfast("run", "-d", "--name", "box", image, "sleep", "1000")
+	for _, how := range []string{"-d", "-i"} {
+		os.Remove(filepath.Join(dir, "once"))
+		s := talk(t, d, "exec", how, "box", "sh", "-c", "echo ran "+how+" >/proc/1/fd/1")
+		if out, code := s.rest(); code == 0 {
+			t.Errorf("exec %s whose shim was killed ended with success: %q", how, out)
+		}
+		d.Holdfast("exec", "box", "sh", "-c", "echo after "+how+" >/proc/1/fd/1")
+	}
+	eventually(t, "all has been written", func() bool { return strings.Contains(d.Holdfast("logs", "box"), "after -i") })
+	log := d.Holdfast("logs", "box")
+	for _, how := range []string{"-d", "-i"} {
+		if n := strings.Count(log, "ran "+how); n != 1 {
+			t.Errorf("exec %s was run %d times", how, n)
+		}
+	}
+}

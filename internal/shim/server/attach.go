@@ -101,8 +101,8 @@ func (s *socket) waitGone() {
 	})
 }
 
-// attach connects a client. It gets every byte that the container writes from
-// now on, up to the end of the run.
+// attach connects a client, to whom deliver will write every byte that the
+// container writes from now on, up to the end of the run.
 func (o *output) attach(sock *socket, a proto.Attach, spillDir string) (*client, *stdin, error) {
 	c := &client{sock: sock, queue: newBacklog(spillDir), done: make(chan struct{}), esc: escape{keys: a.DetachKeys}}
 	c.typed, c.left = c.esc.filter(a.Pending)
@@ -114,7 +114,6 @@ func (o *output) attach(sock *socket, a proto.Attach, spillDir string) (*client,
 		return nil, nil, errors.New("container is not running")
 	}
 	o.clients[c], o.all[c] = struct{}{}, struct{}{}
-	go c.deliver(o)
 	return c, o.in, nil
 }
 

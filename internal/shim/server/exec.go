@@ -131,12 +131,15 @@ func (s *Shim) execStart(r proto.ExecStart, sock *socket) (_ proto.ExecState, er
 		s.execs.mu.Unlock()
 		return proto.ExecState{}, conflict("exec %s was already started", r.Exec)
 	}
-	x.state.Started = true
+	x.state.Started, x.state.Running = true, true
 	if r.ConsoleSize != [2]uint{} {
 		x.rows, x.cols = r.ConsoleSize[0], r.ConsoleSize[1]
 	}
 	rows, cols := x.rows, x.cols
 	s.execs.mu.Unlock()
+	// Recorded before it is done: were the shim killed now, the next one would
+	// run the same command once more.
+	s.rec.change(func(st *proto.State) { st.Execs = s.execs.states() })
 
 	io, err := newExecIO(x.create, sock != nil)
 	if err != nil {
@@ -168,7 +171,7 @@ func (s *Shim) execStart(r proto.ExecStart, sock *socket) (_ proto.ExecState, er
 	x.listen()
 	s.execs.mu.Lock()
 	x.proc, x.master = proc, master
-	x.state.Running, x.state.Pid = true, proc.pid
+	x.state.Pid = proc.pid
 	st := x.state
 	if x.rows != rows || x.cols != cols { // resized meanwhile
 		resizeFile(master, x.rows, x.cols)
@@ -218,7 +221,7 @@ func (s *Shim) listenExec(x *session, io *execIO, out *execWriter) {
 // execFailed records a session that could not be started.
 func (s *Shim) execFailed(x *session, code int, err error) (proto.ExecState, error) {
 	s.execs.mu.Lock()
-	x.state.ExitCode = code
+	x.state.Running, x.state.ExitCode = false, code
 	st := x.state
 	s.execs.mu.Unlock()
 	s.rec.change(func(st *proto.State) { st.Execs = s.execs.states() },

@@ -749,7 +749,7 @@ func (img *image) beginConns(s *Shim, refused string) {
 			if j < len(i.Files) {
 				fd = i.Files[j]
 			}
-			c.queue = append(c.queue, outgoing{m, fd})
+			c.queue = append(c.queue, outgoing{Message: m, fd: fd})
 		}
 		if i.Subscribed {
 			s.rec.subs[c] = struct{}{}

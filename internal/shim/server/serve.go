@@ -72,13 +72,27 @@ type conn struct {
 	calls     int       // requests not yet answered
 	finishing bool      // ends once these are answered and the queue is written
 	closing   bool      // ends once the queue is written
+	over      bool      // nothing is sent any more
 }
 
-// outgoing is a message in the queue, with the descriptor that travels with
-// it, a copy that is closed once it is sent.
+// outgoing is a message in the queue, with what is to be done once it is sent
+// or can't be: the descriptor that travels with it, a copy, is closed, and then
+// is called.
 type outgoing struct {
 	*proto.Message
-	fd int // -1 for none
+	fd   int    // -1 for none
+	then func() // nil for none
+}
+
+func plain(m *proto.Message) outgoing { return outgoing{Message: m, fd: -1} }
+
+func (m outgoing) settle() {
+	if m.fd >= 0 {
+		unix.Close(m.fd)
+	}
+	if m.then != nil {
+		m.then()
+	}
 }
 
 func (s *server) add(fd int) error {
@@ -216,12 +230,17 @@ func (s *server) served(done <-chan struct{}, patience time.Duration) {
 	}
 }
 
-func (c *conn) post(m *proto.Message) { c.postFD(m, -1) }
-
-func (c *conn) postFD(m *proto.Message, fd int) {
+func (c *conn) post(m outgoing) {
 	c.mu.Lock()
-	c.queue = append(c.queue, outgoing{m, fd})
+	over := c.over
+	if !over {
+		c.queue = append(c.queue, m)
+	}
 	c.mu.Unlock()
+	if over {
+		m.settle()
+		return
+	}
 	c.signal()
 }
 
@@ -230,13 +249,10 @@ func (c *conn) postFD(m *proto.Message, fd int) {
 func (c *conn) postEvent(e *proto.Event) {
 	c.mu.Lock()
 	if c.events++; c.events > eventsQueued {
-		for _, m := range c.queue {
-			m.drop()
-		}
-		c.closing, c.queue = true, nil
+		c.closing = true // the write that waits fails, and what is queued with it
 		c.frames.File().SetDeadline(time.Unix(1, 0))
 	} else {
-		c.queue = append(c.queue, outgoing{&proto.Message{Event: e}, -1})
+		c.queue = append(c.queue, plain(&proto.Message{Event: e}))
 	}
 	c.mu.Unlock()
 	c.signal()
@@ -260,13 +276,12 @@ func (c *conn) write() {
 		m, closing := c.next()
 		switch {
 		case m != nil:
-			var err error
-			if m.fd < 0 {
-				err = c.frames.Send(m.Message)
-			} else {
-				err = c.frames.Send(m.Message, m.fd)
-				m.drop()
+			var fds []int
+			if m.fd >= 0 {
+				fds = []int{m.fd}
 			}
+			err := c.frames.Send(m.Message, fds...)
+			m.settle()
 			if err != nil {
 				return
 			}
@@ -302,6 +317,14 @@ func (c *conn) close() {
 	c.srv.mu.Lock()
 	delete(c.srv.conns, c)
 	c.srv.mu.Unlock()
+	c.mu.Lock()
+	c.over = true
+	unsent := c.queue
+	c.queue = nil
+	c.mu.Unlock()
+	for _, m := range unsent {
+		m.settle()
+	}
 	c.frames.Close()
 }
 
@@ -426,10 +449,16 @@ func (c *conn) handle(m *proto.Message, fds []int) bool {
 		closeAll(fds)
 		fd, err := s.terminal()
 		if err == nil {
-			c.postFD(&proto.Message{ID: m.ID, FDs: 1}, fd)
+			c.post(outgoing{Message: &proto.Message{ID: m.ID, FDs: 1}, fd: fd})
 			return true
 		}
 		c.answer(m.ID, nil, err)
+		return true
+	}
+	if m.Method == proto.MethodAttach {
+		begin, err := c.attach(m, &fds)
+		closeAll(fds)
+		c.answerThen(m.ID, nil, err, begin)
 		return true
 	}
 	result, err := c.call(m, &fds)
@@ -438,14 +467,10 @@ func (c *conn) handle(m *proto.Message, fds []int) bool {
 	return true
 }
 
-// drop closes the descriptor.
-func (m outgoing) drop() {
-	if m.fd >= 0 {
-		unix.Close(m.fd)
-	}
-}
+func (c *conn) answer(id uint64, result any, err error) { c.answerThen(id, result, err, nil) }
 
-func (c *conn) answer(id uint64, result any, err error) {
+// answerThen is answer, with what is to follow it.
+func (c *conn) answerThen(id uint64, result any, err error, then func()) {
 	reply := &proto.Message{ID: id}
 	if err != nil {
 		if !errors.As(err, &reply.Error) {
@@ -456,7 +481,7 @@ func (c *conn) answer(id uint64, result any, err error) {
 			reply.Error = &proto.Error{Kind: proto.KindInternal, Message: err.Error()}
 		}
 	}
-	c.post(reply)
+	c.post(outgoing{Message: reply, fd: -1, then: then})
 }
 
 func closeAll(fds []int) {
@@ -499,6 +524,24 @@ func (c *conn) takePair(m *proto.Message, fds *[]int) (*socket, int, error) {
 	other := (*fds)[0]
 	*fds = nil
 	return sock, other, nil
+}
+
+// attach joins a client. begin, to be called after the answer, lets its bytes
+// flow: a daemon that reads no answer gives the same client to the next shim,
+// which must find nothing of it done.
+func (c *conn) attach(m *proto.Message, fds *[]int) (begin func(), err error) {
+	var p proto.Attach
+	if err := params(m, &p); err != nil {
+		return nil, err
+	}
+	if len(*fds) != 1 {
+		return nil, invalid("%s: want 1 descriptor, %d came", m.Method, len(*fds))
+	}
+	sock, err := c.srv.takeSocket(fds)
+	if err != nil {
+		return nil, err
+	}
+	return c.srv.shim.attach(p, sock)
 }
 
 func (c *conn) call(m *proto.Message, fds *[]int) (any, error) {
@@ -555,19 +598,6 @@ func (c *conn) call(m *proto.Message, fds *[]int) (any, error) {
 		*fds = nil
 		s.serveNames(p.View, udp, tcp)
 		return nil, nil
-	case proto.MethodAttach:
-		var p proto.Attach
-		if err := params(m, &p); err != nil {
-			return nil, err
-		}
-		if len(*fds) != 1 {
-			return nil, invalid("%s: want 1 descriptor, %d came", m.Method, len(*fds))
-		}
-		sock, err := c.srv.takeSocket(fds)
-		if err != nil {
-			return nil, err
-		}
-		return nil, s.attach(p, sock)
 	case proto.MethodHold:
 		var p proto.Hold
 		if err := params(m, &p); err != nil {

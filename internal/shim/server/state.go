@@ -184,9 +184,9 @@ func (r *record) setAttributes(attrs map[string]string) {
 func (r *record) subscribe(c *conn, reply *proto.Message, seq uint64) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	c.post(reply)
+	c.post(plain(reply))
 	for _, e := range r.journal.after(seq) {
-		c.post(&proto.Message{Event: &proto.Event{Entry: e, State: r.st}})
+		c.post(plain(&proto.Message{Event: &proto.Event{Entry: e, State: r.st}}))
 	}
 	r.subs[c] = struct{}{}
 }

@@ -612,15 +612,17 @@ func (s *Shim) terminal() (int, error) {
 	return fd, err
 }
 
-func (s *Shim) attach(a proto.Attach, sock *socket) error {
+func (s *Shim) attach(a proto.Attach, sock *socket) (begin func(), err error) {
 	c, in, err := s.out.attach(sock, a, s.boot.DataDir)
 	if err != nil {
 		sock.close()
-		return conflict("%v", err)
+		return nil, conflict("%v", err)
 	}
 	s.server.linger(c.done)
-	go s.listen(c, in)
-	return nil
+	return func() {
+		go c.deliver(s.out)
+		go s.listen(c, in)
+	}, nil
 }
 
 // listen carries a client's input to its end.
