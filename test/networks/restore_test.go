@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"holdfast/test/kit"
 )
 
 // Not parallel: nobody else may change anything in the namespace.
@@ -22,6 +24,7 @@ func TestRestoreAfterKill9TouchesNothingInTheKernel(t *testing.T) {
 	h.serve("bob", "--network", "two")
 	h.serve("cyd", "-p", "18084:80/udp")
 	for range 2 {
+		kit.AwaitAddresses(t)
 		h.d.Kill9()
 		before, watch := generation(t), watchKernel(t)
 		h.d.Start()

@@ -312,6 +312,7 @@ func TestStartOverManyContainersChangesNothing(t *testing.T) {
 	c := d.Client()
 	ids := many(t, d, c, *containers)
 	before, mounted := seen(t, c, ids), mounts(t, d)
+	kit.AwaitAddresses(t)
 	d.Kill9()
 	m := watch(t, d)
 	s := start(t, d, c, ids)
