@@ -49,7 +49,9 @@ func Ensure(b Bridge) (changed bool, err error) {
 			return fail(fmt.Errorf("add: %w", err))
 		}
 		changed = true
-		link, err = h.LinkByName(b.Name)
+		if link, err = h.LinkByName(b.Name); err == nil {
+			err = dontDelay(link.Attrs().Index)
+		}
 	}
 	if err != nil {
 		return fail(err)

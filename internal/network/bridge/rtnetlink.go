@@ -99,6 +99,31 @@ func (c *conn) delLink(index int) error {
 // Beside the host-wide switches there is one for each bridge; ours is enough,
 // and no other bridge notices.
 func filterFrames(bridge int) error {
+	err := setBridge(bridge, func(options *nl.RtAttr) {
+		options.AddRtAttr(nl.IFLA_BR_NF_CALL_IPTABLES, []byte{1})
+		options.AddRtAttr(nl.IFLA_BR_NF_CALL_IP6TABLES, []byte{1})
+	})
+	if err != nil {
+		return fmt.Errorf("filter frames between ports: %w", err)
+	}
+	return nil
+}
+
+// dontDelay takes away the time that a bridge that speaks the spanning tree
+// protocol lets a new port wait. One that doesn't forwards at once, but the
+// kernel tells all listeners of each port once more when the time has passed.
+func dontDelay(bridge int) error {
+	err := setBridge(bridge, func(options *nl.RtAttr) {
+		options.AddRtAttr(nl.IFLA_BR_FORWARD_DELAY, nl.Uint32Attr(0))
+	})
+	if err != nil {
+		return fmt.Errorf("set forward delay: %w", err)
+	}
+	return nil
+}
+
+// setBridge changes options of a bridge, IFLA_BR_* of linux/if_link.h.
+func setBridge(bridge int, add func(options *nl.RtAttr)) error {
 	c, err := dial()
 	if err != nil {
 		return err
@@ -108,13 +133,8 @@ func filterFrames(bridge int) error {
 	msg.Index = int32(bridge)
 	info := nl.NewRtAttr(unix.IFLA_LINKINFO, nil)
 	info.AddRtAttr(nl.IFLA_INFO_KIND, nl.NonZeroTerminated("bridge"))
-	data := info.AddRtAttr(nl.IFLA_INFO_DATA, nil)
-	data.AddRtAttr(nl.IFLA_BR_NF_CALL_IPTABLES, []byte{1})
-	data.AddRtAttr(nl.IFLA_BR_NF_CALL_IP6TABLES, []byte{1})
-	if err := c.do(unix.RTM_NEWLINK, 0, msg, info); err != nil {
-		return fmt.Errorf("filter frames between ports: %w", err)
-	}
-	return nil
+	add(info.AddRtAttr(nl.IFLA_INFO_DATA, nil))
+	return c.do(unix.RTM_NEWLINK, 0, msg, info)
 }
 
 // addAddress skips the detection of duplicates: the addresses are ours to
