@@ -355,14 +355,14 @@ func (a *actor) ended() {
 		a.post(func() {
 			if a.state != container.Stopping {
 				a.tellDeath()
-				a.e.emitNetworks("disconnect", sandbox)
+				a.e.emitGivenBack(a.id, sandbox, mounts)
 				return
 			}
 			a.state = container.Step(a.state, container.SawExited).Next
 			a.publish()
 			a.tellDeath()
 			failpoint.Here("end.told")
-			a.e.emitNetworks("disconnect", sandbox)
+			a.e.emitGivenBack(a.id, sandbox, mounts)
 			a.tell(a.rec)
 			a.unpark()
 			if rm {

@@ -146,11 +146,14 @@ func (e *Engine) launch(ctx context.Context, a *actor, spec container.Spec, req 
 			f.Close()
 		}
 	}()
-	joined := false
+	joined, mounted := false, false
 	u.add(func() {
 		e.giveBack(spec.ID, sandbox, mounts)
 		if joined {
 			e.emitNetworks("disconnect", sandbox)
+		}
+		if mounted {
+			e.emitUnmounts(spec.ID, mounts)
 		}
 		// Last: the network namespace was mounted in the run directory.
 		_ = e.clearRun(spec.ID)
@@ -220,6 +223,8 @@ func (e *Engine) launch(ctx context.Context, a *actor, spec container.Spec, req 
 	if err != nil {
 		return err
 	}
+	e.emitMounts(spec.ID, mounts)
+	mounted = true
 	failpoint.Here("launch.spawned")
 
 	// From here on the shim speaks for the container: what the loop knows of

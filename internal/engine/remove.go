@@ -64,7 +64,7 @@ func (a *actor) remove(o RemoveOptions, done func(error)) {
 			a.e.giveBack(spec.ID, sandbox, mounts)
 			if shim != nil {
 				// After the end, which the loop tells.
-				a.await(func() { a.e.emitNetworks("disconnect", sandbox) })
+				a.await(func() { a.e.emitGivenBack(spec.ID, sandbox, mounts) })
 			}
 		})
 		a.post(func() {

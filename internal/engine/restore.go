@@ -546,7 +546,7 @@ func (a *actor) retry() {
 			a.replacing = false
 			a.e.apply(a, f, &none)
 			if over {
-				a.e.emitNetworks("disconnect", v.sandbox)
+				a.e.emitGivenBack(a.id, v.sandbox, v.mounts)
 				a.tell(a.rec)
 			}
 			a.unpark()

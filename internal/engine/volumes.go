@@ -3,12 +3,14 @@ package engine
 import (
 	"context"
 	"fmt"
+	"strconv"
 	"time"
 
 	"github.com/moby/moby/api/types/volume"
 
 	"holdfast/internal/container"
 	"holdfast/internal/filter"
+	"holdfast/internal/network"
 	volumes "holdfast/internal/volume"
 )
 
@@ -153,6 +155,33 @@ func (e *Engine) restoreVolumes(actors []*actor, found []found) error {
 
 func (e *Engine) emitVolume(action, name string, attributes map[string]string) {
 	e.emit("volume", action, name, attributes, time.Now())
+}
+
+// emitMounts tells which volumes a container's life uses.
+func (e *Engine) emitMounts(id string, mounts []mountPoint) {
+	for _, m := range mounts {
+		if m.volume() {
+			e.emitVolume("mount", m.Name, map[string]string{
+				"container": id, "destination": m.Destination, "driver": m.Driver,
+				"propagation": string(m.Propagation), "read/write": strconv.FormatBool(m.RW),
+			})
+		}
+	}
+}
+
+// emitUnmounts tells that it uses them no more.
+func (e *Engine) emitUnmounts(id string, mounts []mountPoint) {
+	for _, m := range mounts {
+		if m.volume() {
+			e.emitVolume("unmount", m.Name, map[string]string{"container": id, "driver": m.Driver})
+		}
+	}
+}
+
+// emitGivenBack tells of what giveBack returned.
+func (e *Engine) emitGivenBack(id string, sandbox network.Sandbox, mounts []mountPoint) {
+	e.emitNetworks("disconnect", sandbox)
+	e.emitUnmounts(id, mounts)
 }
 
 func (e *Engine) emitPrune(typ string, reclaimed uint64) {
