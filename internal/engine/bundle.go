@@ -267,9 +267,10 @@ func (e *Engine) bindSources(ctx context.Context, id string, mounts []mountPoint
 	for _, m := range mounts {
 		o := oci.Mount{
 			Source: m.Source, Destination: m.Destination, Type: m.Type, RW: m.RW,
-			Propagation: m.Propagation,
+			Propagation: m.Propagation, PropagationIfShared: true,
 		}
 		if b := m.BindOptions; b != nil {
+			o.PropagationIfShared = b.Propagation == ""
 			o.NonRecursive, o.ReadOnlyNonRecursive, o.ReadOnlyForceRecursive = b.NonRecursive, b.ReadOnlyNonRecursive, b.ReadOnlyForceRecursive
 		}
 		switch m.Type {

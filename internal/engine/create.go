@@ -284,9 +284,9 @@ func mergeImage(c *moby.Config, img images.Image) {
 	}
 }
 
-// checkPeers refuses modes that name a container which isn't there. That is
-// not "not found": of a create, clients take this for a missing image, and
-// pull it.
+// checkPeers refuses modes and links that name a container which isn't there.
+// That is not "not found": of a create, clients take this for a missing image,
+// and pull it.
 func (e *Engine) checkPeers(req request) error {
 	h := req.HostConfig
 	for _, m := range []struct {
@@ -302,6 +302,18 @@ func (e *Engine) checkPeers(req request) error {
 		}
 		if _, err := e.index.find(m.peer); err != nil {
 			return invalid("%s mode container:%s: %v", m.option, m.peer, err)
+		}
+	}
+	if h.NetworkMode.IsUserDefined() {
+		return nil // there a link is one more name, looked up when it is asked for
+	}
+	for _, l := range h.Links {
+		name, _, err := oci.ParseLink(l)
+		if err != nil {
+			return err
+		}
+		if _, err := e.index.find(name); err != nil {
+			return invalid("could not get container for %s: %v", name, err)
 		}
 	}
 	return nil

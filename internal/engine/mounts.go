@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 
 	moby "github.com/moby/moby/api/types/container"
 	"github.com/moby/moby/api/types/mount"
@@ -97,6 +98,9 @@ func (e *Engine) resolveMounts(id string, req request) (points []mountPoint, rel
 	for _, want := range explicit {
 		m := pointOf(want.Mount, want.mode)
 		m.Create = m.Create || want.bound
+		if err := e.letGo(&m); err != nil {
+			return nil, release, u.fail, err
+		}
 		if seen[m.Destination] {
 			return nil, release, u.fail, invalid("Duplicate mount point: %s", m.Destination)
 		}
@@ -199,6 +203,52 @@ func pointOf(s mount.Mount, mode string) mountPoint {
 		}
 	}
 	return m
+}
+
+// letGo makes a bind of what the daemon mounts in a slave of the host's mounts.
+// A private copy would keep every root file system and volume that was mounted
+// when the container started from being let go of before it ends.
+func (e *Engine) letGo(m *mountPoint) error {
+	if m.Type != mount.TypeBind {
+		return nil
+	}
+	source := m.Source
+	if real, err := filepath.EvalSymlinks(source); err == nil {
+		source = real
+	}
+	if st, err := os.Stat(source); err == nil && !st.IsDir() {
+		return nil // nothing is mounted in it
+	}
+	cfg := e.config.Load()
+	for _, root := range []string{cfg.DataRoot, cfg.ExecRoot} {
+		if real, err := filepath.EvalSymlinks(root); err == nil {
+			root = real
+		}
+		if !within(root, source) && !within(source, root) {
+			continue
+		}
+		switch asked := m.asked(); asked {
+		case "":
+			m.Propagation = mount.PropagationRSlave
+		case mount.PropagationRSlave, mount.PropagationRShared:
+		default:
+			return invalid("invalid mount config: %s and %s, where the daemon mounts file systems, are in one another: the propagation must be rslave or rshared, not %s", m.Source, root, asked)
+		}
+	}
+	return nil
+}
+
+// within reports whether a clean path is a folder or below it.
+func within(path, dir string) bool {
+	return path == dir || strings.HasPrefix(path, strings.TrimSuffix(dir, "/")+"/")
+}
+
+// asked is the propagation that the user gave, empty if none.
+func (m *mountPoint) asked() mount.Propagation {
+	if m.BindOptions == nil {
+		return ""
+	}
+	return m.BindOptions.Propagation
 }
 
 // copyUp fills empty volumes with what the image has at their destinations.

@@ -18,6 +18,9 @@ type Mount struct {
 	Destination string     // in the container
 	RW          bool
 	Propagation mount.Propagation // empty is rprivate
+	// PropagationIfShared takes Propagation only where the source's mount can
+	// carry it, and rprivate elsewhere.
+	PropagationIfShared bool
 
 	NonRecursive           bool
 	ReadOnlyNonRecursive   bool
@@ -189,7 +192,10 @@ func addMount(s *specs.Spec, in Input, m Mount) error {
 		propagation = mount.PropagationRPrivate
 	}
 	if err := propagateRoot(s, in.sys, m.Source, propagation); err != nil {
-		return err
+		if !m.PropagationIfShared {
+			return err
+		}
+		propagation = mount.PropagationRPrivate
 	}
 	bind := "rbind"
 	if m.NonRecursive {

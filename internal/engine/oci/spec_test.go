@@ -470,3 +470,21 @@ func TestScoreThatCantBeLoweredIsInherited(t *testing.T) {
 		t.Errorf("oomScoreAdj %d", *s.Process.OOMScoreAdj)
 	}
 }
+
+func TestPropagationThatNobodyAskedForNeedsNoSharedMount(t *testing.T) {
+	for source, want := range map[string]string{"/shared/a": "rslave", "/a": "rprivate"} {
+		in := plain(t)
+		in.Mounts = []Mount{{Type: mount.TypeBind, Source: source, Destination: "/x", RW: true, Propagation: mount.PropagationRSlave, PropagationIfShared: true}}
+		s, _, err := buildAdapted(in)
+		if err != nil {
+			t.Fatalf("%s: %v", source, err)
+		}
+		i := slices.IndexFunc(s.Mounts, func(m specs.Mount) bool { return m.Destination == "/x" })
+		if got := s.Mounts[i].Options; !slices.Contains(got, want) {
+			t.Errorf("%s: options %v, want %s", source, got, want)
+		}
+		if got := s.Linux.RootfsPropagation; (got == "rslave") != (want == "rslave") {
+			t.Errorf("%s: the root's propagation is %q", source, got)
+		}
+	}
+}
