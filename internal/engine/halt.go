@@ -254,8 +254,13 @@ func (e *Engine) freeze(ctx context.Context, ref string, in container.Input, act
 		}
 		go func() {
 			var rec proto.State
+			again := false
 			err := a.insist(context.Background(), shim, func(s Shim) (err error) {
 				rec, err = call(s, context.Background())
+				if found := s.Hello().State; again && errdefs.IsConflict(err) && (found.Status == proto.StatusPaused) == (in == container.AskPause) {
+					rec, err = found, nil // the last shim was killed after it had done it
+				}
+				again = true
 				return err
 			})
 			a.post(func() {

@@ -128,6 +128,12 @@ func (a *actor) haltUnshimmed(how proto.Stop) {
 				if err := a.signalUnshimmed(syscall.SIGKILL); err != nil {
 					a.log.Warn("SIGKILL did not arrive", "error", err)
 				}
+				// A frozen process takes no signal; the runtime thaws it.
+				go func() {
+					if err := a.e.killUnshimmed(a.id); err != nil {
+						a.log.Warn("the runtime could not kill the container", "error", err)
+					}
+				}()
 			}
 		})
 	})

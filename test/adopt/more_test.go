@@ -440,3 +440,46 @@ func TestExecIsNeverRunTwice(t *testing.T) {
 		}
 	}
 }
+
+// The shim is killed when the runtime has frozen or thawed the container, and
+// before the shim could record it: the next one goes by the kernel.
+func TestContainerIsNeverLeftFrozenByTheDeathOfItsShim(t *testing.T) {
+	t.Parallel()
+	d := live(t, nil)
+	id := d.Holdfast("run", "-d", "--name", "box", image, "sh", "-c", "trap 'exit 9' TERM; while :; do sleep 0.05; done")
+	runtime := func(verb string) {
+		t.Helper()
+		if out, err := exec.Command("runc", "--root", d.ExecRoot+"/runtime/runc", verb, id).CombinedOutput(); err != nil {
+			t.Fatalf("%v: %s", err, out)
+		}
+	}
+	status := func() string { return d.Holdfast("inspect", "-f", "{{.State.Status}}", "box") }
+	replaced := func(want string) {
+		t.Helper()
+		old := killShim(t, d, id)
+		eventually(t, "a new shim", func() bool { st := record(t, d, id); return st.ShimPid != old && st.Status == want })
+		eventually(t, "the daemon has it", func() bool { return status() == want })
+	}
+	runtime("pause")
+	replaced(proto.StatusPaused)
+	d.Holdfast("unpause", "box")
+	if got := d.Holdfast("exec", "box", "echo", "works"); got != "works" {
+		t.Errorf("exec after unpause: %q", got)
+	}
+	d.Holdfast("pause", "box")
+	runtime("resume")
+	replaced(proto.StatusRunning)
+	d.Holdfast("pause", "box")
+	d.Holdfast("unpause", "box")
+
+	// Frozen although nobody says so: it can be stopped, with its own exit code,
+	// and it can be removed.
+	runtime("pause")
+	d.Holdfast("stop", "box")
+	if got := d.Holdfast("inspect", "-f", "{{.State.Status}} {{.State.ExitCode}}", "box"); got != "exited 9" {
+		t.Errorf("after the stop of a frozen container: %s", got)
+	}
+	d.Holdfast("start", "box")
+	runtime("pause")
+	d.Holdfast("rm", "-f", "box")
+}

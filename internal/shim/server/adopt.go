@@ -110,6 +110,14 @@ func (s *Shim) adopt(in inherited) error {
 	switch before.Status {
 	case proto.StatusRunning, proto.StatusPaused:
 		proc := foreign(before.Pid, before.PidStart, in.pidfd)
+		if is, known := frozen(before.Pid); known && startTime(before.Pid) == before.PidStart {
+			// The last shim may have been killed before it could record it.
+			s.rec.change(func(st *proto.State) {
+				if st.Status = proto.StatusRunning; is {
+					st.Status = proto.StatusPaused
+				}
+			})
+		}
 		io, err := s.out.reopen(s.boot, in.master, in.stdin)
 		if err != nil {
 			// Nothing that it writes can be read; it runs all the same.

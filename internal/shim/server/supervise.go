@@ -494,6 +494,12 @@ func (s *Shim) signal(r *run, sig syscall.Signal) error {
 		_, err := s.resume()
 		return err
 	}
+	if is, _ := frozen(r.proc.pid); is {
+		// By others, or by a call of the runtime that the last shim had begun.
+		s.verbs.Lock()
+		defer s.verbs.Unlock()
+		return s.runtime.call(noStdio, "resume", s.boot.ID)
+	}
 	return nil
 }
 
@@ -531,7 +537,7 @@ func (s *Shim) verb(name, from, to string) (proto.State, error) {
 	if st := s.rec.snapshot(); st.Status != from {
 		return st, conflict("container is not %s: it is %s", from, st.Status)
 	}
-	if err := s.runtime.call(noStdio, name, s.boot.ID); err != nil {
+	if err := s.runtime.call(noStdio, name, s.boot.ID); err != nil && !s.isAlready(to) {
 		return s.rec.snapshot(), &proto.Error{Kind: proto.KindRuntime, Message: "OCI runtime " + name + " failed: " + err.Error(), ExitCode: exitRuntime}
 	}
 	return s.rec.change(func(st *proto.State) {
@@ -539,6 +545,17 @@ func (s *Shim) verb(name, from, to string) (proto.State, error) {
 			st.Status = to
 		}
 	}), nil
+}
+
+// isAlready reports whether the kernel has the container as the runtime was to
+// make it: a runtime refuses to do what was done before.
+func (s *Shim) isAlready(status string) bool {
+	r := s.running()
+	if r == nil {
+		return false
+	}
+	is, known := frozen(r.proc.pid)
+	return known && is == (status == proto.StatusPaused)
 }
 
 func (s *Shim) pause() (proto.State, error) {
