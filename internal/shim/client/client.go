@@ -10,7 +10,6 @@ package client
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
@@ -153,7 +152,7 @@ func (s *Shim) call(ctx context.Context, method string, params, result any, fds 
 func (s *Shim) callFDs(ctx context.Context, method string, params, result any, fds ...int) ([]int, error) {
 	m := &proto.Message{Method: method, FDs: len(fds)}
 	if params != nil {
-		p, err := json.Marshal(params)
+		p, err := proto.Marshal(params)
 		if err != nil {
 			return nil, fmt.Errorf("shim %s: %w: %w", method, errdefs.ErrInvalidArgument, err)
 		}
@@ -190,7 +189,7 @@ func (s *Shim) callFDs(ctx context.Context, method string, params, result any, f
 		if result == nil {
 			return m.fds, nil
 		}
-		if err := json.Unmarshal(m.Result, result); err != nil {
+		if err := proto.Unmarshal(m.Result, result); err != nil {
 			closeFDs(m.fds)
 			return nil, fmt.Errorf("shim %s: the answer makes no sense: %w: %w", method, errdefs.ErrInternal, err)
 		}
@@ -247,7 +246,7 @@ func (s *Shim) Subscribe(ctx context.Context, after uint64, fn func(proto.Event)
 	}
 	s.fn = fn
 	s.mu.Unlock()
-	err := s.call(ctx, proto.MethodSubscribe, proto.Subscribe{After: after}, nil)
+	err := s.call(ctx, proto.MethodSubscribe, &proto.Subscribe{After: after}, nil)
 	if err != nil && ctx.Err() == nil {
 		s.mu.Lock()
 		s.fn = nil
@@ -273,13 +272,13 @@ func (s *Shim) Start(ctx context.Context) (st proto.State, err error) {
 // Stop ends the container for good and returns once its cgroup is gone and its
 // exit recorded.
 func (s *Shim) Stop(ctx context.Context, p proto.Stop) (st proto.State, err error) {
-	err = s.call(ctx, proto.MethodStop, p, &st)
+	err = s.call(ctx, proto.MethodStop, &p, &st)
 	return st, err
 }
 
 // Kill sends a signal.
 func (s *Shim) Kill(ctx context.Context, p proto.Kill) error {
-	return s.call(ctx, proto.MethodKill, p, nil)
+	return s.call(ctx, proto.MethodKill, &p, nil)
 }
 
 // Pause freezes the container.
@@ -296,12 +295,12 @@ func (s *Shim) Resume(ctx context.Context) (st proto.State, err error) {
 
 // Update changes restart policy, resources or attributes.
 func (s *Shim) Update(ctx context.Context, p proto.Update) error {
-	return s.call(ctx, proto.MethodUpdate, p, nil)
+	return s.call(ctx, proto.MethodUpdate, &p, nil)
 }
 
 // Resize sets the terminal's size in characters.
 func (s *Shim) Resize(ctx context.Context, height, width uint) error {
-	return s.call(ctx, proto.MethodResize, proto.Resize{Height: height, Width: width}, nil)
+	return s.call(ctx, proto.MethodResize, &proto.Resize{Height: height, Width: width}, nil)
 }
 
 // Names gives the shim the sockets of the container's name server. The caller
@@ -315,7 +314,7 @@ func (s *Shim) Names(ctx context.Context, p proto.Names, udp, tcp *os.File) erro
 	if err != nil {
 		return err
 	}
-	return s.call(ctx, proto.MethodNames, p, nil, u, t)
+	return s.call(ctx, proto.MethodNames, &p, nil, u, t)
 }
 
 // Attach gives the client's connection to the shim, which closes it at the end
@@ -327,19 +326,19 @@ func (s *Shim) Attach(ctx context.Context, p proto.Attach, client *os.File) erro
 	if err != nil {
 		return err
 	}
-	return s.call(ctx, proto.MethodAttach, p, nil, fd)
+	return s.call(ctx, proto.MethodAttach, &p, nil, fd)
 }
 
 // Hold gives a client that waits, and one end of a lease, to the shim. The
 // caller closes its own copies; see proto.Hold.
 func (s *Shim) Hold(ctx context.Context, p proto.Hold, client, lease *os.File) error {
-	return s.give(ctx, proto.MethodHold, p, client, lease)
+	return s.give(ctx, proto.MethodHold, &p, client, lease)
 }
 
 // Follow gives a client that follows the log, and the log's active file, to the
 // shim. The caller closes its own copies; see proto.Follow.
 func (s *Shim) Follow(ctx context.Context, p proto.Follow, client, log *os.File) error {
-	return s.give(ctx, proto.MethodFollow, p, client, log)
+	return s.give(ctx, proto.MethodFollow, &p, client, log)
 }
 
 func (s *Shim) give(ctx context.Context, method string, params any, files ...*os.File) error {
@@ -355,7 +354,7 @@ func (s *Shim) give(ctx context.Context, method string, params any, files ...*os
 
 // ExecCreate prepares an exec session.
 func (s *Shim) ExecCreate(ctx context.Context, p proto.ExecCreate) error {
-	return s.call(ctx, proto.MethodExecCreate, p, nil)
+	return s.call(ctx, proto.MethodExecCreate, &p, nil)
 }
 
 // ExecStart runs a session, detached when client is nil. The client's
@@ -364,20 +363,20 @@ func (s *Shim) ExecCreate(ctx context.Context, p proto.ExecCreate) error {
 // the error.
 func (s *Shim) ExecStart(ctx context.Context, p proto.ExecStart, client *os.File) (st proto.ExecState, err error) {
 	if client == nil {
-		err = s.call(ctx, proto.MethodExecStart, p, &st)
+		err = s.call(ctx, proto.MethodExecStart, &p, &st)
 		return st, err
 	}
 	fd, err := descriptor(client)
 	if err != nil {
 		return st, err
 	}
-	err = s.call(ctx, proto.MethodExecStart, p, &st, fd)
+	err = s.call(ctx, proto.MethodExecStart, &p, &st, fd)
 	return st, err
 }
 
 // ExecResize sets the size of an exec's terminal in characters.
 func (s *Shim) ExecResize(ctx context.Context, exec string, height, width uint) error {
-	return s.call(ctx, proto.MethodExecResize, proto.Resize{Exec: exec, Height: height, Width: width}, nil)
+	return s.call(ctx, proto.MethodExecResize, &proto.Resize{Exec: exec, Height: height, Width: width}, nil)
 }
 
 // Shutdown ends a shim whose container was never started.
@@ -405,7 +404,7 @@ func (s *Shim) Terminal(ctx context.Context) (*os.File, error) {
 // binary can't be used or refuses the shim's state, the shim goes on as it was
 // and the error says why.
 func (s *Shim) Upgrade(ctx context.Context, binary string) (reply proto.HelloReply, err error) {
-	err = s.call(ctx, proto.MethodUpgrade, proto.Upgrade{Binary: binary}, &reply)
+	err = s.call(ctx, proto.MethodUpgrade, &proto.Upgrade{Binary: binary}, &reply)
 	if err == nil {
 		s.mu.Lock()
 		s.hello.Release, s.hello.Version = reply.Release, reply.Version

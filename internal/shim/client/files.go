@@ -33,7 +33,7 @@ func ReadBootstrap(runDir string) (proto.Bootstrap, error) {
 	} else if err != nil {
 		return b, err
 	}
-	if err := json.Unmarshal(raw, &b); err != nil {
+	if err := proto.Unmarshal(raw, &b); err != nil {
 		return b, fmt.Errorf("%s: %w: %w", path, errdefs.ErrDataLoss, err)
 	}
 	if b.ID == "" || b.RunDir == "" {
@@ -69,7 +69,7 @@ func readState(path string) (proto.State, error) {
 		return proto.State{}, fmt.Errorf("%s: %w: it has no schema number", path, errdefs.ErrDataLoss)
 	}
 	var st proto.State
-	if err := json.Unmarshal(b, &st); err != nil {
+	if err := proto.Unmarshal(b, &st); err != nil {
 		return proto.State{}, fmt.Errorf("%s: %w: %w", path, errdefs.ErrDataLoss, err)
 	}
 	return st, nil
@@ -91,7 +91,7 @@ func ReadJournal(runDir string, after uint64) ([]proto.Entry, error) {
 	for line := range bytes.Lines(b) {
 		n++
 		var e proto.Entry
-		if jerr := json.Unmarshal(line, &e); jerr != nil || e.Seq == 0 {
+		if jerr := proto.Unmarshal(line, &e); jerr != nil || e.Seq == 0 {
 			if line[len(line)-1] == '\n' && err == nil {
 				err = fmt.Errorf("%s: %w: line %d is no journal entry", path, errdefs.ErrDataLoss, n)
 			}

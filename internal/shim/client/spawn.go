@@ -167,7 +167,7 @@ func daemon(release string) proto.Hello {
 
 func (s *Shim) greet(ctx context.Context, as proto.Hello) error {
 	var hello proto.HelloReply
-	if err := s.call(ctx, proto.MethodHello, as, &hello); err != nil {
+	if err := s.call(ctx, proto.MethodHello, &as, &hello); err != nil {
 		return err
 	}
 	s.mu.Lock()

@@ -2,7 +2,6 @@ package proto
 
 import (
 	"encoding/binary"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -28,15 +27,17 @@ var ErrFrame = errors.New("broken frame")
 
 // AppendFrame appends v as one frame to dst.
 func AppendFrame(dst []byte, v any) ([]byte, error) {
-	payload, err := json.Marshal(v)
+	start := len(dst)
+	frame, err := appendJSON(append(dst, 0, 0, 0, 0), v)
 	if err != nil {
 		return dst, err
 	}
-	if len(payload) > MaxFrame {
-		return dst, fmt.Errorf("%w: %d bytes to send, the limit is %d", ErrFrame, len(payload), MaxFrame)
+	n := len(frame) - start - headerSize
+	if n > MaxFrame {
+		return dst, fmt.Errorf("%w: %d bytes to send, the limit is %d", ErrFrame, n, MaxFrame)
 	}
-	dst = binary.BigEndian.AppendUint32(dst, uint32(len(payload)))
-	return append(dst, payload...), nil
+	binary.BigEndian.PutUint32(frame[start:], uint32(n))
+	return frame, nil
 }
 
 // SplitFrame takes the first frame off b. Without a whole one payload is nil
@@ -220,7 +221,7 @@ func (c *Conn) Take(v any) (ok bool, err error) {
 	if err != nil || payload == nil {
 		return false, err
 	}
-	err = json.Unmarshal(payload, v)
+	err = Unmarshal(payload, v)
 	c.in = append(c.in[:0], rest...)
 	if len(c.in) == 0 && cap(c.in) > 16<<10 {
 		c.in = nil // an idle connection holds no large buffer
@@ -240,6 +241,12 @@ func (c *Conn) Fill() error {
 	return c.fill(max(missing, 1))
 }
 
+// rightsBuf has room for SCM_MAX_FD descriptors. A connection that waits holds
+// none.
+type rightsBuf [1040]byte
+
+var rightsBufs = sync.Pool{New: func() any { return new(rightsBuf) }}
+
 // fill reads once. It grows the buffer with what arrives, not with what a
 // header promises.
 func (c *Conn) fill(missing int) error {
@@ -250,22 +257,23 @@ func (c *Conn) fill(missing int) error {
 		c.in = grown
 	}
 	var (
-		oob     [1040]byte // room for SCM_MAX_FD descriptors
-		n, oobn int
-		flags   int
-		err     error
+		n, flags int
+		err      error
 	)
 	space := c.in[len(c.in):cap(c.in)]
 	var kept error
 	rerr := c.raw.Read(func(fd uintptr) bool {
 		defer c.guard()()
+		oob := rightsBufs.Get().(*rightsBuf)
+		defer rightsBufs.Put(oob)
 		for {
-			n, oobn, flags, _, err = syscall.Recvmsg(int(fd), space, oob[:], syscall.MSG_CMSG_CLOEXEC)
+			var rights int
+			n, rights, flags, _, err = syscall.Recvmsg(int(fd), space, oob[:], syscall.MSG_CMSG_CLOEXEC)
 			if err == syscall.EINTR {
 				continue
 			}
 			if err == nil {
-				kept = c.keepFDs(oob[:oobn])
+				kept = c.keepFDs(oob[:rights])
 				c.in = c.in[:len(c.in)+n]
 			}
 			return err != syscall.EAGAIN

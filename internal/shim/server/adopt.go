@@ -1,7 +1,6 @@
 package server
 
 import (
-	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
@@ -45,7 +44,7 @@ func (s *Shim) keepBootstrap() error {
 	b.Attributes = s.rec.attrs
 	s.rec.mu.Unlock()
 	b.Adopt = nil
-	raw, err := json.Marshal(&b)
+	raw, err := proto.Marshal(&b)
 	if err != nil {
 		return err
 	}

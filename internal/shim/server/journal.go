@@ -2,7 +2,6 @@ package server
 
 import (
 	"bytes"
-	"encoding/json"
 	"os"
 
 	"holdfast/internal/shim/proto"
@@ -52,7 +51,7 @@ func openJournal(path string, keep bool) (*journal, error) {
 func (j *journal) append(e *proto.Entry) error {
 	j.seq++
 	e.Seq = j.seq
-	line, err := json.Marshal(e)
+	line, err := proto.Marshal(e)
 	if err != nil {
 		return err
 	}
@@ -118,7 +117,7 @@ func parseJournal(b []byte, after uint64) []proto.Entry {
 	var entries []proto.Entry
 	for line := range bytes.Lines(b) {
 		var e proto.Entry
-		if json.Unmarshal(line, &e) == nil && e.Seq > after {
+		if proto.Unmarshal(line, &e) == nil && e.Seq > after {
 			entries = append(entries, e)
 		}
 	}

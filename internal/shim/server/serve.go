@@ -1,7 +1,6 @@
 package server
 
 import (
-	"encoding/json"
 	"errors"
 	"fmt"
 	"maps"
@@ -477,7 +476,7 @@ func (c *conn) answerThen(id uint64, result any, err error, then func()) {
 			reply.Error = &proto.Error{Kind: proto.KindInternal, Message: err.Error()}
 		}
 	} else if result != nil {
-		if reply.Result, err = json.Marshal(result); err != nil {
+		if reply.Result, err = proto.Marshal(result); err != nil {
 			reply.Error = &proto.Error{Kind: proto.KindInternal, Message: err.Error()}
 		}
 	}
@@ -494,14 +493,14 @@ func params(m *proto.Message, v any) error {
 	if len(m.Params) == 0 {
 		return nil
 	}
-	if err := json.Unmarshal(m.Params, v); err != nil {
+	if err := proto.Unmarshal(m.Params, v); err != nil {
 		return invalid("%s: %v", m.Method, err)
 	}
 	return nil
 }
 
-func (s *Shim) hello() proto.HelloReply {
-	return proto.HelloReply{Version: proto.Version, Release: s.server.release, Pid: os.Getpid(), State: s.rec.snapshot(), Names: s.servesNames()}
+func (s *Shim) hello() *proto.HelloReply {
+	return &proto.HelloReply{Version: proto.Version, Release: s.server.release, Pid: os.Getpid(), State: s.rec.snapshot(), Names: s.servesNames()}
 }
 
 // takeSocket makes the request's first descriptor a client's connection.
@@ -555,10 +554,11 @@ func (c *conn) call(m *proto.Message, fds *[]int) (any, error) {
 		c.daemon.Store(p.Daemon != "")
 		return s.hello(), nil
 	case proto.MethodState:
-		return s.rec.snapshot(), nil
+		st := s.rec.snapshot()
+		return &st, nil
 	case proto.MethodStart:
 		st, err := s.start()
-		return st, err
+		return &st, err
 	case proto.MethodKill:
 		var p proto.Kill
 		if err := params(m, &p); err != nil {
@@ -567,10 +567,10 @@ func (c *conn) call(m *proto.Message, fds *[]int) (any, error) {
 		return nil, s.kill(p)
 	case proto.MethodPause:
 		st, err := s.pause()
-		return st, err
+		return &st, err
 	case proto.MethodResume:
 		st, err := s.resume()
-		return st, err
+		return &st, err
 	case proto.MethodUpdate:
 		var p proto.Update
 		if err := params(m, &p); err != nil {
@@ -637,7 +637,7 @@ func (c *conn) call(m *proto.Message, fds *[]int) (any, error) {
 			}
 		}
 		st, err := s.execStart(p, sock)
-		return st, err
+		return &st, err
 	case proto.MethodShutdown:
 		return nil, s.shutdown()
 	}

@@ -1,7 +1,6 @@
 package server
 
 import (
-	"encoding/json"
 	"fmt"
 	"maps"
 	"os"
@@ -36,7 +35,7 @@ func newRecord(boot *proto.Bootstrap) (*record, error) {
 	// collected.
 	var before proto.State
 	if b, err := os.ReadFile(filepath.Join(boot.RunDir, proto.StateFile)); err == nil {
-		json.Unmarshal(b, &before)
+		proto.Unmarshal(b, &before)
 	}
 	same := before.ID == boot.ID && before.Life == boot.Life
 	if boot.Adopt != nil && !same {
@@ -130,7 +129,7 @@ func (r *record) seal() {
 }
 
 func (r *record) write() error {
-	b, err := json.Marshal(&r.st)
+	b, err := proto.Marshal(&r.st)
 	if err != nil {
 		return err
 	}
@@ -204,7 +203,7 @@ func ended(st *proto.State) bool {
 
 // writeExit makes the durable copy of the last state.
 func writeExit(dir string, st proto.State) error {
-	b, err := json.Marshal(&st)
+	b, err := proto.Marshal(&st)
 	if err != nil {
 		return err
 	}

@@ -450,7 +450,8 @@ func (s *Shim) carryOut(x *stopping) {
 	}
 	<-s.server.sealed
 	if x.conn != nil {
-		x.conn.answer(x.id, s.rec.snapshot(), nil)
+		st := s.rec.snapshot()
+		x.conn.answer(x.id, &st, nil)
 		x.conn.answered()
 	}
 }
