@@ -54,7 +54,7 @@ func (a *actor) start(ctx context.Context) error {
 
 // launch begins a new life, in the loop and in the state Starting.
 func (a *actor) launch(done func(error)) {
-	before, rec := a.spec.Desired, a.rec
+	before, rec, last := a.spec.Desired, a.rec, a.sandbox.Endpoints
 	a.death = nil
 	a.spec.Life++
 	a.spec.Desired = container.DesiredRunning
@@ -68,7 +68,7 @@ func (a *actor) launch(done func(error)) {
 
 	go func() {
 		// The effect is the container's, not the request's.
-		err := a.e.launch(context.Background(), a, spec, req, mounts, clients)
+		err := a.e.launch(context.Background(), a, spec, req, mounts, clients, last)
 		for _, c := range clients {
 			c.client.File.Close()
 		}
@@ -121,7 +121,7 @@ func (a *actor) failed(desired container.Desired, err error) {
 //
 //	network record → spec persisted → ┬ netns, addresses, ports ┬ → run
 //	                                  └ rootfs, bundle, shim    ┘
-func (e *Engine) launch(ctx context.Context, a *actor, spec container.Spec, req request, mounts []mountPoint, clients []attachment) (err error) {
+func (e *Engine) launch(ctx context.Context, a *actor, spec container.Spec, req request, mounts []mountPoint, clients []attachment, last []network.Endpoint) (err error) {
 	var u undo
 	defer func() {
 		if err != nil {
@@ -130,7 +130,7 @@ func (e *Engine) launch(ctx context.Context, a *actor, spec container.Spec, req 
 	}()
 	go e.host.WarmCgroups()
 
-	sandbox, reserved, err := e.sandbox(ctx, spec, req)
+	sandbox, reserved, err := e.sandbox(ctx, spec, req, last)
 	if err != nil {
 		return err
 	}
@@ -277,11 +277,13 @@ func (e *Engine) putOut(shim Shim, spec container.Spec) error {
 
 // sandbox prepares a container's network. In the mode container:ID there is
 // nothing to prepare: the namespace is the other's.
-func (e *Engine) sandbox(ctx context.Context, spec container.Spec, req request) (network.Sandbox, []network.Reserved, error) {
+func (e *Engine) sandbox(ctx context.Context, spec container.Spec, req request, last []network.Endpoint) (network.Sandbox, []network.Reserved, error) {
 	if req.HostConfig.NetworkMode.IsContainer() {
 		return network.Sandbox{}, nil, nil
 	}
-	return e.networks.Prepare(ctx, networkRequest(spec, req))
+	r := networkRequest(spec, req)
+	r.Last = last
+	return e.networks.Prepare(ctx, r)
 }
 
 // networkRequest is what a container asks of the network.

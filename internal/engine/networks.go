@@ -3,8 +3,10 @@ package engine
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"maps"
+	"os"
 	"slices"
 	"time"
 
@@ -12,8 +14,10 @@ import (
 	mobynet "github.com/moby/moby/api/types/network"
 
 	"holdfast/internal/container"
+	"holdfast/internal/failpoint"
 	"holdfast/internal/filter"
 	"holdfast/internal/network"
+	"holdfast/internal/shim/proto"
 )
 
 // emitNetworks journals that a container joined its networks, or left them.
@@ -125,7 +129,7 @@ func (a *actor) connect(ref string, es *mobynet.EndpointSettings) error {
 	if mode.IsHost() || mode.IsContainer() {
 		return forbidden("container sharing network namespace with another container or host cannot be connected to any other network")
 	}
-	n, err := a.e.networks.Check(ref)
+	n, err := a.e.networks.Check(ref, es)
 	if err != nil {
 		return err
 	}
@@ -142,11 +146,12 @@ func (a *actor) connect(ref string, es *mobynet.EndpointSettings) error {
 	if !a.joined() {
 		return a.saveChanged(req, a.sandbox)
 	}
-	next, err := a.e.networks.With(a.sandbox, n.ID, es)
+	next, reserved, err := a.e.networks.With(a.sandbox, networkRequest(a.spec, req), n.ID, es)
 	if err != nil {
 		return err
 	}
-	return a.changeSandbox(req, next, "connect", next.Endpoints[len(next.Endpoints)-1])
+	defer closeReserved(reserved)
+	return a.changeSandbox(req, next, reserved, "connect", next.Endpoints[len(next.Endpoints)-1])
 }
 
 // NetworkDisconnect takes a container off a network.
@@ -194,33 +199,79 @@ func (a *actor) disconnect(ref string) error {
 	if err != nil {
 		return err
 	}
-	return a.changeSandbox(req, next, "disconnect", gone)
+	return a.changeSandbox(req, next, nil, "disconnect", gone)
 }
 
 // joined: the container has its network in the kernel.
 func (a *actor) joined() bool { return a.state.Alive() && a.sandbox.ID != "" }
 
-// changeSandbox stores a running container's next sandbox, makes the kernel
-// agree, and tells. What fails half way is made good by the next restore: the
-// record says what shall be.
-func (a *actor) changeSandbox(req request, next network.Sandbox, action string, ep network.Endpoint) error {
-	before := a.sandbox
+// changeSandbox stores a running container's next sandbox, makes the kernel and
+// the shim agree, and tells. What fails half way is made good by the next
+// restore: the record says what shall be.
+func (a *actor) changeSandbox(req request, next network.Sandbox, reserved []network.Reserved, action string, ep network.Endpoint) error {
+	before, was := a.sandbox, a.req
 	if err := a.saveChanged(req, next); err != nil {
-		return err
+		a.e.networks.Revert(before, next)
+		return errors.Join(err, a.saveChanged(was, before))
 	}
+	failpoint.Here("network.recorded")
 	if err := a.e.networks.Change(context.Background(), before, next); err != nil {
 		return fmt.Errorf("%s %s: %w", action, a.spec.Name, err)
 	}
+	failpoint.Here("network.changed")
 	if _, err := a.e.sandboxFiles(a.spec, a.req, a.sandbox); err != nil {
 		a.log.Warn("the container's hosts file was not brought up to date", "error", err)
 	}
-	if a.shim != nil && !before.Named() && a.sandbox.Named() {
-		if err := a.e.serveNames(context.Background(), a.shim, a.id, a.sandbox); err != nil {
-			a.log.Warn("names do not resolve in the container until it is started again", "error", err)
+	if a.shim != nil {
+		if !before.Named() && a.sandbox.Named() {
+			if err := a.e.serveNames(context.Background(), a.shim, a.id, a.sandbox); err != nil {
+				a.log.Warn("names do not resolve in the container until it is started again", "error", err)
+			}
 		}
+		a.leadPorts(a.shim, a.sandbox, reserved)
 	}
 	a.e.emitEndpoint(action, a.id, ep)
 	return nil
+}
+
+// leadPorts tells a shim where its container's ports lead, after that has
+// joined or left a network. Sockets that the shim doesn't have go along, or
+// after it has said so.
+func (a *actor) leadPorts(shim Shim, s network.Sandbox, reserved []network.Reserved) {
+	if len(s.Ports) == 0 {
+		return
+	}
+	tell := func(m proto.Ports, reserved []network.Reserved) (proto.PortsReply, error) {
+		m.Netlink = a.e.networks.TeardownBatch(s)
+		files := make([]*os.File, 0, len(reserved))
+		for _, r := range reserved {
+			m.New = append(m.New, proto.Port{Proto: r.Proto, Target: r.Target})
+			files = append(files, r.File)
+		}
+		return shim.Ports(context.Background(), m, files...)
+	}
+	reply, err := tell(proto.Ports{Ports: a.e.networks.Leads(s)}, reserved)
+	if nets, ok := a.e.networks.(reserver); ok && err == nil && len(reply.Missing) > 0 {
+		missing := s
+		missing.Ports = nil
+		for _, i := range reply.Missing {
+			missing.Ports = append(missing.Ports, s.Ports[i])
+		}
+		again := nets.Reserve(context.Background(), missing)
+		defer closeReserved(again)
+		if len(again) > 0 {
+			_, err = tell(proto.Ports{}, again)
+		}
+	}
+	if err != nil {
+		a.log.Warn("what the container's shim forwards of its published ports goes on to the address from before, until it is started again", "error", err)
+	}
+}
+
+func closeReserved(reserved []network.Reserved) {
+	for _, r := range reserved {
+		r.File.Close()
+	}
 }
 
 // saveChanged persists a request and a sandbox, in the loop.

@@ -63,6 +63,7 @@ type Shim interface {
 	Update(ctx context.Context, u proto.Update) error
 	Resize(ctx context.Context, height, width uint) error
 	Names(ctx context.Context, n proto.Names, udp, tcp *os.File) error
+	Ports(ctx context.Context, p proto.Ports, sockets ...*os.File) (proto.PortsReply, error)
 	Attach(ctx context.Context, a proto.Attach, f *os.File) error
 	ExecCreate(ctx context.Context, c proto.ExecCreate) error
 	ExecStart(ctx context.Context, s proto.ExecStart, f *os.File) (proto.ExecState, error)
@@ -132,10 +133,12 @@ type Networks interface {
 	// With and Without give a running container's sandbox with one network more
 	// or less; Change makes the kernel agree; Check judges it for a container
 	// that does not run.
-	With(s network.Sandbox, ref string, es *mobynet.EndpointSettings) (network.Sandbox, error)
+	With(s network.Sandbox, r network.Request, ref string, es *mobynet.EndpointSettings) (network.Sandbox, []network.Reserved, error)
 	Without(s network.Sandbox, ref string) (network.Sandbox, error)
+	Revert(from, to network.Sandbox)
+	Leads(s network.Sandbox) []proto.Port
 	Change(ctx context.Context, from, to network.Sandbox) error
-	Check(ref string) (mobynet.Network, error)
+	Check(ref string, es *mobynet.EndpointSettings) (mobynet.Network, error)
 }
 
 // Volumes is the local volume driver.

@@ -282,6 +282,16 @@ func (e *Engine) serveNames(ctx context.Context, shim Shim, id string, sandbox n
 	return shim.Names(ctx, proto.Names{View: e.viewPath(id)}, udp, tcp)
 }
 
+// bringPorts tells a shim that was found where its container's ports lead, if a
+// daemon may have died before it could.
+func (a *actor) bringPorts(shim Shim) {
+	a.post(func() {
+		if a.shim == shim && a.sandbox.Moved && a.state.Alive() {
+			a.leadPorts(shim, a.sandbox, nil)
+		}
+	})
+}
+
 // bringNames gives a shim that was found without its container's name server,
 // because it is new, the sockets for one.
 func (a *actor) bringNames(shim Shim) {

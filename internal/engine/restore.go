@@ -447,6 +447,7 @@ func (a *actor) follow(shim Shim) {
 	}
 	a.watchShim(shim)
 	a.bringNames(shim)
+	a.bringPorts(shim)
 }
 
 // replayed takes an event that may be of the time before this daemon: those

@@ -14,46 +14,82 @@ import (
 
 // Connecting and disconnecting a container that runs goes like a start: With
 // or Without give the Sandbox as it shall be, in memory; the engine stores it;
-// leadPorts makes published ports lead to the address that answers go by.
+// Change makes the kernel agree, and may be repeated after a crash.
+
+// leadPorts makes published ports lead to the addresses that the container's
+// answers go by now. Without any they lead nowhere, and stay its own.
 func (s *Sandbox) leadPorts() {
+	s.Moved = true
 	s.Ports = slices.Clone(s.Ports)
-	gw4, gw6 := s.gateway(false), s.gateway(true)
+	var v4, v6 netip.Addr
+	if i := s.gateway(false); i >= 0 {
+		v4 = s.Endpoints[i].IPv4.Address.Addr()
+	}
+	if i := s.gateway(true); i >= 0 {
+		v6 = s.Endpoints[i].IPv6.Address.Addr()
+	}
 	for j := range s.Ports {
-		t := &s.Ports[j].Target
-		a, gw := func(e Endpoint) Addressing { return e.IPv4 }, gw4
-		if t.Addr().Is6() {
-			a, gw = func(e Endpoint) Addressing { return e.IPv6 }, gw6
+		p := &s.Ports[j]
+		to := v4
+		if p.HostIP.Is6() && v6.IsValid() {
+			to = v6
 		}
-		if gw >= 0 {
-			*t = netip.AddrPortFrom(a(s.Endpoints[gw]).Address.Addr(), t.Port())
+		p.Target = netip.AddrPort{}
+		if to.IsValid() {
+			p.Target = netip.AddrPortFrom(to, p.ContainerPort)
 		}
 	}
 }
 
-// Change makes the kernel agree, and may be repeated after a crash.
-
 // With adds an endpoint on a network to a container's sandbox. Errors:
 // ErrNotFound, ErrPermissionDenied (it is on that network, or can't be on
-// several), ErrInvalidArgument, ErrResourceExhausted.
-func (m *Manager) With(s Sandbox, ref string, es *network.EndpointSettings) (Sandbox, error) {
+// several), ErrInvalidArgument, ErrResourceExhausted, ErrInternal (host ports
+// in use).
+//
+// A container that had no network leading out publishes its ports now; the
+// sockets that keep them are the caller's.
+func (m *Manager) With(s Sandbox, r Request, ref string, es *network.EndpointSettings) (Sandbox, []Reserved, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	n, err := m.lookup(ref)
 	if err != nil {
-		return s, err
+		return s, nil, err
 	}
 	if err := m.joinable(s, n); err != nil {
-		return s, err
+		return s, nil, err
 	}
 	s.Endpoints = slices.Clone(s.Endpoints)
 	// A container of the network none has nothing but its loopback interface.
 	s.Endpoints = slices.DeleteFunc(s.Endpoints, func(e Endpoint) bool { return e.Network == network.NetworkNone })
-	if err := m.connect(&s, n, es.Copy()); err != nil {
-		return s, err
+	if err := m.connect(&s, r, n, es.Copy()); err != nil {
+		return s, nil, err
+	}
+	var reserved []Reserved
+	if len(s.Ports) == 0 {
+		if reserved, err = m.publish(&s, r); err != nil {
+			m.forgetEndpoint(s.Endpoints[len(s.Endpoints)-1])
+			m.ports.drop(s.Ports, s.Container)
+			return s, nil, err
+		}
 	}
 	s.leadPorts()
 	m.sandboxes[s.Container] = s
-	return s, nil
+	return s, reserved, nil
+}
+
+// Revert forgets a change that With or Without gave and nobody stored.
+func (m *Manager) Revert(from, to Sandbox) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for _, e := range to.Endpoints {
+		if !slices.ContainsFunc(from.Endpoints, func(o Endpoint) bool { return o.ID == e.ID }) {
+			m.forgetEndpoint(e)
+		}
+	}
+	if len(from.Ports) == 0 {
+		m.ports.drop(to.Ports, to.Container)
+	}
+	m.sandboxes[from.Container] = from
 }
 
 // joinable: m.mu is held.
@@ -136,7 +172,7 @@ func (m *Manager) Change(ctx context.Context, from, to Sandbox) error {
 }
 
 // Check reports whether a container that does not run may be connected.
-func (m *Manager) Check(ref string) (network.Network, error) {
+func (m *Manager) Check(ref string, es *network.EndpointSettings) (network.Network, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	n, err := m.lookup(ref)
@@ -149,7 +185,7 @@ func (m *Manager) Check(ref string) (network.Network, error) {
 	case driverNull:
 		return n.api(), forbidden("container cannot be connected to multiple networks with one of the networks in private (none) mode")
 	}
-	return n.api(), nil
+	return n.api(), n.judge(es)
 }
 
 // Network describes a network without its containers.

@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"maps"
 	"net/netip"
+	"os"
+	"path/filepath"
 	"regexp"
 	"slices"
 	"strconv"
@@ -15,6 +17,7 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/moby/moby/api/types/network"
 
+	"holdfast/internal/failpoint"
 	"holdfast/internal/filter"
 	"holdfast/internal/network/bridge"
 	"holdfast/internal/network/ipam"
@@ -69,12 +72,11 @@ func (m *Manager) Create(ctx context.Context, r network.CreateRequest) (string, 
 	}
 	m.networks[rec.Name] = n
 	m.mu.Unlock()
+	failpoint.Here("network-create.recorded")
 	if err := m.setUp(ctx, rec); err != nil {
-		m.mu.Lock()
-		err = errors.Join(err, m.removeRecord(n))
-		m.mu.Unlock()
-		return "", errors.Join(err, m.tearDown(ctx, rec))
+		return "", errors.Join(err, m.remove(ctx, n))
 	}
+	failpoint.Here("network-create.set-up")
 	return rec.ID, nil
 }
 
@@ -132,6 +134,9 @@ func (m *Manager) judge(r network.CreateRequest) (*record, error) {
 	if err != nil {
 		return nil, err
 	}
+	if t.isolated != [2]bool{} && !rec.Internal {
+		return nil, invalid("gateway mode 'isolated' can only be used for an internal network")
+	}
 	if t.mtu == 0 && !rec.isLink() {
 		rec.MTU = m.opts.MTU
 	}
@@ -144,6 +149,10 @@ func (m *Manager) giveSubnets(rec *record, asked *network.IPAM) error {
 	var configs []network.IPAMConfig
 	if asked != nil {
 		configs = asked.Config
+	}
+	t, err := parseTraits(rec.Options)
+	if err != nil {
+		return err
 	}
 	used := m.subnetsInUse()
 	have := map[bool]bool{} // by family: is6
@@ -198,7 +207,7 @@ func (m *Manager) giveSubnets(rec *record, asked *network.IPAM) error {
 		if !s.Gateway.IsValid() {
 			s.Gateway = ipam.Gateway(s.Prefix)
 		}
-		if rec.Driver == driverBridge {
+		if rec.Driver == driverBridge && !t.isolated[family(s.Gateway)] {
 			s.Bridge = s.Gateway
 		}
 	}
@@ -280,13 +289,24 @@ func (m *Manager) giveLink(rec *record) error {
 	}
 	rec.Bridge = &bridgeRecord{Name: name, Made: !exists}
 	if rec.Bridge.Made && len(rec.Subnets) > 0 {
-		rec.Bridge.MAC = macOf(rec.Subnets[0].Bridge).String()
+		rec.Bridge.MAC = macOf(rec.Subnets[0].Gateway).String()
 	}
 	return nil
 }
 
+// family is 0 for IPv4 and 1 for IPv6.
+func family(a netip.Addr) int {
+	if a.Is6() {
+		return 1
+	}
+	return 0
+}
+
 // setUp makes the kernel's side of a new network.
 func (m *Manager) setUp(ctx context.Context, rec *record) error {
+	if p := rec.Parent; p != nil && p.Made {
+		return makeParent(p.Name)
+	}
 	if rec.Bridge == nil {
 		return nil
 	}
@@ -307,19 +327,43 @@ func (m *Manager) setUp(ctx context.Context, rec *record) error {
 
 // tearDown removes it.
 func (m *Manager) tearDown(ctx context.Context, rec *record) error {
-	if p := rec.Parent; p != nil && p.Made {
+	m.mu.Lock()
+	used, err := m.inherit(rec)
+	m.mu.Unlock()
+	if err != nil {
+		return err
+	}
+	if p := rec.Parent; p != nil && p.Made && !used {
 		return bridge.RemoveLink(p.Name)
 	}
 	if rec.Bridge == nil {
 		return nil
 	}
-	var err error
-	if rec.Bridge.Made {
+	if rec.Bridge.Made && !used {
 		m.links.Lock()
 		err = bridge.Remove(rec.Bridge.Name)
 		m.links.Unlock()
 	}
 	return errors.Join(err, m.Sync(ctx))
+}
+
+// inherit reports whether another network uses a network's link. A link that
+// the engine made is that one's to remove from then on. m.mu is held.
+func (m *Manager) inherit(rec *record) (used bool, err error) {
+	for _, n := range m.networks {
+		switch {
+		case n.ID == rec.ID:
+		case n.Bridge != nil && rec.Bridge != nil && n.Bridge.Name == rec.Bridge.Name:
+			used = true
+		case n.Parent != nil && rec.Parent != nil && n.Parent.Name == rec.Parent.Name:
+			used = true
+			if rec.Parent.Made && !n.Parent.Made {
+				n.Parent.Made = true
+				return true, save(m.opts.Root, n.record)
+			}
+		}
+	}
+	return used, nil
 }
 
 // Remove removes a network that no running container is on. Errors:
@@ -340,12 +384,45 @@ func (m *Manager) Remove(ctx context.Context, ref string) (network.Network, erro
 		m.mu.Unlock()
 		return api, forbidden("error while removing network: network %s has active endpoints (%s)", n.Name, strings.Join(users, ", "))
 	}
-	err = m.removeRecord(n)
+	err = m.condemn(n)
 	m.mu.Unlock()
 	if err != nil {
 		return api, err
 	}
-	return api, m.tearDown(ctx, n.record)
+	failpoint.Here("network-remove.recorded")
+	return api, m.finishRemoval(ctx, n.record)
+}
+
+// remove removes a network that nobody is on.
+func (m *Manager) remove(ctx context.Context, n *object) error {
+	m.mu.Lock()
+	err := m.condemn(n)
+	m.mu.Unlock()
+	return errors.Join(err, m.finishRemoval(ctx, n.record))
+}
+
+// condemn stores that the network is to go, and forgets it. m.mu is held.
+func (m *Manager) condemn(n *object) error {
+	gone := *n.record
+	gone.Removing = true
+	if err := save(m.opts.Root, &gone); err != nil {
+		return fmt.Errorf("remove network %s: %w", n.Name, err)
+	}
+	delete(m.networks, n.Name)
+	return nil
+}
+
+// finishRemoval removes the kernel's side of a condemned network, and then its
+// record: a crash between leaves the record, which says what is left to do.
+func (m *Manager) finishRemoval(ctx context.Context, rec *record) error {
+	if err := m.tearDown(ctx, rec); err != nil {
+		return err
+	}
+	failpoint.Here("network-remove.torn-down")
+	if err := os.Remove(filepath.Join(m.opts.Root, rec.ID+".json")); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("remove network %s: %w", rec.Name, err)
+	}
+	return nil
 }
 
 // users are the containers that run on a network, by short ID. m.mu is held.

@@ -109,18 +109,18 @@ func withTwo(t *testing.T) (*Manager, Sandbox) {
 
 func TestConnectingGivesAnotherEndpointAndDisconnectingTakesIt(t *testing.T) {
 	m, s := withTwo(t)
-	both, err := m.With(s, "two", &network.EndpointSettings{GwPriority: 1})
+	both, _, err := m.With(s, Request{}, "two", &network.EndpointSettings{GwPriority: 1})
 	if err != nil || len(both.Endpoints) != 2 || both.Endpoints[1].Name != "eth1" || both.gateway(false) != 1 {
 		t.Fatalf("got %+v, %v", both, err)
 	}
 	if len(s.Endpoints) != 1 {
 		t.Error("the sandbox that was given has changed")
 	}
-	if _, err := m.With(both, "two", nil); !errdefs.IsPermissionDenied(err) {
+	if _, _, err := m.With(both, Request{}, "two", nil); !errdefs.IsPermissionDenied(err) {
 		t.Errorf("twice: %v", err)
 	}
 	for _, ref := range []string{"host", "none"} {
-		if _, err := m.With(both, ref, nil); !errdefs.IsPermissionDenied(err) {
+		if _, _, err := m.With(both, Request{}, ref, nil); !errdefs.IsPermissionDenied(err) {
 			t.Errorf("%s: %v", ref, err)
 		}
 	}
@@ -139,7 +139,7 @@ func TestConnectingGivesAnotherEndpointAndDisconnectingTakesIt(t *testing.T) {
 func TestPublishedPortsFollowTheGateway(t *testing.T) {
 	m, s := withTwo(t)
 	s.Ports = []PortMapping{{Proto: "tcp", HostPort: 80, HostIP: netip.IPv4Unspecified(), ContainerPort: 80, Target: netip.AddrPortFrom(s.Endpoints[0].IPv4.Address.Addr(), 80)}}
-	both, err := m.With(s, "two", &network.EndpointSettings{})
+	both, _, err := m.With(s, Request{}, "two", &network.EndpointSettings{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -150,7 +150,7 @@ func TestPublishedPortsFollowTheGateway(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if back, err := m.With(left, "one", &network.EndpointSettings{GwPriority: 1}); err != nil || back.Ports[0].Target.Addr() != back.Endpoints[1].IPv4.Address.Addr() {
+	if back, _, err := m.With(left, Request{}, "one", &network.EndpointSettings{GwPriority: 1}); err != nil || back.Ports[0].Target.Addr() != back.Endpoints[1].IPv4.Address.Addr() {
 		t.Errorf("with a network of a higher priority: %+v, %v", back.Ports, err)
 	}
 	if got, want := left.Ports[0].Target.Addr(), left.Endpoints[0].IPv4.Address.Addr(); got != want {

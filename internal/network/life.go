@@ -34,9 +34,6 @@ func (m *Manager) Publish(ctx context.Context, s Sandbox) error {
 	m.mu.Lock()
 	m.published[s.Container] = true
 	m.mu.Unlock()
-	if len(elements) == 0 {
-		return nil
-	}
 	if err := m.add(elements); err != nil {
 		// The table was taken away, or holds a port of a container that died
 		// while nobody looked: compare all of it.
@@ -50,7 +47,7 @@ func (m *Manager) Publish(ctx context.Context, s Sandbox) error {
 func (m *Manager) add(elements []nft.Element) error {
 	m.rules.RLock()
 	defer m.rules.RUnlock()
-	if m.table == nil {
+	if m.table == nil || len(elements) == 0 {
 		return nil
 	}
 	return m.table.Add(elements)
@@ -139,11 +136,7 @@ func (m *Manager) Reserve(_ context.Context, s Sandbox) []Reserved {
 		if f == nil {
 			continue
 		}
-		r := Reserved{Proto: p.Proto, File: f}
-		if m.opts.UserlandProxy {
-			r.Target = p.Target.String()
-		}
-		out = append(out, r)
+		out = append(out, Reserved{Proto: p.Proto, Target: m.opts.target(p), File: f})
 	}
 	return out
 }

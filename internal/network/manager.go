@@ -40,6 +40,9 @@ type Manager struct {
 	links sync.Mutex
 	watch *watch // nil before Restore, and after Close
 
+	// condemned are networks whose removal a daemon did not finish; Restore does.
+	condemned []*record
+
 	mu        sync.Mutex // guards all below
 	networks  map[string]*object
 	sandboxes map[string]Sandbox // by container
@@ -61,7 +64,7 @@ func Open(_ context.Context, o Options) (*Manager, error) {
 	if err != nil {
 		return nil, err
 	}
-	records, err := load(p.Root)
+	records, condemned, err := load(p.Root)
 	if err != nil {
 		return nil, err
 	}
@@ -73,6 +76,7 @@ func Open(_ context.Context, o Options) (*Manager, error) {
 		published: map[string]bool{},
 		ports:     newPortRegistry(first, last),
 		troubles:  map[string][]string{},
+		condemned: condemned,
 	}
 	for name, r := range records {
 		m.networks[name] = &object{record: r}
@@ -118,6 +122,13 @@ func macOf(addr netip.Addr) net.HardwareAddr {
 	}
 	b := addr.As16()
 	return append(mac, b[12:]...)
+}
+
+// randomMAC is a locally administered hardware address that goes with nothing.
+func randomMAC() net.HardwareAddr {
+	var b [4]byte
+	rand.Read(b[:])
+	return append(net.HardwareAddr{0x02, 0x43}, b[:]...)
 }
 
 func parseMAC(s string) (net.HardwareAddr, error) {

@@ -75,7 +75,7 @@ func TestRecordsSurviveOnDisk(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	got, err := load(dir)
+	got, _, err := load(dir)
 	if err != nil || len(got) != 1 || !reflect.DeepEqual(got["bridge"], r) {
 		t.Fatalf("got %+v, %v", got, err)
 	}

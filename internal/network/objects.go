@@ -157,7 +157,9 @@ func (m *Manager) Gateways(ref string) ([]netip.Addr, error) {
 	}
 	var out []netip.Addr
 	for _, s := range n.Subnets {
-		out = append(out, s.Bridge)
+		if s.Bridge.IsValid() {
+			out = append(out, s.Bridge)
+		}
 	}
 	return out, nil
 }

@@ -50,20 +50,30 @@ func giveParent(rec *record) error {
 		p.Name, p.Made = "dm-"+rec.ID[:12], true
 		rec.Internal = true
 		rec.Parent = p
-		return bridge.AddDummy(p.Name)
+		return nil
 	}
 	exists, err := bridge.Exists(p.Name)
 	if err != nil {
 		return err
 	}
 	if !exists {
-		if err := makeParent(p.Name); err != nil {
+		if _, _, err := vlanOf(p.Name); err != nil {
 			return err
 		}
-		p.Made = true
 	}
+	p.Made = !exists
 	rec.Parent = p
 	return nil
+}
+
+// vlanOf reads the name of a VLAN of an interface that is there.
+func vlanOf(name string) (base string, id int, err error) {
+	base, vlan, tagged := strings.Cut(name, ".")
+	id, err = strconv.Atoi(vlan)
+	if there, _ := bridge.Exists(base); !tagged || err != nil || id < 1 || id > 4094 || !there {
+		return "", 0, invalid("invalid subinterface vlan name or missing parent interface %q: name an interface of the host, or one of its VLANs as in eth0.10", name)
+	}
+	return base, id, nil
 }
 
 // makeParent makes an interface that giveParent named.
@@ -71,10 +81,9 @@ func makeParent(name string) error {
 	if strings.HasPrefix(name, "dm-") {
 		return bridge.AddDummy(name)
 	}
-	base, vlan, tagged := strings.Cut(name, ".")
-	id, err := strconv.Atoi(vlan)
-	if there, _ := bridge.Exists(base); !tagged || err != nil || id < 1 || id > 4094 || !there {
-		return invalid("invalid subinterface vlan name or missing parent interface %q: name an interface of the host, or one of its VLANs as in eth0.10", name)
+	base, id, err := vlanOf(name)
+	if err != nil {
+		return err
 	}
 	return bridge.AddVLAN(base, name, id)
 }

@@ -31,6 +31,9 @@ type Request struct {
 	Exposed      network.PortSet
 	// PublishAll publishes what is exposed and has no binding.
 	PublishAll bool
+	// Last are the endpoints of the container's life before. What is still free
+	// of their addresses is given out again.
+	Last []Endpoint
 }
 
 // Prepare gives the container addresses and host ports. The ports are kept by
@@ -100,7 +103,7 @@ func (m *Manager) prepare(r Request) (Sandbox, []Reserved, error) {
 		return s, nil, nil
 	}
 	s.Netns = m.opts.netnsPath(r.ID)
-	if err := m.connect(&s, n, settings); err != nil {
+	if err := m.connect(&s, r, n, settings); err != nil {
 		return s, nil, err
 	}
 	for _, name := range slices.Sorted(maps.Keys(r.Endpoints)) {
@@ -117,7 +120,7 @@ func (m *Manager) prepare(r Request) (Sandbox, []Reserved, error) {
 		if other.Driver == driverHost || other.Driver == driverNull {
 			return s, nil, invalid("container cannot be connected to multiple networks with one of the networks in %s mode", other.Name)
 		}
-		if err := m.connect(&s, other, r.Endpoints[name].Copy()); err != nil {
+		if err := m.connect(&s, r, other, r.Endpoints[name].Copy()); err != nil {
 			return s, nil, err
 		}
 	}
@@ -138,8 +141,8 @@ func settingsFor(r Request, n *object) *network.EndpointSettings {
 }
 
 // connect adds an endpoint with addresses to a sandbox. m.mu is held.
-func (m *Manager) connect(s *Sandbox, n *object, es *network.EndpointSettings) error {
-	e, err := m.endpoint(s, n, es)
+func (m *Manager) connect(s *Sandbox, r Request, n *object, es *network.EndpointSettings) error {
+	e, err := m.endpoint(s, r, n, es)
 	if err != nil {
 		return err
 	}
@@ -148,8 +151,11 @@ func (m *Manager) connect(s *Sandbox, n *object, es *network.EndpointSettings) e
 }
 
 // endpoint makes an endpoint with addresses. m.mu is held.
-func (m *Manager) endpoint(s *Sandbox, n *object, es *network.EndpointSettings) (Endpoint, error) {
+func (m *Manager) endpoint(s *Sandbox, r Request, n *object, es *network.EndpointSettings) (Endpoint, error) {
 	t := m.traits(n.record)
+	if err := n.judge(es); err != nil {
+		return Endpoint{}, err
+	}
 	e := Endpoint{
 		ID: randomID(), Network: n.Name, NetworkID: n.ID, Settings: es,
 		Name: ifName(s, t.prefix), MTU: t.mtu,
@@ -174,22 +180,22 @@ func (m *Manager) endpoint(s *Sandbox, n *object, es *network.EndpointSettings) 
 	if es != nil && es.IPAMConfig != nil {
 		want = *es.IPAMConfig
 	}
-	if predefined(n.Name) && (want.IPv4Address.IsValid() || want.IPv6Address.IsValid()) {
-		return e, invalid("user specified IP address is supported on user defined networks only")
+	var last Endpoint
+	if i := slices.IndexFunc(r.Last, func(o Endpoint) bool { return o.NetworkID == n.ID }); i >= 0 {
+		last = r.Last[i]
 	}
 	for _, f := range []struct {
-		on, v6 bool
-		want   netip.Addr
-		to     *Addressing
-	}{{n.EnableIPv4, false, want.IPv4Address, &e.IPv4}, {n.EnableIPv6, true, want.IPv6Address, &e.IPv6}} {
+		on, v6     bool
+		want, last netip.Addr
+		to         *Addressing
+	}{
+		{n.EnableIPv4, false, want.IPv4Address, last.IPv4.Address.Addr(), &e.IPv4},
+		{n.EnableIPv6, true, want.IPv6Address, last.IPv6.Address.Addr(), &e.IPv6},
+	} {
 		if !f.on {
-			if f.want.IsValid() {
-				m.forgetEndpoint(e)
-				return e, errdefs.ErrInvalidArgument.WithMessage(fmt.Sprintf("invalid address %s: network %s has no addresses of that family", f.want, n.Name))
-			}
 			continue
 		}
-		a, err := n.allocate(f.v6, f.want)
+		a, err := n.allocate(f.v6, f.want, f.last)
 		if err != nil {
 			m.forgetEndpoint(e)
 			return e, err
@@ -201,18 +207,104 @@ func (m *Manager) endpoint(s *Sandbox, n *object, es *network.EndpointSettings) 
 		// It has the parent's.
 	case es != nil && len(es.MacAddress) > 0:
 		e.MAC = es.MacAddress.String()
+		if other := m.hasMAC(n, e.MAC); other != "" {
+			m.forgetEndpoint(e)
+			return e, errdefs.ErrConflict.WithMessage(fmt.Sprintf("MAC address %s is already in use on network %s by container %s: the network would lose what is sent to either; give each container its own", e.MAC, n.Name, other))
+		}
 	case e.IPv4.Address.IsValid():
 		e.MAC = macOf(e.IPv4.Address.Addr()).String()
 	default:
 		e.MAC = macOf(e.IPv6.Address.Addr()).String()
 	}
+	// Somebody may have named the one that goes with this address.
+	for e.MAC != "" && m.hasMAC(n, e.MAC) != "" {
+		e.MAC = randomMAC().String()
+	}
 	return e, nil
+}
+
+// hasMAC is the short ID of the container that has a hardware address on a
+// network. m.mu is held.
+func (m *Manager) hasMAC(n *object, mac string) string {
+	for id, s := range m.sandboxes {
+		for _, e := range s.Endpoints {
+			if e.NetworkID == n.ID && e.MAC == mac {
+				return id[:min(12, len(id))]
+			}
+		}
+	}
+	return ""
+}
+
+// judge says what is wrong with the settings of a connection to the network.
+func (n *object) judge(es *network.EndpointSettings) error {
+	if es == nil {
+		return nil
+	}
+	if _, err := sysctlsOf(es); err != nil {
+		return err
+	}
+	if es.IPAMConfig == nil {
+		return nil
+	}
+	want := *es.IPAMConfig
+	if predefined(n.Name) && (want.IPv4Address.IsValid() || want.IPv6Address.IsValid()) {
+		return invalid("user specified IP address is supported on user defined networks only")
+	}
+	for _, f := range []struct {
+		on   bool
+		want netip.Addr
+	}{{n.EnableIPv4, want.IPv4Address}, {n.EnableIPv6, want.IPv6Address}} {
+		if !f.want.IsValid() {
+			continue
+		}
+		if !f.on {
+			return invalid("invalid address %s: network %s has no addresses of that family", f.want, n.Name)
+		}
+		if !slices.ContainsFunc(n.Subnets, func(s subnet) bool { return s.Prefix.Contains(f.want) }) {
+			return invalid("invalid address %s: It does not belong to any of this network's subnets", f.want)
+		}
+	}
+	for _, a := range want.LinkLocalIPs {
+		if !a.IsLinkLocalUnicast() {
+			return invalid("invalid link-local address %s", a)
+		}
+	}
+	return nil
+}
+
+// sysctlsOf are the settings of an endpoint's interface, as paths below
+// /proc/sys with IFNAME for its name.
+func sysctlsOf(es *network.EndpointSettings) ([][2]string, error) {
+	if es == nil || es.DriverOpts[optSysctls] == "" {
+		return nil, nil
+	}
+	var out [][2]string
+	for _, each := range strings.Split(es.DriverOpts[optSysctls], ",") {
+		key, value, ok := strings.Cut(each, "=")
+		parts := strings.Split(key, ".")
+		if !ok || len(parts) != 5 || parts[0] != "net" || parts[3] != "IFNAME" || strings.ContainsAny(key, "/ ") {
+			return nil, invalid("invalid option %s: %q: want net.X.Y.IFNAME.Z=VALUE", optSysctls, each)
+		}
+		if parts[1] != "ipv4" && parts[1] != "ipv6" && parts[1] != "mpls" {
+			return nil, invalid("invalid option %s: %q: only net.ipv4, net.ipv6 and net.mpls can be set on an interface", optSysctls, each)
+		}
+		out = append(out, [2]string{strings.Join(parts, "/"), value})
+	}
+	return out, nil
 }
 
 // hostName is the name of an endpoint's interface on the host.
 func hostName(endpoint string) string { return "veth" + endpoint[:11] }
 
-func (n *object) allocate(v6 bool, want netip.Addr) (Addressing, error) {
+// allocate takes an address: the one that is wanted, or the last one that the
+// container had if it is free, or another.
+func (n *object) allocate(v6 bool, want, last netip.Addr) (Addressing, error) {
+	if !want.IsValid() && last.IsValid() {
+		if a, err := n.allocate(v6, last, netip.Addr{}); err == nil {
+			return a, nil
+		}
+	}
 	var found bool
 	for i, a := range n.allocators {
 		sub := n.Subnets[i]
@@ -296,11 +388,7 @@ func (m *Manager) reservedOf(ms []PortMapping, files []*os.File) []Reserved {
 		if f == nil {
 			continue
 		}
-		r := Reserved{Proto: ms[i].Proto, File: f}
-		if m.opts.UserlandProxy {
-			r.Target = ms[i].Target.String()
-		}
-		out = append(out, r)
+		out = append(out, Reserved{Proto: ms[i].Proto, Target: m.opts.target(ms[i]), File: f})
 	}
 	return out
 }

@@ -35,6 +35,8 @@ type record struct {
 	// and of the default network: the daemon's of today.
 	MTU    int               `json:"mtu,omitempty"`
 	Labels map[string]string `json:"labels,omitempty"`
+	// Removing: what is left of it is to be removed.
+	Removing bool `json:"removing,omitempty"`
 }
 
 // subnet is one of a network's subnets. There may be several of a family.
@@ -56,12 +58,12 @@ type bridgeRecord struct {
 
 // load reads all records. A file of a newer schema or one that can't be read
 // is an error: what it says must not be guessed.
-func load(root string) (map[string]*record, error) {
+func load(root string) (records map[string]*record, condemned []*record, err error) {
 	entries, err := os.ReadDir(root)
 	if err != nil && !errors.Is(err, os.ErrNotExist) {
-		return nil, fmt.Errorf("networks: %w", err)
+		return nil, nil, fmt.Errorf("networks: %w", err)
 	}
-	records := map[string]*record{}
+	records = map[string]*record{}
 	for _, e := range entries {
 		if !strings.HasSuffix(e.Name(), ".json") {
 			continue
@@ -69,28 +71,32 @@ func load(root string) (map[string]*record, error) {
 		path := filepath.Join(root, e.Name())
 		b, err := os.ReadFile(path)
 		if err != nil {
-			return nil, fmt.Errorf("networks: %w", err)
+			return nil, nil, fmt.Errorf("networks: %w", err)
 		}
 		// The schema first: a newer one may not even decode.
 		var top struct {
 			Schema int `json:"schema"`
 		}
 		if err := json.Unmarshal(b, &top); err == nil && top.Schema > recordSchema {
-			return nil, fmt.Errorf("network record %s has schema %d, this release knows up to %d: it was written by a newer one", path, top.Schema, recordSchema)
+			return nil, nil, fmt.Errorf("network record %s has schema %d, this release knows up to %d: it was written by a newer one", path, top.Schema, recordSchema)
 		}
 		var r record
 		if err := json.Unmarshal(b, &r); err != nil {
-			return nil, fmt.Errorf("network record %s is damaged: %w", path, err)
+			return nil, nil, fmt.Errorf("network record %s is damaged: %w", path, err)
 		}
 		if r.ID == "" || r.Name == "" {
-			return nil, fmt.Errorf("network record %s is damaged: it has no id or no name", path)
+			return nil, nil, fmt.Errorf("network record %s is damaged: it has no id or no name", path)
+		}
+		if r.Removing {
+			condemned = append(condemned, &r)
+			continue
 		}
 		if other := records[r.Name]; other != nil {
-			return nil, fmt.Errorf("network records %s and %s have the same name %q", other.ID, r.ID, r.Name)
+			return nil, nil, fmt.Errorf("network records %s and %s have the same name %q", other.ID, r.ID, r.Name)
 		}
 		records[r.Name] = &r
 	}
-	return records, nil
+	return records, condemned, nil
 }
 
 // save writes a record durably: after a crash there is the old or the new one.

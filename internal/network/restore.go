@@ -95,6 +95,11 @@ func (m *Manager) Restore(ctx context.Context, sandboxes map[string]Sandbox, unr
 	if err := m.removeOrphans(sandboxes, bridges, ports); err != nil {
 		return err
 	}
+	for _, rec := range m.condemned {
+		if err := m.finishRemoval(ctx, rec); err != nil {
+			m.opts.Log.Error("the removal of a network can't be finished", "network", rec.Name, "error", err)
+		}
+	}
 	if err := m.watchKernel(); err != nil {
 		// All is well now, and looked at again at the next start.
 		m.opts.Log.Warn("what others change of the network will not be noticed", "error", err)

@@ -4,11 +4,13 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
+	"strings"
 
 	"github.com/moby/moby/api/types/network"
 
 	"holdfast/internal/network/bridge"
 	"holdfast/internal/network/nft"
+	"holdfast/internal/shim/proto"
 )
 
 // SandboxSchema is the schema number of the Sandboxes that this release makes.
@@ -32,6 +34,10 @@ type Sandbox struct {
 	Endpoints []Endpoint     `json:"endpoints,omitempty"`
 	Ports     []PortMapping  `json:"ports,omitempty"`
 	Exposed   []network.Port `json:"exposed,omitempty"`
+
+	// Moved: the container has joined or left a network since it started, so
+	// its shim may have to be told where its ports lead.
+	Moved bool `json:"moved,omitempty"`
 }
 
 // Endpoint is a container's place in a network.
@@ -82,7 +88,8 @@ type PortMapping struct {
 	HostIP        netip.Addr `json:"hostIP"` // unspecified is all of its family
 	HostPort      uint16     `json:"hostPort"`
 	// Target is the container's address and port. It is of another family than
-	// HostIP where only the shim can forward.
+	// HostIP where only the shim can forward. The zero one leads nowhere: the
+	// container has left the network that it led to.
 	Target netip.AddrPort `json:"target"`
 }
 
@@ -94,6 +101,23 @@ type Reserved struct {
 	Proto  string
 	Target string
 	File   *os.File
+}
+
+// target is where a shim shall forward to.
+func (p parsed) target(m PortMapping) string {
+	if !p.UserlandProxy || !m.Target.IsValid() {
+		return ""
+	}
+	return m.Target.String()
+}
+
+// Leads says where a sandbox's ports lead, for its shim.
+func (m *Manager) Leads(s Sandbox) []proto.Port {
+	out := make([]proto.Port, 0, len(s.Ports))
+	for _, p := range s.Ports {
+		out = append(out, proto.Port{Proto: p.Proto, Host: netip.AddrPortFrom(p.HostIP, p.HostPort).String(), Target: m.opts.target(p)})
+	}
+	return out
 }
 
 func (p PortMapping) element(container string) (nft.Element, bool) {
@@ -153,7 +177,14 @@ func (s Sandbox) links() (bridge.Sandbox, error) {
 		if err != nil {
 			return b, fmt.Errorf("endpoint %s: %w", e.ID, err)
 		}
-		l := bridge.Link{HostName: e.HostName, Name: e.Name, Bridge: e.Bridge, MAC: mac, MTU: e.MTU, Isolated: e.Isolated}
+		sysctls, err := sysctlsOf(e.Settings)
+		if err != nil {
+			return b, fmt.Errorf("endpoint %s: %w", e.ID, err)
+		}
+		for i := range sysctls {
+			sysctls[i][0] = strings.Replace(sysctls[i][0], "IFNAME", e.Name, 1)
+		}
+		l := bridge.Link{Sysctls: sysctls, HostName: e.HostName, Name: e.Name, Bridge: e.Bridge, MAC: mac, MTU: e.MTU, Isolated: e.Isolated}
 		if e.Link != nil {
 			l.Kind, l.Parent, l.Mode = e.Link.Kind, e.Link.Parent, e.Link.Mode
 		}
@@ -175,6 +206,15 @@ func (s Sandbox) links() (bridge.Sandbox, error) {
 					}
 				}
 				l.Gateways = append(l.Gateways, gateway)
+			}
+		}
+		if e.Settings != nil && e.Settings.IPAMConfig != nil {
+			for _, a := range e.Settings.IPAMConfig.LinkLocalIPs {
+				bits := 16
+				if a.Is6() {
+					bits = 64
+				}
+				l.Addrs = append(l.Addrs, netip.PrefixFrom(a, bits))
 			}
 		}
 		b.Links = append(b.Links, l)

@@ -18,6 +18,9 @@ const (
 	optMTU         = "com.docker.network.driver.mtu"
 	optIfacePrefix = "com.docker.network.container_iface_prefix"
 	optIfName      = "com.docker.network.endpoint.ifname"
+	optSysctls     = "com.docker.network.endpoint.sysctls"
+	optGateway4    = "com.docker.network.bridge.gateway_mode_ipv4"
+	optGateway6    = "com.docker.network.bridge.gateway_mode_ipv6"
 	optParent      = "parent"
 	optMacvlanMode = "macvlan_mode"
 	optIPvlanMode  = "ipvlan_mode"
@@ -31,6 +34,7 @@ type traits struct {
 	bindIP   netip.Addr
 	prefix   string // of the interface names in containers
 	internal bool
+	isolated [2]bool // by family: the bridge has no address, so the host is out of reach
 }
 
 // traits of a network: the daemon's options for the default one, its own for
@@ -70,6 +74,17 @@ func parseTraits(o map[string]string) (traits, error) {
 				return bad(key, "true or false")
 			}
 			*to = b
+		}
+	}
+	for i, key := range []string{optGateway4, optGateway6} {
+		switch o[key] {
+		case "", "nat":
+		case "isolated":
+			t.isolated[i] = true
+		case "routed", "nat-unprotected":
+			return t, errdefs.ErrNotImplemented.WithMessage(fmt.Sprintf("%s=%s is not available in this release: the modes are nat and isolated", key, o[key]))
+		default:
+			return bad(key, "nat or isolated")
 		}
 	}
 	if v := o[optMTU]; v != "" {

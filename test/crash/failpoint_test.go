@@ -3,6 +3,7 @@ package crash
 import (
 	"encoding/json"
 	"io/fs"
+	"net"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -247,6 +248,77 @@ var stories = []story{
 		},
 	},
 	{
+		name:   "connect",
+		points: []string{"network.recorded", "network.changed"},
+		before: func(t *testing.T, d *kit.Daemon) {
+			running(t, d)
+			d.Holdfast("network", "create", "--subnet", "10.62.7.0/24", "more")
+		},
+		do: func(d *kit.Daemon) { d.TryHoldfast("network", "connect", "--gw-priority", "1", "more", "new") },
+		after: func(t *testing.T, d *kit.Daemon, _ string) {
+			// It was written down, so it is finished.
+			if got := d.Holdfast("inspect", "-f", "{{.NetworkSettings.Networks.more.IPAddress}}", "new"); got != "10.62.7.2" {
+				t.Errorf("the address is %q", got)
+			}
+			if got := d.Holdfast("exec", "new", "ip", "-o", "-4", "addr", "show", "eth1"); !strings.Contains(got, "10.62.7.2/24") {
+				t.Errorf("the interface has %q", got)
+			}
+			serves(t, d)
+			d.Holdfast("network", "disconnect", "more", "new")
+			// Its address is free again.
+			d.Holdfast("run", "--rm", "--network", "more", "--ip", "10.62.7.2", image, "true")
+			d.Holdfast("network", "rm", "more")
+			serves(t, d)
+		},
+	},
+	{
+		name:   "disconnect",
+		points: []string{"network.recorded", "network.changed"},
+		before: func(t *testing.T, d *kit.Daemon) {
+			running(t, d)
+			d.Holdfast("network", "create", "--subnet", "10.62.8.0/24", "more")
+			d.Holdfast("network", "connect", "--gw-priority", "1", "more", "new")
+		},
+		do: func(d *kit.Daemon) { d.TryHoldfast("network", "disconnect", "more", "new") },
+		after: func(t *testing.T, d *kit.Daemon, _ string) {
+			if got := d.Holdfast("exec", "new", "ip", "-o", "-4", "addr"); strings.Contains(got, "10.62.8.") {
+				t.Errorf("the container still has %q", got)
+			}
+			d.Holdfast("run", "--rm", "--network", "more", "--ip", "10.62.8.2", image, "true")
+			d.Holdfast("network", "rm", "more")
+			serves(t, d)
+		},
+	},
+	{
+		name:   "network create",
+		points: []string{"network-create.recorded", "network-create.set-up"},
+		before: running,
+		do:     func(d *kit.Daemon) { d.TryHoldfast("network", "create", "--subnet", "10.62.9.0/24", "more") },
+		after: func(t *testing.T, d *kit.Daemon, _ string) {
+			// It was written down, so it is there, and whole.
+			d.Holdfast("run", "--rm", "--network", "more", "--ip", "10.62.9.7", image, "true")
+			d.Holdfast("network", "rm", "more")
+			noSubnet(t, "10.62.9.")
+		},
+	},
+	{
+		name:   "network rm",
+		points: []string{"network-remove.recorded", "network-remove.torn-down"},
+		before: func(t *testing.T, d *kit.Daemon) {
+			running(t, d)
+			d.Holdfast("network", "create", "--subnet", "10.62.10.0/24", "more")
+		},
+		do: func(d *kit.Daemon) { d.TryHoldfast("network", "rm", "more") },
+		after: func(t *testing.T, d *kit.Daemon, _ string) {
+			if r := d.TryHoldfast("network", "inspect", "more"); r.Code == 0 {
+				t.Errorf("the network is there: %s", r.Stdout)
+			}
+			noSubnet(t, "10.62.10.")
+			d.Holdfast("network", "create", "--subnet", "10.62.10.0/24", "more")
+			d.Holdfast("network", "rm", "more")
+		},
+	},
+	{
 		name:   "replacement of a shim that was killed",
 		points: []string{"replace.reserved", "replace.spawned"},
 		before: running,
@@ -264,6 +336,20 @@ var stories = []story{
 			serves(t, d)
 		},
 	},
+}
+
+// noSubnet expects no link of the host to have an address of a subnet.
+func noSubnet(t *testing.T, prefix string) {
+	t.Helper()
+	addrs, err := net.InterfaceAddrs()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, a := range addrs {
+		if strings.HasPrefix(a.String(), prefix) {
+			t.Errorf("left behind: the address %s", a)
+		}
+	}
 }
 
 // shimPid is the process of a container's shim, as the daemon knows it.

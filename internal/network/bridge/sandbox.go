@@ -33,6 +33,8 @@ type Link struct {
 	Gateways []netip.Addr
 	// Isolated: the port talks to the host only, not to other ports.
 	Isolated bool
+	// Sysctls are paths below /proc/sys with values, set before the link is up.
+	Sysctls [][2]string
 
 	// Kind is empty for a veth; macvlan and ipvlan sit on the interface Parent
 	// of the host, in the driver's Mode, and have no HostName and no Bridge.
@@ -158,6 +160,11 @@ func join(s Sandbox) error {
 }
 
 func configure(c *conn, index int, l Link) error {
+	for _, s := range l.Sysctls {
+		if _, err := sysctl(s[0], s[1]); err != nil {
+			return err
+		}
+	}
 	if err := c.up(index); err != nil {
 		return fmt.Errorf("bring up %s: %w", l.Name, err)
 	}

@@ -317,6 +317,19 @@ func (s *Shim) Names(ctx context.Context, p proto.Names, udp, tcp *os.File) erro
 	return s.call(ctx, proto.MethodNames, &p, nil, u, t)
 }
 
+// Ports tells the shim where the published ports lead now, and gives it the
+// sockets of p.New. The caller closes its own copies when Ports returns.
+func (s *Shim) Ports(ctx context.Context, p proto.Ports, sockets ...*os.File) (reply proto.PortsReply, err error) {
+	fds := make([]int, len(sockets))
+	for i, f := range sockets {
+		if fds[i], err = descriptor(f); err != nil {
+			return reply, err
+		}
+	}
+	err = s.call(ctx, proto.MethodPorts, &p, &reply, fds...)
+	return reply, err
+}
+
 // Attach gives the client's connection to the shim, which closes it at the end
 // of the container's run. The caller closes its own copy when Attach returns,
 // whatever it returns. Attached before Start, a client gets everything from the

@@ -174,6 +174,13 @@ func TestGoldenTranscripts(t *testing.T) {
 			Message{ID: 3, Method: MethodExecStart, FDs: 1, Params: raw(ExecStart{Exec: "e1", ConsoleSize: [2]uint{24, 80}})},
 			Message{ID: 3, Result: raw(ExecState{Exec: "e1", Running: true, Started: true, Pid: 110})},
 		}},
+		{"ports", []any{
+			Message{ID: 1, Method: MethodPorts, Params: raw(Ports{Ports: []Port{
+				{Proto: "tcp", Target: "172.18.0.2:80", Host: "0.0.0.0:8080"}, {Proto: "udp", Host: "[::]:53"}}, Netlink: [][]byte{{1, 2}}})},
+			Message{ID: 1, Result: raw(PortsReply{Missing: []int{1}})},
+			Message{ID: 2, Method: MethodPorts, FDs: 1, Params: raw(Ports{New: []Port{{Proto: "udp"}}})},
+			Message{ID: 2, Result: raw(PortsReply{})},
+		}},
 		{"sessions", []any{
 			Message{ID: 1, Method: MethodHold, FDs: 2, Params: raw(Hold{Condition: HoldNextExit, Head: []byte("HTTP/1.1 200 OK\r\n\r\n")})},
 			Message{ID: 1},

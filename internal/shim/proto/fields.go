@@ -92,6 +92,17 @@ func (h *Health) fields(c *coder) {
 func (p *Port) fields(c *coder) {
 	c.string("proto", &p.Proto, always)
 	c.string("target", &p.Target, always)
+	c.string("host", &p.Host, omit)
+}
+
+func (p *Ports) fields(c *coder) {
+	structs(c, "ports", &p.Ports, omit)
+	structs(c, "new", &p.New, omit)
+	list(c, "netlink", &p.Netlink, omit, c.bareData)
+}
+
+func (r *PortsReply) fields(c *coder) {
+	list(c, "missing", &r.Missing, omit, func(n *int) { bareInteger(c, n) })
 }
 
 func (t *Teardown) fields(c *coder) {

@@ -49,6 +49,7 @@ const (
 	MethodUpdate     = "update"     // Update → nothing
 	MethodResize     = "resize"     // Resize → nothing
 	MethodNames      = "names"      // Names + 2 descriptors → nothing
+	MethodPorts      = "ports"      // Ports + a descriptor for each that is new → PortsReply
 	MethodAttach     = "attach"     // Attach + 1 descriptor → nothing
 	MethodExecCreate = "execCreate" // ExecCreate → nothing
 	MethodExecStart  = "execStart"  // ExecStart + 0 or 1 descriptors → ExecState
@@ -194,7 +195,9 @@ type Health struct {
 // there because the kernel's translation can't carry it is forwarded.
 type Port struct {
 	Proto  string `json:"proto"`  // tcp, udp, sctp
-	Target string `json:"target"` // container's address and port
+	Target string `json:"target"` // container's address and port; empty is held and leads nowhere
+	// Host is the socket's own address and port, in Ports.
+	Host string `json:"host,omitempty"`
 }
 
 // Teardown is what the shim undoes, in this order, when the container has
@@ -271,6 +274,22 @@ type Resize struct {
 // says what the container sees, in the form of package shim/names.
 type Names struct {
 	View string `json:"view"`
+}
+
+// Ports says where the published ports lead now, after the container has joined
+// a network or left one: all of them, in any order. The sockets of New travel
+// with the frame, in its order.
+type Ports struct {
+	Ports []Port `json:"ports,omitempty"` // with Host
+	New   []Port `json:"new,omitempty"`
+	// Netlink replaces Teardown.Netlink.
+	Netlink [][]byte `json:"netlink,omitempty"`
+}
+
+// PortsReply names those of Ports.Ports that the shim has no socket of, by
+// their index.
+type PortsReply struct {
+	Missing []int `json:"missing,omitempty"`
 }
 
 // Attach connects the client's socket that travels with the frame.

@@ -566,7 +566,7 @@ func (img *image) begin(s *Shim, refused string) {
 	var err error
 	if s.ports, err = servePorts(b.Ports, img.Ports); err != nil {
 		logf("ports: %v", err)
-		s.ports = &hostPorts{fds: img.Ports}
+		s.ports = newHostPorts(img.Ports)
 	}
 	img.beginPorts(s.ports)
 	img.beginRun(s)
@@ -586,6 +586,7 @@ func (img *image) beginPorts(p *hostPorts) {
 	for _, i := range img.Flows {
 		w := &forward{client: file(i.Client, "client"), server: file(i.Server, "container"), up: i.Up.half(), down: i.Down.half()}
 		w.target, _ = netip.ParseAddrPort(i.Target)
+		p.room.Add(-2)
 		p.mark(w, true)
 		go p.forwardTCP(w)
 	}

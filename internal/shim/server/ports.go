@@ -1,9 +1,11 @@
 package server
 
 import (
+	"errors"
 	"net/netip"
 	"os"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -29,7 +31,12 @@ type hostPorts struct {
 	fds    []int
 	closed bool
 
-	udp []*udpForward
+	ep       int // the epoll descriptor, -1 until something is forwarded
+	handlers map[int32]func()
+	targets  map[int]netip.AddrPort // by socket; not valid: it leads nowhere now
+	udp      []*udpForward
+
+	room atomic.Int64 // sockets that may still be opened to forward
 
 	flows    sync.Mutex // after motion
 	forwards map[*forward]struct{}
@@ -55,49 +62,96 @@ func (p *hostPorts) use(fn func()) {
 	}
 }
 
+// take counts sockets that are about to be opened, or reports false: a flood of
+// connections must not leave the container's log and its commands without
+// descriptors.
+func (p *hostPorts) take(n int64) bool {
+	if p.room.Add(-n) >= 0 {
+		return true
+	}
+	p.room.Add(n)
+	return false
+}
+
 // servePorts forwards for all ports with one goroutine while nothing comes.
 // It takes over the descriptors.
 func servePorts(ports []proto.Port, fds []int) (*hostPorts, error) {
-	held := &hostPorts{fds: fds}
-	if len(fds) == 0 {
-		return held, nil
+	held := newHostPorts(nil)
+	var limit unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
+		return nil, os.NewSyscallError("getrlimit", err)
 	}
+	held.room.Store(max(0, int64(min(limit.Cur, 1<<20))-int64(len(fds))) / 2)
+	return held, held.add(ports, fds)
+}
+
+func newHostPorts(fds []int) *hostPorts {
+	return &hostPorts{fds: fds, ep: -1, handlers: map[int32]func(){}, targets: map[int]netip.AddrPort{}}
+}
+
+// add takes over sockets and forwards what comes to them.
+func (p *hostPorts) add(ports []proto.Port, fds []int) error {
+	p.fds = append(p.fds, fds...)
+	for i, port := range ports {
+		target, err := netip.ParseAddrPort(port.Target)
+		if err != nil && !listens(fds[i]) {
+			continue // held, not forwarded
+		}
+		if err := p.forward(fds[i], port.Proto, target); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// forward begins to forward what comes to a socket.
+func (p *hostPorts) forward(fd int, protocol string, target netip.AddrPort) error {
+	switch protocol {
+	case "tcp":
+		p.handlers[int32(fd)] = func() { p.acceptTCP(fd) }
+	case "udp":
+		u := &udpForward{held: p, fd: fd, peers: map[netip.AddrPort]*os.File{}}
+		p.handlers[int32(fd)] = u.receive
+		p.udp = append(p.udp, u)
+	default:
+		return nil
+	}
+	p.targets[fd] = target
+	if err := unix.SetNonblock(fd, true); err != nil {
+		return os.NewSyscallError("setnonblock", err)
+	}
+	if p.ep < 0 {
+		if err := p.poll(); err != nil {
+			return err
+		}
+	}
+	event := unix.EpollEvent{Events: unix.EPOLLIN, Fd: int32(fd)}
+	return os.NewSyscallError("epoll_ctl", unix.EpollCtl(p.ep, unix.EPOLL_CTL_ADD, fd, &event))
+}
+
+// listens reports whether a socket waits for connections: it was made to
+// forward them, though it may lead nowhere just now.
+func listens(fd int) bool {
+	n, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_ACCEPTCONN)
+	return err == nil && n != 0
+}
+
+// poll begins to wait for what comes.
+func (p *hostPorts) poll() error {
 	ep, err := unix.EpollCreate1(unix.EPOLL_CLOEXEC)
 	if err != nil {
-		return nil, os.NewSyscallError("epoll_create", err)
+		return os.NewSyscallError("epoll_create", err)
 	}
 	// An epoll descriptor can itself be polled.
 	if err := unix.SetNonblock(ep, true); err != nil {
-		return nil, os.NewSyscallError("setnonblock", err)
-	}
-	handlers := map[int32]func(){}
-	for i, port := range ports {
-		fd := fds[i]
-		target, err := netip.ParseAddrPort(port.Target)
-		if err != nil || port.Proto != "tcp" && port.Proto != "udp" {
-			continue // held, not forwarded
-		}
-		if err := unix.SetNonblock(fd, true); err != nil {
-			return nil, os.NewSyscallError("setnonblock", err)
-		}
-		switch port.Proto {
-		case "tcp":
-			handlers[int32(fd)] = func() { held.acceptTCP(fd, target) }
-		case "udp":
-			u := &udpForward{held: held, fd: fd, target: target, peers: map[netip.AddrPort]*os.File{}}
-			handlers[int32(fd)] = u.receive
-			held.udp = append(held.udp, u)
-		}
-		event := unix.EpollEvent{Events: unix.EPOLLIN, Fd: int32(fd)}
-		if err := unix.EpollCtl(ep, unix.EPOLL_CTL_ADD, fd, &event); err != nil {
-			return nil, os.NewSyscallError("epoll_ctl", err)
-		}
+		return os.NewSyscallError("setnonblock", err)
 	}
 	f := os.NewFile(uintptr(ep), "ports")
 	raw, err := f.SyscallConn()
 	if err != nil {
-		return nil, err
+		return err
 	}
+	p.ep = ep
 	go raw.Read(func(ep uintptr) bool {
 		var events [16]unix.EpollEvent
 		for {
@@ -110,11 +164,92 @@ func servePorts(ports []proto.Port, fds []int) (*hostPorts, error) {
 				return false
 			}
 			for _, e := range events[:max(n, 0)] {
-				held.use(handlers[e.Fd])
+				p.use(func() { p.handlers[e.Fd]() })
 			}
 		}
 	})
-	return held, nil
+	return nil
+}
+
+// lead makes a socket lead elsewhere: what comes from now on. Peers of UDP get
+// new sockets, as the old ones send to where the container no longer is.
+func (p *hostPorts) lead(fd int, protocol string, target netip.AddrPort) error {
+	old, forwards := p.targets[fd]
+	if !forwards {
+		if target.IsValid() && (protocol == "udp" || listens(fd)) {
+			return p.forward(fd, protocol, target)
+		}
+		return nil
+	}
+	if old == target {
+		return nil
+	}
+	p.targets[fd] = target
+	for _, u := range p.udp {
+		if u.fd == fd {
+			u.forget()
+		}
+	}
+	return nil
+}
+
+// setPorts carries out a Ports.
+func (s *Shim) setPorts(m proto.Ports, added []int) (reply proto.PortsReply, err error) {
+	p := s.ports
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.closed {
+		closeAll(added)
+		return reply, conflict("the container has ended")
+	}
+	s.mu.Lock()
+	ports := append([]proto.Port(nil), s.boot.Ports...)
+	s.mu.Unlock()
+	ports = append(ports, m.New...)
+	err = p.add(m.New, added)
+	index := map[string]int{}
+	for i, fd := range p.fds {
+		if i < len(ports) {
+			index[ports[i].Proto+" "+bound(fd)] = i
+		}
+	}
+	for i, port := range m.Ports {
+		at, held := index[port.Proto+" "+port.Host]
+		if !held {
+			reply.Missing = append(reply.Missing, i)
+			continue
+		}
+		target, perr := netip.ParseAddrPort(port.Target)
+		if perr != nil && port.Target != "" {
+			err = invalid("%s: target %q: %v", proto.MethodPorts, port.Target, perr)
+			continue
+		}
+		ports[at].Target = port.Target
+		err = errors.Join(err, p.lead(p.fds[at], port.Proto, target))
+	}
+	s.mu.Lock()
+	s.boot.Ports = ports
+	s.boot.Teardown.Netlink = m.Netlink
+	s.mu.Unlock()
+	if err != nil {
+		return reply, err
+	}
+	return reply, s.keepBootstrap()
+}
+
+// bound is the address and port that a socket has on the host.
+func bound(fd int) string {
+	sa, err := unix.Getsockname(fd)
+	if err != nil {
+		return ""
+	}
+	switch a := sa.(type) {
+	case *unix.SockaddrInet4:
+		return netip.AddrPortFrom(netip.AddrFrom4(a.Addr), uint16(a.Port)).String()
+	case *unix.SockaddrInet6:
+		return netip.AddrPortFrom(netip.AddrFrom16(a.Addr), uint16(a.Port)).String()
+	}
+	return ""
 }
 
 func sockaddr(a netip.AddrPort) (unix.Sockaddr, int) {
@@ -125,20 +260,30 @@ func sockaddr(a netip.AddrPort) (unix.Sockaddr, int) {
 }
 
 // acceptTCP takes the connections that wait.
-func (p *hostPorts) acceptTCP(fd int, target netip.AddrPort) {
+func (p *hostPorts) acceptTCP(fd int) {
+	target := p.targets[fd]
 	for {
+		room := target.IsValid() && p.take(2)
 		motion.RLock()
 		c, _, err := unix.Accept4(fd, unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC)
 		var w *forward
-		if err == nil {
+		switch {
+		case err == nil && room:
 			w = &forward{client: os.NewFile(uintptr(c), "client"), target: target}
 			p.mark(w, true)
+		case err == nil:
+			unix.Close(c) // better told at once than left to wait
 		}
 		motion.RUnlock()
-		switch err {
-		case nil:
+		if w != nil {
 			go p.forwardTCP(w)
-		case unix.EINTR, unix.ECONNABORTED:
+			continue
+		}
+		if room {
+			p.room.Add(2)
+		}
+		switch err {
+		case nil, unix.EINTR, unix.ECONNABORTED:
 		case unix.EAGAIN:
 			return
 		default:
@@ -164,6 +309,7 @@ type half struct {
 }
 
 func (p *hostPorts) forwardTCP(w *forward) {
+	defer p.room.Add(2)
 	defer w.client.Close()
 	defer p.mark(w, false)
 	if w.server == nil {
@@ -268,9 +414,8 @@ func dialTCP(target netip.AddrPort) (*os.File, error) {
 // udpForward gives every peer a socket of its own towards the container, so
 // that answers find their way back.
 type udpForward struct {
-	held   *hostPorts
-	fd     int
-	target netip.AddrPort
+	held *hostPorts
+	fd   int
 
 	mu    sync.Mutex
 	peers map[netip.AddrPort]*os.File
@@ -308,16 +453,19 @@ func (u *udpForward) peer(from unix.Sockaddr) *os.File {
 		f.SetReadDeadline(time.Now().Add(udpIdle))
 		return f
 	}
-	if len(u.peers) >= udpPeers {
+	target := u.held.targets[u.fd]
+	if !target.IsValid() || len(u.peers) >= udpPeers || !u.held.take(1) {
 		return nil
 	}
-	sa, family := sockaddr(u.target)
+	sa, family := sockaddr(target)
 	fd, err := unix.Socket(family, unix.SOCK_DGRAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
+		u.held.room.Add(1)
 		return nil
 	}
 	if err := unix.Connect(fd, sa); err != nil {
 		unix.Close(fd)
+		u.held.room.Add(1)
 		return nil
 	}
 	return u.add(key, from, fd)
@@ -332,11 +480,22 @@ func (u *udpForward) add(key netip.AddrPort, from unix.Sockaddr, fd int) *os.Fil
 	return f
 }
 
+// forget ends what is forwarded: each peer's next datagram opens a new socket.
+func (u *udpForward) forget() {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	for _, f := range u.peers {
+		f.Close()
+	}
+	clear(u.peers)
+}
+
 // take takes a peer's socket over from the program before.
 func (u *udpForward) take(from netip.AddrPort, fd int) {
 	sa, _ := sockaddr(from)
 	u.mu.Lock()
 	defer u.mu.Unlock()
+	u.held.room.Add(-1)
 	u.add(from, sa, fd)
 }
 
@@ -355,7 +514,10 @@ func (u *udpForward) answer(key netip.AddrPort, to unix.Sockaddr, f *os.File) {
 		f.SetReadDeadline(time.Now().Add(udpIdle))
 	}
 	u.mu.Lock()
-	delete(u.peers, key)
+	if u.peers[key] == f {
+		delete(u.peers, key)
+	}
 	u.mu.Unlock()
 	f.Close()
+	u.held.room.Add(1)
 }

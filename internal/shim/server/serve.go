@@ -598,6 +598,18 @@ func (c *conn) call(m *proto.Message, fds *[]int) (any, error) {
 		*fds = nil
 		s.serveNames(p.View, udp, tcp)
 		return nil, nil
+	case proto.MethodPorts:
+		var p proto.Ports
+		if err := params(m, &p); err != nil {
+			return nil, err
+		}
+		if len(*fds) != len(p.New) {
+			return nil, invalid("%s: want %d descriptors, %d came", m.Method, len(p.New), len(*fds))
+		}
+		added := *fds
+		*fds = nil
+		reply, err := s.setPorts(p, added)
+		return &reply, err
 	case proto.MethodHold:
 		var p proto.Hold
 		if err := params(m, &p); err != nil {

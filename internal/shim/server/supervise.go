@@ -63,7 +63,7 @@ type Shim struct {
 // newShim makes a shim of what is there in any case. It holds nothing yet but
 // what it is given.
 func newShim(b *proto.Bootstrap, release string, rec *record, reaper *reaper, runtime *ociRuntime) *Shim {
-	s := &Shim{boot: b, rec: rec, reaper: reaper, runtime: runtime, out: newOutput(), ports: &hostPorts{}, left: make(chan struct{}),
+	s := &Shim{boot: b, rec: rec, reaper: reaper, runtime: runtime, out: newOutput(), ports: newHostPorts(nil), left: make(chan struct{}),
 		gate: newGate(), stops: map[*stopping]struct{}{}, policy: b.Restart}
 	s.server = &server{shim: s, release: release, closed: make(chan struct{}), sealed: make(chan struct{}),
 		conns: map[*conn]struct{}{}, clients: map[<-chan struct{}]time.Duration{}}
@@ -379,7 +379,10 @@ func (s *Shim) leave() {
 }
 
 func (s *Shim) teardown() {
-	sendNetlink(s.boot.Teardown.Netlink)
+	s.mu.Lock()
+	batches := s.boot.Teardown.Netlink
+	s.mu.Unlock()
+	sendNetlink(batches)
 	// Before the end is told: the next life binds them at once.
 	s.ports.close()
 	if unmountAll(s.boot.Teardown.Unmount) {
