@@ -109,6 +109,7 @@ func (DaddrLocal) String() string { return "fib daddr type local" }
 func (Known) String() string      { return "ct state established,related" }
 func (Translated) String() string { return "ct status dnat" }
 func (Masquerade) String() string { return "masquerade" }
+func (Counter) String() string    { return "counter" }
 
 func (e Translate) String() string {
 	family := choose(e.Map.V6, "ip6", "ip")

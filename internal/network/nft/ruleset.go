@@ -119,6 +119,9 @@ type (
 	Translate struct{ Map Map }
 	// Masquerade gives the packet the address of the interface it leaves by.
 	Masquerade struct{}
+	// Counter counts the packets that come to it, as those who read the rules of
+	// iptables expect.
+	Counter struct{}
 	// Verdict ends the rule: accept, drop, return, or jump with a chain.
 	Verdict struct {
 		Kind  string

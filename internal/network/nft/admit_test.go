@@ -1,0 +1,75 @@
+package nft
+
+import (
+	"slices"
+	"testing"
+)
+
+// What the packet filters of hosts look like, and where the call belongs.
+func TestOurCallStandsBetweenTheOthersRulesAndTheirDefault(t *testing.T) {
+	call := func(chain string) Foreign { return Foreign{Calls, chain} }
+	rules := func(ds ...Deed) []Foreign {
+		var out []Foreign
+		for _, d := range ds {
+			out = append(out, Foreign{Deed: d})
+		}
+		return out
+	}
+	ufw := map[string][]Foreign{
+		"before-logging": nil, "before": append(rules(Other, Other), call("user")), "user": nil,
+		"after": nil, "after-logging": rules(Logs), "reject": nil, "track": nil,
+	}
+	ufwReject := map[string][]Foreign{"reject": rules(Refuses)}
+	ufwChain := []Foreign{call("before-logging"), call("before"), call("after"), call("after-logging"), call("reject"), call("track")}
+	docker := map[string][]Foreign{"DOCKER-USER": rules(Returns), "ISOLATION": {{Deed: Other}, {Deed: Returns}}}
+	dockerChain := append([]Foreign{call("DOCKER-USER"), call("ISOLATION")}, rules(Other, Other)...)
+	ours := call("holdfast")
+	for _, c := range []struct {
+		name   string
+		chain  []Foreign
+		drops  bool
+		chains map[string][]Foreign
+		want   Placing
+	}{
+		{"nothing is refused", rules(Other), false, nil, Placing{Before: 1, Right: true}},
+		{"no longer refused", []Foreign{ours}, false, nil, Placing{Before: 1, Ours: []int{0}}},
+		{"policy", nil, true, nil, Placing{Needed: true}},
+		{"policy, and right", []Foreign{ours}, true, nil, Placing{Needed: true, Ours: []int{0}, Right: true}},
+		{"policy after rules", rules(Other, Other), true, nil, Placing{Needed: true, Before: 2}},
+		{"twice", []Foreign{ours, ours}, true, nil, Placing{Needed: true, Ours: []int{0, 1}}},
+		{"a rule was appended", []Foreign{ours, {Deed: Other}}, true, nil, Placing{Needed: true, Before: 2, Ours: []int{0}}},
+		{"a rule was put first", []Foreign{{Deed: Other}, ours}, true, nil, Placing{Needed: true, Before: 1, Ours: []int{1}, Right: true}},
+		{"last rule", rules(Other, Refuses), false, nil, Placing{Needed: true, Before: 1}},
+		{"last rule, and right", []Foreign{{Deed: Other}, ours, {Deed: Refuses}}, false, nil, Placing{Needed: true, Before: 1, Ours: []int{1}, Right: true}},
+		{"behind the last rule", []Foreign{{Deed: Refuses}, ours}, true, nil, Placing{Needed: true, Ours: []int{1}}},
+		{"logged, then refused", rules(Other, Logs, Logs, Refuses), false, nil, Placing{Needed: true, Before: 1}},
+		{"called, then refused", []Foreign{{Deed: Other}, call("end")}, false, map[string][]Foreign{"end": rules(Logs, Refuses)}, Placing{Needed: true, Before: 1}},
+		{"accepted by default", rules(Accepts), true, nil, Placing{Before: 1, Right: true}},
+		{"returned to the policy", rules(Other, Returns, Other), true, nil, Placing{Needed: true, Before: 1}},
+		{"ufw drops", ufwChain, true, ufw, Placing{Needed: true, Before: 2}},
+		{"ufw rejects", ufwChain, true, merge(ufw, ufwReject), Placing{Needed: true, Before: 2}},
+		{"dockerd", dockerChain, true, docker, Placing{Needed: true, Before: 4}},
+		{"dockerd came later", append(slices.Clone(dockerChain), ours), true, docker, Placing{Needed: true, Before: 4, Ours: []int{4}, Right: true}},
+		{"another daemon's call before", []Foreign{call("holdfast-b"), ours}, true, nil, Placing{Needed: true, Ours: []int{1}, Right: true}},
+		{"another daemon's call behind", []Foreign{ours, call("holdfast-b")}, true, nil, Placing{Needed: true, Ours: []int{0}, Right: true}},
+		{"calls in a circle", []Foreign{call("a")}, true, map[string][]Foreign{"a": {call("b")}, "b": {call("a")}}, Placing{Needed: true, Before: 1}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			got := Place(c.chain, c.drops, "holdfast", func(name string) []Foreign { return c.chains[name] })
+			if got.Needed != c.want.Needed || got.Right != c.want.Right || !slices.Equal(got.Ours, c.want.Ours) ||
+				got.Needed && got.Before != c.want.Before {
+				t.Errorf("got %+v, want %+v", got, c.want)
+			}
+		})
+	}
+}
+
+func merge(a, b map[string][]Foreign) map[string][]Foreign {
+	out := map[string][]Foreign{}
+	for _, m := range []map[string][]Foreign{a, b} {
+		for k, v := range m {
+			out[k] = v
+		}
+	}
+	return out
+}
