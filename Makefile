@@ -70,7 +70,10 @@ root:
 	@[ "$$(id -u)" = 0 ] || { echo "this starts daemons and containers: run it as root ('make check' needs no root)"; exit 1; }
 
 packages:
-	.ci/need runc nft:nftables ip:iproute2 ps:procps tmux /bin/busybox:busybox-static chromium
+	.ci/need runc nft:nftables ip:iproute2 ps:procps tmux /bin/busybox:busybox-static chromium \
+		iptables ufw dbus-daemon /usr/lib/python3/dist-packages/firewall:python3-firewall \
+		/usr/lib/python3/dist-packages/nftables:python3-nftables
+	.ci/unpack dockerd:docker.io,containerd firewalld:firewalld
 
 # Docker's own client, which the tests use beside holdfast, from the module
 # that we depend on anyway. Where one is installed, that one is used.

@@ -344,6 +344,7 @@ func (m *Manager) tearDown(ctx context.Context, rec *record) error {
 		err = bridge.Remove(rec.Bridge.Name)
 		m.links.Unlock()
 	}
+	m.leaveZones(ctx, rec.Bridge.Name)
 	return errors.Join(err, m.Sync(ctx))
 }
 

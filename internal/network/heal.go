@@ -1,7 +1,9 @@
 package network
 
 import (
+	"context"
 	"errors"
+	"log/slog"
 	"maps"
 	"slices"
 	"sync"
@@ -29,7 +31,7 @@ type watch struct {
 	told  chan struct{} // holds one
 
 	mu     sync.Mutex // guards all below
-	rules  bool       // the table was changed
+	rules  bool       // the table was changed, or others that matter
 	links  bool       // a bridge or an address was
 	intact map[int]bool
 	// broken are ports that were intact. Those that go altogether went with
@@ -54,11 +56,18 @@ func (m *Manager) watchKernel() error {
 	filters := m.table != nil
 	m.rules.RUnlock()
 	if filters {
-		stop, err := firewall.Watch(m.opts.Table, func() { w.tell(func() { w.rules = true }) })
+		told := func() { w.tell(func() { w.rules = true }) }
+		stop, err := m.table.Watch(told)
 		if err != nil {
 			return fail(err)
 		}
 		w.stops = append(w.stops, stop)
+		if stop, err := firewall.WatchLegacy(told); err != nil {
+			m.opts.Log.Warn("what others change by iptables-legacy will not be noticed", "error", err)
+		} else {
+			w.stops = append(w.stops, stop)
+		}
+		m.zones.Watch(told)
 	}
 	stop, err := bridge.Watch(w.event)
 	if err != nil {
@@ -167,13 +176,15 @@ func (w *watch) heal() (healed bool) {
 	w.mu.Unlock()
 	log := w.m.opts.Log
 	if rules {
-		changed, err := w.m.sync()
+		changed, others, err := w.m.sync()
 		if err != nil {
 			log.Error("the packet filter was changed by others and can't be set up again: published ports may not answer", "table", w.m.opts.Table, "error", err)
 		} else if changed {
 			log.Warn("the packet filter was changed by others, it is set up again", "table", w.m.opts.Table)
 		}
-		healed = changed
+		w.m.tell(slog.LevelWarn, others)
+		entered := w.m.enterZones(context.Background(), slog.LevelWarn)
+		healed = changed || entered || len(others.Accepted)+len(others.Withdrawn) > 0
 	}
 	if links {
 		changed, err := w.m.healLinks()

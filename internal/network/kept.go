@@ -134,6 +134,7 @@ func (m *Manager) chooseTable(sandboxes map[string]Sandbox, unread []string) err
 		if err := errors.Join(t.Remove(), t.Close()); err != nil {
 			return err
 		}
+		m.withdraw(last)
 		m.opts.Log.Info("packet filter removed", "table", last)
 	}
 	path := filepath.Join(m.opts.Root, tableFile)

@@ -34,6 +34,11 @@ type Manager struct {
 	// takes away what was just added. It is taken before mu.
 	rules sync.RWMutex
 	table *firewall.Table // nil without packet filter, or before Restore
+	// refusing is what was last told of other programs' filters that can't be
+	// changed.
+	refusing []string
+	// zones is firewalld, which needs no lock of ours.
+	zones firewall.Firewalld
 
 	// links is held while bridges are made again or removed. It is taken before
 	// mu.
@@ -91,6 +96,9 @@ func (m *Manager) Close() error {
 		if err := w.stop(); err != nil {
 			m.opts.Log.Debug("the watch of the kernel did not end well", "error", err)
 		}
+	}
+	if err := m.zones.Close(); err != nil {
+		m.opts.Log.Debug("the connection to the system bus did not end well", "error", err)
 	}
 	m.rules.Lock()
 	defer m.rules.Unlock()

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"maps"
 	"net/netip"
 	"os"
@@ -166,32 +167,36 @@ func (m *Manager) openTable() error {
 		return fmt.Errorf("%w (without nftables in the kernel, set \"iptables\" and \"ip6tables\" to false)", err)
 	}
 	m.table = t
-	if drops, err := t.ForwardDrops(); err == nil && len(drops) > 0 {
-		m.opts.Log.Warn("forwarded packets are dropped by another table's policy: published ports and connections out of containers need a rule there that accepts them", "chains", drops)
-	}
 	return nil
 }
 
-// Sync makes the nftables table what it should be, if it is not. It is for
-// when something else may have flushed the host's rules.
-func (m *Manager) Sync(context.Context) error {
-	changed, err := m.sync()
+// Sync makes the nftables table what it should be, if it is not, and lets other
+// programs' packet filters accept what the bridges forward. It is for when
+// something else may have flushed the host's rules.
+func (m *Manager) Sync(ctx context.Context) error {
+	changed, others, err := m.sync()
 	if err == nil && changed {
 		m.opts.Log.Info("packet filter set up", "table", m.opts.Table)
 	}
+	m.tell(slog.LevelInfo, others)
+	m.enterZones(ctx, slog.LevelInfo)
 	return err
 }
 
-func (m *Manager) sync() (changed bool, err error) {
+func (m *Manager) sync() (changed bool, others firewall.Admitted, err error) {
 	m.rules.Lock()
 	defer m.rules.Unlock()
 	if m.table == nil {
-		return false, nil
+		return false, others, nil
 	}
 	m.mu.Lock()
-	rs := nft.Build(m.rulesConfig())
+	rs, admission := nft.Build(m.rulesConfig()), m.admission()
 	m.mu.Unlock()
-	return m.table.Sync(rs)
+	// Ours first: what the others accept is filtered by it.
+	if changed, err = m.table.Sync(rs); err != nil {
+		return changed, others, err
+	}
+	return changed, m.admit(admission), nil
 }
 
 // Rules is the nftables table as it should be, in the words of nft list.

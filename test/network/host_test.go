@@ -94,6 +94,8 @@ type host struct {
 	lan  string // path of the neighbour's namespace
 	log  *logBuffer
 	n    int
+	// zones is firewalld's configuration.
+	zones string
 }
 
 func newHost(t *testing.T, change func(*network.Options)) *host {

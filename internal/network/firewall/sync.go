@@ -1,7 +1,6 @@
 package firewall
 
 import (
-	"bytes"
 	"fmt"
 	"slices"
 
@@ -92,18 +91,8 @@ func (t *Table) sameRules(rs nft.Ruleset) (bool, error) {
 		if got == nil || !sameHook(got, want) {
 			return false, nil
 		}
-		rules, err := t.conn.GetRules(table, want)
-		if err != nil {
-			return false, fmt.Errorf("nftables table %s: list rules: %w", t.name, err)
-		}
-		if len(rules) != len(c.Rules) {
-			return false, nil
-		}
-		for i, r := range c.Rules {
-			f := r.Fingerprint()
-			if !bytes.Equal(rules[i].UserData, append([]byte{fingerprintType, byte(len(f))}, f[:]...)) {
-				return false, nil
-			}
+		if same, err := t.sameChain(table, c); !same {
+			return false, err
 		}
 	}
 	return true, nil
@@ -177,28 +166,4 @@ func (t *Table) Elements() ([]nft.Element, error) {
 		}
 	}
 	return out, nil
-}
-
-// ForwardDrops names the chains of other tables that drop forwarded packets by
-// policy. What another table drops, ours can't let through.
-func (t *Table) ForwardDrops() ([]string, error) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	chains, err := t.conn.ListChains()
-	if err != nil {
-		return nil, fmt.Errorf("nftables: list chains: %w", err)
-	}
-	var names []string
-	for _, c := range chains {
-		if c.Hooknum == nil || *c.Hooknum != *nftables.ChainHookForward || c.Policy == nil || *c.Policy != nftables.ChainPolicyDrop {
-			continue
-		}
-		family := map[nftables.TableFamily]string{
-			nftables.TableFamilyIPv4: "ip", nftables.TableFamilyIPv6: "ip6", nftables.TableFamilyINet: "inet",
-		}[c.Table.Family]
-		if family != "" && c.Table.Name != t.name {
-			names = append(names, family+" "+c.Table.Name+" "+c.Name)
-		}
-	}
-	return names, nil
 }

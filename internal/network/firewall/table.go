@@ -1,6 +1,7 @@
 // Package firewall puts the rules of package nft into the kernel, each change
 // as one transaction, and compares what is there with what should be. It owns
-// one table and touches no other.
+// one table. In other programs' packet filters it adds what makes them accept
+// the bridges' packets, takes that away again, and touches nothing of theirs.
 package firewall
 
 import (
@@ -9,6 +10,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/binaryutil"
@@ -36,6 +38,10 @@ type Table struct {
 	mu   sync.Mutex
 	conn *nftables.Conn
 	raw  *socket
+
+	// hooked are the other tables that Admit found, "family name"; true are
+	// those with a forward hook. Watch reads it.
+	hooked atomic.Pointer[map[string]bool]
 }
 
 // Open opens a connection. It changes nothing.
@@ -102,8 +108,12 @@ func (t *Table) DeleteBatches(elements []nft.Element) [][]byte {
 	return nft.DeleteBatches(t.name, elements, t.destroy)
 }
 
-// Remove deletes the table with all that is in it.
+// Remove deletes the table with all that is in it, and what Admit put into
+// others.
 func (t *Table) Remove() error {
+	if _, err := t.Admit(Admission{}); err != nil {
+		return err
+	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.conn.AddTable(t.table())
@@ -163,14 +173,7 @@ func (t *Table) queueAll(rs nft.Ruleset) error {
 		t.conn.AddChain(chain(table, c))
 	}
 	for _, c := range rs.Chains {
-		for _, r := range c.Rules {
-			f := r.Fingerprint()
-			t.conn.AddRule(&nftables.Rule{
-				Table: table, Chain: &nftables.Chain{Name: c.Name, Table: table},
-				Exprs:    lower(r),
-				UserData: append([]byte{fingerprintType, byte(len(f))}, f[:]...),
-			})
-		}
+		t.queueRules(table, c)
 	}
 	return nil
 }
@@ -258,6 +261,8 @@ func lower(r nft.Rule) []expr.Any {
 			add(translate(e.Map)...)
 		case nft.Masquerade:
 			add(&expr.Masq{})
+		case nft.Counter:
+			add(&expr.Counter{})
 		case nft.Verdict:
 			add(verdict(e))
 		}

@@ -5,17 +5,18 @@ import (
 	"errors"
 	"fmt"
 
+	"github.com/google/nftables"
 	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
 )
 
 // Watch calls changed when somebody, ourselves too, changed the tables, chains,
-// rules or sets of the table of this name, and when it may have missed it. The
-// elements of maps come and go with containers and are not told. changed must
-// not wait. After stop it is no longer called.
-func Watch(table string, changed func()) (stop func() error, err error) {
+// rules or sets of this table, or what Admit has to look at in others, and when
+// it may have missed it. The elements of maps come and go with containers and
+// are not told. changed must not wait. After stop it is no longer called.
+func (t *Table) Watch(changed func()) (stop func() error, err error) {
 	fail := func(err error) (func() error, error) {
-		return nil, fmt.Errorf("watch nftables table %s: %w", table, err)
+		return nil, fmt.Errorf("watch nftables table %s: %w", t.name, err)
 	}
 	conn, err := netlink.Dial(unix.NETLINK_NETFILTER, nil)
 	if err != nil {
@@ -37,7 +38,7 @@ func Watch(table string, changed func()) (stop func() error, err error) {
 				return // closed
 			}
 			for _, m := range messages {
-				if concerns(m, table) {
+				if t.concerns(m) {
 					changed()
 					break
 				}
@@ -51,13 +52,18 @@ func Watch(table string, changed func()) (stop func() error, err error) {
 	}, nil
 }
 
-// concerns reads struct nfgenmsg and the first attribute that counts: in all
-// these messages the table's name is number 1 (linux/netfilter/nf_tables.h).
-func concerns(m netlink.Message, table string) bool {
-	if m.Header.Type>>8 != unix.NFNL_SUBSYS_NFTABLES || len(m.Data) < 4 || m.Data[0] != unix.NFPROTO_INET {
+// concerns reads struct nfgenmsg and the attributes that count: in all these
+// messages the table's name is number 1 (linux/netfilter/nf_tables.h).
+func (t *Table) concerns(m netlink.Message) bool {
+	if m.Header.Type>>8 != unix.NFNL_SUBSYS_NFTABLES || len(m.Data) < 4 {
 		return false
 	}
-	switch m.Header.Type & 0xff {
+	family, known := families[nftables.TableFamily(m.Data[0])]
+	if !known {
+		return false
+	}
+	kind := m.Header.Type & 0xff
+	switch kind {
 	case unix.NFT_MSG_DELTABLE, unix.NFT_MSG_NEWTABLE, unix.NFT_MSG_NEWCHAIN, unix.NFT_MSG_DELCHAIN,
 		unix.NFT_MSG_NEWRULE, unix.NFT_MSG_DELRULE, unix.NFT_MSG_NEWSET, unix.NFT_MSG_DELSET:
 	default:
@@ -67,10 +73,21 @@ func concerns(m netlink.Message, table string) bool {
 	if err != nil {
 		return true // can't tell
 	}
+	var table string
+	hook := false
 	for _, a := range attrs {
-		if a.Type == unix.NFTA_TABLE_NAME {
-			return string(bytes.TrimRight(a.Data, "\x00")) == table
+		switch {
+		case a.Type == unix.NFTA_TABLE_NAME:
+			table = string(bytes.TrimRight(a.Data, "\x00"))
+		case kind == unix.NFT_MSG_NEWCHAIN && a.Type&^unix.NLA_F_NESTED == unix.NFTA_CHAIN_HOOK:
+			hook = true
 		}
 	}
-	return false
+	if family == "inet" && table == t.name {
+		return true
+	}
+	// A base chain is new, or has another policy; or the table is one of
+	// those whose rules count.
+	hooked := t.hooked.Load()
+	return hook || hooked != nil && (*hooked)[family+" "+table]
 }

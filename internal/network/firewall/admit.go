@@ -1,0 +1,473 @@
+package firewall
+
+import (
+	"bytes"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+
+	"github.com/google/nftables"
+	"github.com/google/nftables/expr"
+	"github.com/mdlayher/netlink"
+	"golang.org/x/sys/unix"
+
+	"holdfast/internal/network/nft"
+)
+
+// Admission is what other programs' packet filters shall let through: what is
+// forwarded from and to these bridges, by family.
+type Admission struct{ IPv4, IPv6 []string }
+
+// Admitted is what Admit did. The strings name chains, as
+// "family table chain", or tables.
+type Admitted struct {
+	// Accepted are chains that were made to accept. Withdrawn are tables that
+	// need nothing of ours any more, and have nothing.
+	Accepted, Withdrawn []string
+	// Refusing are those that go on dropping, each with the reason.
+	Refusing []string
+}
+
+func (a *Admitted) add(b Admitted) {
+	a.Accepted = append(a.Accepted, b.Accepted...)
+	a.Withdrawn = append(a.Withdrawn, b.Withdrawn...)
+	a.Refusing = append(a.Refusing, b.Refusing...)
+}
+
+var families = map[nftables.TableFamily]string{
+	nftables.TableFamilyIPv4: "ip", nftables.TableFamilyIPv6: "ip6", nftables.TableFamilyINet: "inet",
+}
+
+// filter is another program's table with forward hooks, or with a chain of
+// ours.
+type filter struct {
+	*nftables.Table
+	bases []*nftables.Chain
+	ours  bool
+}
+
+func (f *filter) key() string { return families[f.Family] + " " + f.Name }
+
+// Admit makes the chains of other programs' nftables tables that would drop
+// what the admission names by default accept it, and takes back what is not
+// needed any more. It adds a chain with the table's own name to such a table
+// and one rule that calls it; nothing else is touched, and nothing is sent
+// where all is as it should be. x_tables is not nftables: see AdmitLegacy.
+func (t *Table) Admit(a Admission) (Admitted, error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	filters, err := t.filters()
+	if err != nil {
+		return Admitted{}, err
+	}
+	hooked := map[string]bool{}
+	for key, f := range filters {
+		hooked[key] = len(f.bases) > 0
+	}
+	t.hooked.Store(&hooked)
+	var did Admitted
+	var errs []error
+	for _, key := range slices.Sorted(maps.Keys(filters)) {
+		// What its program changes meanwhile makes the transaction fail.
+		for try := 0; ; try++ {
+			one, err := t.admit(filters[key], a)
+			if err == nil {
+				did.add(one)
+				break
+			}
+			if try == 2 {
+				errs = append(errs, err)
+				break
+			}
+		}
+	}
+	return did, errors.Join(errs...)
+}
+
+// filters are the tables that matter, by key. firewalld is told of our bridges
+// by a bus, and its rules are made anew by itself alone.
+func (t *Table) filters() (map[string]*filter, error) {
+	chains, err := t.conn.ListChains()
+	if err != nil {
+		return nil, fmt.Errorf("nftables: list chains: %w", err)
+	}
+	out := map[string]*filter{}
+	for _, c := range chains {
+		base := c.Hooknum != nil && *c.Hooknum == *nftables.ChainHookForward && c.Type == nftables.ChainTypeFilter
+		if families[c.Table.Family] == "" || c.Table.Name == t.name || strings.HasPrefix(c.Table.Name, "firewalld") || !base && c.Name != t.name {
+			continue
+		}
+		f := &filter{Table: c.Table}
+		if known := out[f.key()]; known != nil {
+			f = known
+		} else {
+			out[f.key()] = f
+		}
+		if base {
+			f.bases = append(f.bases, c)
+		} else {
+			f.ours = true
+		}
+	}
+	return out, nil
+}
+
+// admit does so in one table.
+func (t *Table) admit(f *filter, a Admission) (did Admitted, err error) {
+	want := a.chain(t.name, f.Family)
+	rules := &reader{filter: f}
+	defer rules.close()
+	type edit struct {
+		base *nftables.Chain
+		nft.Placing
+		handles []uint64
+	}
+	var edits []edit
+	needed, right := false, true
+	for _, c := range f.bases {
+		chain, err := rules.read(c.Name)
+		if err != nil {
+			return did, err
+		}
+		policyDrops := c.Policy != nil && *c.Policy == nftables.ChainPolicyDrop
+		p := nft.Place(chain.rules, policyDrops, t.name, rules.of)
+		if rules.err != nil {
+			return did, rules.err
+		}
+		if len(want.Rules) == 0 {
+			p.Needed, p.Right = false, len(p.Ours) == 0
+		}
+		needed, right = needed || p.Needed, right && p.Right
+		edits = append(edits, edit{c, p, chain.handles})
+	}
+	if needed == f.ours && right && needed {
+		if right, err = t.sameChain(f.Table, want); err != nil {
+			return did, err
+		}
+	}
+	if needed == f.ours && right {
+		return did, nil
+	}
+	if owned, err := t.owned(f.Table); err != nil {
+		return did, err
+	} else if owned {
+		if needed {
+			did.Refusing = append(did.Refusing, "nft "+f.key()+": its owner lets nobody else change it")
+		}
+		return did, nil
+	}
+
+	ours := &nftables.Chain{Name: t.name, Table: f.Table}
+	if needed {
+		t.conn.AddChain(ours)
+		t.conn.FlushChain(ours)
+		t.queueRules(f.Table, want)
+	}
+	for _, e := range edits {
+		if !e.Right {
+			for _, i := range e.Ours {
+				if err := t.conn.DelRule(&nftables.Rule{Table: f.Table, Chain: e.base, Handle: e.handles[i]}); err != nil {
+					return did, err
+				}
+			}
+			if e.Needed {
+				// Before the first rule from there on that stays.
+				at := e.Before
+				for slices.Contains(e.Ours, at) {
+					at++
+				}
+				call := &nftables.Rule{Table: f.Table, Chain: e.base, Exprs: lower(nft.Rule{nft.Counter{}, nft.Verdict{Kind: "jump", Chain: t.name}})}
+				if at < len(e.handles) {
+					call.Position = e.handles[at]
+					t.conn.InsertRule(call)
+				} else {
+					t.conn.AddRule(call)
+				}
+			}
+		}
+		if e.Needed {
+			did.Accepted = append(did.Accepted, f.key()+" "+e.base.Name)
+		}
+	}
+	if !needed && f.ours {
+		t.conn.DelChain(ours)
+		did.Withdrawn = append(did.Withdrawn, f.key())
+	}
+	if err := t.flush("accept forwarded packets in " + f.key()); err != nil {
+		return Admitted{}, err
+	}
+	f.ours = needed
+	return did, nil
+}
+
+// chain is what a table of this family is given; without rules it needs none.
+func (a Admission) chain(name string, family nftables.TableFamily) nft.Chain {
+	switch family {
+	case nftables.TableFamilyIPv4:
+		return nft.Admission(name, a.IPv4)
+	case nftables.TableFamilyIPv6:
+		return nft.Admission(name, a.IPv6)
+	}
+	var both, only4, only6 []string
+	for _, b := range a.IPv4 {
+		if slices.Contains(a.IPv6, b) {
+			both = append(both, b)
+		} else {
+			only4 = append(only4, b)
+		}
+	}
+	for _, b := range a.IPv6 {
+		if !slices.Contains(both, b) {
+			only6 = append(only6, b)
+		}
+	}
+	c := nft.Admission(name, both)
+	c.Rules = append(c.Rules, nft.Admission(name, only4, nft.Family{}).Rules...)
+	c.Rules = append(c.Rules, nft.Admission(name, only6, nft.Family{V6: true}).Rules...)
+	return c
+}
+
+// tableOwned is NFT_TABLE_F_OWNER of linux/netfilter/nf_tables.h.
+const tableOwned = 1 << 1
+
+// owned reports whether a program holds a table for itself.
+func (t *Table) owned(table *nftables.Table) (bool, error) {
+	tables, err := t.conn.ListTablesOfFamily(table.Family)
+	if err != nil {
+		return false, fmt.Errorf("nftables: list tables: %w", err)
+	}
+	for _, have := range tables {
+		if have.Name == table.Name {
+			return have.Flags&tableOwned != 0, nil
+		}
+	}
+	return false, nil
+}
+
+// foreignChain is another program's chain.
+type foreignChain struct {
+	rules   []nft.Foreign
+	handles []uint64
+}
+
+// reader reads the chains of a table, each once and only those that are asked
+// for. It reads the kernel's messages itself, because no expression of a rule
+// may be missed: a rule whose condition is not understood has one.
+type reader struct {
+	*filter
+	conn  *netlink.Conn
+	known map[string]*foreignChain
+	err   error // the first that of met
+}
+
+func (r *reader) close() {
+	if r.conn != nil {
+		r.conn.Close()
+	}
+}
+
+func (r *reader) of(chain string) []nft.Foreign {
+	c, err := r.read(chain)
+	if err != nil {
+		if r.err == nil {
+			r.err = err
+		}
+		return nil
+	}
+	return c.rules
+}
+
+func (r *reader) read(chain string) (*foreignChain, error) {
+	if c := r.known[chain]; c != nil {
+		return c, nil
+	}
+	if r.conn == nil {
+		conn, err := netlink.Dial(unix.NETLINK_NETFILTER, nil)
+		if err != nil {
+			return nil, fmt.Errorf("nftables: %w", err)
+		}
+		r.conn, r.known = conn, map[string]*foreignChain{}
+	}
+	attrs, err := netlink.MarshalAttributes([]netlink.Attribute{
+		{Type: unix.NFTA_RULE_TABLE, Data: append([]byte(r.Name), 0)},
+		{Type: unix.NFTA_RULE_CHAIN, Data: append([]byte(chain), 0)},
+	})
+	if err != nil {
+		return nil, err
+	}
+	answers, err := r.conn.Execute(netlink.Message{
+		Header: netlink.Header{Type: unix.NFNL_SUBSYS_NFTABLES<<8 | unix.NFT_MSG_GETRULE, Flags: netlink.Request | netlink.Dump},
+		Data:   append([]byte{byte(r.Family), 0, 0, 0}, attrs...),
+	})
+	if err != nil {
+		return nil, fmt.Errorf("nftables table %s: list chain %s: %w", r.Name, chain, err)
+	}
+	c := &foreignChain{}
+	for _, m := range answers {
+		handle, rule, err := foreignRule(m.Data)
+		if err != nil {
+			return nil, fmt.Errorf("nftables table %s: chain %s: %w", r.Name, chain, err)
+		}
+		c.handles, c.rules = append(c.handles, handle), append(c.rules, rule)
+	}
+	r.known[chain] = c
+	return c, nil
+}
+
+// foreignRule reads struct nfgenmsg and the attributes of a rule
+// (linux/netfilter/nf_tables.h).
+func foreignRule(b []byte) (handle uint64, rule nft.Foreign, err error) {
+	if len(b) < 4 {
+		return 0, rule, errors.New("a rule without a header")
+	}
+	ad, err := netlink.NewAttributeDecoder(b[4:])
+	if err != nil {
+		return 0, rule, err
+	}
+	ad.ByteOrder = binary.BigEndian
+	conditional := false
+	for ad.Next() {
+		switch ad.Type() {
+		case unix.NFTA_RULE_HANDLE:
+			handle = ad.Uint64()
+		case unix.NFTA_RULE_EXPRESSIONS:
+			ad.Nested(func(list *netlink.AttributeDecoder) error {
+				for list.Next() {
+					list.Nested(func(e *netlink.AttributeDecoder) error {
+						one, deed := foreignExpr(e)
+						switch {
+						case !deed:
+							conditional = true
+						case one.Deed != nft.Other && (one.Deed != nft.Logs || rule.Deed == nft.Other):
+							rule = one
+						}
+						return nil
+					})
+				}
+				return nil
+			})
+		}
+	}
+	if conditional && rule.Deed != nft.Logs {
+		rule = nft.Foreign{}
+	}
+	return handle, rule, ad.Err()
+}
+
+// foreignExpr reads an expression. deed is false for what may be a condition,
+// or does something that is not known.
+func foreignExpr(ad *netlink.AttributeDecoder) (rule nft.Foreign, deed bool) {
+	var name string
+	for ad.Next() {
+		switch ad.Type() {
+		case unix.NFTA_EXPR_NAME:
+			name = ad.String()
+		case unix.NFTA_EXPR_DATA:
+			ad.Nested(func(data *netlink.AttributeDecoder) error {
+				switch name {
+				case "immediate":
+					rule, deed = foreignVerdict(data)
+				case "match", "target":
+					const nameOf = 1 // NFTA_MATCH_NAME, NFTA_TARGET_NAME
+					for data.Next() {
+						if data.Type() == nameOf {
+							rule, deed = xtables(name == "target", data.String())
+						}
+					}
+				}
+				return nil
+			})
+		}
+	}
+	switch name {
+	case "counter":
+		deed = true
+	case "log":
+		rule.Deed, deed = nft.Logs, true
+	case "reject":
+		rule.Deed, deed = nft.Refuses, true
+	}
+	return rule, deed
+}
+
+func foreignVerdict(ad *netlink.AttributeDecoder) (rule nft.Foreign, deed bool) {
+	for ad.Next() {
+		if ad.Type() != unix.NFTA_IMMEDIATE_DATA {
+			continue
+		}
+		ad.Nested(func(data *netlink.AttributeDecoder) error {
+			for data.Next() {
+				if data.Type() != unix.NFTA_DATA_VERDICT {
+					continue
+				}
+				data.Nested(func(v *netlink.AttributeDecoder) error {
+					for v.Next() {
+						switch v.Type() {
+						case unix.NFTA_VERDICT_CODE:
+							rule.Deed, deed = map[int32]nft.Deed{
+								int32(expr.VerdictDrop): nft.Refuses, int32(expr.VerdictAccept): nft.Accepts,
+								int32(expr.VerdictReturn): nft.Returns,
+								int32(expr.VerdictJump):   nft.Calls, int32(expr.VerdictGoto): nft.Calls,
+							}[int32(v.Uint32())], true
+						case unix.NFTA_VERDICT_CHAIN:
+							rule.Chain = v.String()
+						}
+					}
+					return nil
+				})
+			}
+			return nil
+		})
+	}
+	return rule, deed && rule.Deed != nft.Other
+}
+
+// xtables judges a match or a target of x_tables by its name.
+func xtables(target bool, name string) (rule nft.Foreign, deed bool) {
+	if !target {
+		return rule, name == "comment"
+	}
+	switch name {
+	case "REJECT":
+		rule.Deed = nft.Refuses
+	case "LOG", "NFLOG", "ULOG":
+		rule.Deed = nft.Logs
+	}
+	return rule, rule.Deed != nft.Other
+}
+
+// sameChain compares a chain's rules, which are known by the fingerprints that
+// they were stored with.
+func (t *Table) sameChain(table *nftables.Table, c nft.Chain) (bool, error) {
+	rules, err := t.conn.GetRules(table, &nftables.Chain{Name: c.Name, Table: table})
+	if err != nil {
+		return false, fmt.Errorf("nftables table %s: list rules: %w", table.Name, err)
+	}
+	if len(rules) != len(c.Rules) {
+		return false, nil
+	}
+	for i, r := range c.Rules {
+		if !bytes.Equal(rules[i].UserData, userData(r)) {
+			return false, nil
+		}
+	}
+	return true, nil
+}
+
+func userData(r nft.Rule) []byte {
+	f := r.Fingerprint()
+	return append([]byte{fingerprintType, byte(len(f))}, f[:]...)
+}
+
+func (t *Table) queueRules(table *nftables.Table, c nft.Chain) {
+	for _, r := range c.Rules {
+		t.conn.AddRule(&nftables.Rule{
+			Table: table, Chain: &nftables.Chain{Name: c.Name, Table: table},
+			Exprs:    lower(r),
+			UserData: userData(r),
+		})
+	}
+}

@@ -1,0 +1,373 @@
+package firewall
+
+import (
+	"bytes"
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"slices"
+	"strings"
+	"time"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+
+	"holdfast/internal/network/nft"
+)
+
+// Legacy is x_tables, which iptables-legacy speaks to. It is read by the
+// socket options of linux/netfilter_ipv4/ip_tables.h, and only where a filter
+// table is there already, since asking for one makes it. It is changed by
+// iptables-legacy-restore, which is started when something differs.
+type Legacy struct {
+	// Restore runs the program with a text for its standard input. It is a
+	// field for tests; nil starts the host's own.
+	Restore func(v6 bool, text string) error
+}
+
+// errNoProgram: there is no iptables-legacy-restore.
+var errNoProgram = errors.New("iptables-legacy-restore is not installed")
+
+// Admit does for the legacy tables what Table.Admit does, under a chain of the
+// same name.
+func (l Legacy) Admit(name string, a Admission) (did Admitted, err error) {
+	var errs []error
+	for _, v6 := range []bool{false, true} {
+		bridges, chain := a.IPv4, "legacy ip filter FORWARD"
+		if v6 {
+			bridges, chain = a.IPv6, "legacy ip6 filter FORWARD"
+		}
+		text, needed, err := legacyPlan(name, bridges, v6)
+		if err != nil {
+			errs = append(errs, fmt.Errorf("%s: %w", chain, err))
+			continue
+		}
+		if text == "" {
+			continue
+		}
+		restore := l.Restore
+		if restore == nil {
+			restore = legacyRestore
+		}
+		switch err := restore(v6, text); {
+		case errors.Is(err, errNoProgram) && needed:
+			did.Refusing = append(did.Refusing, fmt.Sprintf("%s: %v; it needs the rules -i BRIDGE -j ACCEPT and -o BRIDGE -j ACCEPT for %s", chain, err, strings.Join(bridges, ", ")))
+		case err != nil:
+			errs = append(errs, fmt.Errorf("%s: %w", chain, err))
+		case needed:
+			did.Accepted = append(did.Accepted, chain)
+		default:
+			did.Withdrawn = append(did.Withdrawn, chain)
+		}
+	}
+	return did, errors.Join(errs...)
+}
+
+// legacyPlan gives what iptables-restore has to be told; empty is nothing.
+func legacyPlan(name string, bridges []string, v6 bool) (text string, needed bool, err error) {
+	table, err := readLegacy(v6)
+	if err != nil || table == nil {
+		return "", false, err
+	}
+	p := nft.Place(table.forward, table.policyDrops, name, func(chain string) []nft.Foreign { return table.chains[chain] })
+	if len(bridges) == 0 {
+		p.Needed, p.Right = false, len(p.Ours) == 0
+	}
+	_, there := table.chains[name]
+	var want []string
+	for _, b := range bridges {
+		want = append(want, "-i "+b, "-o "+b)
+	}
+	if p.Right && there == p.Needed && (!there || slices.Equal(table.accepts[name], want)) {
+		return "", p.Needed, nil
+	}
+	var b strings.Builder
+	b.WriteString("*filter\n")
+	if p.Needed {
+		fmt.Fprintf(&b, ":%s - [0:0]\n", name) // makes it, or empties it
+		for _, w := range want {
+			fmt.Fprintf(&b, "-A %s %s -j ACCEPT\n", name, w)
+		}
+	}
+	if !p.Right {
+		before := 0
+		for _, i := range p.Ours {
+			fmt.Fprintf(&b, "-D FORWARD -j %s\n", name)
+			if i < p.Before {
+				before++
+			}
+		}
+		if p.Needed {
+			fmt.Fprintf(&b, "-I FORWARD %d -j %s\n", p.Before-before+1, name)
+		}
+	}
+	if !p.Needed && there {
+		fmt.Fprintf(&b, "-F %s\n-X %s\n", name, name)
+	}
+	b.WriteString("COMMIT\n")
+	return b.String(), p.Needed, nil
+}
+
+// legacyRestore runs the program in one transaction.
+func legacyRestore(v6 bool, text string) error {
+	program, err := legacyProgram(v6)
+	if err != nil {
+		return err
+	}
+	// It waits for other such programs, and those may wait for a user.
+	ctx, cancel := context.WithTimeout(context.Background(), 15*time.Second)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, program, "--noflush", "--wait", "10")
+	cmd.Stdin = strings.NewReader(text)
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("%s: %w: %s", program, err, bytes.TrimSpace(out))
+	}
+	return nil
+}
+
+// legacyProgram finds the program. Under its plain name it may be the one that
+// speaks to nftables.
+func legacyProgram(v6 bool) (string, error) {
+	name := "iptables"
+	if v6 {
+		name = "ip6tables"
+	}
+	for _, dir := range []string{"", "/usr/sbin/", "/sbin/"} {
+		if path, err := exec.LookPath(dir + name + "-legacy-restore"); err == nil {
+			return path, nil
+		}
+		if path, err := exec.LookPath(dir + name + "-restore"); err == nil {
+			if out, err := exec.Command(path, "--version").Output(); err == nil && !bytes.Contains(out, []byte("nf_tables")) {
+				return path, nil
+			}
+		}
+	}
+	return "", errNoProgram
+}
+
+// legacyTable is a filter table of x_tables.
+type legacyTable struct {
+	policyDrops bool
+	forward     []nft.Foreign
+	chains      map[string][]nft.Foreign
+	// accepts are the rules of chains that accept by an interface's name alone,
+	// as in "-i eth0"; other rules are an empty string.
+	accepts map[string][]string
+}
+
+// legacyForm is where things are in the structures of a family.
+type legacyForm struct {
+	names         string // the tables that there are
+	family, level int
+	in, out       int // offsets of interface names in struct ipt_ip; the masks come 32 bytes later
+	flags, gotoF  int // the flags' offset, and the flag that a target is gone to and not called
+	ip, head      int // sizes of struct ipt_ip and struct ipt_entry
+	offsets       int // of target_offset, next_offset in struct ipt_entry
+}
+
+var legacyForms = map[bool]legacyForm{
+	false: {"/proc/net/ip_tables_names", unix.AF_INET, unix.IPPROTO_IP, 16, 32, 82, 2, 84, 112, 88},
+	true:  {"/proc/net/ip6_tables_names", unix.AF_INET6, unix.IPPROTO_IPV6, 64, 80, 131, 4, 136, 168, 140},
+}
+
+// readLegacy is nil where there is no filter table.
+func readLegacy(v6 bool) (*legacyTable, error) {
+	form := legacyForms[v6]
+	names, err := os.ReadFile(form.names)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	if !slices.Contains(strings.Fields(string(names)), "filter") {
+		return nil, nil
+	}
+	fd, err := unix.Socket(form.family, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.IPPROTO_RAW)
+	if err != nil {
+		return nil, err
+	}
+	defer unix.Close(fd)
+	const getInfo, getEntries = 64, 65
+	for try := 0; ; try++ {
+		// struct ipt_getinfo: name, valid hooks, five starts and five policies
+		// of hooks, count, size.
+		info := make([]byte, 84)
+		copy(info, "filter")
+		if err := sockopt(fd, form.level, getInfo, info); err != nil {
+			return nil, err
+		}
+		// struct ipt_get_entries: name, size, entries.
+		const header = 40
+		size := binary.NativeEndian.Uint32(info[80:])
+		entries := make([]byte, header+int(size))
+		copy(entries, "filter")
+		binary.NativeEndian.PutUint32(entries[32:], size)
+		err := sockopt(fd, form.level, getEntries, entries)
+		if errors.Is(err, unix.EAGAIN) && try < 10 {
+			continue // it was changed in between
+		}
+		if err != nil {
+			return nil, err
+		}
+		const forward = 2 // NF_INET_FORWARD
+		start, policy := binary.NativeEndian.Uint32(info[36+4*forward:]), binary.NativeEndian.Uint32(info[56+4*forward:])
+		return parseLegacy(entries[header:], form, int(start), int(policy))
+	}
+}
+
+func sockopt(fd, level, name int, b []byte) error {
+	n := uint32(len(b))
+	_, _, errno := unix.Syscall6(unix.SYS_GETSOCKOPT, uintptr(fd), uintptr(level), uintptr(name),
+		uintptr(unsafe.Pointer(&b[0])), uintptr(unsafe.Pointer(&n)), 0)
+	if errno != 0 {
+		return os.NewSyscallError("getsockopt", errno)
+	}
+	return nil
+}
+
+// legacyRule is an entry.
+type legacyRule struct {
+	at      int
+	head    string // of a chain with this name; nothing else is set
+	deed    nft.Deed
+	jump    int    // the offset of what it calls; 0 is none
+	accepts string // see legacyTable
+}
+
+// parseLegacy reads entries: the chains of hooks, each with its policy as the
+// last, then those of users, each with its name first and a return as the last.
+func parseLegacy(b []byte, form legacyForm, forward, policy int) (*legacyTable, error) {
+	var rules []legacyRule
+	names := map[int]string{} // of chains by the offset of their first rule
+	for at := 0; at < len(b); {
+		r, next, err := parseLegacyRule(b[at:], form)
+		if err != nil {
+			return nil, err
+		}
+		r.at = at
+		at += next
+		if r.head != "" {
+			names[at] = r.head
+		}
+		rules = append(rules, r)
+	}
+	t := &legacyTable{chains: map[string][]nft.Foreign{}, accepts: map[string][]string{}}
+	chain, in := "", false // the user's chain; whether in that of forward
+	for i, r := range rules {
+		if r.head != "" {
+			chain = r.head
+			if chain != "ERROR" { // the table's end
+				t.chains[chain], t.accepts[chain] = nil, nil
+			}
+			continue
+		}
+		if r.at == forward {
+			in = true
+		}
+		foreign := nft.Foreign{Deed: r.deed}
+		if r.jump > 0 {
+			foreign.Chain = names[r.jump]
+		}
+		switch {
+		case r.at == policy:
+			t.policyDrops, in = r.deed == nft.Refuses, false
+		case in:
+			t.forward = append(t.forward, foreign)
+		case chain != "" && i+1 < len(rules) && rules[i+1].head == "":
+			t.chains[chain] = append(t.chains[chain], foreign)
+			t.accepts[chain] = append(t.accepts[chain], r.accepts)
+		}
+	}
+	return t, nil
+}
+
+func parseLegacyRule(b []byte, form legacyForm) (r legacyRule, next int, err error) {
+	short := errors.New("x_tables: an entry that is too short")
+	if len(b) < form.head {
+		return r, 0, short
+	}
+	target := int(binary.NativeEndian.Uint16(b[form.offsets:]))
+	next = int(binary.NativeEndian.Uint16(b[form.offsets+2:]))
+	const targetHead = 32 // struct xt_entry_target: size, name, revision
+	if target < form.head || target+targetHead > next || next > len(b) {
+		return r, 0, short
+	}
+	ip := slices.Clone(b[:form.ip])
+	ip[form.flags] &^= byte(form.gotoF)
+	conditional := slices.ContainsFunc(ip, func(c byte) bool { return c != 0 })
+	matched := false
+	for at := form.head; at < target; {
+		if at+targetHead > target {
+			return r, 0, short
+		}
+		size := int(binary.NativeEndian.Uint16(b[at:]))
+		if size < targetHead || at+size > target {
+			return r, 0, short
+		}
+		matched = matched || unix.ByteSliceToString(b[at+2:at+31]) != "comment"
+		at += size
+	}
+	switch name := unix.ByteSliceToString(b[target+2 : target+31]); name {
+	case "":
+		if target+targetHead+4 > next {
+			return r, 0, short
+		}
+		verdict := int32(binary.NativeEndian.Uint32(b[target+targetHead:]))
+		switch verdict {
+		case -1:
+			r.deed = nft.Refuses
+		case -2:
+			r.deed = nft.Accepts
+			if !matched {
+				r.accepts = acceptsBy(ip, form)
+			}
+		case -5:
+			r.deed = nft.Returns
+		default:
+			if verdict > 0 {
+				r.deed, r.jump = nft.Calls, int(verdict)
+			}
+		}
+	case "ERROR":
+		r.head = unix.ByteSliceToString(b[target+targetHead : next])
+		return r, next, nil
+	case "REJECT":
+		r.deed = nft.Refuses
+	case "LOG", "NFLOG", "ULOG":
+		r.deed = nft.Logs
+		return r, next, nil
+	}
+	if conditional || matched {
+		r.deed, r.jump = nft.Other, 0
+	}
+	return r, next, nil
+}
+
+// acceptsBy is the one interface that struct ipt_ip asks for, or empty.
+func acceptsBy(ip []byte, form legacyForm) string {
+	for _, side := range []struct {
+		option string
+		at     int
+	}{{"-i ", form.in}, {"-o ", form.out}} {
+		name := unix.ByteSliceToString(ip[side.at : side.at+unix.IFNAMSIZ])
+		mask := ip[side.at+32 : side.at+32+unix.IFNAMSIZ]
+		exact := make([]byte, unix.IFNAMSIZ)
+		for i := range min(len(name)+1, len(exact)) {
+			exact[i] = 0xff
+		}
+		if name == "" || !bytes.Equal(mask, exact) {
+			continue
+		}
+		rest := slices.Clone(ip)
+		clear(rest[side.at : side.at+unix.IFNAMSIZ])
+		clear(rest[side.at+32 : side.at+32+unix.IFNAMSIZ])
+		if !slices.ContainsFunc(rest, func(c byte) bool { return c != 0 }) {
+			return side.option + name
+		}
+	}
+	return ""
+}

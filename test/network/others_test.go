@@ -1,0 +1,397 @@
+package network_test
+
+import (
+	"bytes"
+	"context"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	apinet "github.com/moby/moby/api/types/network"
+	"golang.org/x/sys/unix"
+
+	"holdfast/internal/network"
+)
+
+// debian is where packages are unpacked that shall not be installed.
+const debian = "../../.cache/debian"
+
+func exists(path string) bool {
+	_, err := os.Stat(path)
+	return err == nil
+}
+
+// command is a program that is installed, or unpacked.
+func (h *host) command(name string, args ...string) *exec.Cmd {
+	h.t.Helper()
+	path := "PATH=" + os.Getenv("PATH")
+	folders := []string{"/usr/sbin", "/sbin"}
+	for _, dir := range []string{"usr/sbin", "usr/bin"} {
+		abs, err := filepath.Abs(filepath.Join(debian, dir))
+		h.ok(err)
+		folders = append(folders, abs)
+	}
+	cmd := exec.Command(name, args...)
+	for _, dir := range folders {
+		path += ":" + dir
+		if cmd.Err != nil && exists(filepath.Join(dir, name)) {
+			cmd.Path, cmd.Err = filepath.Join(dir, name), nil
+		}
+	}
+	cmd.Env = append(os.Environ(), path)
+	return cmd
+}
+
+// do runs a program of another's, with an input if it is not empty.
+func (h *host) do(input, name string, args ...string) string {
+	h.t.Helper()
+	cmd := h.command(name, args...)
+	cmd.Stdin = strings.NewReader(input)
+	var out, said bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &said
+	if err := cmd.Run(); err != nil {
+		h.t.Fatalf("%s %q: %v: %s%s", name, args, err, &out, &said)
+	}
+	return out.String()
+}
+
+// iptables runs both families' program of a kind, nft or legacy.
+func (h *host) iptables(kind string, args ...string) {
+	h.t.Helper()
+	for _, family := range []string{"iptables-", "ip6tables-"} {
+		h.do("", family+kind, args...)
+	}
+}
+
+// own copies a folder of the machine's, for programs that write there.
+func (h *host) own(dir string) {
+	h.t.Helper()
+	to := h.t.TempDir()
+	h.ok(os.CopyFS(to, os.DirFS(dir)))
+	h.do("", "cp", "-a", dir+"/.", to)
+	h.ok(unix.Mount(to, dir, "", unix.MS_BIND, ""))
+	h.t.Cleanup(func() {
+		if err := unix.Unmount(dir, unix.MNT_DETACH); err != nil {
+			h.t.Error(err)
+		}
+	})
+}
+
+// foreign is another program that filters forwarded packets.
+type foreign struct {
+	// start makes it filter. It drops what is forwarded.
+	start func(h *host)
+	// list gives its rules, with ours.
+	list func(h *host) string
+	// undone are what happens to its rules: ours are gone, or at another place.
+	undone map[string]func(h *host)
+	// stop ends it.
+	stop func(h *host)
+}
+
+func (h *host) saved(kind string) string {
+	var out strings.Builder
+	for _, family := range []string{"iptables-", "ip6tables-"} {
+		for _, line := range strings.Split(h.do("", family+kind+"-save", "-t", "filter"), "\n") {
+			if !strings.HasPrefix(line, "#") {
+				if i := strings.Index(line, " ["); i > 0 {
+					line = line[:i] // counters
+				}
+				out.WriteString(line + "\n")
+			}
+		}
+	}
+	return out.String()
+}
+
+func xtables(kind string) foreign {
+	each := func(args ...string) func(h *host) { return func(h *host) { h.iptables(kind, args...) } }
+	return foreign{
+		start: func(h *host) {
+			h.iptables(kind, "-N", "MINE")
+			h.iptables(kind, "-A", "MINE", "-p", "sctp", "-j", "RETURN")
+			h.iptables(kind, "-A", "FORWARD", "-m", "comment", "--comment", "mine", "-j", "MINE")
+			h.iptables(kind, "-A", "FORWARD", "-i", "else0", "-j", "DROP")
+			h.iptables(kind, "-P", "FORWARD", "DROP")
+		},
+		list: func(h *host) string { return h.saved(kind) },
+		undone: map[string]func(h *host){
+			"flush":            each("-F", "FORWARD"),
+			"flush everything": func(h *host) { h.iptables(kind, "-F"); h.iptables(kind, "-X") },
+			"our rules":        each("-F", table),
+		},
+		stop: func(h *host) {
+			h.iptables(kind, "-F", "FORWARD")
+			h.iptables(kind, "-P", "FORWARD", "ACCEPT")
+		},
+	}
+}
+
+var foreigns = map[string]foreign{
+	"iptables-nft":    xtables("nft"),
+	"iptables-legacy": xtables("legacy"),
+	"a last rule that rejects": {
+		start: func(h *host) {
+			h.iptables("nft", "-A", "FORWARD", "-i", "else0", "-j", "ACCEPT")
+			h.iptables("nft", "-A", "FORWARD", "-m", "limit", "-j", "LOG")
+			h.iptables("nft", "-A", "FORWARD", "-j", "REJECT")
+		},
+		list:   func(h *host) string { return h.saved("nft") },
+		undone: map[string]func(h *host){},
+		stop:   func(h *host) { h.iptables("nft", "-F", "FORWARD") },
+	},
+	"a last rule that rejects, legacy": {
+		start: func(h *host) {
+			h.iptables("legacy", "-A", "FORWARD", "-i", "else0", "-j", "ACCEPT")
+			h.iptables("legacy", "-A", "FORWARD", "-m", "limit", "-j", "LOG")
+			h.iptables("legacy", "-A", "FORWARD", "-j", "REJECT")
+		},
+		list:   func(h *host) string { return h.saved("legacy") },
+		undone: map[string]func(h *host){},
+		stop:   func(h *host) { h.iptables("legacy", "-F", "FORWARD") },
+	},
+	"a table of nft": {
+		start: func(h *host) { h.do(nftTable, "nft", "-f", "-") },
+		list:  func(h *host) string { return h.do("", "nft", "-s", "list", "table", "inet", "mine") },
+		undone: map[string]func(h *host){
+			"reload": func(h *host) { h.do("delete table inet mine\n"+nftTable, "nft", "-f", "-") },
+			"flush":  func(h *host) { h.do("flush table inet mine", "nft", "-f", "-") },
+		},
+		stop: func(h *host) { h.do("", "nft", "delete", "table", "inet", "mine") },
+	},
+	"ufw": {
+		start: func(h *host) {
+			h.own("/etc/ufw")
+			h.do("", "ufw", "--force", "enable")
+		},
+		list: func(h *host) string { return h.saved("nft") },
+		undone: map[string]func(h *host){
+			"reload": func(h *host) { h.do("", "ufw", "reload") },
+			"disable and enable": func(h *host) {
+				h.do("", "ufw", "disable")
+				h.do("", "ufw", "--force", "enable")
+			},
+		},
+		stop: func(h *host) { h.do("", "ufw", "disable") },
+	},
+}
+
+const nftTable = `table inet mine {
+	chain forward {
+		type filter hook forward priority 10; policy drop;
+		ct state invalid drop
+		log prefix "dropped "
+	}
+}`
+
+// clean takes away what other programs left in the host's namespace.
+func clean(t *testing.T) {
+	t.Cleanup(func() {
+		for _, args := range [][]string{
+			{"nft", "flush", "ruleset"},
+			{"iptables-legacy", "-P", "FORWARD", "ACCEPT"}, {"iptables-legacy", "-F"}, {"iptables-legacy", "-X"},
+			{"ip6tables-legacy", "-P", "FORWARD", "ACCEPT"}, {"ip6tables-legacy", "-F"}, {"ip6tables-legacy", "-X"},
+		} {
+			if strings.Contains(args[0], "legacy") {
+				if b, _ := os.ReadFile("/proc/net/ip_tables_names"); len(b) == 0 {
+					continue // asking for it would make it
+				}
+			}
+			if out, err := exec.Command("/usr/sbin/"+args[0], args[1:]...).CombinedOutput(); err != nil {
+				t.Errorf("%q: %v: %s", args, err, out)
+			}
+		}
+	})
+}
+
+// crowd is a host with what can be asked there: two containers on the default
+// network, one on a network of a user's.
+type crowd struct {
+	*host
+	a, b, c *container
+	network string
+}
+
+func newCrowd(h *host) *crowd {
+	h.t.Helper()
+	id, err := h.m.Create(context.Background(), apinet.CreateRequest{
+		Name: "own", Options: map[string]string{"com.docker.network.bridge.name": "hft9"},
+	})
+	h.ok(err)
+	w := &crowd{host: h, network: id}
+	w.a, w.b = h.run(h.request("8080:80/tcp")), h.run(h.request())
+	r := h.request("8081:80/tcp")
+	r.Mode = "own"
+	w.c = h.run(r)
+	for name, c := range map[string]*container{"a": w.a, "b": w.b, "c": w.c} {
+		h.serve(c.Netns, "tcp4", ":80", name)
+	}
+	h.serve(w.a.Netns, "tcp6", ":80", "a6")
+	h.serve(h.lan, "tcp4", ":7000", "lan")
+	h.serve(h.lan, "tcp6", ":7000", "lan6")
+	h.route(w.b)
+	return w
+}
+
+func sixes(o *network.Options) { o.IPv6, o.FixedCIDRv6 = true, "fd00:1::/64" }
+
+// works asks everything that shall work, and what shall not.
+func (w *crowd) works() {
+	w.t.Helper()
+	w.answers(w.lan, "tcp", hostAddr+":8080", "a", lanAddr)
+	w.answers(w.lan, "tcp", "["+hostAddr6+"]:8080", "a6", lanAddr6)
+	w.answers(w.lan, "tcp", hostAddr+":8081", "c", lanAddr)
+	w.answers("", "tcp", hostAddr+":8080", "a", "")
+	w.answers("", "tcp", w.b.ip()+":80", "b", "")
+	w.answers(w.a.Netns, "tcp", lanAddr+":7000", "lan", hostAddr)
+	w.answers(w.a.Netns, "tcp", "["+lanAddr6+"]:7000", "lan6", hostAddr6)
+	w.answers(w.c.Netns, "tcp", lanAddr+":7000", "lan", hostAddr)
+	w.answers(w.a.Netns, "tcp", w.b.ip()+":80", "b", w.a.ip())
+	w.answers(w.c.Netns, "tcp", hostAddr+":8080", "a", "")
+	w.silent(w.c.Netns, "tcp", w.b.ip()+":80")
+	w.silent(w.lan, "tcp", w.b.ip()+":80")
+}
+
+// filterFrames shows the frames between a bridge's ports to the filters of
+// packets, as others on the host may have switched on.
+func (h *host) filterFrames() {
+	h.t.Helper()
+	for _, name := range []string{"iptables", "ip6tables"} {
+		path := "/proc/sys/net/bridge/bridge-nf-call-" + name
+		was, err := os.ReadFile(path)
+		h.ok(err)
+		h.ok(os.WriteFile(path, []byte("1"), 0))
+		h.t.Cleanup(func() {
+			if err := os.WriteFile(path, was, 0); err != nil {
+				h.t.Error(err)
+			}
+		})
+	}
+}
+
+// Theirs is found as it is, ours are taken out of a list of rules.
+func withoutOurs(list string) string {
+	lines := strings.Split(list, "\n")
+	lines = slices.DeleteFunc(lines, func(l string) bool {
+		return strings.HasPrefix(l, ":"+table) || strings.HasPrefix(l, "-A "+table) || strings.HasSuffix(l, "-j "+table)
+	})
+	return strings.Join(lines, "\n")
+}
+
+func TestEverythingWorksBesideAProgramThatDropsForwardedPackets(t *testing.T) {
+	for name, f := range foreigns {
+		t.Run(name, func(t *testing.T) {
+			clean(t)
+			h := newHost(t, sixes)
+			h.filterFrames()
+			h.ok(h.m.Close())
+			f.start(h)
+			theirs := f.list(h)
+			h.open(nil)
+			w := newCrowd(h)
+			w.works()
+			if got := withoutOurs(f.list(h)); name != "a table of nft" && got != theirs {
+				t.Errorf("their rules were\n%s\nand are\n%s", theirs, got)
+			}
+
+			// Without a daemon, and by the next, which finds all in order.
+			h.ok(h.m.Close())
+			w.works()
+			before := generation(t)
+			ours := f.list(h)
+			h.log.take()
+			h.open(h.stored(w.a, w.b, w.c))
+			if now := generation(t); now != before || f.list(h) != ours {
+				t.Errorf("the next daemon sent %d transactions; rules before\n%s\nafter\n%s", now-before, ours, f.list(h))
+			}
+			if got := h.log.take(); got != "" {
+				t.Errorf("the next daemon said: %s", got)
+			}
+			w.works()
+
+			// What goes takes its rules along.
+			h.ok(h.m.Release(context.Background(), w.c.Sandbox))
+			_, err := h.m.Remove(context.Background(), w.network)
+			h.ok(err)
+			if got := f.list(h); strings.Contains(got, "hft9") {
+				t.Errorf("a network is gone, and its rules are there:\n%s", got)
+			}
+			for _, c := range []*container{w.a, w.b} {
+				h.ok(h.m.Release(context.Background(), c.Sandbox))
+			}
+			h.opts.Iptables, h.opts.Ip6tables = false, false
+			h.open(nil)
+			if got := f.list(h); got != theirs {
+				t.Errorf("their rules were\n%s\nand without a packet filter of ours are\n%s", theirs, got)
+			}
+			f.stop(h)
+		})
+	}
+}
+
+func TestWhatUndoesOurRulesInAnotherProgramsFilterIsHealedWithoutARestart(t *testing.T) {
+	for name, f := range foreigns {
+		h := func(t *testing.T) *crowd {
+			clean(t)
+			h := newHost(t, sixes)
+			h.filterFrames()
+			w := newCrowd(h)
+			h.log.take()
+			f.start(h) // after us
+			h.says("it now accepts")
+			w.works()
+			return w
+		}
+		t.Run(name, func(t *testing.T) {
+			w := h(t)
+			for what, undo := range f.undone {
+				t.Log(what)
+				w.log.take()
+				undo(w.host)
+				w.says("it now accepts")
+				w.works()
+			}
+			w.log.take()
+			f.stop(w.host)
+			if name != "a table of nft" { // which is gone
+				w.says("needed no more")
+			}
+			w.works()
+		})
+	}
+}
+
+// What another program decides by name stays decided.
+func TestRulesOfOthersThatNameWhatTheyDropKeepTheirSay(t *testing.T) {
+	for _, kind := range []string{"nft", "legacy"} {
+		t.Run(kind, func(t *testing.T) {
+			clean(t)
+			h := newHost(t, nil)
+			h.iptables(kind, "-P", "FORWARD", "DROP")
+			h.says("it now accepts")
+			c := h.run(h.request("8080:80/tcp"))
+			h.serve(c.Netns, "tcp4", ":80", "web")
+			h.answers(h.lan, "tcp", hostAddr+":8080", "web", lanAddr)
+			h.log.take()
+			h.do("", "iptables-"+kind, "-A", "FORWARD", "-s", lanAddr, "-j", "DROP")
+			h.says("it now accepts") // behind the new rule
+			h.silent(h.lan, "tcp", hostAddr+":8080")
+			h.answers("", "tcp", hostAddr+":8080", "web", "")
+		})
+	}
+}
+
+func TestWithoutPacketFilterNoRuleIsPutIntoAnothers(t *testing.T) {
+	clean(t)
+	h := newHost(t, func(o *network.Options) { o.Iptables, o.Ip6tables = false, false })
+	h.iptables("nft", "-P", "FORWARD", "DROP")
+	h.iptables("legacy", "-P", "FORWARD", "DROP")
+	h.open(nil)
+	h.run(h.request("8080:80/tcp"))
+	if got := h.saved("nft") + h.saved("legacy"); strings.Contains(got, "holdfast") {
+		t.Errorf("rules: %s", got)
+	}
+}
