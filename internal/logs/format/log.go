@@ -30,9 +30,10 @@ const (
 // inside of a UTF-8 sequence.
 const MaxLine = 16 << 10
 
-// bufSize is what a Log can hold before it writes. It is mapped, not
-// allocated: a container that writes little touches one page of it.
-const bufSize = 256 << 10
+// bufSize is what a Log can hold before it writes: 256 KiB of short lines, as
+// records. It is mapped, not allocated: a container that writes little touches
+// one page of it.
+const bufSize = 512 << 10
 
 // Config is where and how a log is written.
 type Config struct {

@@ -373,6 +373,9 @@ func (s *Shim) captureOutput(img *image, current *run) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	img.Log = o.log.AppendState(nil)
+	if o.ledger != nil {
+		o.ledger.shorten()
+	}
 	if current != nil {
 		r := &runImage{Process: current.proc.image(), Started: current.started, Master: number(current.io.master), Stdin: -1, Stdout: -1, Stderr: -1}
 		if !o.in.over {

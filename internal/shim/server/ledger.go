@@ -24,6 +24,8 @@ import (
 //	          state (lines whose end has not come), of which one is valid
 //	then      the bytes of the entry
 //	then      room for states that page 0 can't take
+//	then      the bytes of an entry that is longer than the first place, while
+//	          there is a burst of such: the file is as long as that takes
 //
 // A move goes through phases, each made known by one store:
 //
@@ -39,7 +41,8 @@ type ledger struct {
 	fd      int
 	mem     []byte
 	seq     uint64 // of the last entry
-	room    int    // bytes of data that are allocated
+	room    int    // bytes of data that are allocated in the first place
+	long    bool   // the file has the place for long entries
 	wide    bool   // the states' own pages are allocated
 	scratch []byte
 }
@@ -51,7 +54,8 @@ const (
 	ledgerReserve = 4096 // bytes of data that always have their page
 	ledgerStates  = ledgerData + readSize
 	ledgerState   = (format.StateMax + 4095) &^ 4095
-	ledgerSize    = ledgerStates + 2*ledgerState
+	ledgerSize    = ledgerStates + 2*ledgerState // without the place for long entries
+	ledgerLong    = ledgerSize + burstSize
 	ledgerInline  = 1024 // a state up to here lies in page 0
 )
 
@@ -96,14 +100,16 @@ func openLedger(dir string, again bool) (*ledger, error) {
 		if err := unix.Ftruncate(fd, ledgerSize); err != nil {
 			return fail("truncate", err)
 		}
-	} else if st, err := os.Stat(path); err != nil || st.Size() != ledgerSize {
+	} else if st, err := os.Stat(path); err != nil || st.Size() < ledgerSize || st.Size() > ledgerLong {
 		return fail("read", unix.EINVAL)
+	} else if st.Size() == ledgerLong && !l.lengthen() {
+		return fail("allocate", unix.ENOSPC)
 	}
 	// Allocated also where it is: a punched hole may be in it.
-	if err := unix.Fallocate(fd, 0, 0, ledgerData+ledgerReserve); err != nil {
+	if err := allocate(fd, 0, 0, ledgerData+ledgerReserve); err != nil {
 		return fail("allocate", err)
 	}
-	if l.mem, err = unix.Mmap(fd, 0, ledgerSize, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED); err != nil {
+	if l.mem, err = unix.Mmap(fd, 0, ledgerLong, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED); err != nil {
 		return fail("map", err)
 	}
 	l.room = ledgerReserve
@@ -139,14 +145,18 @@ func (l *ledger) put(at int, v uint64) { binary.NativeEndian.PutUint64(l.mem[at:
 // begin announces a read of at most want bytes and returns where they go. It
 // may be less than was wanted when memory is short.
 func (l *ledger) begin(src format.Source, want int, now time.Time, inode uint64, size int64, terminal bool) []byte {
-	want = min(want, readSize)
-	if want > l.room {
-		if unix.Fallocate(l.fd, unix.FALLOC_FL_KEEP_SIZE, ledgerData, readSize) == nil {
+	if want > readSize && (l.long || l.lengthen()) {
+		want = min(want, burstSize)
+	} else {
+		want = min(want, readSize)
+	}
+	if want > l.room && want <= readSize {
+		if allocate(l.fd, unix.FALLOC_FL_KEEP_SIZE, ledgerData, readSize) == nil {
 			l.room = readSize
 		}
 		want = min(want, l.room)
 	}
-	p := l.mem[ledgerData : ledgerData+want]
+	p := l.data(want)
 	valid := l.valid()
 	l.seq++
 	l.mark(p[:markLen(want, terminal)])
@@ -161,6 +171,42 @@ func (l *ledger) begin(src format.Source, want int, now time.Time, inode uint64,
 	}
 	l.turn(valid, phaseTaking)
 	return p
+}
+
+// data is where an entry of at most want bytes lies.
+func (l *ledger) data(want int) []byte {
+	if want > readSize {
+		return l.mem[ledgerSize : ledgerSize+want]
+	}
+	return l.mem[ledgerData : ledgerData+want]
+}
+
+// allocate is fallocate, which a signal may interrupt.
+func allocate(fd int, mode uint32, off, size int64) error {
+	for {
+		if err := unix.Fallocate(fd, mode, off, size); err != unix.EINTR {
+			return err
+		}
+	}
+}
+
+// lengthen makes the place for long entries. When there is no memory for it
+// they are moved as several.
+func (l *ledger) lengthen() bool {
+	if allocate(l.fd, 0, ledgerSize, burstSize) != nil {
+		unix.Ftruncate(l.fd, ledgerSize)
+		return false
+	}
+	l.long = true
+	return true
+}
+
+// shorten gives it back. The file is as releases know it that have only the
+// first place.
+func (l *ledger) shorten() {
+	if l.long && unix.Ftruncate(l.fd, ledgerSize) == nil {
+		l.long = false
+	}
 }
 
 // markLen is how many bytes are marked: of a pipe that holds want bytes a read
@@ -226,7 +272,7 @@ func (l *ledger) place(which uint64, n int) []byte {
 		return nil
 	}
 	if !l.wide {
-		if unix.Fallocate(l.fd, unix.FALLOC_FL_KEEP_SIZE, ledgerStates, 2*ledgerState) != nil {
+		if allocate(l.fd, unix.FALLOC_FL_KEEP_SIZE, ledgerStates, 2*ledgerState) != nil {
 			return nil
 		}
 		l.wide = true
@@ -247,6 +293,7 @@ func (l *ledger) state() []byte {
 
 // rest gives back what a burst took.
 func (l *ledger) rest() {
+	l.shorten()
 	if l.room == ledgerReserve && !l.wide {
 		return
 	}
@@ -256,7 +303,7 @@ func (l *ledger) rest() {
 		l.wide = false
 	}
 	from := int64(ledgerData + ledgerReserve)
-	if unix.Fallocate(l.fd, unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, from, end-from) == nil {
+	if allocate(l.fd, unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, from, end-from) == nil {
 		l.room = ledgerReserve
 	}
 }
@@ -283,14 +330,14 @@ func (l *ledger) restore(log *format.Log) error {
 // unfinished are the bytes of the entry that was being moved; nil for none.
 func (l *ledger) unfinished() []byte {
 	want, got := l.get(atWant), l.get(atGot)
-	if want > readSize || got > want && l.word()&3 == phaseTaken {
+	if want > burstSize || want > readSize && !l.long || got > want && l.word()&3 == phaseTaken {
 		return nil
 	}
 	switch l.word() & 3 {
 	case phaseTaken:
-		return l.mem[ledgerData : ledgerData+got]
+		return l.data(int(want))[:got]
 	case phaseTaking:
-		p := l.mem[ledgerData : ledgerData+want]
+		p := l.data(int(want))
 		terminal := l.get(atTerminal) != 0
 		for i := markLen(len(p), terminal) - 1; i >= 0; i-- {
 			if p[i] == markByte(l.seq, i) {

@@ -41,9 +41,11 @@ func text(t *testing.T, path string) string {
 // A shim that is killed at any instruction of a move loses nothing, and nothing
 // comes twice.
 func TestLedgerGoesOnAfterAKillInAnyPhase(t *testing.T) {
-	const before, chunk = "one\nbeg", "un\ntwo\nthree\nhalf"
+	const before, end = "one\nbeg", "two\nthree\nhalf"
+	chunks := map[int64]string{0: "un\n" + end, 120: "un\n" + end, // a rotation within the chunk
+		-1: "un\n" + strings.Repeat("a line of a burst\n", 5000) + end, 100_000: "un\n" + strings.Repeat("a line of a burst\n", 5000) + end}
 	for _, terminal := range []bool{false, true} {
-		for _, maxSize := range []int64{0, 120} { // a rotation within the chunk
+		for maxSize, chunk := range chunks {
 			for _, at := range []string{"idle", "taking", "read", "taken", "written in part", "written", "torn", "committed"} {
 				t.Run(fmt.Sprintf("%s terminal=%v max=%d", at, terminal, maxSize), func(t *testing.T) {
 					dir := t.TempDir()
@@ -148,19 +150,25 @@ func TestLedgerGivesBackWhatABurstTook(t *testing.T) {
 		return st.Blocks * 512
 	}
 	small := blocks()
-	p := l.begin(format.Stdout, readSize, time.Now(), 0, 0, false)
-	if len(p) != readSize {
-		t.Fatal(len(p))
-	}
-	copy(p, bytes.Repeat([]byte("x"), len(p)))
-	l.took(len(p))
-	if blocks() < small+readSize/2 {
-		t.Fatal("nothing was allocated")
-	}
-	l.turn(l.valid(), phaseIdle)
-	l.rest()
-	if got := blocks(); got != small {
-		t.Errorf("%d bytes, were %d", got, small)
+	for _, size := range []int{readSize, burstSize} {
+		p := l.begin(format.Stdout, size, time.Now(), 0, 0, false)
+		if len(p) != size {
+			t.Fatal(len(p))
+		}
+		copy(p, bytes.Repeat([]byte("x"), len(p)))
+		l.took(len(p))
+		if blocks() < small+int64(size)/2 {
+			t.Fatal("nothing was allocated")
+		}
+		l.turn(l.valid(), phaseIdle)
+		l.rest()
+		if got := blocks(); got != small {
+			t.Errorf("%d bytes, were %d", got, small)
+		}
+		// Releases that know no long entries take only this.
+		if st, err := os.Stat(filepath.Join(dir, proto.LedgerFile)); err != nil || st.Size() != ledgerSize {
+			t.Errorf("%d bytes long, want %d: %v", st.Size(), ledgerSize, err)
+		}
 	}
 }
 

@@ -7,6 +7,7 @@ import (
 	"sync/atomic"
 	"syscall"
 	"time"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 
@@ -16,7 +17,10 @@ import (
 
 const (
 	readSize = 64 << 10 // bytes of one read of a container's output
-	pipeSize = 1 << 20  // what the kernel holds for it while the shim is busy
+	// burstSize is the same while more than readSize waits to be read. A
+	// write of all its lines costs less than several.
+	burstSize = 256 << 10
+	pipeSize  = 1 << 20 // what the kernel holds for it while the shim is busy
 	// quiet is how long a container writes nothing before the memory that its
 	// output took is given back. To give it back between two blocks of a burst
 	// costs more than to write them.
@@ -98,17 +102,14 @@ func (o *output) read(fd int, src format.Source, terminal bool) (int, error) {
 	if o.ledger != nil {
 		// Exactly what is there, so that a read gives all or nothing. At the
 		// end, or when there is nothing, a byte is enough to be told.
-		want, err := unix.IoctlGetInt(fd, unix.TIOCINQ)
-		if err != nil || want < 1 {
-			want = 1
-		}
+		want := max(waiting(fd), 1)
 		inode, size := o.log.Position()
 		p = o.ledger.begin(src, want, now, inode, size, terminal)
 	} else if p == nil {
 		p = make([]byte, readSize)
 		o.buf = p
 	}
-	n, err := unix.Read(fd, p)
+	n, err := readNow(fd, p)
 	if o.ledger != nil {
 		o.ledger.took(n)
 	}
@@ -123,6 +124,28 @@ func (o *output) read(fd int, src format.Source, terminal bool) (int, error) {
 		}
 	}
 	return n, err
+}
+
+// waiting is how many bytes there are to read; 0 where that can't be told.
+//
+// It and readNow never wait, so they go around the scheduler: it would give the
+// only P away whenever a copy takes it some microseconds, and have it fetched
+// back by another thread.
+func waiting(fd int) int {
+	var n int32
+	if _, _, errno := unix.RawSyscall(unix.SYS_IOCTL, uintptr(fd), unix.TIOCINQ, uintptr(unsafe.Pointer(&n))); errno != 0 {
+		return 0
+	}
+	return int(n)
+}
+
+// readNow reads from a non-blocking descriptor. p is not empty.
+func readNow(fd int, p []byte) (int, error) {
+	n, _, errno := unix.RawSyscall(unix.SYS_READ, uintptr(fd), uintptr(unsafe.Pointer(unsafe.SliceData(p))), uintptr(len(p)))
+	if errno != 0 {
+		return -1, errno
+	}
+	return int(n), nil
 }
 
 // rest comes when there is nothing to read for the moment.
