@@ -920,6 +920,11 @@ func (c *fakeConn) Stop(_ context.Context, o proto.Stop) (proto.State, error) {
 			select {
 			case <-c.s.over:
 			case <-time.After(timeout):
+				c.s.mu.Lock()
+				if c.s.st.Status != proto.StatusExited {
+					c.s.note(proto.ActionKill, map[string]string{"signal": "9"})
+				}
+				c.s.mu.Unlock()
 				c.s.exit(137)
 			}
 		}()

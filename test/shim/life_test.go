@@ -196,10 +196,14 @@ func TestStopSignalsThenKills(t *testing.T) {
 			t.Fatal(err)
 		}
 		c.until("ready")
+		told := b.subscribe(s, 0)
 		began := time.Now()
 		st, err := s.Stop(ctx(t), proto.Stop{Timeout: 1})
 		if err != nil || st.ExitCode != 137 {
 			t.Fatalf("stop: %+v, %v", st, err)
+		}
+		if kill := told.action(proto.ActionKill); kill.Attributes["signal"] != "9" {
+			t.Errorf("told of the kill: %v", kill.Attributes)
 		}
 		if d := time.Since(began); d < time.Second || d > 10*time.Second {
 			t.Errorf("stop took %v", d)
