@@ -26,12 +26,13 @@ func (m *Manager) ListenNames(s Sandbox) (udp, tcp *os.File, err error) {
 	return bridge.ListenNames(s.Netns)
 }
 
-// Subnets are those of a network.
+// Subnets are those of a network that nobody but its containers is in: on an
+// interface of the host's there are other machines.
 func (m *Manager) Subnets(ref string) []netip.Prefix {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	n, err := m.lookup(ref)
-	if err != nil {
+	if err != nil || n.isLink() && !n.Internal {
 		return nil
 	}
 	var out []netip.Prefix

@@ -27,7 +27,7 @@ func parse(raw []byte) (query, bool) {
 	q := query{raw: raw, size: smallest}
 	var p dnsmessage.Parser
 	var err error
-	if q.header, err = p.Start(raw); err != nil || q.header.Response {
+	if q.header, err = p.Start(raw); err != nil || q.header.Response || q.header.OpCode != 0 {
 		return q, false
 	}
 	all, err := p.AllQuestions()
@@ -153,6 +153,19 @@ func (q query) fit(answer []byte) []byte {
 		short[2] |= 0x02 // TC
 	}
 	return short
+}
+
+// refusal is the answer to a message that is no question, if it can be answered
+// at all: a client that hears nothing asks again and again.
+func refusal(raw []byte) []byte {
+	if len(raw) < 12 || raw[2]&0x80 != 0 {
+		return nil
+	}
+	code := byte(dnsmessage.RCodeFormatError)
+	if raw[2]&0x78 != 0 {
+		code = byte(dnsmessage.RCodeNotImplemented)
+	}
+	return []byte{raw[0], raw[1], 0x80 | raw[2]&0x79, 0x80 | code, 0, 0, 0, 0, 0, 0, 0, 0}
 }
 
 // failure is the answer when no server answered.

@@ -9,7 +9,7 @@
 //	<run dir>/names.json            View: the container's networks and servers
 //	<exec root>/names/<network>.json  Network: who is on a network
 //
-// A file is read again when its inode or its time of change is another.
+// A file is read again when its inode, size or time of change is another.
 package names
 
 // Schema is the number of both files' form. A file with a higher number is
@@ -35,8 +35,8 @@ type View struct {
 type Network struct {
 	Schema int    `json:"schema"`
 	Name   string `json:"name"`
-	// Subnets are those of the network; addresses in them are nobody else's
-	// business.
+	// Subnets are those of the network, where it has them for itself: addresses
+	// in them are nobody else's business.
 	Subnets []string `json:"subnets,omitempty"`
 	Members []Member `json:"members"`
 }

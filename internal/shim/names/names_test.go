@@ -1,6 +1,7 @@
 package names
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -8,9 +9,11 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/net/dns/dnsmessage"
 )
@@ -100,8 +103,11 @@ func TestUnknownNamesOfOurOwnDoNotExistAndAreAskedOfNobody(t *testing.T) {
 	asked := make(chan string, 8)
 	v := twoNetworks(t)
 	v.Upstream = []string{upstream(t, func(q dnsmessage.Question) { asked <- q.Name.String() })}
+	other := filepath.Join(t.TempDir(), "other.json")
+	put(t, other, Network{Schema: Schema, Name: "back_1"})
+	v.Networks = append(v.Networks, other)
 	r, _ := serve(t, v)
-	for _, name := range []string{"stopped.", "nobody.front.", "db.front."} {
+	for _, name := range []string{"stopped.", "stopped.front.", "db.front.", "nobody.back_1.", "nobody.front.back_1."} {
 		if got, err := r.LookupHost(t.Context(), name); err == nil {
 			t.Errorf("%s: %v", name, got)
 		}
@@ -113,6 +119,226 @@ func TestUnknownNamesOfOurOwnDoNotExistAndAreAskedOfNobody(t *testing.T) {
 	case name := <-asked:
 		t.Errorf("the host's server was asked for %s", name)
 	default:
+	}
+}
+
+// A network that is called as a domain of the world does not hide it.
+func TestNetworkThatIsCalledAsADomainDoesNotHideIt(t *testing.T) {
+	v := twoNetworks(t)
+	named := filepath.Join(t.TempDir(), "test.json")
+	put(t, named, Network{Schema: Schema, Name: "test", Members: []Member{{Name: "web", Addresses: []string{"10.3.0.2"}}}})
+	v.Networks = append(v.Networks, named)
+	v.Upstream = []string{upstream(t, func(dnsmessage.Question) {})}
+	r, _ := serve(t, v)
+	for name, want := range map[string]string{"example.test.": "192.0.2.7", "web.test.": "10.3.0.2"} {
+		if got, err := r.LookupHost(t.Context(), name); err != nil || len(got) != 1 || got[0] != want {
+			t.Errorf("%s: %v, %v", name, got, err)
+		}
+	}
+}
+
+// exchange sends a message to the server of a resolver, and gives the answer.
+func exchange(t *testing.T, r *net.Resolver, network string, msg []byte) []byte {
+	t.Helper()
+	c, err := r.Dial(t.Context(), network, "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	c.SetDeadline(time.Now().Add(10 * time.Second))
+	if network == "tcp" {
+		if err := writeMessage(c, msg); err != nil {
+			t.Fatal(err)
+		}
+		got, err := readMessage(c)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return got
+	}
+	if _, err := c.Write(msg); err != nil {
+		t.Fatal(err)
+	}
+	buf := make([]byte, maxMessage)
+	n, err := c.Read(buf)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return buf[:n]
+}
+
+func question(t testing.TB, name string, kind dnsmessage.Type) []byte {
+	t.Helper()
+	m := dnsmessage.Message{Header: dnsmessage.Header{ID: 7, RecursionDesired: true}, Questions: []dnsmessage.Question{
+		{Name: dnsmessage.MustNewName(name), Type: kind, Class: dnsmessage.ClassINET},
+	}}
+	b, err := m.Pack()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return b
+}
+
+// A name that has no address of the family that is asked for exists: resolvers
+// that ask for both at once take NXDOMAIN of one for the end of the other.
+func TestNameWithoutAnAddressOfTheFamilyExists(t *testing.T) {
+	r, _ := serve(t, twoNetworks(t))
+	for _, kind := range []dnsmessage.Type{dnsmessage.TypeAAAA, dnsmessage.TypeMX, dnsmessage.TypeTXT, 65} {
+		var m dnsmessage.Message
+		if err := m.Unpack(exchange(t, r, "udp", question(t, "db.", kind))); err != nil || m.RCode != dnsmessage.RCodeSuccess || len(m.Answers) != 0 {
+			t.Errorf("%v: %+v, %v", kind, m, err)
+		}
+	}
+}
+
+func TestMessagesThatAreNoQuestionAreAnsweredOrDropped(t *testing.T) {
+	r, _ := serve(t, twoNetworks(t))
+	good := question(t, "db.", dnsmessage.TypeA)
+	two := slices.Clone(good)
+	two[5] = 2 // two questions, one there
+	update := slices.Clone(good)
+	update[2] |= 5 << 3
+	huge := append(slices.Clone(good[:12]), bytes.Repeat([]byte{63}, 9000)...)
+	for name, c := range map[string]struct {
+		msg  []byte
+		want dnsmessage.RCode
+	}{
+		"cut off": {good[:14], dnsmessage.RCodeFormatError}, "two questions": {two, dnsmessage.RCodeFormatError},
+		"an update": {update, dnsmessage.RCodeNotImplemented}, "huge": {huge, dnsmessage.RCodeFormatError},
+	} {
+		for _, network := range []string{"udp", "tcp"} {
+			got := exchange(t, r, network, c.msg)
+			if len(got) < 12 || got[0] != 0 || got[1] != 7 || got[2]&0x80 == 0 || dnsmessage.RCode(got[3]&15) != c.want {
+				t.Errorf("%s over %s: %x", name, network, got)
+			}
+		}
+	}
+	// An answer is not answered: two servers would go on for ever.
+	if got := refusal([]byte{0, 7, 0x80, 0, 0, 0, 0, 0, 0, 0, 0, 0}); got != nil {
+		t.Errorf("to an answer: %x", got)
+	}
+}
+
+func TestServerThatRefusesIsNotTheLastWord(t *testing.T) {
+	refuses, err := net.ListenUDP("udp4", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { refuses.Close() })
+	go func() {
+		buf := make([]byte, 4096)
+		for {
+			n, from, err := refuses.ReadFromUDP(buf)
+			if err != nil {
+				return
+			}
+			buf[2], buf[3] = buf[2]|0x80, 5
+			refuses.WriteToUDP(buf[:n], from)
+		}
+	}()
+	v := twoNetworks(t)
+	v.Upstream = []string{refuses.LocalAddr().String(), upstream(t, func(dnsmessage.Question) {})}
+	r, _ := serve(t, v)
+	if got, err := r.LookupHost(t.Context(), "example.test."); err != nil || len(got) != 1 || got[0] != "192.0.2.7" {
+		t.Errorf("%v, %v", got, err)
+	}
+	v.Upstream = v.Upstream[:1]
+	r, _ = serve(t, v)
+	var m dnsmessage.Message
+	if err := m.Unpack(exchange(t, r, "udp", question(t, "example.test.", dnsmessage.TypeA))); err != nil || m.RCode != dnsmessage.RCodeRefused {
+		t.Errorf("alone: %+v, %v", m, err)
+	}
+}
+
+// A thousand questions at once, half of them to servers that take their time:
+// all are answered, and the memory is not theirs for each.
+func TestThousandQuestionsAtOnceAreAllAnswered(t *testing.T) {
+	const n = 1000
+	waiting, open := make(chan struct{}, n), make(chan struct{})
+	v := twoNetworks(t)
+	late, err := net.ListenUDP("udp4", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { late.Close() })
+	late.SetReadBuffer(4 << 20)
+	go func() {
+		for {
+			buf := make([]byte, 512)
+			k, from, err := late.ReadFromUDP(buf)
+			if err != nil {
+				return
+			}
+			waiting <- struct{}{}
+			go func() {
+				<-open
+				buf[2], buf[3] = buf[2]|0x80, 3
+				late.WriteToUDP(buf[:k], from)
+			}()
+		}
+	}()
+	v.Upstream = []string{late.LocalAddr().String()}
+	r, _ := serve(t, v)
+	c, err := r.Dial(t.Context(), "udp", "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	c.(*net.UDPConn).SetReadBuffer(4 << 20)
+	var before, during runtime.MemStats
+	runtime.GC()
+	runtime.ReadMemStats(&before)
+	for i := range n {
+		q := question(t, "db.", dnsmessage.TypeA)
+		if i%2 == 1 {
+			q = question(t, "elsewhere.example.", dnsmessage.TypeA)
+		}
+		q[0], q[1] = byte(i>>8), byte(i)
+		if _, err := c.Write(q); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for range n / 2 {
+		<-waiting
+	}
+	runtime.ReadMemStats(&during)
+	if grown := int64(during.HeapInuse+during.StackInuse) - int64(before.HeapInuse+before.StackInuse); grown > 24<<20 {
+		t.Errorf("%d questions that wait hold %d bytes", n/2, grown)
+	}
+	close(open)
+	seen := map[int]bool{}
+	c.SetReadDeadline(time.Now().Add(20 * time.Second))
+	buf := make([]byte, 4096)
+	for len(seen) < n {
+		k, err := c.Read(buf)
+		if err != nil || k < 12 {
+			t.Fatalf("%d of %d questions were answered: %v", len(seen), n, err)
+		}
+		id := int(buf[0])<<8 | int(buf[1])
+		want := dnsmessage.RCodeSuccess
+		if id%2 == 1 {
+			want = dnsmessage.RCodeNameError
+		}
+		if dnsmessage.RCode(buf[3]&15) != want {
+			t.Errorf("question %d: code %d", id, buf[3]&15)
+		}
+		seen[id] = true
+	}
+}
+
+// Connections that say nothing keep nobody from asking.
+func TestIdleConnectionsAreBounded(t *testing.T) {
+	r, _ := serve(t, twoNetworks(t))
+	for range sessions - 1 {
+		c, err := r.Dial(t.Context(), "tcp", "")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+	}
+	var m dnsmessage.Message
+	if err := m.Unpack(exchange(t, r, "tcp", question(t, "db.", dnsmessage.TypeA))); err != nil || len(m.Answers) != 1 {
+		t.Errorf("%+v, %v", m, err)
 	}
 }
 
@@ -239,6 +465,8 @@ func FuzzQuestion(f *testing.F) {
 		if q, ok := parse(b); ok {
 			tab.local(q)
 			q.fit(q.failure())
+		} else if no := refusal(b); no != nil && !answers(no, b) {
+			t.Errorf("%x is no answer to %x", no, b)
 		}
 	})
 }

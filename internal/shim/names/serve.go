@@ -6,18 +6,25 @@ import (
 	"io"
 	"net/netip"
 	"os"
+	"sync"
 	"syscall"
 	"time"
 
+	"golang.org/x/net/dns/dnsmessage"
 	"golang.org/x/sys/unix"
 )
 
-// Limits, as in other forwarders.
+// Limits. A container can use up its own name server, and nothing else of its
+// shim's.
 const (
-	inFlight   = 256             // questions that are forwarded at once
+	inFlight   = 1024            // questions that are forwarded at once
+	sessions   = 128             // connections of TCP at once; more wait
 	tryTimeout = 2 * time.Second // for one server
 	idle       = 10 * time.Second
 	maxMessage = 65535
+	// received is room for a burst of questions, in bytes of the kernel's
+	// memory. It is used only while they wait.
+	received = 4 << 20
 )
 
 // Server answers on two sockets that somebody else bound.
@@ -25,13 +32,20 @@ type Server struct {
 	table table
 	udp   *os.File
 	tcp   *os.File
-	slots chan struct{}
+	slots chan struct{} // of what is forwarded
+	doors chan struct{} // of connections
 }
 
 // New makes a server of a bound UDP and a listening TCP socket, both
 // non-blocking, and the path of the View. They are the server's from now on.
 func New(view string, udp, tcp *os.File) *Server {
-	return &Server{table: table{path: view}, udp: udp, tcp: tcp, slots: make(chan struct{}, inFlight)}
+	if raw, err := udp.SyscallConn(); err == nil {
+		raw.Control(func(fd uintptr) { unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, received) })
+	}
+	return &Server{
+		table: table{path: view}, udp: udp, tcp: tcp,
+		slots: make(chan struct{}, inFlight), doors: make(chan struct{}, sessions),
+	}
 }
 
 // Serve answers until Close.
@@ -66,10 +80,6 @@ func (s *Server) serveUDP() {
 		if rerr != nil {
 			continue
 		}
-		q, ok := parse(buf[:n])
-		if !ok {
-			continue
-		}
 		reply := func(answer []byte) {
 			if answer == nil {
 				return
@@ -77,6 +87,11 @@ func (s *Server) serveUDP() {
 			raw.Write(func(fd uintptr) bool {
 				return unix.Sendto(int(fd), answer, 0, from) != unix.EAGAIN
 			})
+		}
+		q, ok := parse(buf[:n])
+		if !ok {
+			reply(refusal(buf[:n]))
+			continue
 		}
 		if answer, local := s.table.local(q); local {
 			reply(q.fit(answer))
@@ -102,6 +117,7 @@ func (s *Server) serveTCP() {
 		return
 	}
 	for {
+		s.doors <- struct{}{}
 		fd := -1
 		var aerr error
 		err := raw.Read(func(l uintptr) bool {
@@ -112,9 +128,13 @@ func (s *Server) serveTCP() {
 			return
 		}
 		if aerr != nil {
+			<-s.doors
 			continue
 		}
-		go s.session(os.NewFile(uintptr(fd), "dns client"))
+		go func() {
+			defer func() { <-s.doors }()
+			s.session(os.NewFile(uintptr(fd), "dns client"))
+		}()
 	}
 }
 
@@ -129,6 +149,9 @@ func (s *Server) session(c *os.File) {
 		}
 		q, ok := parse(msg)
 		if !ok {
+			if no := refusal(msg); no != nil {
+				writeMessage(c, no)
+			}
 			return
 		}
 		answer, local := s.table.local(q)
@@ -147,13 +170,19 @@ func (s *Server) forward(q query, tcp bool) []byte {
 	if len(servers) == 0 {
 		return q.missing()
 	}
+	answer := q.failure()
 	for _, server := range servers {
-		answer, err := ask(server, q.raw, tcp)
-		if err == nil {
-			return answer
+		got, err := ask(server, q.raw, tcp)
+		if err != nil {
+			continue
+		}
+		answer = got
+		// One that can't or won't say is not the last word.
+		if code := dnsmessage.RCode(got[3] & 0x0f); code != dnsmessage.RCodeServerFailure && code != dnsmessage.RCodeRefused {
+			break
 		}
 	}
-	return q.failure()
+	return answer
 }
 
 // ask asks one server. Its answer must be to this question.
@@ -172,22 +201,55 @@ func ask(server netip.AddrPort, question []byte, tcp bool) ([]byte, error) {
 		if err := writeMessage(c, question); err != nil {
 			return nil, err
 		}
-		return readMessage(c)
+		got, err := readMessage(c)
+		if err == nil && !answers(got, question) {
+			err = errForeign
+		}
+		return got, err
 	}
 	if _, err := c.Write(question); err != nil {
 		return nil, err
 	}
-	buf := make([]byte, maxMessage)
+	raw, err := c.SyscallConn()
+	if err != nil {
+		return nil, err
+	}
 	for {
-		n, err := c.Read(buf)
-		if err != nil {
+		var got []byte
+		var rerr error
+		// Memory for the largest answer is taken when there is one, not while
+		// it is waited for: a thousand questions may wait.
+		err := raw.Read(func(fd uintptr) bool {
+			buf := buffers.Get().(*[maxMessage]byte)
+			defer buffers.Put(buf)
+			n, err := unix.Read(int(fd), buf[:])
+			if err == unix.EAGAIN {
+				return false
+			}
+			if err == nil {
+				got = append([]byte(nil), buf[:n]...)
+			}
+			rerr = err
+			return true
+		})
+		switch {
+		case err != nil:
 			return nil, err
+		case rerr == unix.EINTR:
+		case rerr != nil:
+			return nil, rerr
+		case answers(got, question):
+			return got, nil
 		}
 		// Another ID is an answer that came late, or a guess of somebody's.
-		if n >= 12 && buf[0] == question[0] && buf[1] == question[1] && buf[2]&0x80 != 0 {
-			return append([]byte(nil), buf[:n]...), nil
-		}
 	}
+}
+
+var buffers = sync.Pool{New: func() any { return new([maxMessage]byte) }}
+
+// answers reports whether a message is the answer to a question, by its ID.
+func answers(got, question []byte) bool {
+	return len(got) >= 12 && got[0] == question[0] && got[1] == question[1] && got[2]&0x80 != 0
 }
 
 // connect makes a connected, non-blocking socket that the poller serves.
@@ -234,7 +296,10 @@ func connect(to netip.AddrPort, kind int) (*os.File, error) {
 	return f, nil
 }
 
-var errTooLong = errors.New("message too long")
+var (
+	errTooLong = errors.New("message too long")
+	errForeign = errors.New("not the answer to the question")
+)
 
 // readMessage reads a message of a stream: two bytes of length, then itself
 // (RFC 1035, 4.2.2).

@@ -23,6 +23,7 @@ type table struct {
 // stamp tells one version of a file from the next.
 type stamp struct {
 	ino   uint64
+	size  int64
 	mtime syscall.Timespec
 }
 
@@ -39,7 +40,7 @@ func stampOf(path string) (stamp, bool) {
 	if syscall.Stat(path, &st) != nil {
 		return stamp{}, false
 	}
-	return stamp{st.Ino, st.Mtim}, true
+	return stamp{st.Ino, st.Size, st.Mtim}, true
 }
 
 // refresh reads what has changed. What can't be read stays as it was.
@@ -119,7 +120,7 @@ func (t *table) lookup(name string, v6 bool) (addrs []netip.Addr, known bool) {
 		found, ok := n.byName[name]
 		if !ok && qualified {
 			found, ok = n.byName[bare]
-			known = true // it ends with a network of ours: nobody else's to answer
+			known = known || !public(n.name) || t.member(bare) // nobody else's to answer
 		}
 		if !ok {
 			continue
@@ -141,6 +142,32 @@ func (t *table) lookup(name string, v6 bool) (addrs []netip.Addr, known bool) {
 		addrs = append(append([]netip.Addr{}, addrs[k:]...), addrs[:k]...)
 	}
 	return addrs, known
+}
+
+// member reports whether any network of ours has a container of a name.
+func (t *table) member(name string) bool {
+	for _, n := range t.nets {
+		if _, ok := n.byName[name]; ok {
+			return true
+		}
+	}
+	return false
+}
+
+// public reports whether a network's name could be the end of names that others
+// know: a network that is called "dev" must not hide all of .dev. Top-level
+// domains have two letters or more, and nothing but letters, or begin with xn--.
+func public(network string) bool {
+	last := network[strings.LastIndexByte(network, '.')+1:]
+	if strings.HasPrefix(last, "xn--") {
+		return true
+	}
+	for i := range len(last) {
+		if last[i] < 'a' || last[i] > 'z' {
+			return false
+		}
+	}
+	return len(last) > 1
 }
 
 // reverse finds the name of an address. known: the address is of a network of
