@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"log/slog"
+	"net/netip"
 	"reflect"
 	"slices"
 	"sync/atomic"
@@ -41,6 +42,7 @@ type view struct {
 	rec     proto.State
 	shim    Shim // for asking it; nil when there is none
 	places  []place
+	linked  []netip.Addr // where links of the default network lead
 }
 
 // hasRun reports whether the container's process ever ran.
@@ -153,7 +155,14 @@ func (a *actor) publish() {
 	a.hold()
 	v := &view{spec: a.spec, req: a.req, mounts: a.mounts, sandbox: a.sandbox, state: a.state, rec: a.rec, shim: a.shim}
 	v.places = a.e.placesOf(v)
+	v.linked = linkedAt(v)
 	before := a.view.Swap(v)
+	if len(v.req.HostConfig.Links) > 0 {
+		a.e.links.Store(true)
+	}
+	if len(v.linked) > 0 && (before == nil || !slices.Equal(before.linked, v.linked)) {
+		a.e.relink(a)
+	}
 	if before != nil && !reflect.DeepEqual(before.places, v.places) {
 		a.e.updateNames()
 	}

@@ -81,6 +81,7 @@ type Engine struct {
 	// observes: this is an Observer's, or was retired: it changes nothing by
 	// itself. It is never taken back.
 	observes atomic.Bool
+	links    atomic.Bool // some container has links
 	// retired: it observes because a successor does the rest.
 	retired atomic.Bool
 	// handedOver: see Deps.

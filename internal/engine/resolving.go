@@ -267,6 +267,67 @@ func (e *Engine) legacyLinks(req request, sandbox network.Sandbox) []oci.HostsEn
 	return out
 }
 
+// linkedAt are a container's addresses on the default network, where links to
+// it lead.
+func linkedAt(v *view) (addrs []netip.Addr) {
+	if !v.state.Alive() {
+		return nil
+	}
+	for _, ep := range v.sandbox.Endpoints {
+		if ep.Network != mobynet.NetworkBridge {
+			continue
+		}
+		for _, a := range []network.Addressing{ep.IPv4, ep.IPv6} {
+			if a.Address.IsValid() {
+				addrs = append(addrs, a.Address.Addr())
+			}
+		}
+	}
+	return addrs
+}
+
+// relink brings the hosts files of those up to date that link to a container of
+// the default network, which has begun to run or has another address.
+func (e *Engine) relink(to *actor) {
+	if !e.links.Load() || e.observes.Load() {
+		return
+	}
+	for _, a := range e.index.all() {
+		for _, l := range a.view.Load().req.HostConfig.Links {
+			name, _, err := oci.ParseLink(l)
+			if err != nil {
+				continue
+			}
+			if found, err := e.index.find(name); err == nil && found == to {
+				go a.post(a.rewriteLinks)
+				break
+			}
+		}
+	}
+}
+
+// rewriteLinks writes the links of a running container into its hosts file, in
+// the loop.
+func (a *actor) rewriteLinks() {
+	if !a.state.Alive() || a.launching {
+		return
+	}
+	links := a.e.legacyLinks(a.req, a.sandbox)
+	if len(links) == 0 {
+		return
+	}
+	path := filepath.Join(a.e.store.ContainerDir(a.id), "hosts")
+	have, err := os.ReadFile(path)
+	if err == nil {
+		if want := oci.Relink(have, links); !bytes.Equal(have, want) {
+			err = os.WriteFile(path, want, 0o644) // in place: the container has it mounted
+		}
+	}
+	if err != nil {
+		a.log.Warn("the container's hosts file was not brought up to date", "error", err)
+	}
+}
+
 // serveNames gives a shim the sockets of its container's name server, if it is
 // to have one. The namespace must be there.
 func (e *Engine) serveNames(ctx context.Context, shim Shim, id string, sandbox network.Sandbox) error {

@@ -3,6 +3,7 @@ package networks
 import (
 	"fmt"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 )
@@ -98,6 +99,96 @@ func TestDefaultRouteAndPublishedPortFollowTheGatewayPriority(t *testing.T) {
 	h.know("ada")
 	h.reaches("ada", "127.0.0.1", "ada")
 	h.always(func() { via(2) })
+}
+
+// What a connection is told: addresses, link-local ones too, the interface's
+// name and its settings; of a container that was created, runs, or is paused.
+func TestConnectionIsAsItWasAskedFor(t *testing.T) {
+	t.Parallel()
+	h := newHouse(t, nil)
+	six := "fd00:" + strings.TrimPrefix(h.net, "10.") + ":2"
+	h.d.Docker("network", "create", "--subnet", h.net+".2.0/24", "--ipv6", "--subnet", six+"::/64", "n")
+	h.d.Docker("network", "create", "first")
+	h.d.Docker("network", "create", "--ipv4=false", "--ipv6", "six")
+	connect := func(name string, last int) {
+		t.Helper()
+		h.d.Docker("network", "connect", "--ip", fmt.Sprintf("%s.2.%d", h.net, last), "--ip6", fmt.Sprintf("%s::%d", six, last), "--link-local-ip", fmt.Sprintf("169.254.9.%d", last),
+			"--alias", "an_"+name, "--driver-opt", "com.docker.network.endpoint.ifname=lan0",
+			"--driver-opt", "com.docker.network.endpoint.sysctls=net.ipv4.conf.IFNAME.log_martians=1", "n", name)
+	}
+	h.d.Docker("create", "--name", "ada", "--network", "first", image, "sleep", "9999")
+	h.run("bob", "--network", "first", image, "sleep", "9999")
+	h.run("cyd", "--network", "first", image, "sleep", "9999")
+	h.refused("does not belong to any of this network's subnets", "network", "connect", "--ip", "192.0.2.7", "n", "ada")
+	h.refused("net.X.Y.IFNAME.Z=VALUE", "network", "connect", "--driver-opt", "com.docker.network.endpoint.sysctls=kernel.x=1", "n", "ada")
+	connect("ada", 11)
+	connect("bob", 12)
+	h.d.Docker("pause", "cyd")
+	connect("cyd", 13)
+	h.d.Docker("network", "connect", "six", "cyd")
+	h.d.Docker("unpause", "cyd")
+	h.d.Docker("start", "ada")
+	h.know("ada")
+	check := func() {
+		t.Helper()
+		for i, name := range []string{"ada", "bob", "cyd"} {
+			last := 11 + i
+			h.has(name, h.in(name, "ip", "addr", "show", "lan0"), fmt.Sprintf("%s.2.%d/24", h.net, last), fmt.Sprintf("%s::%d/64", six, last), fmt.Sprintf("169.254.9.%d/16", last))
+			h.equal(name, strings.TrimSpace(h.in(name, "cat", "/proc/sys/net/ipv4/conf/lan0/log_martians")), "1")
+			h.resolves("ada", "an_"+name, fmt.Sprintf("%s.2.%d", h.net, last))
+		}
+	}
+	h.always(check)
+	h.d.Docker("restart", "-t", "0", "ada", "bob")
+	h.know("ada")
+	h.know("bob")
+	h.always(check)
+	h.refused("has active endpoints", "network", "rm", "n")
+	h.d.Docker("network", "disconnect", "-f", "n", "bob")
+	h.d.Docker("network", "disconnect", "n", "ada")
+	h.d.Docker("network", "disconnect", "n", "cyd")
+	h.d.Docker("network", "rm", "n")
+}
+
+// A command that comes while the daemon has not yet looked at everything waits
+// for that, and is carried out.
+func TestConnectWhileTheDaemonIsStarting(t *testing.T) {
+	t.Parallel()
+	h := newHouse(t, nil)
+	h.d.Docker("network", "create", "one")
+	h.d.Docker("network", "create", "two")
+	for i := range 6 {
+		h.serve(fmt.Sprintf("ada%d", i), "--network", "one")
+	}
+	for round := range 2 {
+		h.d.Kill9()
+		var all sync.WaitGroup
+		for i := range 6 {
+			all.Go(func() {
+				verb := []string{"connect", "disconnect"}[round]
+				// Until there is a socket that answers the command fails at once.
+				for deadline := time.Now().Add(20 * time.Second); ; {
+					r := h.d.TryDocker("network", verb, "two", fmt.Sprintf("ada%d", i))
+					if r.Code == 0 {
+						return
+					}
+					if time.Now().After(deadline) || !strings.Contains(r.Stderr, "annot connect") {
+						t.Errorf("network %s: %s", verb, r.Stderr)
+						return
+					}
+				}
+			})
+		}
+		h.d.Start()
+		all.Wait()
+		h.always(func() {
+			for i := range 6 {
+				n := strings.Count(h.in(fmt.Sprintf("ada%d", i), "ip", "-o", "-4", "addr"), ": eth")
+				h.equal("networks", fmt.Sprint(n), fmt.Sprint(2-round))
+			}
+			h.reaches("ada0", "ada5", "ada5")
+		})
+	}
 }
 
 func TestContainerStartsOnSeveralNetworks(t *testing.T) {

@@ -73,6 +73,8 @@ func TestErrorsAreInDockersWords(t *testing.T) {
 			{"private (none) mode", "network", "connect", "none", "ada"},
 			{"does not belong to any of this network's subnets", "run", "--rm", "--network", "n", "--ip", "192.0.2.1", image},
 			{"ddress already in use", "run", "--rm", "--network", "n", "--ip", h.address("ada", "n"), image},
+			{"gateway mode 'isolated' can only be used for an internal network", "network", "create", "-o", "com.docker.network.bridge.gateway_mode_ipv4=isolated", "o"},
+			{"gateway_mode_ipv4=routed is not available", "network", "create", "-o", "com.docker.network.bridge.gateway_mode_ipv4=routed", "o"},
 			{"user specified IP address is supported on user defined networks only", "run", "--rm", "--ip", "192.0.2.1", image},
 		} {
 			h.refused(c[0], c[1:]...)

@@ -7,6 +7,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"golang.org/x/net/dns/dnsmessage"
 )
@@ -99,15 +100,72 @@ func TestLinksAreNamesForOneContainerAlone(t *testing.T) {
 	})
 }
 
-func TestLinksOfTheDefaultNetworkStandInTheHostsFile(t *testing.T) {
+func TestLinksOfTheDefaultNetworkFollowTheContainerTheyName(t *testing.T) {
 	t.Parallel()
 	h := newHouse(t, nil)
 	h.serve("db")
 	h.serve("ada", "--link", "db:database")
-	addr := h.address("db", "bridge")
+	h.in("ada", "sh", "-c", "echo 192.0.2.9 printer >> /etc/hosts")
+	linked := func(addr string) {
+		t.Helper()
+		hosts := ""
+		for deadline := time.Now().Add(10 * time.Second); time.Now().Before(deadline); {
+			if hosts = h.in("ada", "cat", "/etc/hosts"); strings.Contains(hosts, addr+"\tdatabase") {
+				break
+			}
+		}
+		h.has("hosts file", hosts, addr+"\tdatabase", "192.0.2.9 printer")
+		h.equal("lines of the link", fmt.Sprint(strings.Count(hosts, "\tdatabase")), "1")
+	}
+	was := h.address("db", "bridge")
+	h.always(func() { linked(was) })
+	// It comes back with another address.
+	h.d.Docker("network", "disconnect", "bridge", "db")
+	h.run("other", image, "sleep", "9999")
+	h.d.Docker("network", "connect", "bridge", "db")
+	is := h.address("db", "bridge")
+	if is == was {
+		t.Fatalf("the address is the same, %s", is)
+	}
+	h.always(func() { linked(is) })
+	h.d.Docker("restart", "-t", "0", "db")
+	h.know("db")
+	h.equal("address after a restart", h.address("db", "bridge"), is)
+	h.always(func() { linked(is) })
+}
+
+// The resolvers that programs use: the C library's, asked on the host with the
+// container's network and its resolv.conf, and busybox's in the container.
+func TestResolversOfProgramsFindNames(t *testing.T) {
+	t.Parallel()
+	up := newUpstream(t, "127.0.4.53", 4)
+	h := newHouse(t, map[string]any{"dns": []string{up.addr}})
+	h.d.Docker("network", "create", "--ipv6", "n_1")
+	h.serve("bob", "--network", "n_1", "--network-alias", "the_alias")
+	h.run("ada", "--network", "n_1", "--link", "bob:linked", "--dns-search", "corp.example", "--add-host", "host.docker.internal:host-gateway", image, "sleep", "9999")
+	b4, b6 := h.address("bob", "n_1"), h.address6("bob", "n_1")
+	gw := h.inspect("ada", "{{.NetworkSettings.Networks.n_1.Gateway}}")
+	pid := fmt.Sprint(h.pids["ada"])
+	getent := func(db, name string) string {
+		t.Helper()
+		return h.host("unshare", "-m", "sh", "-c", `for f in resolv.conf hosts; do cp /proc/$1/root/etc/$f /tmp/$f.$1 && mount --bind /tmp/$f.$1 /etc/$f; rm /tmp/$f.$1; done
+			nsenter -t $1 -n -- getent "$2" "$3"`, "sh", pid, db, name)
+	}
 	h.always(func() {
-		h.has("hosts file", h.in("ada", "cat", "/etc/hosts"), addr+"\tdatabase")
+		for _, name := range []string{"bob", "BOB", "bob.n_1", "the_alias", "linked", h.ids["bob"][:12]} {
+			h.has("ahostsv4 "+name, getent("ahostsv4", name), b4)
+			h.has("ahostsv6 "+name, getent("ahostsv6", name), b6)
+			h.has("nslookup "+name, h.in("ada", "nslookup", name+"."), b4, b6)
+		}
+		h.has("backwards", getent("hosts", b4), "bob.n_1")
+		h.has("backwards", getent("hosts", b6), "bob.n_1")
+		h.has("host-gateway", getent("ahostsv4", "host.docker.internal"), gw)
+		h.has("another's", getent("ahostsv4", "web.example.com"), "192.0.2.4")
+		h.has("wget", h.in("ada", "wget", "-qO-", "http://bob/"), "bob")
 	})
+	if up.asked("bob.") || up.asked("the_alias.") || up.asked("bob.n_1.") {
+		t.Errorf("our own names were asked of the host's server: %v", up.seen)
+	}
 }
 
 // upstream is a name server of the host.

@@ -1,6 +1,7 @@
 package networks
 
 import (
+	"fmt"
 	"strconv"
 	"strings"
 	"testing"
@@ -55,6 +56,22 @@ func TestInternalNetworkReachesNothingOutside(t *testing.T) {
 	h.isolated("ada", "198.18.1.2")
 }
 
+func TestIsolatedGatewayKeepsTheHostOut(t *testing.T) {
+	t.Parallel()
+	h := newHouse(t, nil)
+	h.d.Docker("network", "create", "--internal", "--subnet", h.net+".3.0/24", "-o", "com.docker.network.bridge.gateway_mode_ipv4=isolated", "in")
+	h.serve("ada", "--network", "in")
+	h.serve("bob", "--network", "in")
+	a := h.address("ada", "in")
+	h.always(func() {
+		h.reaches("bob", "ada", "ada")
+		h.isolated("bob", h.net+".3.1")
+		if err := connect(a, 80, 400*time.Millisecond); err == nil {
+			t.Error("the host reaches the container")
+		}
+	})
+}
+
 func TestIccOffKeepsContainersApart(t *testing.T) {
 	t.Parallel()
 	h := newHouse(t, nil)
@@ -82,9 +99,24 @@ func TestAddressAndMACAreThoseAskedFor(t *testing.T) {
 		h.reaches("bob", six+"::77", "ada")
 	})
 	h.refused("ddress already in use", "run", "--rm", "--network", "n", "--ip6", six+"::77", image)
+	// Two with one MAC on a network don't get what is sent to them. One that is
+	// given none doesn't get it by accident, and on another network all is well.
+	h.refused("is already in use on network n by container", "run", "--rm", "--network", "n", "--mac-address", "02:11:22:33:44:55", image)
+	h.d.Docker("network", "create", "o")
+	h.d.Docker("run", "--rm", "--network", "o", "--mac-address", "02:11:22:33:44:55", image, "true")
+	h.run("cyd", "--network", "n", "--ip", h.net+".1.80", "--mac-address", "02:42:0a:"+hex(h.net)+":01:51", image, "sleep", "9999")
+	h.serve("dan", "--network", "n", "--ip", h.net+".1.81")
+	h.has("MAC that goes with the address", h.in("cyd", "ip", "link"), "02:42:0a:"+hex(h.net)+":01:51")
+	h.always(func() { h.reaches("cyd", h.net+".1.81", "dan") })
 	h.d.Docker("restart", "-t", "0", "ada")
 	h.know("ada")
 	h.has("after a restart", h.in("ada", "ip", "addr", "show", "eth0"), h.net+".1.77/24", "02:11:22:33:44:55")
+}
+
+// hex is the second byte of 10.N as in a MAC.
+func hex(net string) string {
+	n, _ := strconv.Atoi(strings.TrimPrefix(net, "10."))
+	return fmt.Sprintf("%02x", n)
 }
 
 func TestContainersReachTheOutsideWithTheHostsAddress(t *testing.T) {

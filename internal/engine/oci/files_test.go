@@ -93,3 +93,18 @@ func FuzzResolvConf(f *testing.F) {
 		}
 	})
 }
+
+func TestRelinkReplacesTheLinesOfLinksAlone(t *testing.T) {
+	file := "127.0.0.1\tlocalhost\n172.17.0.2\tdatabase db\n172.17.0.3\tweb\n# mine\n192.0.2.1 printer"
+	got := string(Relink([]byte(file+"\n"), []HostsEntry{
+		{Addr: netip.MustParseAddr("172.17.0.9"), Names: []string{"database", "db"}},
+		{Addr: netip.MustParseAddr("fd00::9"), Names: []string{"database", "db"}},
+	}))
+	want := "127.0.0.1\tlocalhost\n172.17.0.9\tdatabase db\n172.17.0.3\tweb\n# mine\n192.0.2.1 printer\nfd00::9\tdatabase db\n"
+	if got != want {
+		t.Errorf("got\n%s\nwant\n%s", got, want)
+	}
+	if again := string(Relink([]byte(got), []HostsEntry{{Addr: netip.MustParseAddr("172.17.0.9"), Names: []string{"database", "db"}}})); again != got {
+		t.Errorf("a second time:\n%s", again)
+	}
+}

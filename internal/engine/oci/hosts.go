@@ -3,6 +3,7 @@ package oci
 import (
 	"bytes"
 	"net/netip"
+	"slices"
 	"strings"
 )
 
@@ -104,6 +105,32 @@ func ownNames(in HostsInput) []string {
 		}
 	}
 	return dedupe(append(names, in.Names...))
+}
+
+// Relink gives a hosts file its links anew: the line of a link that has another
+// address is replaced, one that is missing is added, and whatever else somebody
+// has written into the file stays.
+func Relink(content []byte, links []HostsEntry) []byte {
+	var b bytes.Buffer
+	done := make([]bool, len(links))
+	for line := range strings.Lines(string(content)) {
+		fields := strings.Fields(line)
+		for i, l := range links {
+			if len(fields) < 2 || !slices.Equal(fields[1:], l.Names) {
+				continue
+			}
+			if a, err := netip.ParseAddr(fields[0]); err == nil && a.Is4() == l.Addr.Is4() {
+				line, done[i] = l.Addr.String()+"\t"+strings.Join(l.Names, " ")+"\n", true
+			}
+		}
+		b.WriteString(line)
+	}
+	for i, l := range links {
+		if !done[i] {
+			b.WriteString(l.Addr.String() + "\t" + strings.Join(l.Names, " ") + "\n")
+		}
+	}
+	return b.Bytes()
 }
 
 // Hostname renders /etc/hostname.
