@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"slices"
 	"strings"
 	"time"
 
@@ -133,8 +134,8 @@ func (d *daemon) prepareHandOver(s *handoff.Successor, u *upgrade, signals <-cha
 		d.listeners.Pause()
 		d.gate.shut()
 		under := d.gate.settled(settle)
-		busy := d.service.Busy()
-		if len(under) == 0 && len(busy) == 0 {
+		containers := d.service.Busy()
+		if len(under) == 0 && len(containers) == 0 {
 			failpoint.Here("handover.paused")
 			return nil
 		}
@@ -142,21 +143,23 @@ func (d *daemon) prepareHandOver(s *handoff.Successor, u *upgrade, signals <-cha
 		d.gate.open(d.service.Handler())
 		d.listeners.Resume()
 		settle = min(2*settle, settleMost)
+		busy := slices.Clone(containers)
 		for _, r := range under {
 			busy = append(busy, fmt.Sprintf("%s for %s", r.what, time.Since(r.began).Round(time.Second)))
 		}
 		if err := s.Waiting(busy); err != nil {
 			return err
 		}
-		if err := d.calmDown(under, deadline, signals); err != nil {
+		if err := d.calmDown(under, containers, deadline, signals); err != nil {
 			return fmt.Errorf("%w: still under way: %s", err, strings.Join(busy, ", "))
 		}
 	}
 }
 
-// calmDown waits until none of these requests is under way and no container is
-// busy.
-func (d *daemon) calmDown(these []request, deadline time.Time, signals <-chan os.Signal) error {
+// calmDown waits until none of these requests is under way and each of these
+// containers was seen at rest. What begins meanwhile is not waited for: where
+// something always begins, that would never end.
+func (d *daemon) calmDown(these []request, containers []string, deadline time.Time, signals <-chan os.Signal) error {
 	tick := time.NewTicker(interruption)
 	defer tick.Stop()
 	for {
@@ -169,7 +172,9 @@ func (d *daemon) calmDown(these []request, deadline time.Time, signals <-chan os
 				}
 			}
 		}
-		if still == 0 && len(d.service.Busy()) == 0 {
+		busy := d.service.Busy()
+		containers = slices.DeleteFunc(containers, func(c string) bool { return !slices.Contains(busy, c) })
+		if still == 0 && len(containers) == 0 {
 			return nil
 		}
 		if time.Now().After(deadline) {

@@ -84,12 +84,10 @@ func (d *daemon) Upgrade(ctx context.Context, o daemonapi.UpgradeOptions) (daemo
 	case r := <-result:
 		return answerOf(r)
 	case <-ended:
-		d.askedBy(pid)
-		// It may have got its refusal, and we its reason.
-		select {
-		case r := <-result:
-			return answerOf(r)
-		case <-time.After(100 * time.Millisecond):
+		if d.askedBy(pid) == nil {
+			// It was handed over to, or refused: why, the main loop tells when it
+			// has everything back.
+			return answerOf(<-result)
 		}
 		return daemonapi.Upgraded{}, errdefs.ErrFailedPrecondition.WithMessage(fmt.Sprintf("the new daemon, process %d, ended before it could take over: the daemon's log says why", pid))
 	}

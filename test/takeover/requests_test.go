@@ -205,3 +205,39 @@ func TestRequestOnAConnectionKeptFromBeforeIsAnsweredByTheNewDaemon(t *testing.T
 	<-old[0].Exited
 	<-old[1].Exited
 }
+
+// Where something is always begun before the last has ended, a takeover waits
+// for what was there when it came, and not for ever.
+func TestTakeoverComesToItsTurnWhereContainersAreAlwaysBusy(t *testing.T) {
+	t.Parallel()
+	d := kit.Start(t, kit.Options{LiveRestore: true})
+	d.Load(image, kit.Busybox(t, nil))
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	c := client(d, false)
+	var wg sync.WaitGroup
+	var loops []*loop
+	for i := range 3 {
+		name := fmt.Sprintf("box%d", i)
+		d.Holdfast("run", "-d", "--name", name, "--stop-signal", "KILL", image, "sleep", "1000")
+		l := &loop{name: name}
+		loops = append(loops, l)
+		wg.Go(func() {
+			l.run(ctx, func() error { return call(c, http.MethodPost, "http://d/containers/"+name+"/restart", "") })
+		})
+	}
+	for range 3 {
+		at := time.Now()
+		if err := d.TryTakeover(); err != nil {
+			t.Errorf("after %s: %v", time.Since(at).Round(time.Millisecond), err)
+		}
+		t.Logf("a takeover in %s", time.Since(at).Round(time.Millisecond))
+	}
+	cancel()
+	wg.Wait()
+	for _, l := range loops {
+		if len(l.failed) > 0 {
+			t.Errorf("%s: %s", l.name, strings.Join(l.failed, "\n"))
+		}
+	}
+}
