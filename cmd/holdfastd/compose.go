@@ -49,6 +49,8 @@ type start struct {
 	// resume is the number of this process's own life that goes on, after a
 	// handover that failed; 0 begins a new one.
 	resume uint64
+	// keeper keeps what containers need beyond this process.
+	keeper engine.Keeper
 }
 
 // control is what the API may do with the daemon's process.
@@ -107,7 +109,7 @@ func compose(ctx context.Context, cfg *config.Config, shim string, process contr
 	}
 	c.engine = engine.New(engine.Deps{
 		Store: files, Shims: shims{release: version.Version}, Images: c.images, Networks: c.nets, Volumes: volumes,
-		Events: c.journal, Lives: c.lives, Host: c.host, Log: log, Release: version.Version, ID: id, HandedOver: how.handedOver,
+		Events: c.journal, Lives: c.lives, Host: c.host, Log: log, Release: version.Version, ID: id, HandedOver: how.handedOver, Keeper: how.keeper,
 	}, ec)
 	if err := c.engine.Load(); err != nil {
 		return nil, errors.Join(err, c.images.Close())

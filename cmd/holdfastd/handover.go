@@ -245,7 +245,7 @@ func (d *daemon) takeBack() error {
 	if err := d.sayRoots(); err != nil {
 		d.log.Warn("commands will not find the containers while no daemon lives", "error", err)
 	}
-	next, err := compose(context.Background(), d.cfg, d.shim, d, d.log, start{handedOver: true, resume: d.service.Life()})
+	next, err := compose(context.Background(), d.cfg, d.shim, d, d.log, start{handedOver: true, resume: d.service.Life(), keeper: d.keeper})
 	if err != nil {
 		return err
 	}
@@ -278,6 +278,7 @@ func (d *daemon) closeRetired(s service, since time.Time) {
 // shims, and a new request on an old connection is answered by the daemon.
 func (d *daemon) linger(s *handoff.Successor, signals <-chan os.Signal) {
 	d.leaving.Store(true)
+	d.keeper.Close()
 	d.listeners.Close()
 	d.lock.Release()
 	d.control.Leave()

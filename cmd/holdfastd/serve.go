@@ -73,6 +73,7 @@ type daemon struct {
 
 	// For a handover; see handover.go and upgrade.go.
 	inherited *handoff.Inherited
+	keeper    *handoff.Keeper
 	lock      *handoff.Lock
 	pidfile   *handoff.Pidfile
 	control   *handoff.Control // nil: no other daemon can take over
@@ -100,6 +101,9 @@ func serve(flags *config.Flags, cfg *config.Config) error {
 	d.notify = handoff.NewNotifier()
 	d.binary, _ = os.Executable()
 	d.log = newLogger(os.Stderr, cfg, d.level)
+	d.keeper = handoff.NewKeeper(d.notify, d.log)
+	d.inherited = handoff.FromServiceManager()
+	d.keeper.Found(d.inherited)
 	slog.SetDefault(d.log)
 	settle(cfg, d.log)
 	reapOrphans(d.log)
@@ -142,6 +146,7 @@ func serve(flags *config.Flags, cfg *config.Config) error {
 	if err := d.listeners.Store(d.notify, d.inherited); err != nil {
 		d.log.Warn("the service manager keeps no copies of the sockets: requests during a restart will be refused", "error", err)
 	}
+	d.keeper.Open()
 	return d.loop(signals, started, before != nil)
 }
 
@@ -175,7 +180,7 @@ func (d *daemon) begin(before *handoff.Predecessor) (err error) {
 	for _, w := range d.cfg.Warnings() {
 		d.log.Warn(w)
 	}
-	if d.service, err = compose(ctx, d.cfg, d.shim, d, d.log, start{handedOver: before != nil}); err != nil {
+	if d.service, err = compose(ctx, d.cfg, d.shim, d, d.log, start{handedOver: before != nil, keeper: d.keeper}); err != nil {
 		return err
 	}
 	undo = append(undo, func() { _ = d.service.Close() })
@@ -204,15 +209,14 @@ func (d *daemon) listen(before *handoff.Predecessor) error {
 			return err
 		}
 	}
-	inherited := handoff.FromServiceManager()
 	var control *os.File
 	if before != nil {
-		inherited, control = handoff.FromPredecessor(before.Sockets), before.Control
+		d.inherited, control = handoff.FromPredecessor(before.Sockets), before.Control
 	}
 	var err error
 	d.listeners, err = handoff.Listen(context.Background(), handoff.ListenOptions{
 		Addresses: d.cfg.Addresses(), Group: d.cfg.Group, GroupRequired: d.cfg.Given("group"),
-		TLS: conf, Inherited: inherited, Log: d.log,
+		TLS: conf, Inherited: d.inherited, Log: d.log,
 	})
 	if err != nil {
 		return err
@@ -220,7 +224,6 @@ func (d *daemon) listen(before *handoff.Predecessor) error {
 	if err := errors.Join(d.sayRoots(), d.share()); err != nil {
 		d.log.Warn("commands will not find the containers while no daemon lives", "error", err)
 	}
-	d.inherited = inherited
 
 	if d.control, err = handoff.ListenControl(context.Background(), d.cfg.ExecRoot, control, d.log); err != nil {
 		d.log.Warn("no other daemon can take over from this one: an upgrade needs a restart", "error", err)

@@ -53,6 +53,8 @@ type Deps struct {
 	// HandedOver: a daemon that lived until now gave everything to this one, so
 	// that what runs is to be kept, whatever live restore says.
 	HandedOver bool
+	// Keeper may be nil.
+	Keeper Keeper
 }
 
 // Engine is the daemon's core. Its exported methods are the backends that the
@@ -65,6 +67,7 @@ type Engine struct {
 	volumes  Volumes
 	events   Events
 	lives    Lives
+	keeper   Keeper // may be nil
 	host     oci.Host
 	log      *slog.Logger
 	release  string
@@ -100,7 +103,7 @@ type Engine struct {
 func New(d Deps, cfg *Config) *Engine {
 	e := &Engine{
 		store: d.Store, shims: d.Shims, images: d.Images, networks: d.Networks,
-		volumes: d.Volumes, events: d.Events, lives: d.Lives, host: d.Host, log: d.Log,
+		volumes: d.Volumes, events: d.Events, lives: d.Lives, keeper: d.Keeper, host: d.Host, log: d.Log,
 		release: d.Release, id: d.ID, handedOver: d.HandedOver, started: time.Now(),
 		index:    newIndex(),
 		restored: make(chan struct{}),

@@ -50,6 +50,16 @@ type Store interface {
 	Rootfs(id string) string
 }
 
+// Keeper keeps descriptors beyond this process's life, where the host has
+// something that does. Names are the caller's.
+type Keeper interface {
+	// Keep stores a copy of a descriptor in place of any other of that name.
+	Keep(name string, fd int)
+	Forget(name string)
+	// Take gives what an earlier daemon has kept under a name, or nil.
+	Take(name string) *os.File
+}
+
 // Shim is one container's shim, from the daemon's side. Every method's context
 // ends the waiting, never the effect.
 type Shim interface {

@@ -57,8 +57,69 @@ type held struct {
 	outputs []int
 }
 
+// Names of what is held, for whoever keeps it for the next daemon.
+const (
+	keptPidfd    = "pidfd"
+	keptTerminal = "terminal"
+	keptStdin    = "stdin"
+	keptStdout   = "stdout"
+	keptStderr   = "stderr"
+)
+
+// keptName is the name of what is held of a process, which no other ever has.
+func (a *actor) keptName(what string) string {
+	return fmt.Sprintf("%s-%d-%d-%s", a.id, a.held.pid, a.held.start, what)
+}
+
+// keep has a descriptor kept for the next daemon, with the lock of what is held.
+func (a *actor) keep(what string, fd int) {
+	if a.e.keeper != nil && !a.e.observes.Load() {
+		a.e.keeper.Keep(a.keptName(what), fd)
+	}
+}
+
+func (a *actor) keepFile(what string, f *os.File) {
+	if raw, err := f.SyscallConn(); err == nil {
+		_ = raw.Control(func(fd uintptr) { a.keep(what, int(fd)) })
+	}
+}
+
+// takeKept takes what an earlier daemon had kept of the process that the last
+// record names, before the actor's loop runs.
+func (a *actor) takeKept() {
+	k, h := a.e.keeper, &a.held
+	if k == nil || a.rec.Pid == 0 {
+		return
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.pid, h.start = a.rec.Pid, a.rec.PidStart
+	if h.kept.Pidfd = k.Take(a.keptName(keptPidfd)); h.kept.Pidfd == nil {
+		h.pid, h.start = 0, 0
+		return
+	}
+	h.kept.Terminal = k.Take(a.keptName(keptTerminal))
+	h.kept.Stdin = k.Take(a.keptName(keptStdin))
+	for _, what := range []string{keptStdout, keptStderr} {
+		f := k.Take(a.keptName(what))
+		if f == nil {
+			continue
+		}
+		if fd, err := unix.FcntlInt(f.Fd(), unix.F_DUPFD_CLOEXEC, 3); err == nil {
+			h.outputs = append(h.outputs, fd)
+		}
+		f.Close()
+	}
+}
+
 // drop closes what is held, with the lock.
-func (h *held) drop() {
+func (a *actor) drop() {
+	h := &a.held
+	if k := a.e.keeper; k != nil && h.kept.Pidfd != nil && !a.e.observes.Load() {
+		for _, what := range []string{keptPidfd, keptTerminal, keptStdin, keptStdout, keptStderr} {
+			k.Forget(a.keptName(what))
+		}
+	}
 	if f := h.kept.Pidfd; f != nil {
 		// After its shim was killed the process was the daemon's child, and stayed
 		// unreaped for the next shim to read its exit code. Of any other this asks
@@ -94,18 +155,21 @@ func (a *actor) hold() {
 	}
 	if a.rec.Pid == 0 || a.shim == nil || a.e.observes.Load() {
 		if a.rec.Pid == 0 {
-			h.drop()
+			a.drop()
 		}
 		return
 	}
-	h.drop()
+	a.drop()
 	h.pid, h.start = a.rec.Pid, a.rec.PidStart
-	h.kept.Pidfd = openProcess(a.rec)
+	if h.kept.Pidfd = openProcess(a.rec); h.kept.Pidfd != nil {
+		a.keepFile(keptPidfd, h.kept.Pidfd)
+	}
 	if !a.req.Config.Tty {
-		for _, name := range []string{"stdout", "stderr"} {
+		for _, name := range []string{keptStdout, keptStderr} {
 			fd, err := unix.Open(filepath.Join(a.e.store.RunDir(a.id), name), unix.O_RDONLY|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
 			if err == nil {
 				h.outputs = append(h.outputs, fd)
+				a.keep(name, fd)
 			}
 		}
 	}
@@ -120,6 +184,7 @@ func (a *actor) hold() {
 		path := filepath.Join(a.e.store.RunDir(a.id), "stdin")
 		if fd, err := unix.Open(path, unix.O_WRONLY|unix.O_NONBLOCK|unix.O_CLOEXEC, 0); err == nil {
 			h.kept.Stdin = os.NewFile(uintptr(fd), path)
+			a.keep(keptStdin, fd)
 		}
 	}
 }
@@ -154,6 +219,7 @@ func (a *actor) holdTerminal(t terminals, pid int, start uint64) {
 		return
 	}
 	a.held.kept.Terminal = f
+	a.keepFile(keptTerminal, f)
 }
 
 // adoptable reports whether a shim can take over from one that was killed: the

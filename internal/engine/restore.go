@@ -55,6 +55,7 @@ func (e *Engine) Load() error {
 		}
 		a := newActor(e, spec, req, mounts)
 		a.rec, a.state = e.fromFiles(spec)
+		a.takeKept()
 		a.publish()
 		e.index.add(a)
 	}

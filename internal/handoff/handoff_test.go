@@ -606,3 +606,56 @@ func TestOnlyVerifiedClientsGetInWithTLSVerify(t *testing.T) {
 		t.Errorf("got %v", err)
 	}
 }
+
+func TestKeeperSendsInOrderOnceItMayAndGivesBackWhatNobodyTakes(t *testing.T) {
+	c, n := manager(t)
+	t.Setenv("FDSTORE", "16")
+	k := NewKeeper(n, slog.New(slog.DiscardHandler))
+	open := func() *os.File {
+		f, err := os.Open(os.DevNull)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return f
+	}
+	socket := open()
+	defer socket.Close()
+	in := &Inherited{own: map[string][]*os.File{
+		keepPrefix + "wanted": {open()}, keepPrefix + "over": {open()}, storeName("unix:///x"): {socket},
+	}}
+	k.Found(in)
+	if len(in.own) != 1 {
+		t.Errorf("what is left for the listeners: %v", in.own)
+	}
+	f := k.Take("wanted")
+	if f == nil || k.Take("wanted") != nil || k.Take("other") != nil {
+		t.Fatal("not given once")
+	}
+	defer f.Close()
+	k.Keep("new", int(f.Fd()))
+	c.SetReadDeadline(time.Now().Add(20 * time.Millisecond))
+	if _, err := c.Read(make([]byte, 100)); err == nil {
+		t.Error("it speaks before it may")
+	}
+	k.Open()
+	k.Forget("wanted")
+	for _, want := range []struct {
+		text string
+		fds  int
+	}{
+		{"FDSTOREREMOVE=1\nFDNAME=" + keepPrefix + "new", 0},
+		{"FDSTORE=1\nFDNAME=" + keepPrefix + "new\nFDPOLL=0", 1},
+		{"FDSTOREREMOVE=1\nFDNAME=" + keepPrefix + "over", 0},
+		{"FDSTOREREMOVE=1\nFDNAME=" + keepPrefix + "wanted", 0},
+	} {
+		if got, fds := receive(t, c); got != want.text || fds != want.fds {
+			t.Errorf("got %q with %d descriptors, want %q", got, fds, want.text)
+		}
+	}
+	k.Close()
+	k.Keep("late", int(f.Fd()))
+	c.SetReadDeadline(time.Now().Add(20 * time.Millisecond))
+	if _, err := c.Read(make([]byte, 100)); err == nil {
+		t.Error("it speaks after its end")
+	}
+}

@@ -24,7 +24,7 @@ func NewNotifier() *Notifier {
 
 // Ready says that the daemon serves, after a start or a reload.
 func (n *Notifier) Ready(status string) error {
-	return n.send(nil, "READY=1", fmt.Sprintf("MAINPID=%d", os.Getpid()), "STATUS="+oneLine(status))
+	return n.send(-1, "READY=1", fmt.Sprintf("MAINPID=%d", os.Getpid()), "STATUS="+oneLine(status))
 }
 
 // Reloading says that a reload has begun. It carries the time that a unit of
@@ -34,35 +34,53 @@ func (n *Notifier) Reloading() error {
 	if err := unix.ClockGettime(unix.CLOCK_MONOTONIC, &ts); err != nil {
 		return fmt.Errorf("read the monotonic clock: %w", err)
 	}
-	return n.send(nil, "RELOADING=1", fmt.Sprintf("MONOTONIC_USEC=%d", ts.Nano()/1000))
+	return n.send(-1, "RELOADING=1", fmt.Sprintf("MONOTONIC_USEC=%d", ts.Nano()/1000))
 }
 
 // Successor says which process is the daemon from now on. Only words of the one
 // that the service manager knows count, so it is the predecessor's to say.
 func (n *Notifier) Successor(pid int) error {
-	return n.send(nil, fmt.Sprintf("MAINPID=%d", pid))
+	return n.send(-1, fmt.Sprintf("MAINPID=%d", pid))
 }
 
 // Stopping says that a stop has begun.
-func (n *Notifier) Stopping() error { return n.send(nil, "STOPPING=1") }
+func (n *Notifier) Stopping() error { return n.send(-1, "STOPPING=1") }
 
 // Status shows a line to people.
-func (n *Notifier) Status(s string) error { return n.send(nil, "STATUS="+oneLine(s)) }
+func (n *Notifier) Status(s string) error { return n.send(-1, "STATUS="+oneLine(s)) }
 
 // storeFD gives the service manager a copy of a descriptor, which it passes to
 // the next start.
 func (n *Notifier) storeFD(name string, f *os.File) error {
-	return n.send(f, "FDSTORE=1", "FDNAME="+name)
+	return n.sendFile(f, "FDSTORE=1", "FDNAME="+name)
+}
+
+// keepFD is storeFD for a descriptor that may come to its end, and is to be kept
+// all the same.
+func (n *Notifier) keepFD(name string, fd int) error {
+	return n.send(fd, "FDSTORE=1", "FDNAME="+name, "FDPOLL=0")
 }
 
 // forgetFD makes it close the descriptors of that name.
 func (n *Notifier) forgetFD(name string) error {
-	return n.send(nil, "FDSTOREREMOVE=1", "FDNAME="+name)
+	return n.send(-1, "FDSTOREREMOVE=1", "FDNAME="+name)
 }
 
 func oneLine(s string) string { return strings.Join(strings.Fields(s), " ") }
 
-func (n *Notifier) send(f *os.File, lines ...string) error {
+// sendFile sends a file along. File.Fd is avoided: it would make the open file
+// block, and a listening socket shares that with the copies of it.
+func (n *Notifier) sendFile(f *os.File, lines ...string) error {
+	raw, err := f.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var sent error
+	return errors.Join(raw.Control(func(fd uintptr) { sent = n.send(int(fd), lines...) }), sent)
+}
+
+// send sends a message, and a descriptor with it unless that is -1.
+func (n *Notifier) send(fd int, lines ...string) error {
 	if n == nil || n.socket == "" {
 		return nil
 	}
@@ -71,17 +89,14 @@ func (n *Notifier) send(f *os.File, lines ...string) error {
 		return fmt.Errorf("notify the service manager: %w", err)
 	}
 	defer conn.Close()
-	if err := sendWith(conn, strings.Join(lines, "\n"), f); err != nil {
+	if err := sendWith(conn, strings.Join(lines, "\n"), fd); err != nil {
 		return fmt.Errorf("notify the service manager: %w", err)
 	}
 	return nil
 }
 
-// sendWith sends a message, and f with it unless it is nil. File.Fd is
-// avoided: it would make the open file block, and a listening socket shares
-// that with the copies of it.
-func sendWith(conn *net.UnixConn, message string, f *os.File) error {
-	if f == nil {
+func sendWith(conn *net.UnixConn, message string, fd int) error {
+	if fd < 0 {
 		_, err := conn.Write([]byte(message))
 		return err
 	}
@@ -89,16 +104,9 @@ func sendWith(conn *net.UnixConn, message string, f *os.File) error {
 	if err != nil {
 		return err
 	}
-	from, err := f.SyscallConn()
-	if err != nil {
-		return err
-	}
-	var sent error
 	inner := to.Write(func(sock uintptr) (done bool) {
-		sent = errors.Join(from.Control(func(fd uintptr) {
-			err = unix.Sendmsg(int(sock), []byte(message), unix.UnixRights(int(fd)), nil, 0)
-		}), err)
+		err = unix.Sendmsg(int(sock), []byte(message), unix.UnixRights(fd), nil, 0)
 		return err != unix.EAGAIN
 	})
-	return errors.Join(inner, sent)
+	return errors.Join(inner, err)
 }

@@ -1,16 +1,25 @@
 package takeover
 
 import (
+	"bufio"
+	"encoding/json"
+	"errors"
+	"fmt"
 	"io"
 	"net"
 	"os"
 	"os/exec"
+	"path/filepath"
+	"slices"
+	"strconv"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
 	"golang.org/x/sys/unix"
 
+	"holdfast/internal/shim/proto"
 	"holdfast/test/kit"
 )
 
@@ -20,35 +29,126 @@ type manager struct {
 	t      *testing.T
 	d      *kit.Daemon
 	socket *net.UnixConn
-	fds    map[string]*os.File
+
+	mu      sync.Mutex
+	changed chan struct{} // closed and made anew with each message
+	said    []string      // and not yet waited for
+	fds     map[string]*os.File
 }
 
-// until reads the daemon's words until it says one.
-func (m *manager) until(word string) {
-	m.t.Helper()
+func newManager(t *testing.T, d *kit.Daemon) *manager {
+	t.Helper()
+	socket, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: d.Root + "/manager", Net: "unixgram"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	m := &manager{t: t, d: d, socket: socket, changed: make(chan struct{}), fds: map[string]*os.File{}}
+	over := make(chan struct{})
+	go func() {
+		defer close(over)
+		for m.hear() {
+		}
+	}()
+	t.Cleanup(func() {
+		socket.Close()
+		<-over
+		for _, f := range m.fds {
+			f.Close()
+		}
+	})
+	return m
+}
+
+// hear takes a message; false is the end of the socket.
+func (m *manager) hear() bool {
 	b, oob := make([]byte, 4096), make([]byte, 256)
-	m.socket.SetReadDeadline(time.Now().Add(patience))
-	for {
-		n, oobn, _, _, err := m.socket.ReadMsgUnix(b, oob)
+	n, oobn, _, _, err := m.socket.ReadMsgUnix(b, oob)
+	if err != nil {
+		return false
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	text := string(b[:n])
+	_, name, _ := strings.Cut(text, "FDNAME=")
+	name, _, _ = strings.Cut(name, "\n")
+	switch {
+	case strings.Contains(text, "FDSTOREREMOVE=1"):
+		if f := m.fds[name]; f != nil {
+			f.Close()
+			delete(m.fds, name)
+		}
+	case strings.Contains(text, "FDSTORE=1"):
+		msgs, err := unix.ParseSocketControlMessage(oob[:oobn])
+		if err != nil || len(msgs) != 1 {
+			m.t.Error(msgs, err)
+			break
+		}
+		fds, err := unix.ParseUnixRights(&msgs[0])
 		if err != nil {
-			m.t.Fatalf("the daemon did not say %s: %v\n%s", word, err, m.d.Log())
+			m.t.Error(name, err)
+			break
 		}
-		text := string(b[:n])
-		if _, name, ok := strings.Cut(text, "FDNAME="); ok && strings.Contains(text, "FDSTORE=1") {
-			msgs, err := unix.ParseSocketControlMessage(oob[:oobn])
-			if err != nil || len(msgs) != 1 {
-				m.t.Fatal(msgs, err)
+		f := os.NewFile(uintptr(fds[0]), name)
+		if old := m.fds[name]; old != nil {
+			// Of one open file systemd keeps one descriptor.
+			was, err1 := old.Stat()
+			is, err2 := f.Stat()
+			if err := errors.Join(err1, err2); err != nil || !os.SameFile(was, is) {
+				m.t.Error("another one is stored under the same name:", name, err)
 			}
-			fds, err := unix.ParseUnixRights(&msgs[0])
-			if err != nil {
-				m.t.Fatal(err)
-			}
-			m.fds[name] = os.NewFile(uintptr(fds[0]), name)
+			f.Close()
+			break
 		}
-		if strings.Contains(text, word) {
+		m.fds[name] = f
+	}
+	m.said = append(m.said, text)
+	close(m.changed)
+	m.changed = make(chan struct{})
+	return true
+}
+
+// wait waits until it is so; is runs with the lock.
+func (m *manager) wait(what string, is func() bool) {
+	m.t.Helper()
+	late := time.After(patience)
+	for {
+		m.mu.Lock()
+		there, changed := is(), m.changed
+		m.mu.Unlock()
+		if there {
 			return
 		}
+		select {
+		case <-changed:
+		case <-late:
+			m.t.Fatalf("not in time: %s\n%s", what, m.d.Log())
+		}
 	}
+}
+
+// until waits for a word of the daemon.
+func (m *manager) until(word string) {
+	m.t.Helper()
+	m.wait("the daemon says "+word, func() bool {
+		i := slices.IndexFunc(m.said, func(s string) bool { return strings.Contains(s, word) })
+		m.said = m.said[i+1:]
+		return i >= 0
+	})
+}
+
+// keeps waits until so much is kept of a container, and no more.
+func (m *manager) keeps(id string, want ...string) {
+	m.t.Helper()
+	m.wait(fmt.Sprintf("%q kept of %s", want, id), func() bool {
+		var got []string
+		for name := range m.fds {
+			if strings.Contains(name, id) {
+				got = append(got, name[strings.LastIndexByte(name, '-')+1:])
+			}
+		}
+		slices.Sort(got)
+		return slices.Equal(got, want)
+	})
 }
 
 // start starts a daemon with what is in the store.
@@ -61,13 +161,13 @@ func (m *manager) start() *exec.Cmd {
 	}
 	defer log.Close()
 	cmd.Stdout, cmd.Stderr = log, log
-	cmd.Env = append(cmd.Env, "NOTIFY_SOCKET="+m.d.Root+"/manager", "FDSTORE=16")
+	cmd.Env = append(cmd.Env, "NOTIFY_SOCKET="+m.d.Root+"/manager", "FDSTORE=64")
 	if len(m.fds) > 0 {
 		var names []string
 		for name, f := range m.fds {
 			names, cmd.ExtraFiles = append(names, name), append(cmd.ExtraFiles, f)
 		}
-		cmd.Env = append(cmd.Env, "LISTEN_FDS="+string(rune('0'+len(names))), "LISTEN_FDNAMES="+strings.Join(names, ":"))
+		cmd.Env = append(cmd.Env, "LISTEN_FDS="+strconv.Itoa(len(names)), "LISTEN_FDNAMES="+strings.Join(names, ":"))
 		// The number of the process that they are for is known in it alone.
 		cmd.Args = append([]string{"sh", "-c", `export LISTEN_PID=$$; exec "$0" "$@"`, cmd.Path}, cmd.Args[1:]...)
 		cmd.Path = "/bin/sh"
@@ -82,18 +182,8 @@ func (m *manager) start() *exec.Cmd {
 func TestConnectionThatWaitsOutlivesACrashWhereTheServiceManagerKeepsTheSocket(t *testing.T) {
 	t.Parallel()
 	d := kit.New(t, kit.Options{LiveRestore: true})
-	socket, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: d.Root + "/manager", Net: "unixgram"})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer socket.Close()
-	m := &manager{t, d, socket, map[string]*os.File{}}
+	m := newManager(t, d)
 	first := m.start()
-	defer func() {
-		for _, f := range m.fds {
-			f.Close()
-		}
-	}()
 	if len(m.fds) != 1 {
 		t.Fatalf("%d sockets stored", len(m.fds))
 	}
@@ -117,6 +207,105 @@ func TestConnectionThatWaitsOutlivesACrashWhereTheServiceManagerKeepsTheSocket(t
 	}
 	second.Process.Signal(unix.SIGTERM)
 	if err := second.Wait(); err != nil {
+		t.Error(err)
+	}
+}
+
+// end sends a signal to a process and waits for its end.
+func (m *manager) end(pid int, sig unix.Signal) {
+	m.t.Helper()
+	fd, err := unix.PidfdOpen(pid, 0)
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	defer unix.Close(fd)
+	if err := unix.PidfdSendSignal(fd, sig, nil, 0); err != nil {
+		m.t.Fatal(err)
+	}
+	if n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, int(patience.Milliseconds())); n != 1 {
+		m.t.Fatalf("process %d does not end: %v", pid, err)
+	}
+}
+
+// Daemon and shim are killed together, and what only they held is still there:
+// the terminal, what lay in the pipe, and the exit code of a container that ended
+// while neither lived.
+func TestNothingIsLostWithDaemonAndShimWhereTheServiceManagerKeepsIt(t *testing.T) {
+	t.Parallel()
+	d := kit.New(t, kit.Options{LiveRestore: true})
+	m := newManager(t, d)
+	first := m.start()
+	d.Load(image, kit.Busybox(t, nil))
+	ends := d.Docker("run", "-d", "--name", "ends", image, "sh", "-c", "trap 'echo last words; exit 42' TERM; echo first; while :; do sleep 0.05; done")
+	shell := d.Docker("run", "-dit", "--name", "shell", image, "sh", "-c", "trap 'echo hung up; exit 1' HUP; stty -echo; while read x; do echo \"<$x>\"; done")
+	m.keeps(ends, "pidfd", "stderr", "stdout")
+	m.keeps(shell, "pidfd", "terminal")
+
+	// A takeover changes nothing of it.
+	d.Holdfast("daemon", "upgrade")
+	if err := first.Wait(); err != nil {
+		t.Error(err)
+	}
+	m.keeps(ends, "pidfd", "stderr", "stdout")
+	m.keeps(shell, "pidfd", "terminal")
+	second := pidfile(t, d)
+	logs := d.DockerCommand(t.Context(), "logs", "-f", "ends")
+	out, err := logs.StdoutPipe()
+	if err != nil || logs.Start() != nil {
+		t.Fatal(err)
+	}
+	if line, err := bufio.NewReader(out).ReadString('\n'); line != "first\n" {
+		t.Fatalf("%q %v", line, err)
+	}
+	logs.Process.Kill()
+	logs.Wait()
+
+	pid, err := strconv.Atoi(d.Docker("inspect", "-f", "{{.State.Pid}}", "ends"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	m.end(second, unix.SIGKILL)
+	for _, id := range []string{ends, shell} {
+		b, err := os.ReadFile(filepath.Join(d.ExecRoot, "shim", id, proto.StateFile))
+		var st proto.State
+		if err := errors.Join(err, json.Unmarshal(b, &st)); err != nil {
+			t.Fatal(err)
+		}
+		m.end(st.ShimPid, unix.SIGKILL)
+	}
+	m.end(pid, unix.SIGTERM)
+	third := m.start()
+	if got := d.Docker("wait", "ends"); got != "42" {
+		t.Errorf("exit code %s", got)
+	}
+	if got := d.Docker("inspect", "-f", "{{.State.Status}} {{.State.ExitCode}} {{.State.Error}}", "ends"); got != "exited 42 " {
+		t.Errorf("%q", got)
+	}
+	if got := d.Docker("logs", "ends"); got != "first\nlast words" {
+		t.Errorf("logs: %q", got)
+	}
+	conn, err := net.Dial("unix", d.Socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	conn.SetDeadline(time.Now().Add(patience))
+	io.WriteString(conn, "POST /containers/shell/attach?stream=1&stdin=1&stdout=1 HTTP/1.1\r\nHost: h\r\nUpgrade: tcp\r\nConnection: Upgrade\r\n\r\nhello\n")
+	var said []byte
+	for b := make([]byte, 100); !strings.Contains(string(said), "<hello>"); {
+		n, err := conn.Read(b)
+		if said = append(said, b[:n]...); err != nil {
+			t.Fatalf("%q %v", said, err)
+		}
+	}
+	if got := d.Docker("logs", "shell"); strings.Contains(got, "hung up") {
+		t.Errorf("the terminal said %q", got)
+	}
+	d.Docker("rm", "-f", "shell", "ends")
+	m.keeps(ends)
+	m.keeps(shell)
+	third.Process.Signal(unix.SIGTERM)
+	if err := third.Wait(); err != nil {
 		t.Error(err)
 	}
 }
