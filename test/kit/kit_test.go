@@ -16,6 +16,7 @@ import (
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/remote"
 	"github.com/google/nftables"
+	"github.com/google/nftables/expr"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 )
@@ -88,7 +89,18 @@ func TestEveryKindOfLeakIsFoundAndRemoved(t *testing.T) {
 		table := c.AddTable(&nftables.Table{Name: d.Table, Family: nftables.TableFamilyINet})
 		set := &nftables.Set{Table: table, Name: "ports", KeyType: nftables.TypeInetService}
 		must(c.AddSet(set, []nftables.SetElement{{Key: []byte{0, 80}}}))
+		foreign := c.AddTable(&nftables.Table{Name: "mine-" + d.ID, Family: nftables.TableFamilyIPv4})
+		rules := c.AddChain(&nftables.Chain{Name: d.Table, Table: foreign})
+		c.AddRule(&nftables.Rule{Table: foreign, Chain: rules, Exprs: []expr.Any{
+			&expr.Meta{Key: expr.MetaKeyIIFNAME, Register: 1},
+			&expr.Cmp{Register: 1, Data: []byte("gone0\x00")},
+			&expr.Verdict{Kind: expr.VerdictAccept},
+		}})
 		must(c.Flush())
+		t.Cleanup(func() {
+			c.DelTable(foreign)
+			must(c.Flush())
+		})
 
 		// A shell that names the root and waits for its input's end.
 		sleep := exec.Command("sh", "-c", "read line; : "+d.ExecRoot+"/shim")
@@ -108,7 +120,7 @@ func TestEveryKindOfLeakIsFoundAndRemoved(t *testing.T) {
 		all := strings.Join(d.Leaks(), "\n")
 		for _, want := range []string{
 			"process " + strconv.Itoa(sleep.Process.Pid), "process " + strconv.Itoa(inside.Process.Pid), "mount " + d.ExecRoot, "link p" + d.Bridge,
-			"nftables element ports", "cgroup " + dir + "/abc", "file " + d.DataRoot + "/containers/abc", "file " + d.ExecRoot + "/shim/abc",
+			"nftables element ports", "rule in another program's filter nft mine-" + d.ID + ": gone0", "cgroup " + dir + "/abc", "file " + d.DataRoot + "/containers/abc", "file " + d.ExecRoot + "/shim/abc",
 		} {
 			if !strings.Contains(all, want) {
 				t.Errorf("not found: %s\nin %s", want, all)

@@ -1,11 +1,15 @@
 package kit
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
+	"net"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"slices"
 	"sort"
 	"strconv"
 	"strings"
@@ -13,15 +17,19 @@ import (
 	"time"
 
 	"github.com/google/nftables"
+	"github.com/google/nftables/expr"
 	"github.com/moby/sys/mountinfo"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"holdfast/internal/network/firewall"
 )
 
 // Leaks lists what of the daemon's containers is left on the host: processes,
-// mounts, links, nftables elements, cgroups and files. It is meant for when no
-// container should be; what the daemon needs for itself (its bridge, the
-// table's frame, images) is not listed.
+// mounts, links, nftables elements, rules in other programs' packet filters,
+// cgroups and files. It is meant for when no container should be; what the
+// daemon needs for itself (its bridge, the table's frame and the bridge's rules
+// in other tables, images) is not listed.
 func (d *Daemon) Leaks() []string {
 	var out []string
 	add := func(kind string, items []string, err error) {
@@ -54,6 +62,8 @@ func (d *Daemon) Leaks() []string {
 	add("link", names, err)
 	elements, err := d.nftElements()
 	add("nftables element", elements, err)
+	rules, err := d.rulesOfNothing()
+	add("rule in another program's filter", rules, err)
 	add("cgroup", d.childCgroups(), nil)
 	for _, pattern := range []string{d.DataRoot + "/containers/*", d.ExecRoot + "/shim/*", d.DataRoot + "/volumes/*/_data"} {
 		files, err := filepath.Glob(pattern)
@@ -233,6 +243,78 @@ func (d *Daemon) nftElements() ([]string, error) {
 	return out, nil
 }
 
+// rulesOfNothing are the daemon's rules in other programs' packet filters that
+// name an interface that is gone.
+func (d *Daemon) rulesOfNothing() ([]string, error) {
+	var out []string
+	look := func(where, name string) {
+		if _, err := net.InterfaceByName(name); err != nil {
+			out = append(out, where+": "+name)
+		}
+	}
+	c, err := nftables.New()
+	if err != nil {
+		return nil, err
+	}
+	chains, err := c.ListChains()
+	if err != nil {
+		return nil, err
+	}
+	for _, chain := range chains {
+		if chain.Name != d.Table || chain.Table.Name == d.Table {
+			continue
+		}
+		rules, err := c.GetRules(chain.Table, chain)
+		if err != nil {
+			return out, err
+		}
+		for _, r := range rules {
+			named := false
+			for _, e := range r.Exprs {
+				switch e := e.(type) {
+				case *expr.Meta:
+					named = e.Key == expr.MetaKeyIIFNAME || e.Key == expr.MetaKeyOIFNAME
+				case *expr.Cmp:
+					if named {
+						look("nft "+chain.Table.Name, unix.ByteSliceToString(e.Data))
+					}
+				}
+			}
+		}
+	}
+	for _, family := range []string{"ip", "ip6"} {
+		// Who asks for a table makes it.
+		names, _ := os.ReadFile("/proc/net/" + family + "_tables_names") // without legacy tables there is none
+		if !slices.Contains(strings.Fields(string(names)), "filter") {
+			continue
+		}
+		save, err := exec.Command("/usr/sbin/"+family+"tables-legacy-save", "-t", "filter").Output()
+		if err != nil {
+			return out, fmt.Errorf("%stables-legacy-save: %w", family, err)
+		}
+		for line := range strings.Lines(string(save)) {
+			if f := strings.Fields(line); len(f) > 3 && f[0] == "-A" && f[1] == d.Table {
+				look("legacy "+family, f[3])
+			}
+		}
+	}
+	return out, nil
+}
+
+// withdraw takes the daemon's rules out of other programs' packet filters.
+func (d *Daemon) withdraw() error {
+	t, err := firewall.Open(d.Table)
+	if err != nil {
+		return err
+	}
+	_, err = t.Admit(firewall.Admission{})
+	_, err2 := firewall.Legacy{}.Admit(d.Table, firewall.Admission{})
+	var zones firewall.Firewalld
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	return errors.Join(err, err2, zones.Forget(ctx, d.Bridge), zones.Close(), t.Close())
+}
+
 // cgroups are the daemon's parent cgroups, one in each hierarchy.
 func (d *Daemon) cgroups() []string {
 	var out []string
@@ -290,7 +372,7 @@ func (d *Daemon) scrub() error {
 			errs = append(errs, fmt.Errorf("delete link %s: %w", d.Bridge, err))
 		}
 	}
-	errs = append(errs, d.dropTables())
+	errs = append(errs, d.dropTables(), d.withdraw())
 	for _, dir := range d.cgroups() {
 		errs = append(errs, removeCgroup(dir))
 	}
