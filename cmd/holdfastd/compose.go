@@ -144,6 +144,7 @@ func (c *composed) Running() int { return c.engine.Running() }
 
 func (c *composed) Shutdown(ctx context.Context) error {
 	c.engine.Shutdown(ctx)
+	c.nets.Leave()
 	return c.lives.End(event.EndClean, time.Now().UTC())
 }
 

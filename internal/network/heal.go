@@ -17,9 +17,14 @@ import (
 // of a firewall comes in many pieces, so what was told is looked at once they
 // have stopped for a moment; and where two programs undo each other's work,
 // ever more seldom.
+//
+// Who sets up a packet filter of another program does so by many commands, and
+// may be told that a chain can't be deleted in which we have put our rules back
+// meanwhile. So that is left in peace until nothing has changed for longer.
 const (
-	healAfter  = 50 * time.Millisecond
-	healAtMost = 10 * time.Second
+	healAfter       = 50 * time.Millisecond
+	healOthersAfter = 500 * time.Millisecond
+	healAtMost      = 10 * time.Second
 )
 
 // watch is the goroutine that heals, and what it was told.
@@ -29,9 +34,12 @@ type watch struct {
 	done  chan struct{}
 	stops []func() error
 	told  chan struct{} // holds one
+	// others is told what happened to other programs' packet filters. It holds
+	// one.
+	others chan struct{}
 
 	mu     sync.Mutex // guards all below
-	rules  bool       // the table was changed, or others that matter
+	rules  bool       // the table was changed
 	links  bool       // a bridge or an address was
 	intact map[int]bool
 	// broken are ports that were intact. Those that go altogether went with
@@ -44,6 +52,7 @@ type watch struct {
 func (m *Manager) watchKernel() error {
 	w := &watch{
 		m: m, quit: make(chan struct{}), done: make(chan struct{}), told: make(chan struct{}, 1),
+		others: make(chan struct{}, 1),
 		intact: map[int]bool{}, broken: map[int]bool{},
 	}
 	fail := func(err error) error {
@@ -56,18 +65,18 @@ func (m *Manager) watchKernel() error {
 	filters := m.table != nil
 	m.rules.RUnlock()
 	if filters {
-		told := func() { w.tell(func() { w.rules = true }) }
-		stop, err := m.table.Watch(told)
+		others := func() { signal(w.others) }
+		stop, err := m.table.Watch(func() { w.tell(func() { w.rules = true }) }, others)
 		if err != nil {
 			return fail(err)
 		}
 		w.stops = append(w.stops, stop)
-		if stop, err := firewall.WatchLegacy(told); err != nil {
+		if stop, err := firewall.WatchLegacy(others); err != nil {
 			m.opts.Log.Warn("what others change by iptables-legacy will not be noticed", "error", err)
 		} else {
 			w.stops = append(w.stops, stop)
 		}
-		m.zones.Watch(told)
+		m.zones.Watch(others)
 	}
 	stop, err := bridge.Watch(w.event)
 	if err != nil {
@@ -86,7 +95,10 @@ func (m *Manager) watchKernel() error {
 	}
 	w.mu.Unlock()
 	m.watch = w
-	go w.run()
+	var loops sync.WaitGroup
+	loops.Go(func() { w.run(w.told, healAfter, false, w.heal) })
+	loops.Go(func() { w.run(w.others, healOthersAfter, true, w.healOthers) })
+	go func() { loops.Wait(); close(w.done) }()
 	return nil
 }
 
@@ -104,8 +116,12 @@ func (w *watch) tell(what func()) {
 	w.mu.Lock()
 	what()
 	w.mu.Unlock()
+	signal(w.told)
+}
+
+func signal(c chan struct{}) {
 	select {
-	case w.told <- struct{}{}:
+	case c <- struct{}{}:
 	default:
 	}
 }
@@ -143,26 +159,46 @@ func (m *Manager) hasBridge(name string) bool {
 	return slices.ContainsFunc(m.bridges(), func(b wanted) bool { return b.Name == name })
 }
 
-func (w *watch) run() {
-	defer close(w.done)
-	pause := healAfter
+// run heals what it is told of after a while; with settle, once nothing was
+// told for that while.
+func (w *watch) run(told chan struct{}, after time.Duration, settle bool, heal func() bool) {
+	pause := after
 	for {
 		select {
-		case <-w.told:
+		case <-told:
 		case <-w.quit:
 			return
 		}
-		timer := time.NewTimer(pause)
-		select {
-		case <-timer.C:
-		case <-w.quit:
-			timer.Stop()
+		if !w.await(told, pause, settle) {
 			return
 		}
-		if w.heal() {
+		if heal() {
 			pause = min(pause*2, healAtMost)
 		} else {
-			pause = healAfter
+			pause = after
+		}
+	}
+}
+
+// await reports whether the while is over, and not the watch.
+func (w *watch) await(told chan struct{}, pause time.Duration, settle bool) bool {
+	timer := time.NewTimer(pause)
+	defer timer.Stop()
+	late := time.NewTimer(healAtMost)
+	defer late.Stop()
+	if !settle {
+		told = nil
+	}
+	for {
+		select {
+		case <-timer.C:
+			return true
+		case <-late.C:
+			return true
+		case <-told:
+			timer.Reset(pause)
+		case <-w.quit:
+			return false
 		}
 	}
 }
@@ -176,15 +212,13 @@ func (w *watch) heal() (healed bool) {
 	w.mu.Unlock()
 	log := w.m.opts.Log
 	if rules {
-		changed, others, err := w.m.sync()
+		changed, err := w.m.sync()
 		if err != nil {
 			log.Error("the packet filter was changed by others and can't be set up again: published ports may not answer", "table", w.m.opts.Table, "error", err)
 		} else if changed {
 			log.Warn("the packet filter was changed by others, it is set up again", "table", w.m.opts.Table)
 		}
-		w.m.tell(slog.LevelWarn, others)
-		entered := w.m.enterZones(context.Background(), slog.LevelWarn)
-		healed = changed || entered || len(others.Accepted)+len(others.Withdrawn) > 0
+		healed = changed
 	}
 	if links {
 		changed, err := w.m.healLinks()
@@ -194,6 +228,11 @@ func (w *watch) heal() (healed bool) {
 		healed = healed || changed
 	}
 	return healed
+}
+
+// healOthers puts back what other programs' packet filters have lost of ours.
+func (w *watch) healOthers() (healed bool) {
+	return w.m.syncOthers(context.Background(), slog.LevelWarn)
 }
 
 // healLinks puts back what the bridges and their ports have lost. A port that

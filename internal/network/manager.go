@@ -34,11 +34,14 @@ type Manager struct {
 	// takes away what was just added. It is taken before mu.
 	rules sync.RWMutex
 	table *firewall.Table // nil without packet filter, or before Restore
-	// refusing is what was last told of other programs' filters that can't be
-	// changed.
+
+	// others is held while other programs' packet filters are compared. It is
+	// taken before rules.
+	others sync.Mutex
+	// refusing is what was last told of those that can't be changed. others
+	// guards it.
 	refusing []string
-	// zones is firewalld, which needs no lock of ours.
-	zones firewall.Firewalld
+	zones    firewall.Firewalld // needs no lock
 
 	// links is held while bridges are made again or removed. It is taken before
 	// mu.
@@ -54,6 +57,7 @@ type Manager struct {
 	published map[string]bool    // containers whose elements shall be there
 	ports     *portRegistry
 	troubles  map[string][]string // by container: what it lost
+	leaving   bool                // other programs' filters shall have nothing of ours
 }
 
 // object is a network with what is in use of it.
@@ -100,6 +104,8 @@ func (m *Manager) Close() error {
 	if err := m.zones.Close(); err != nil {
 		m.opts.Log.Debug("the connection to the system bus did not end well", "error", err)
 	}
+	m.others.Lock()
+	defer m.others.Unlock()
 	m.rules.Lock()
 	defer m.rules.Unlock()
 	if m.table == nil {

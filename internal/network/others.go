@@ -2,7 +2,6 @@ package network
 
 import (
 	"context"
-	"errors"
 	"log/slog"
 	"slices"
 	"time"
@@ -19,6 +18,9 @@ const busPatience = 2 * time.Second
 // filtered here. m.mu is held.
 func (m *Manager) admission() firewall.Admission {
 	var a firewall.Admission
+	if m.leaving {
+		return a
+	}
 	ipv4, ipv6 := m.filters()
 	for _, b := range m.bridges() {
 		for _, addr := range b.Addrs {
@@ -34,11 +36,53 @@ func (m *Manager) admission() firewall.Admission {
 	return a
 }
 
+// syncOthers makes other programs' packet filters accept what the bridges
+// forward, and reports whether anything had to be changed.
+func (m *Manager) syncOthers(ctx context.Context, level slog.Level) (changed bool) {
+	m.others.Lock()
+	defer m.others.Unlock()
+	m.rules.RLock()
+	table := m.table
+	m.rules.RUnlock()
+	if table == nil {
+		return false
+	}
+	m.mu.Lock()
+	a := m.admission()
+	m.mu.Unlock()
+	did := m.admit(table, a)
+	m.tell(level, did)
+	entered := m.enterZones(ctx, level, a)
+	return entered || len(did.Accepted)+len(did.Withdrawn) > 0
+}
+
+// Leave takes back what other programs' packet filters were given, if no
+// container is left that needs it. It is for a daemon that ends for good; the
+// next one gives it to them again.
+func (m *Manager) Leave() {
+	m.mu.Lock()
+	bridges := m.admission().Bridges()
+	for _, s := range m.sandboxes {
+		if s.onBridge() {
+			bridges = nil
+		}
+	}
+	m.leaving = m.leaving || len(bridges) > 0
+	m.mu.Unlock()
+	if len(bridges) == 0 {
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), busPatience)
+	defer cancel()
+	m.syncOthers(ctx, slog.LevelInfo)
+	m.leaveZones(ctx, bridges...)
+}
+
 // admit makes the packet filters that are rules accept what is named. That it
 // can't is no reason to stop: what they drop stays dropped, and is told of.
-// m.rules is held.
-func (m *Manager) admit(a firewall.Admission) firewall.Admitted {
-	did, err := m.table.Admit(a)
+// m.others is held.
+func (m *Manager) admit(table *firewall.Table, a firewall.Admission) firewall.Admitted {
+	did, err := table.Admit(a)
 	legacy, err2 := firewall.Legacy{}.Admit(m.opts.Table, a)
 	did.Accepted = append(did.Accepted, legacy.Accepted...)
 	did.Withdrawn = append(did.Withdrawn, legacy.Withdrawn...)
@@ -68,29 +112,24 @@ func (m *Manager) tell(level slog.Level, others firewall.Admitted) {
 }
 
 // withdraw takes back what the table of this name and its bridges were given
-// by the filters that are no nftables tables.
+// by the filters that are no nftables tables. m.mu is held.
 func (m *Manager) withdraw(table string) {
-	_, err := firewall.Legacy{}.Admit(table, firewall.Admission{})
+	if _, err := (firewall.Legacy{}).Admit(table, firewall.Admission{}); err != nil {
+		m.opts.Log.Warn("our rules in another program's packet filter can't be taken out", "error", err)
+	}
 	var bridges []string
 	for _, n := range m.networks {
 		if n.Bridge != nil {
 			bridges = append(bridges, n.Bridge.Name)
 		}
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), busPatience)
-	defer cancel()
-	if err := errors.Join(err, m.zones.Forget(ctx, bridges...)); err != nil {
-		m.opts.Log.Warn("our rules in another program's packet filter could not be taken out", "error", err)
-	}
+	m.leaveZones(context.Background(), bridges...)
 }
 
 // enterZones puts the bridges into a zone of firewalld's and reports whether
 // any was in none.
-func (m *Manager) enterZones(ctx context.Context, level slog.Level) (entered bool) {
-	m.mu.Lock()
-	a := m.admission()
-	m.mu.Unlock()
-	bridges := slices.Compact(slices.Sorted(slices.Values(append(a.IPv4, a.IPv6...))))
+func (m *Manager) enterZones(ctx context.Context, level slog.Level, a firewall.Admission) (entered bool) {
+	bridges := a.Bridges()
 	if len(bridges) == 0 {
 		return false
 	}
@@ -106,11 +145,11 @@ func (m *Manager) enterZones(ctx context.Context, level slog.Level) (entered boo
 	return len(put) > 0
 }
 
-// leaveZones takes a bridge out of firewalld's zone.
-func (m *Manager) leaveZones(ctx context.Context, bridge string) {
+// leaveZones takes bridges out of firewalld's zone.
+func (m *Manager) leaveZones(ctx context.Context, bridges ...string) {
 	ctx, cancel := context.WithTimeout(ctx, busPatience)
 	defer cancel()
-	if err := m.zones.Forget(ctx, bridge); err != nil {
-		m.opts.Log.Warn("firewalld still knows a bridge that is gone", "bridge", bridge, "error", err)
+	if err := m.zones.Forget(ctx, bridges...); err != nil {
+		m.opts.Log.Warn("firewalld still knows bridges that need it no more", "bridges", bridges, "error", err)
 	}
 }

@@ -174,29 +174,27 @@ func (m *Manager) openTable() error {
 // programs' packet filters accept what the bridges forward. It is for when
 // something else may have flushed the host's rules.
 func (m *Manager) Sync(ctx context.Context) error {
-	changed, others, err := m.sync()
+	changed, err := m.sync()
 	if err == nil && changed {
 		m.opts.Log.Info("packet filter set up", "table", m.opts.Table)
 	}
-	m.tell(slog.LevelInfo, others)
-	m.enterZones(ctx, slog.LevelInfo)
+	if err == nil {
+		// Ours first: what the others accept is filtered by it.
+		m.syncOthers(ctx, slog.LevelInfo)
+	}
 	return err
 }
 
-func (m *Manager) sync() (changed bool, others firewall.Admitted, err error) {
+func (m *Manager) sync() (changed bool, err error) {
 	m.rules.Lock()
 	defer m.rules.Unlock()
 	if m.table == nil {
-		return false, others, nil
+		return false, nil
 	}
 	m.mu.Lock()
-	rs, admission := nft.Build(m.rulesConfig()), m.admission()
+	rs := nft.Build(m.rulesConfig())
 	m.mu.Unlock()
-	// Ours first: what the others accept is filtered by it.
-	if changed, err = m.table.Sync(rs); err != nil {
-		return changed, others, err
-	}
-	return changed, m.admit(admission), nil
+	return m.table.Sync(rs)
 }
 
 // Rules is the nftables table as it should be, in the words of nft list.

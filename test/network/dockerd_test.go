@@ -124,6 +124,7 @@ func (d *dockerd) web() string {
 	d.ok(w.Close())
 	d.docker(&image, "import", "-", "busybox")
 	id := d.docker(nil, "run", "-d", "-p", "8090:80", "busybox", "/busybox", "nc", "-ll", "-p", "80", "-e", "/busybox", "echo", "docker", "x")
+	d.serve("/proc/"+d.docker(nil, "inspect", "-f", "{{.State.Pid}}", id)+"/ns/net", "tcp4", ":81", "hidden")
 	return d.docker(nil, "inspect", "-f", "{{.NetworkSettings.IPAddress}}", id)
 }
 
@@ -135,6 +136,9 @@ func (d *dockerd) beside(w *crowd, web string) {
 	d.answers("", "tcp", hostAddr+":8090", "docker", "")
 	d.answers("", "tcp", web+":80", "docker", "")
 	d.answers(w.a.Netns, "tcp", hostAddr+":8090", "docker", "")
+	// Its containers are not opened to ours.
+	d.answers("", "tcp", web+":81", "hidden", "")
+	d.silent(w.a.Netns, "tcp", web+":81")
 }
 
 func TestEverythingWorksBesideDockerd(t *testing.T) {

@@ -115,13 +115,19 @@ func xtables(kind string) foreign {
 			h.iptables(kind, "-A", "MINE", "-p", "sctp", "-j", "RETURN")
 			h.iptables(kind, "-A", "FORWARD", "-m", "comment", "--comment", "mine", "-j", "MINE")
 			h.iptables(kind, "-A", "FORWARD", "-i", "else0", "-j", "DROP")
+			h.iptables(kind, "-N", "DOCKER")
+			h.iptables(kind, "-A", "FORWARD", "-o", "docker9", "-j", "DOCKER")
 			h.iptables(kind, "-P", "FORWARD", "DROP")
 		},
 		list: func(h *host) string { return h.saved(kind) },
 		undone: map[string]func(h *host){
-			"flush":            each("-F", "FORWARD"),
-			"flush everything": func(h *host) { h.iptables(kind, "-F"); h.iptables(kind, "-X") },
-			"our rules":        each("-F", table),
+			"flush": each("-F", "FORWARD"),
+			"flush everything": func(h *host) { // as one that restores saved rules
+				for _, family := range []string{"iptables-", "ip6tables-"} {
+					h.do("*filter\n:INPUT ACCEPT\n:FORWARD DROP\n:OUTPUT ACCEPT\nCOMMIT\n", family+kind+"-restore")
+				}
+			},
+			"our rules": each("-F", table),
 		},
 		stop: func(h *host) {
 			h.iptables(kind, "-F", "FORWARD")
@@ -297,11 +303,15 @@ func TestEverythingWorksBesideAProgramThatDropsForwardedPackets(t *testing.T) {
 				t.Errorf("their rules were\n%s\nand are\n%s", theirs, got)
 			}
 
+			ours := f.list(h)
+			if apart := "-A " + table + " -o docker9 -j RETURN\n"; strings.Contains(theirs, "docker9") && strings.Count(ours, apart) != 2 {
+				t.Errorf("an engine's containers are open to ours:\n%s", ours)
+			}
+
 			// Without a daemon, and by the next, which finds all in order.
 			h.ok(h.m.Close())
 			w.works()
 			before := generation(t)
-			ours := f.list(h)
 			h.log.take()
 			h.open(h.stored(w.a, w.b, w.c))
 			if now := generation(t); now != before || f.list(h) != ours {
@@ -319,8 +329,18 @@ func TestEverythingWorksBesideAProgramThatDropsForwardedPackets(t *testing.T) {
 			if got := f.list(h); strings.Contains(got, "hft9") {
 				t.Errorf("a network is gone, and its rules are there:\n%s", got)
 			}
+			h.m.Leave()
+			w.answers(w.lan, "tcp", hostAddr+":8080", "a", lanAddr) // containers run on
 			for _, c := range []*container{w.a, w.b} {
 				h.ok(h.m.Release(context.Background(), c.Sandbox))
+			}
+			h.m.Leave()
+			if got := f.list(h); got != theirs {
+				t.Errorf("their rules were\n%s\nand after a daemon that left nothing behind are\n%s", theirs, got)
+			}
+			h.open(nil)
+			if got := f.list(h); got == theirs {
+				t.Error("the next daemon has put no rule")
 			}
 			h.opts.Iptables, h.opts.Ip6tables = false, false
 			h.open(nil)
@@ -394,4 +414,49 @@ func TestWithoutPacketFilterNoRuleIsPutIntoAnothers(t *testing.T) {
 	if got := h.saved("nft") + h.saved("legacy"); strings.Contains(got, "holdfast") {
 		t.Errorf("rules: %s", got)
 	}
+}
+
+func TestFilterThatCannotBeChangedIsTold(t *testing.T) {
+	t.Run("a table that is held", func(t *testing.T) {
+		clean(t)
+		h := newHost(t, nil)
+		h.log.take()
+		holder := h.command("nft", "-i")
+		in, err := holder.StdinPipe()
+		h.ok(err)
+		h.ok(holder.Start())
+		t.Cleanup(func() {
+			in.Close()
+			holder.Wait()
+		})
+		_, err = in.Write([]byte("table inet held { flags owner; chain forward { type filter hook forward priority 0; policy drop; }; }\n"))
+		h.ok(err)
+		h.says("nft inet held: its owner lets nobody else change it")
+		// Once, though it is looked at again.
+		h.log.take()
+		h.ok(h.m.Sync(context.Background()))
+		if got := h.log.take(); got != "" {
+			t.Errorf("said: %s", got)
+		}
+	})
+	t.Run("no program", func(t *testing.T) {
+		clean(t)
+		h := newHost(t, nil)
+		h.do("", "iptables-legacy", "-P", "FORWARD", "DROP")
+		h.says("it now accepts")
+		h.ok(h.m.Close())
+		h.do("", "iptables-legacy", "-F", "FORWARD")
+		const program = "/usr/sbin/xtables-legacy-multi"
+		none := filepath.Join(t.TempDir(), "none")
+		h.ok(os.WriteFile(none, nil, 0o600))
+		h.ok(unix.Mount(none, program, "", unix.MS_BIND, ""))
+		t.Cleanup(func() {
+			if err := unix.Unmount(program, unix.MNT_DETACH); err != nil {
+				t.Error(err)
+			}
+		})
+		h.log.take()
+		h.open(nil)
+		h.says("legacy ip filter FORWARD: iptables-legacy-restore is not installed; it needs the rules -i BRIDGE -j ACCEPT and -o BRIDGE -j ACCEPT for hft0")
+	})
 }

@@ -21,6 +21,11 @@ import (
 // forwarded from and to these bridges, by family.
 type Admission struct{ IPv4, IPv6 []string }
 
+// Bridges are those of both families, in order.
+func (a Admission) Bridges() []string {
+	return slices.Compact(slices.Sorted(slices.Values(slices.Concat(a.IPv4, a.IPv6))))
+}
+
 // Admitted is what Admit did. The strings name chains, as
 // "family table chain", or tables.
 type Admitted struct {
@@ -117,7 +122,6 @@ func (t *Table) filters() (map[string]*filter, error) {
 
 // admit does so in one table.
 func (t *Table) admit(f *filter, a Admission) (did Admitted, err error) {
-	want := a.chain(t.name, f.Family)
 	rules := &reader{filter: f}
 	defer rules.close()
 	type edit struct {
@@ -127,6 +131,7 @@ func (t *Table) admit(f *filter, a Admission) (did Admitted, err error) {
 	}
 	var edits []edit
 	needed, right := false, true
+	var apart []string
 	for _, c := range f.bases {
 		chain, err := rules.read(c.Name)
 		if err != nil {
@@ -137,26 +142,20 @@ func (t *Table) admit(f *filter, a Admission) (did Admitted, err error) {
 		if rules.err != nil {
 			return did, rules.err
 		}
-		if len(want.Rules) == 0 {
+		if a.none(f.Family) {
 			p.Needed, p.Right = false, len(p.Ours) == 0
 		}
+		apart = append(apart, nft.Apart(chain.rules)...)
 		needed, right = needed || p.Needed, right && p.Right
 		edits = append(edits, edit{c, p, chain.handles})
 	}
+	want := a.chain(t.name, f.Family, apart)
 	if needed == f.ours && right && needed {
 		if right, err = t.sameChain(f.Table, want); err != nil {
 			return did, err
 		}
 	}
 	if needed == f.ours && right {
-		return did, nil
-	}
-	if owned, err := t.owned(f.Table); err != nil {
-		return did, err
-	} else if owned {
-		if needed {
-			did.Refusing = append(did.Refusing, "nft "+f.key()+": its owner lets nobody else change it")
-		}
 		return did, nil
 	}
 
@@ -196,20 +195,28 @@ func (t *Table) admit(f *filter, a Admission) (did Admitted, err error) {
 		t.conn.DelChain(ours)
 		did.Withdrawn = append(did.Withdrawn, f.key())
 	}
-	if err := t.flush("accept forwarded packets in " + f.key()); err != nil {
+	switch err := t.flush("accept forwarded packets in " + f.key()); {
+	case errors.Is(err, unix.EPERM): // flag owner of nft(8)
+		return Admitted{Refusing: []string{"nft " + f.key() + ": its owner lets nobody else change it"}}, nil
+	case err != nil:
 		return Admitted{}, err
 	}
 	f.ours = needed
 	return did, nil
 }
 
-// chain is what a table of this family is given; without rules it needs none.
-func (a Admission) chain(name string, family nftables.TableFamily) nft.Chain {
+// none reports whether a table of this family needs nothing.
+func (a Admission) none(family nftables.TableFamily) bool {
+	return (family == nftables.TableFamilyIPv6 || len(a.IPv4) == 0) && (family == nftables.TableFamilyIPv4 || len(a.IPv6) == 0)
+}
+
+// chain is what a table of this family is given.
+func (a Admission) chain(name string, family nftables.TableFamily, apart []string) nft.Chain {
 	switch family {
 	case nftables.TableFamilyIPv4:
-		return nft.Admission(name, a.IPv4)
+		return nft.Admission(name, a.IPv4, apart)
 	case nftables.TableFamilyIPv6:
-		return nft.Admission(name, a.IPv6)
+		return nft.Admission(name, a.IPv6, apart)
 	}
 	var both, only4, only6 []string
 	for _, b := range a.IPv4 {
@@ -224,27 +231,10 @@ func (a Admission) chain(name string, family nftables.TableFamily) nft.Chain {
 			only6 = append(only6, b)
 		}
 	}
-	c := nft.Admission(name, both)
-	c.Rules = append(c.Rules, nft.Admission(name, only4, nft.Family{}).Rules...)
-	c.Rules = append(c.Rules, nft.Admission(name, only6, nft.Family{V6: true}).Rules...)
+	c := nft.Admission(name, both, apart)
+	c.Rules = append(c.Rules, nft.Admission(name, only4, apart, nft.Family{}).Rules...)
+	c.Rules = append(c.Rules, nft.Admission(name, only6, apart, nft.Family{V6: true}).Rules...)
 	return c
-}
-
-// tableOwned is NFT_TABLE_F_OWNER of linux/netfilter/nf_tables.h.
-const tableOwned = 1 << 1
-
-// owned reports whether a program holds a table for itself.
-func (t *Table) owned(table *nftables.Table) (bool, error) {
-	tables, err := t.conn.ListTablesOfFamily(table.Family)
-	if err != nil {
-		return false, fmt.Errorf("nftables: list tables: %w", err)
-	}
-	for _, have := range tables {
-		if have.Name == table.Name {
-			return have.Flags&tableOwned != 0, nil
-		}
-	}
-	return false, nil
 }
 
 // foreignChain is another program's chain.
@@ -328,7 +318,7 @@ func foreignRule(b []byte) (handle uint64, rule nft.Foreign, err error) {
 		return 0, rule, err
 	}
 	ad.ByteOrder = binary.BigEndian
-	conditional := false
+	var out, other bool // it asks for the outgoing interface, or for anything else
 	for ad.Next() {
 		switch ad.Type() {
 		case unix.NFTA_RULE_HANDLE:
@@ -336,13 +326,17 @@ func foreignRule(b []byte) (handle uint64, rule nft.Foreign, err error) {
 		case unix.NFTA_RULE_EXPRESSIONS:
 			ad.Nested(func(list *netlink.AttributeDecoder) error {
 				for list.Next() {
-					list.Nested(func(e *netlink.AttributeDecoder) error {
-						one, deed := foreignExpr(e)
+					list.Nested(func(ad *netlink.AttributeDecoder) error {
+						e := foreignExpr(ad)
 						switch {
-						case !deed:
-							conditional = true
-						case one.Deed != nft.Other && (one.Deed != nft.Logs || rule.Deed == nft.Other):
-							rule = one
+						case e.outName && !out && !other:
+							out = true
+						case e.equals != "" && out && rule.Out == "":
+							rule.Out = e.equals
+						case !e.known:
+							other = true
+						case e.Deed != nft.Other && (e.Deed != nft.Logs || rule.Deed == nft.Other):
+							rule.Deed, rule.Chain = e.Deed, e.Chain
 						}
 						return nil
 					})
@@ -351,15 +345,26 @@ func foreignRule(b []byte) (handle uint64, rule nft.Foreign, err error) {
 			})
 		}
 	}
-	if conditional && rule.Deed != nft.Logs {
+	switch {
+	case rule.Deed == nft.Logs:
+		rule = nft.Foreign{Deed: nft.Logs}
+	case other, out && (rule.Deed != nft.Calls || rule.Out == ""):
 		rule = nft.Foreign{}
+	case out:
+		rule.Deed = nft.Other
 	}
 	return handle, rule, ad.Err()
 }
 
-// foreignExpr reads an expression. deed is false for what may be a condition,
-// or does something that is not known.
-func foreignExpr(ad *netlink.AttributeDecoder) (rule nft.Foreign, deed bool) {
+// expression is one of a rule.
+type expression struct {
+	nft.Foreign
+	known   bool   // it is no condition, and does no more than Foreign says
+	outName bool   // it loads the name of the outgoing interface
+	equals  string // it compares what was loaded with this name, to its end
+}
+
+func foreignExpr(ad *netlink.AttributeDecoder) (e expression) {
 	var name string
 	for ad.Next() {
 		switch ad.Type() {
@@ -369,14 +374,20 @@ func foreignExpr(ad *netlink.AttributeDecoder) (rule nft.Foreign, deed bool) {
 			ad.Nested(func(data *netlink.AttributeDecoder) error {
 				switch name {
 				case "immediate":
-					rule, deed = foreignVerdict(data)
+					e.Foreign, e.known = foreignVerdict(data)
 				case "match", "target":
 					const nameOf = 1 // NFTA_MATCH_NAME, NFTA_TARGET_NAME
 					for data.Next() {
 						if data.Type() == nameOf {
-							rule, deed = xtables(name == "target", data.String())
+							e.Foreign, e.known = xtables(name == "target", data.String())
 						}
 					}
+				case "meta":
+					for data.Next() {
+						e.outName = e.outName || data.Type() == unix.NFTA_META_KEY && data.Uint32() == unix.NFT_META_OIFNAME
+					}
+				case "cmp":
+					e.equals = equalName(data)
 				}
 				return nil
 			})
@@ -384,16 +395,40 @@ func foreignExpr(ad *netlink.AttributeDecoder) (rule nft.Foreign, deed bool) {
 	}
 	switch name {
 	case "counter":
-		deed = true
+		e.known = true
 	case "log":
-		rule.Deed, deed = nft.Logs, true
+		e.Deed, e.known = nft.Logs, true
 	case "reject":
-		rule.Deed, deed = nft.Refuses, true
+		e.Deed, e.known = nft.Refuses, true
 	}
-	return rule, deed
+	return e
 }
 
-func foreignVerdict(ad *netlink.AttributeDecoder) (rule nft.Foreign, deed bool) {
+// equalName is the text that a comparison asks for, if it is all of it.
+func equalName(ad *netlink.AttributeDecoder) (name string) {
+	equal := false
+	for ad.Next() {
+		switch ad.Type() {
+		case unix.NFTA_CMP_OP:
+			equal = ad.Uint32() == unix.NFT_CMP_EQ
+		case unix.NFTA_CMP_DATA:
+			ad.Nested(func(data *netlink.AttributeDecoder) error {
+				for data.Next() {
+					if b := data.Bytes(); data.Type() == unix.NFTA_DATA_VALUE && bytes.HasSuffix(b, []byte{0}) {
+						name = unix.ByteSliceToString(b)
+					}
+				}
+				return nil
+			})
+		}
+	}
+	if !equal {
+		return ""
+	}
+	return name
+}
+
+func foreignVerdict(ad *netlink.AttributeDecoder) (rule nft.Foreign, known bool) {
 	for ad.Next() {
 		if ad.Type() != unix.NFTA_IMMEDIATE_DATA {
 			continue
@@ -407,7 +442,7 @@ func foreignVerdict(ad *netlink.AttributeDecoder) (rule nft.Foreign, deed bool) 
 					for v.Next() {
 						switch v.Type() {
 						case unix.NFTA_VERDICT_CODE:
-							rule.Deed, deed = map[int32]nft.Deed{
+							rule.Deed, known = map[int32]nft.Deed{
 								int32(expr.VerdictDrop): nft.Refuses, int32(expr.VerdictAccept): nft.Accepts,
 								int32(expr.VerdictReturn): nft.Returns,
 								int32(expr.VerdictJump):   nft.Calls, int32(expr.VerdictGoto): nft.Calls,
@@ -422,11 +457,11 @@ func foreignVerdict(ad *netlink.AttributeDecoder) (rule nft.Foreign, deed bool) 
 			return nil
 		})
 	}
-	return rule, deed && rule.Deed != nft.Other
+	return rule, known && rule.Deed != nft.Other
 }
 
 // xtables judges a match or a target of x_tables by its name.
-func xtables(target bool, name string) (rule nft.Foreign, deed bool) {
+func xtables(target bool, name string) (rule nft.Foreign, known bool) {
 	if !target {
 		return rule, name == "comment"
 	}

@@ -77,11 +77,18 @@ func legacyPlan(name string, bridges []string, v6 bool) (text string, needed boo
 		p.Needed, p.Right = false, len(p.Ours) == 0
 	}
 	_, there := table.chains[name]
+	// As in the chain of the other kind.
 	var want []string
 	for _, b := range bridges {
-		want = append(want, "-i "+b, "-o "+b)
+		want = append(want, "-o "+b+" -j ACCEPT")
 	}
-	if p.Right && there == p.Needed && (!there || slices.Equal(table.accepts[name], want)) {
+	for _, b := range nft.Apart(table.forward) {
+		want = append(want, "-o "+b+" -j RETURN")
+	}
+	for _, b := range bridges {
+		want = append(want, "-i "+b+" -j ACCEPT")
+	}
+	if p.Right && there == p.Needed && (!there || slices.Equal(table.texts[name], want)) {
 		return "", p.Needed, nil
 	}
 	var b strings.Builder
@@ -89,7 +96,7 @@ func legacyPlan(name string, bridges []string, v6 bool) (text string, needed boo
 	if p.Needed {
 		fmt.Fprintf(&b, ":%s - [0:0]\n", name) // makes it, or empties it
 		for _, w := range want {
-			fmt.Fprintf(&b, "-A %s %s -j ACCEPT\n", name, w)
+			fmt.Fprintf(&b, "-A %s %s\n", name, w)
 		}
 	}
 	if !p.Right {
@@ -153,9 +160,9 @@ type legacyTable struct {
 	policyDrops bool
 	forward     []nft.Foreign
 	chains      map[string][]nft.Foreign
-	// accepts are the rules of chains that accept by an interface's name alone,
-	// as in "-i eth0"; other rules are an empty string.
-	accepts map[string][]string
+	// texts are the rules of chains that accept or return by an interface's name
+	// alone, as in "-i eth0 -j ACCEPT"; other rules are an empty string.
+	texts map[string][]string
 }
 
 // legacyForm is where things are in the structures of a family.
@@ -231,11 +238,12 @@ func sockopt(fd, level, name int, b []byte) error {
 
 // legacyRule is an entry.
 type legacyRule struct {
-	at      int
-	head    string // of a chain with this name; nothing else is set
-	deed    nft.Deed
-	jump    int    // the offset of what it calls; 0 is none
-	accepts string // see legacyTable
+	at   int
+	head string // of a chain with this name; nothing else is set
+	deed nft.Deed
+	jump int    // the offset of what it calls; 0 is none
+	out  string // the interface, if the rule is for all that goes out by it
+	text string // see legacyTable
 }
 
 // parseLegacy reads entries: the chains of hooks, each with its policy as the
@@ -255,13 +263,13 @@ func parseLegacy(b []byte, form legacyForm, forward, policy int) (*legacyTable, 
 		}
 		rules = append(rules, r)
 	}
-	t := &legacyTable{chains: map[string][]nft.Foreign{}, accepts: map[string][]string{}}
+	t := &legacyTable{chains: map[string][]nft.Foreign{}, texts: map[string][]string{}}
 	chain, in := "", false // the user's chain; whether in that of forward
 	for i, r := range rules {
 		if r.head != "" {
 			chain = r.head
 			if chain != "ERROR" { // the table's end
-				t.chains[chain], t.accepts[chain] = nil, nil
+				t.chains[chain], t.texts[chain] = nil, nil
 			}
 			continue
 		}
@@ -270,7 +278,7 @@ func parseLegacy(b []byte, form legacyForm, forward, policy int) (*legacyTable, 
 		}
 		foreign := nft.Foreign{Deed: r.deed}
 		if r.jump > 0 {
-			foreign.Chain = names[r.jump]
+			foreign.Chain, foreign.Out = names[r.jump], r.out
 		}
 		switch {
 		case r.at == policy:
@@ -279,7 +287,7 @@ func parseLegacy(b []byte, form legacyForm, forward, policy int) (*legacyTable, 
 			t.forward = append(t.forward, foreign)
 		case chain != "" && i+1 < len(rules) && rules[i+1].head == "":
 			t.chains[chain] = append(t.chains[chain], foreign)
-			t.accepts[chain] = append(t.accepts[chain], r.accepts)
+			t.texts[chain] = append(t.texts[chain], r.text)
 		}
 	}
 	return t, nil
@@ -322,9 +330,6 @@ func parseLegacyRule(b []byte, form legacyForm) (r legacyRule, next int, err err
 			r.deed = nft.Refuses
 		case -2:
 			r.deed = nft.Accepts
-			if !matched {
-				r.accepts = acceptsBy(ip, form)
-			}
 		case -5:
 			r.deed = nft.Returns
 		default:
@@ -341,18 +346,31 @@ func parseLegacyRule(b []byte, form legacyForm) (r legacyRule, next int, err err
 		r.deed = nft.Logs
 		return r, next, nil
 	}
-	if conditional || matched {
-		r.deed, r.jump = nft.Other, 0
+	if !conditional && !matched {
+		return r, next, nil
+	}
+	deed, jump := r.deed, r.jump
+	r.deed, r.jump = nft.Other, 0
+	if side, name := asksFor(ip, form); name != "" && !matched {
+		switch {
+		case deed == nft.Accepts:
+			r.text = side + " " + name + " -j ACCEPT"
+		case deed == nft.Returns:
+			r.text = side + " " + name + " -j RETURN"
+		case deed == nft.Calls && side == "-o":
+			r.jump, r.out = jump, name
+		}
 	}
 	return r, next, nil
 }
 
-// acceptsBy is the one interface that struct ipt_ip asks for, or empty.
-func acceptsBy(ip []byte, form legacyForm) string {
+// asksFor is the one interface that struct ipt_ip asks for, with iptables'
+// option for the side; without a name it asks for something else.
+func asksFor(ip []byte, form legacyForm) (option, name string) {
 	for _, side := range []struct {
 		option string
 		at     int
-	}{{"-i ", form.in}, {"-o ", form.out}} {
+	}{{"-i", form.in}, {"-o", form.out}} {
 		name := unix.ByteSliceToString(ip[side.at : side.at+unix.IFNAMSIZ])
 		mask := ip[side.at+32 : side.at+32+unix.IFNAMSIZ]
 		exact := make([]byte, unix.IFNAMSIZ)
@@ -366,8 +384,8 @@ func acceptsBy(ip []byte, form legacyForm) string {
 		clear(rest[side.at : side.at+unix.IFNAMSIZ])
 		clear(rest[side.at+32 : side.at+32+unix.IFNAMSIZ])
 		if !slices.ContainsFunc(rest, func(c byte) bool { return c != 0 }) {
-			return side.option + name
+			return side.option, name
 		}
 	}
-	return ""
+	return "", ""
 }

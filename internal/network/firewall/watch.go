@@ -11,10 +11,11 @@ import (
 )
 
 // Watch calls changed when somebody, ourselves too, changed the tables, chains,
-// rules or sets of this table, or what Admit has to look at in others, and when
-// it may have missed it. The elements of maps come and go with containers and
-// are not told. changed must not wait. After stop it is no longer called.
-func (t *Table) Watch(changed func()) (stop func() error, err error) {
+// rules or sets of this table, others when what Admit has to look at was, and
+// both when it may have missed it. The elements of maps come and go with
+// containers and are not told. Neither may wait. After stop they are no longer
+// called.
+func (t *Table) Watch(changed, others func()) (stop func() error, err error) {
 	fail := func(err error) (func() error, error) {
 		return nil, fmt.Errorf("watch nftables table %s: %w", t.name, err)
 	}
@@ -33,15 +34,21 @@ func (t *Table) Watch(changed func()) (stop func() error, err error) {
 			switch {
 			case errors.Is(err, unix.ENOBUFS):
 				changed() // more came than the socket holds
+				others()
 				continue
 			case err != nil:
 				return // closed
 			}
+			var own, other bool
 			for _, m := range messages {
-				if t.concerns(m) {
-					changed()
-					break
-				}
+				ours, theirs := t.concerns(m)
+				own, other = own || ours, other || theirs
+			}
+			if own {
+				changed()
+			}
+			if other {
+				others()
 			}
 		}
 	}()
@@ -54,24 +61,24 @@ func (t *Table) Watch(changed func()) (stop func() error, err error) {
 
 // concerns reads struct nfgenmsg and the attributes that count: in all these
 // messages the table's name is number 1 (linux/netfilter/nf_tables.h).
-func (t *Table) concerns(m netlink.Message) bool {
+func (t *Table) concerns(m netlink.Message) (own, other bool) {
 	if m.Header.Type>>8 != unix.NFNL_SUBSYS_NFTABLES || len(m.Data) < 4 {
-		return false
+		return false, false
 	}
 	family, known := families[nftables.TableFamily(m.Data[0])]
 	if !known {
-		return false
+		return false, false
 	}
 	kind := m.Header.Type & 0xff
 	switch kind {
 	case unix.NFT_MSG_DELTABLE, unix.NFT_MSG_NEWTABLE, unix.NFT_MSG_NEWCHAIN, unix.NFT_MSG_DELCHAIN,
 		unix.NFT_MSG_NEWRULE, unix.NFT_MSG_DELRULE, unix.NFT_MSG_NEWSET, unix.NFT_MSG_DELSET:
 	default:
-		return false
+		return false, false
 	}
 	attrs, err := netlink.UnmarshalAttributes(m.Data[4:])
 	if err != nil {
-		return true // can't tell
+		return true, true // can't tell
 	}
 	var table string
 	hook := false
@@ -84,10 +91,10 @@ func (t *Table) concerns(m netlink.Message) bool {
 		}
 	}
 	if family == "inet" && table == t.name {
-		return true
+		return true, false
 	}
 	// A base chain is new, or has another policy; or the table is one of
 	// those whose rules count.
 	hooked := t.hooked.Load()
-	return hook || hooked != nil && (*hooked)[family+" "+table]
+	return false, hook || hooked != nil && (*hooked)[family+" "+table]
 }

@@ -26,6 +26,22 @@ const (
 type Foreign struct {
 	Deed  Deed
 	Chain string // that it calls
+	// Out is the interface, if the rule calls the chain for all that goes out by
+	// one and for nothing else; its Deed is Other.
+	Out string
+}
+
+// Apart are the bridges of a Docker engine whose chain this is: it calls its
+// own for what goes to them, and leaves it to the default to keep the rest from
+// their containers.
+func Apart(chain []Foreign) []string {
+	var out []string
+	for _, r := range chain {
+		if r.Out != "" && r.Chain == "DOCKER" {
+			out = append(out, r.Out)
+		}
+	}
+	return out
 }
 
 // Placing is where in a chain the call of ours belongs.
@@ -133,18 +149,25 @@ func (s scan) sibling(r Foreign) bool {
 }
 
 // Admission is the chain that another program's table is given: it accepts
-// what comes from the bridges and what goes to them. In tables of family inet
-// it can be for one of the families alone.
-func Admission(name string, bridges []string, only ...Family) Chain {
+// what goes to the bridges and what comes from them, unless it goes to one of
+// those apart. In tables of family inet it can be for one of the families
+// alone.
+func Admission(name string, bridges, apart []string, only ...Family) Chain {
 	c := Chain{Name: name}
-	for _, b := range bridges {
-		for _, out := range []bool{false, true} {
+	if len(bridges) == 0 {
+		return c
+	}
+	add := func(out bool, interfaces []string, v Verdict) {
+		for _, name := range interfaces {
 			var r Rule
 			for _, f := range only {
 				r = append(r, f)
 			}
-			c.Rules = append(c.Rules, append(r, Interface{Out: out, Name: b}, Counter{}, accept))
+			c.Rules = append(c.Rules, append(r, Interface{Out: out, Name: name}, Counter{}, v))
 		}
 	}
+	add(true, bridges, accept)
+	add(true, apart, Verdict{Kind: "return"})
+	add(false, bridges, accept)
 	return c
 }

@@ -7,7 +7,7 @@ import (
 
 // What the packet filters of hosts look like, and where the call belongs.
 func TestOurCallStandsBetweenTheOthersRulesAndTheirDefault(t *testing.T) {
-	call := func(chain string) Foreign { return Foreign{Calls, chain} }
+	call := func(chain string) Foreign { return Foreign{Deed: Calls, Chain: chain} }
 	rules := func(ds ...Deed) []Foreign {
 		var out []Foreign
 		for _, d := range ds {
@@ -72,4 +72,26 @@ func merge(a, b map[string][]Foreign) map[string][]Foreign {
 		}
 	}
 	return out
+}
+
+func TestContainersOfADockerEngineAreLeftToItsDefault(t *testing.T) {
+	chain := []Foreign{
+		{Deed: Calls, Chain: "DOCKER-USER"}, {Chain: "DOCKER", Out: "docker0"}, {},
+		{Chain: "DOCKER", Out: "br-0123456789ab"}, {Chain: "MINE", Out: "eth0"},
+	}
+	var got string
+	for _, r := range Admission("holdfast", []string{"holdfast0"}, Apart(chain), Family{}).Rules {
+		got += r.String() + "\n"
+	}
+	want := `meta nfproto ipv4 oifname "holdfast0" counter accept
+meta nfproto ipv4 oifname "docker0" counter return
+meta nfproto ipv4 oifname "br-0123456789ab" counter return
+meta nfproto ipv4 iifname "holdfast0" counter accept
+`
+	if got != want {
+		t.Errorf("got\n%swant\n%s", got, want)
+	}
+	if rules := Admission("holdfast", nil, []string{"docker0"}).Rules; len(rules) > 0 {
+		t.Errorf("without a bridge of ours: %v", rules)
+	}
 }
