@@ -13,16 +13,23 @@ import (
 func TestWithoutLiveRestoreTermStopsAllByTheirOwnRules(t *testing.T) {
 	t.Parallel()
 	d := start(t, kit.Options{})
-	const obeys = "trap 'exit 3' TERM USR1; while :; do sleep 0.02; done"
+	const obeys = "trap 'exit 3' TERM USR1; echo trapped; while :; do sleep 0.02; done"
+	trapped := func(names ...string) {
+		for _, name := range names {
+			eventually(t, name+" waits for signals", func() bool { return d.Holdfast("logs", name) == "trapped" })
+		}
+	}
 	d.Holdfast("run", "-d", "--name", "term", image, "sh", "-c", obeys)
 	d.Holdfast("run", "-d", "--name", "usr1", "--stop-signal", "USR1", image, "sh", "-c", "trap '' TERM; "+strings.Replace(obeys, " TERM", "", 1))
-	d.Holdfast("run", "-d", "--name", "deaf", "--stop-timeout", "1", image, "sh", "-c", "trap '' TERM; while :; do sleep 0.02; done")
+	d.Holdfast("run", "-d", "--name", "deaf", "--stop-timeout", "1", image, "sh", "-c", "trap '' TERM; echo trapped; while :; do sleep 0.02; done")
 	d.Holdfast("run", "-d", "--name", "brief", "--rm", "-v", "/data", image, "sh", "-c", obeys)
 	d.Holdfast("run", "-d", "--name", "always", "--restart", "always", image, "sh", "-c", obeys)
 	d.Holdfast("run", "-d", "--name", "unless", "--restart", "unless-stopped", image, "sh", "-c", obeys)
 	d.Holdfast("run", "-d", "--name", "by-hand", "--restart", "unless-stopped", image, "sh", "-c", obeys)
+	trapped("by-hand")
 	d.Holdfast("stop", "by-hand")
 	d.Holdfast("run", "-d", "--name", "frozen", image, "sh", "-c", obeys)
+	trapped("frozen", "term", "usr1", "deaf", "brief", "always", "unless")
 	d.Holdfast("pause", "frozen")
 	pid := inspect(t, d, "deaf").State.Pid
 
