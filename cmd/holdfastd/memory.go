@@ -22,3 +22,18 @@ func giveBackMemory(h http.Handler) http.Handler {
 		h.ServeHTTP(w, r)
 	})
 }
+
+// startGrowth is the garbage, in percent of what is in use, that a start may
+// make before it is collected.
+const startGrowth = 400
+
+// growFreely saves the start most of its collections: what it reads is garbage
+// as soon as it is decoded, and is given back when all is quiet. usual is
+// called at its end.
+func growFreely() (usual func()) {
+	before := debug.SetGCPercent(startGrowth)
+	if before < 0 || before > startGrowth { // whoever set that wants it so
+		debug.SetGCPercent(before)
+	}
+	return func() { debug.SetGCPercent(before) }
+}

@@ -109,6 +109,7 @@ func serve(flags *config.Flags, cfg *config.Config) error {
 	reapOrphans(d.log)
 	signals := catchSignals()
 	started := time.Now()
+	grown := growFreely()
 
 	shim, err := findShim(cfg)
 	if err != nil {
@@ -147,7 +148,7 @@ func serve(flags *config.Flags, cfg *config.Config) error {
 		d.log.Warn("the service manager keeps no copies of the sockets: requests during a restart will be refused", "error", err)
 	}
 	d.keeper.Open()
-	return d.loop(signals, started, before != nil)
+	return d.loop(signals, started, before != nil, grown)
 }
 
 // begin does what comes before the first connection is accepted. A successor
@@ -267,7 +268,8 @@ func (d *daemon) serveAPI() {
 }
 
 // loop lives the daemon's life between the start and the end.
-func (d *daemon) loop(signals <-chan os.Signal, started time.Time, isRestored bool) error {
+// grown is called at the end of the start.
+func (d *daemon) loop(signals <-chan os.Signal, started time.Time, isRestored bool, grown func()) error {
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
 	restored := make(chan error, 1)
@@ -288,6 +290,7 @@ func (d *daemon) loop(signals <-chan os.Signal, started time.Time, isRestored bo
 		}
 		select {
 		case err := <-restored:
+			grown()
 			if err != nil {
 				return fmt.Errorf("restore what was there: %w", err)
 			}

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"runtime"
 	"slices"
 	"sync"
 	"syscall"
@@ -38,13 +39,20 @@ func (e *Engine) Load() error {
 	for _, b := range broken {
 		e.leaveAlone(b.ID, b.Err)
 	}
-	for _, spec := range specs {
-		req, mounts, err := decodeSpec(spec)
-		if err == nil {
-			err = e.newer(spec)
-		}
-		if err != nil {
-			e.leaveAlone(spec.ID, err)
+	read := make([]loaded, len(specs))
+	var g errgroup.Group
+	g.SetLimit(runtime.GOMAXPROCS(0))
+	for i, spec := range specs {
+		g.Go(func() error {
+			read[i] = e.load(spec)
+			return nil
+		})
+	}
+	_ = g.Wait()
+	for i, spec := range specs {
+		r := &read[i]
+		if r.err != nil {
+			e.leaveAlone(spec.ID, r.err)
 			continue
 		}
 		if err := e.index.reserve(spec.Name, spec.ID); err != nil {
@@ -53,13 +61,42 @@ func (e *Engine) Load() error {
 			spec.Name = spec.ID[:12]
 			_ = e.index.reserve(spec.Name, spec.ID)
 		}
-		a := newActor(e, spec, req, mounts)
-		a.rec, a.state = e.fromFiles(spec)
+		a := newActor(e, spec, r.req, r.mounts)
+		a.rec, a.state = e.fromFiles(spec, r.files)
 		a.takeKept()
 		a.publish()
 		e.index.add(a)
 	}
 	return nil
+}
+
+// loaded is what the files tell of one container.
+type loaded struct {
+	req    request
+	mounts []mountPoint
+	files  records
+	err    error // the container can't be used
+}
+
+// load reads it. It changes nothing, and may run for several at once.
+func (e *Engine) load(spec *container.Spec) (l loaded) {
+	if l.req, l.mounts, l.err = decodeSpec(spec); l.err == nil {
+		l.files = e.readRecords(spec)
+		l.err = l.files.newer()
+	}
+	return l
+}
+
+// records are a shim's state file and the durable record of its end.
+type records struct {
+	state, exit       proto.State
+	stateErr, exitErr error
+}
+
+func (e *Engine) readRecords(spec *container.Spec) (r records) {
+	r.state, r.stateErr = e.shims.State(e.store.RunDir(spec.ID))
+	r.exit, r.exitErr = e.shims.Exit(e.store.ContainerDir(spec.ID))
+	return r
 }
 
 // leaveAlone sets a container aside whose spec can't be used. Its files stay as
@@ -71,10 +108,8 @@ func (e *Engine) leaveAlone(id string, err error) {
 
 // newer is an error when a release to come wrote how the container runs or has
 // ended: what it says must not be taken for nothing.
-func (e *Engine) newer(spec *container.Spec) error {
-	_, state := e.shims.State(e.store.RunDir(spec.ID))
-	_, exit := e.shims.Exit(e.store.ContainerDir(spec.ID))
-	for _, err := range []error{state, exit} {
+func (r records) newer() error {
+	for _, err := range []error{r.stateErr, r.exitErr} {
 		if errdefs.IsFailedPrecondition(err) {
 			return err
 		}
@@ -108,8 +143,8 @@ func decodeSpec(spec *container.Spec) (req request, mounts []mountPoint, err err
 }
 
 // fromFiles is the state that the files tell, before any shim was asked.
-func (e *Engine) fromFiles(spec *container.Spec) (proto.State, container.State) {
-	rec, seen := e.lastRecord(spec)
+func (e *Engine) fromFiles(spec *container.Spec, files records) (proto.State, container.State) {
+	rec, seen := e.lastRecord(spec, files)
 	switch seen {
 	case container.RecordRunning:
 		return rec, container.Running
@@ -124,11 +159,11 @@ func (e *Engine) fromFiles(spec *container.Spec) (proto.State, container.State) 
 	return rec, container.Settle(!rec.Started.IsZero())
 }
 
-// lastRecord reads what was written last of a container. What was written of an
+// lastRecord is what was written last of a container. What was written of an
 // earlier life still tells when the container last ran, and is no record of
 // this one.
-func (e *Engine) lastRecord(spec *container.Spec) (proto.State, container.Record) {
-	rec, seen := e.shimRecord(spec)
+func (e *Engine) lastRecord(spec *container.Spec, files records) (proto.State, container.Record) {
+	rec, seen := e.shimRecord(spec, files)
 	f := spec.Failure
 	if f == nil {
 		if seen == container.RecordNone && spec.Desired == container.DesiredStopped && spec.Life > 0 {
@@ -161,13 +196,13 @@ func (e *Engine) booted() bool {
 	return n < 2 || lives[n-1].BootID == "" || lives[n-2].BootID != lives[n-1].BootID
 }
 
-func (e *Engine) shimRecord(spec *container.Spec) (proto.State, container.Record) {
-	rec, err := e.shims.State(e.store.RunDir(spec.ID))
+func (e *Engine) shimRecord(spec *container.Spec, files records) (proto.State, container.Record) {
+	rec, err := files.state, files.stateErr
 	if err != nil {
 		if !errors.Is(err, errdefs.ErrNotFound) {
 			e.log.Warn("the shim's state can't be read", "container", spec.ID[:12], "error", err)
 		}
-		if rec, err = e.shims.Exit(e.store.ContainerDir(spec.ID)); err != nil {
+		if rec, err = files.exit, files.exitErr; err != nil {
 			if !errors.Is(err, errdefs.ErrNotFound) {
 				e.log.Warn("the exit record can't be read", "container", spec.ID[:12], "error", err)
 			}
@@ -298,10 +333,11 @@ type found struct {
 func (e *Engine) look(ctx context.Context, a *actor) found {
 	f := found{}
 	v := a.view.Load() // the loop may run
-	rec, seen := e.lastRecord(&v.spec)
-	f.rec = rec
-	o := container.Observation{Record: seen}
-
+	var o container.Observation
+	// What a shim says is newer than its files, which are read when none does.
+	fromFiles := func() {
+		f.rec, o.Record = e.lastRecord(&v.spec, e.readRecords(&v.spec))
+	}
 	dialCtx, cancel := context.WithTimeout(ctx, helloTimeout)
 	defer cancel()
 	shim, err := e.shims.Dial(dialCtx, e.store.RunDir(a.id))
@@ -310,8 +346,10 @@ func (e *Engine) look(ctx context.Context, a *actor) found {
 		f.shim, f.rec = shim, shim.Hello().State
 		o.Shim, o.Record = container.ShimAnswers, recordOf(f.rec)
 	case errors.Is(err, errdefs.ErrNotFound):
-		o.Process = a.adoptable(rec)
+		fromFiles()
+		o.Process = a.adoptable(f.rec)
 	default:
+		fromFiles()
 		a.log.Warn("the shim does not answer, it is asked again", "error", err)
 		o.Shim = container.ShimSilent
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"maps"
 	"net/netip"
@@ -381,13 +382,17 @@ var ourVeth = regexp.MustCompile(`^veth[0-9a-f]{11}$`)
 // removeOrphans removes namespaces and interfaces of containers that are gone.
 func (m *Manager) removeOrphans(sandboxes map[string]Sandbox, bridges []wanted, ports map[string]bridge.Port) error {
 	var errs []error
-	files, err := filepath.Glob(m.opts.netnsPath("*"))
-	if err != nil {
+	dirs, err := os.ReadDir(filepath.Dir(filepath.Dir(m.opts.netnsPath("id"))))
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("network namespaces: %w", err)
 	}
-	for _, path := range files {
-		id := filepath.Base(filepath.Dir(path))
+	for _, dir := range dirs {
+		id := dir.Name()
+		path := m.opts.netnsPath(id)
 		if s, known := sandboxes[id]; known && s.Netns == path {
+			continue
+		}
+		if _, err := os.Lstat(path); err != nil {
 			continue
 		}
 		m.opts.Log.Info("network namespace of a container that is gone removed", "container", id)

@@ -1,6 +1,7 @@
 package store
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -84,7 +85,9 @@ func decode(path string, text []byte, current int, migrations []migration, v any
 	var top struct {
 		Schema *int `json:"schema"`
 	}
-	if err := json.Unmarshal(text, &top); err != nil {
+	if n, ok := firstSchema(text); ok {
+		top.Schema = &n
+	} else if err := json.Unmarshal(text, &top); err != nil {
 		return damaged(err)
 	}
 	if top.Schema == nil || *top.Schema < 1 {
@@ -114,6 +117,18 @@ func decode(path string, text []byte, current int, migrations []migration, v any
 		return damaged(err)
 	}
 	return nil
+}
+
+// firstSchema reads a schema number that stands at the beginning, as this
+// program writes it: then nothing else must be read twice.
+func firstSchema(text []byte) (n int, ok bool) {
+	d := json.NewDecoder(bytes.NewReader(text))
+	for _, want := range []json.Token{json.Delim('{'), "schema"} {
+		if t, err := d.Token(); err != nil || t != want {
+			return 0, false
+		}
+	}
+	return n, d.Decode(&n) == nil
 }
 
 // describe says in plain words what is wrong with a JSON file.

@@ -56,7 +56,11 @@ func readState(path string) (proto.State, error) {
 	} else if err != nil {
 		return proto.State{}, err
 	}
-	// The schema first: a newer one may not even decode.
+	var st proto.State
+	if err := proto.Unmarshal(b, &st); err == nil && st.Schema >= 1 && st.Schema <= proto.StateSchema {
+		return st, nil
+	}
+	// What is wrong: the schema first, as a newer one may not even decode.
 	var head struct{ Schema int }
 	if err := json.Unmarshal(b, &head); err != nil {
 		return proto.State{}, fmt.Errorf("%s: %w: the file is cut short or damaged: %w", path, errdefs.ErrDataLoss, err)
@@ -68,7 +72,7 @@ func readState(path string) (proto.State, error) {
 	if head.Schema < 1 {
 		return proto.State{}, fmt.Errorf("%s: %w: it has no schema number", path, errdefs.ErrDataLoss)
 	}
-	var st proto.State
+	st = proto.State{}
 	if err := proto.Unmarshal(b, &st); err != nil {
 		return proto.State{}, fmt.Errorf("%s: %w: %w", path, errdefs.ErrDataLoss, err)
 	}
