@@ -72,6 +72,7 @@ func (m *Manager) With(s Sandbox, r Request, ref string, es *network.EndpointSet
 			return s, nil, err
 		}
 	}
+	s.Left = nil
 	s.leadPorts()
 	m.sandboxes[s.Container] = s
 	return s, reserved, nil
@@ -127,6 +128,8 @@ func (m *Manager) Without(s Sandbox, ref string) (Sandbox, error) {
 	if s.Endpoints[i].Network == network.NetworkHost {
 		return s, forbidden("container cannot be disconnected from host network")
 	}
+	left := s.Endpoints[i]
+	s.Left = &left
 	s.Endpoints = slices.Delete(slices.Clone(s.Endpoints), i, i+1)
 	s.leadPorts()
 	m.sandboxes[s.Container] = s

@@ -105,6 +105,9 @@ func (r *portRegistry) reserve(ms []PortMapping, container string, listen bool) 
 				reason = errno.Error()
 			}
 			werr := errdefs.ErrInternal.WithMessage(fmt.Sprintf("failed to bind host port %s/%s: %s", netip.AddrPortFrom(m.HostIP, m.HostPort), m.Proto, reason))
+			if errors.Is(err, unix.EMFILE) {
+				return files, errdefs.ErrResourceExhausted.WithMessage(werr.Error() + ": the daemon's limit of open files (LimitNOFILE) is less than the ports need")
+			}
 			if errors.Is(err, unix.EADDRINUSE) {
 				return files, errInUse{werr}
 			}

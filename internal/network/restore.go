@@ -352,6 +352,12 @@ func (m *Manager) repair(ctx context.Context, sandboxes map[string]Sandbox, port
 			m.trouble(id, "its network namespace is no longer mounted at "+s.Netns+": its interfaces can't be looked after; restart the container")
 			continue
 		}
+		if s.Moved {
+			if err := m.finishMove(ctx, s); err != nil {
+				log.Warn("a connection that was begun can't be finished", "error", err)
+				m.trouble(id, "it was being connected or disconnected when the daemon ended, which can't be finished: "+err.Error())
+			}
+		}
 		for _, e := range s.Endpoints {
 			if e.Bridge == "" {
 				continue
@@ -375,6 +381,25 @@ func (m *Manager) repair(ctx context.Context, sandboxes map[string]Sandbox, port
 			}
 		}
 	}
+}
+
+// finishMove does what a crash kept Change from doing to interfaces that have no
+// end on the host, by which they could be looked for. What is done is fine.
+func (m *Manager) finishMove(ctx context.Context, s Sandbox) error {
+	if l := s.Left; l != nil && l.Link != nil && !slices.ContainsFunc(s.Endpoints, func(e Endpoint) bool { return e.Name == l.Name }) {
+		if err := bridge.RemoveInside(s.Netns, l.Name); err != nil {
+			return err
+		}
+	}
+	for _, e := range s.Endpoints {
+		if e.Link == nil {
+			continue
+		}
+		if there, err := bridge.HasInside(s.Netns, e.Name); err != nil || !there {
+			return errors.Join(err, m.Join(ctx, s))
+		}
+	}
+	return nil
 }
 
 var ourVeth = regexp.MustCompile(`^veth[0-9a-f]{11}$`)

@@ -38,6 +38,9 @@ type Sandbox struct {
 	// Moved: the container has joined or left a network since it started, so
 	// its shim may have to be told where its ports lead.
 	Moved bool `json:"moved,omitempty"`
+	// Left is the endpoint that the container left last. A crash may have kept
+	// its interface in the namespace.
+	Left *Endpoint `json:"left,omitempty"`
 }
 
 // Endpoint is a container's place in a network.

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/vishvananda/netlink"
+	"golang.org/x/net/dns/dnsmessage"
 )
 
 func TestNetworksCannotReachEachOther(t *testing.T) {
@@ -164,8 +165,36 @@ func TestIPvlanPutsContainersOnTheHostsLinkOrSaysWhyNot(t *testing.T) {
 	h.equal("networks", h.d.Docker("network", "ls", "-q", "--filter", "type=custom"), "")
 }
 
-func onParent(t *testing.T, driver string) {
+// An interface of such a network has no end on the host, by which the next
+// daemon could see that a connection was left half done.
+func TestMacvlanConnectionIsFinishedAfterACrash(t *testing.T) {
+	t.Parallel()
 	h := newHouse(t, nil)
+	h.d.Docker("network", "create", "first")
+	h.d.Docker("network", "create", "-d", "macvlan", "--subnet", h.net+".5.0/24", "lone")
+	h.run("ada", "--network", "first", image, "sleep", "9999")
+	h.serve("bob", "--network", "lone")
+	b := h.address("bob", "lone")
+	dies := func(args ...string) {
+		t.Helper()
+		h.d.Kill9()
+		h.d.SetEnv("HOLDFAST_FAILPOINT=network.recorded")
+		h.d.Start()
+		h.d.SetEnv()
+		h.d.TryDocker(args...)
+		h.d.WaitExit()
+		h.d.Start()
+	}
+	dies("network", "connect", "lone", "ada")
+	h.always(func() { h.reaches("ada", b, "bob") })
+	dies("network", "disconnect", "lone", "ada")
+	h.always(func() { h.isolated("ada", b) })
+}
+
+func onParent(t *testing.T, driver string) {
+	// Others live in the subnet, and the host's server may know their names.
+	lan := newUpstream(t, map[string]string{"macvlan": "127.0.5.53", "ipvlan": "127.0.6.53"}[driver], 5)
+	h := newHouse(t, map[string]any{"dns": []string{lan.addr}})
 	link := "par" + h.d.ID[3:]
 	pid := h.machine(link, "", h.net+".1.250/24")
 	h.d.Docker("network", "create", "-d", driver, "--subnet", h.net+".1.0/24", "--gateway", h.net+".1.250", "-o", "parent="+link, "n")
@@ -174,11 +203,15 @@ func onParent(t *testing.T, driver string) {
 	addr := h.address("ada", "n")
 	h.always(func() {
 		h.reaches("bob", "ada", "ada")
+		h.ask("bob", backwards(h.net+".1.77"), dnsmessage.TypePTR, false)
 		h.within("ada", func() error { return connect(h.net+".1.250", 80, 5*time.Second) })
 		if err := inNamespace(pid, func() error { return connect(addr, 80, 5*time.Second) }); err != nil {
 			t.Errorf("the other machine does not reach the container: %v", err)
 		}
 	})
+	if !lan.asked(backwards(h.net+".1.77")+".") || lan.asked(backwards(addr)+".") {
+		t.Errorf("the host's server was asked for %v", lan.seen)
+	}
 	h.d.Docker("rm", "-f", "ada", "bob")
 	clear(h.pids)
 	h.d.Docker("network", "rm", "n")

@@ -74,27 +74,40 @@ func RemoveLink(name string) error {
 // RemoveInside deletes an interface of the namespace at path. One that is not
 // there is fine.
 func RemoveInside(path, name string) error {
-	ns, err := netns.GetFromPath(path)
-	if err != nil {
-		return fmt.Errorf("network namespace %s: %w", path, err)
-	}
-	defer ns.Close()
-	h, err := netlink.NewHandleAt(ns)
-	if err != nil {
-		return fmt.Errorf("network namespace %s: %w", path, err)
-	}
-	defer h.Close()
-	link, err := h.LinkByName(name)
-	if errors.As(err, new(netlink.LinkNotFoundError)) {
-		return nil
-	}
-	if err == nil {
-		err = h.LinkDel(link)
-	}
+	_, err := inside(path, name, (*netlink.Handle).LinkDel)
 	if err != nil {
 		return fmt.Errorf("remove interface %s of the container: %w", name, err)
 	}
 	return nil
+}
+
+// HasInside reports whether the namespace at path has an interface of that
+// name.
+func HasInside(path, name string) (bool, error) {
+	return inside(path, name, func(*netlink.Handle, netlink.Link) error { return nil })
+}
+
+// inside does something with an interface of the namespace at path, if it is
+// there.
+func inside(path, name string, do func(*netlink.Handle, netlink.Link) error) (there bool, err error) {
+	ns, err := netns.GetFromPath(path)
+	if err != nil {
+		return false, fmt.Errorf("network namespace %s: %w", path, err)
+	}
+	defer ns.Close()
+	h, err := netlink.NewHandleAt(ns)
+	if err != nil {
+		return false, fmt.Errorf("network namespace %s: %w", path, err)
+	}
+	defer h.Close()
+	link, err := h.LinkByName(name)
+	if errors.As(err, new(netlink.LinkNotFoundError)) {
+		return false, nil
+	}
+	if err != nil {
+		return false, err
+	}
+	return true, do(h, link)
 }
 
 // CanLink reports whether the kernel has macvlan or ipvlan, by making one
