@@ -23,6 +23,12 @@ func TestRestoreAfterKill9TouchesNothingInTheKernel(t *testing.T) {
 	h.serve("ada", "--network", "one", "--network", "two", "-p", "18083:80")
 	h.serve("bob", "--network", "two")
 	h.serve("cyd", "-p", "18084:80/udp")
+	// The kernel takes a while to find its own link-local addresses unique.
+	for deadline := time.Now().Add(20 * time.Second); strings.Contains(h.host("ip", "-6", "addr", "show", "tentative"), "inet6"); {
+		if time.Now().After(deadline) {
+			t.Fatal("addresses stay tentative")
+		}
+	}
 	for range 2 {
 		kit.AwaitAddresses(t)
 		h.d.Kill9()
