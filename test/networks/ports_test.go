@@ -1,6 +1,7 @@
 package networks
 
 import (
+	"encoding/json"
 	"fmt"
 	"net"
 	"os"
@@ -33,6 +34,9 @@ func TestForwardedPortFollowsTheContainerToAnotherNetwork(t *testing.T) {
 	h.d.Docker("network", "connect", "two", "ada")
 	h.d.Docker("network", "disconnect", "one", "ada")
 	h.always(answers)
+	// A new shim knows it too.
+	killShim(t, h, "ada")
+	h.always(answers)
 	h.d.Docker("network", "connect", "--gw-priority", "7", "one", "ada")
 	h.always(answers)
 	// Without any network the port stays the container's, and leads nowhere:
@@ -54,6 +58,31 @@ func TestForwardedPortFollowsTheContainerToAnotherNetwork(t *testing.T) {
 	})
 	h.d.Docker("network", "connect", "two", "ada")
 	h.always(answers)
+}
+
+// killShim kills a container's shim and waits for the next one.
+func killShim(t *testing.T, h *house, name string) {
+	t.Helper()
+	var state struct{ ShimPid int }
+	look := func() int {
+		b, err := os.ReadFile(h.d.ExecRoot + "/shim/" + h.ids[name] + "/state.json")
+		if err == nil {
+			err = json.Unmarshal(b, &state)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		return state.ShimPid
+	}
+	old := look()
+	if err := unix.Kill(old, unix.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	for deadline := time.Now().Add(20 * time.Second); look() == old; {
+		if time.Now().After(deadline) {
+			t.Fatal("no new shim comes")
+		}
+	}
 }
 
 // echo answers datagrams to a port of a container with its name.
