@@ -272,6 +272,9 @@ func (d *daemon) serveAPI() {
 func (d *daemon) loop(signals <-chan os.Signal, started time.Time, isRestored bool, grown func()) error {
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
+	main, noMore := context.WithCancel(ctx)
+	defer noMore()
+	go d.notify.Watch(main)
 	restored := make(chan error, 1)
 	if isRestored {
 		restored <- nil
@@ -302,6 +305,7 @@ func (d *daemon) loop(signals <-chan os.Signal, started time.Time, isRestored bo
 			}
 		case s := <-successors:
 			if err := d.handOver(s, signals); errors.Is(err, errHandedOver) {
+				noMore()
 				d.linger(s, signals)
 				return nil
 			} else if err != nil {

@@ -659,3 +659,29 @@ func TestKeeperSendsInOrderOnceItMayAndGivesBackWhatNobodyTakes(t *testing.T) {
 		t.Error("it speaks after its end")
 	}
 }
+
+func TestServiceManagerHearsThatTheDaemonLives(t *testing.T) {
+	t.Setenv("WATCHDOG_USEC", "20000")
+	t.Setenv("WATCHDOG_PID", "1")
+	c, n := manager(t)
+	for _, name := range []string{"WATCHDOG_USEC", "WATCHDOG_PID"} {
+		if _, there := os.LookupEnv(name); there {
+			t.Errorf("children would inherit %s", name)
+		}
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	over := make(chan struct{})
+	go func() {
+		n.Watch(ctx)
+		close(over)
+	}()
+	for range 3 {
+		if got, _ := receive(t, c); got != "WATCHDOG=1" {
+			t.Errorf("got %q", got)
+		}
+	}
+	cancel()
+	<-over
+	_, silent := manager(t)
+	silent.Watch(t.Context())
+}

@@ -1,25 +1,59 @@
 package handoff
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"net"
 	"os"
+	"strconv"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
 
 // Notifier tells the service manager of the daemon's life, by the protocol of
 // sd_notify(3). Without a NOTIFY_SOCKET it says nothing.
-type Notifier struct{ socket string }
+type Notifier struct {
+	socket string
+	// watchdog is within which time the service manager wants to hear something;
+	// 0 is never.
+	watchdog time.Duration
+}
 
 // NewNotifier takes NOTIFY_SOCKET out of the environment, so that no child
 // speaks in the daemon's name.
 func NewNotifier() *Notifier {
 	n := &Notifier{socket: os.Getenv("NOTIFY_SOCKET")}
-	os.Unsetenv("NOTIFY_SOCKET")
+	if usec, err := strconv.ParseInt(os.Getenv("WATCHDOG_USEC"), 10, 64); err == nil && usec > 0 {
+		// WATCHDOG_PID is not looked at: a daemon has no children that it is for,
+		// and a successor has its predecessor's.
+		n.watchdog = time.Duration(usec) * time.Microsecond
+	}
+	for _, name := range []string{"NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID"} {
+		os.Unsetenv(name)
+	}
 	return n
+}
+
+// Watch tells the service manager that this process lives, as often as its unit
+// asks for by WatchdogSec=, until the context ends.
+func (n *Notifier) Watch(ctx context.Context) {
+	if n.watchdog == 0 {
+		return
+	}
+	// Half of the time, as sd_watchdog_enabled(3) advises.
+	tick := time.NewTicker(n.watchdog / 2)
+	defer tick.Stop()
+	for {
+		_ = n.send(-1, "WATCHDOG=1") // what gets lost is followed by the next
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return
+		}
+	}
 }
 
 // Ready says that the daemon serves, after a start or a reload.
