@@ -137,7 +137,7 @@ func alive(pid int) bool {
 }
 
 // shimsOf are the pids of a container's shims: one, if all is well.
-func shimsOf(t *testing.T, id string) []int {
+func shimsOf(t testing.TB, id string) []int {
 	t.Helper()
 	files, err := filepath.Glob("/proc/[0-9]*/cmdline")
 	if err != nil {
