@@ -182,6 +182,9 @@ func (e *Engine) Leave() {
 				a.shim = nil
 				a.publish()
 			}
+			a.held.mu.Lock()
+			defer a.held.mu.Unlock()
+			a.drop()
 		})
 	}
 }

@@ -2,6 +2,7 @@ package takeover
 
 import (
 	"encoding/json"
+	"fmt"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -321,4 +322,44 @@ func TestOnlyTheSameRootsAreHandedOver(t *testing.T) {
 		t.Fatal(resp, err)
 	}
 	resp.Body.Close()
+}
+
+// What a daemon holds of its containers it holds once, however often it has
+// taken everything back.
+func TestFailedTakeoversLeaveNoDescriptorsBehind(t *testing.T) {
+	t.Parallel()
+	d := kit.Start(t, kit.Options{LiveRestore: true})
+	d.Load(image, kit.Busybox(t, nil))
+	id := d.Holdfast("run", "-d", "--name", "box", image, "sleep", "1000")
+	held := func() (n int) {
+		links, err := filepath.Glob(fmt.Sprintf("/proc/%d/fd/*", d.Pid()))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, l := range links {
+			if to, err := os.Readlink(l); err == nil && strings.HasSuffix(to, id+"/stdout") {
+				n++
+			}
+		}
+		return n
+	}
+	if n := held(); n != 1 {
+		t.Fatalf("the container's output is held %d times", n)
+	}
+	for range 3 {
+		if err := d.TryTakeover("HOLDFAST_FAILPOINT=takeover.restored"); err == nil {
+			t.Fatal("the takeover did not fail")
+		}
+	}
+	// The last one that was taken back from is closed beside.
+	tick := time.NewTicker(10 * time.Millisecond)
+	defer tick.Stop()
+	late := time.After(patience)
+	for held() != 1 {
+		select {
+		case <-tick.C:
+		case <-late:
+			t.Fatalf("after failed takeovers the container's output is held %d times", held())
+		}
+	}
 }
