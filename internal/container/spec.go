@@ -99,6 +99,10 @@ type Image struct {
 	Snapshot   string `json:"snapshot"`   // key of the image's top layer
 	Storage    string `json:"storage"`    // snapshotter: overlayfs or native
 	LayerBytes int64  `json:"layerBytes"` // size of the image's layers, unpacked
+
+	// Of the manifest; absent in records of earlier releases.
+	ManifestType string `json:"manifestType,omitempty"`
+	ManifestSize int64  `json:"manifestSize,omitempty"`
 }
 
 // Failure is a start that failed, in the words that inspect shows.

@@ -240,7 +240,7 @@ func (e *Engine) sandboxFiles(spec container.Spec, req request, sandbox network.
 		Options: firstSet(h.DNSOptions, kept.DNSOptions), HostNetwork: h.NetworkMode.IsHost(), IPv6: v6,
 	})
 	for path, data := range map[string][]byte{
-		f.Hosts: hosts, f.Resolv: resolv.Content, f.Hostname: oci.Hostname(req.Config.Hostname, req.Config.Domainname),
+		f.Hosts: hosts, f.Resolv: resolv.Content, f.Hostname: oci.Hostname(req.Config.Hostname),
 	} {
 		if err := os.WriteFile(path, data, 0o644); err != nil {
 			return f, err

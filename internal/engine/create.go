@@ -10,6 +10,7 @@ import (
 	"maps"
 	"os"
 	"regexp"
+	"slices"
 	"strings"
 	"time"
 
@@ -98,6 +99,7 @@ func (e *Engine) ContainerCreate(ctx context.Context, o CreateOptions) (moby.Cre
 			Ref: o.Request.Config.Image, ID: img.ID, Manifest: img.Manifest,
 			Platform: platforms.Format(img.Platform),
 			Snapshot: img.Snapshot, Storage: img.Storage, LayerBytes: img.LayerBytes,
+			ManifestType: img.ManifestType, ManifestSize: img.ManifestSize,
 		},
 		Runtime:    req.HostConfig.Runtime,
 		Restart:    restartPolicy(req.HostConfig.RestartPolicy),
@@ -216,13 +218,13 @@ func mergeImage(c *moby.Config, img images.Image) {
 		k, _, _ := strings.Cut(kv, "=")
 		have[k] = true
 	}
-	var env []string
+	env := slices.Clone(c.Env)
 	for _, kv := range i.Env {
 		if k, _, _ := strings.Cut(kv, "="); !have[k] {
 			env = append(env, kv)
 		}
 	}
-	c.Env = append(env, c.Env...)
+	c.Env = env
 	if len(i.Labels) > 0 {
 		labels := maps.Clone(i.Labels)
 		maps.Copy(labels, c.Labels)
@@ -270,12 +272,13 @@ func mergeImage(c *moby.Config, img images.Image) {
 	if c.WorkingDir == "" {
 		c.WorkingDir = i.WorkingDir
 	}
-	for v := range i.Volumes {
-		if c.Volumes == nil {
-			c.Volumes = map[string]struct{}{}
-		}
-		c.Volumes[v] = struct{}{}
+	// A copy, without the empty one that clients send.
+	volumes := maps.Clone(i.Volumes)
+	if len(c.Volumes) > 0 {
+		volumes = maps.Clone(c.Volumes)
+		maps.Copy(volumes, i.Volumes)
 	}
+	c.Volumes = volumes
 	if c.StopSignal == "" {
 		c.StopSignal = i.StopSignal
 	}

@@ -7,9 +7,12 @@ import (
 	"strings"
 	"time"
 
+	"github.com/containerd/platforms"
 	moby "github.com/moby/moby/api/types/container"
 	mobynet "github.com/moby/moby/api/types/network"
 	"github.com/moby/moby/api/types/storage"
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"holdfast/internal/container"
 	"holdfast/internal/engine/oci"
@@ -47,6 +50,8 @@ func (e *Engine) ContainerInspect(ctx context.Context, ref string, size bool) (m
 		ExecIDs:         runningExecs(v.rec),
 		NetworkSettings: e.networkSettings(v),
 		GraphDriver:     &storage.DriverData{Name: v.spec.Image.Storage},
+
+		ImageManifestDescriptor: manifestDescriptor(v.spec.Image),
 	}
 	if v.req.HostConfig.LogConfig.Type == oci.LogDriverJSON {
 		r.LogPath = e.store.LogPath(a.id, oci.LogDriverJSON)
@@ -63,6 +68,18 @@ func (e *Engine) ContainerInspect(ctx context.Context, ref string, size bool) (m
 		r.SizeRw, r.SizeRootFs = &rw, &total
 	}
 	return r, nil
+}
+
+// manifestDescriptor describes the manifest that a container was made of; nil
+// where its record doesn't tell.
+func manifestDescriptor(i container.Image) *ocispec.Descriptor {
+	platform, err := platforms.Parse(i.Platform)
+	if i.ManifestType == "" || err != nil {
+		return nil
+	}
+	return &ocispec.Descriptor{
+		MediaType: i.ManifestType, Digest: digest.Digest(i.Manifest), Size: i.ManifestSize, Platform: &platform,
+	}
 }
 
 // commandOf is what a container runs: its entrypoint, then its command.

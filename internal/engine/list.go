@@ -29,7 +29,7 @@ func (e *Engine) ContainerList(ctx context.Context, o ListOptions) ([]moby.Summa
 	if err != nil {
 		return nil, err
 	}
-	all := o.All || o.Limit > 0 || f.Has("status") || f.Has("exited") || f.Has("before") || f.Has("since")
+	all := o.All || o.Limit > 0 || f.Has("status") || f.Has("exited")
 
 	var views []*view
 	for _, a := range e.index.all() {
@@ -44,9 +44,16 @@ func (e *Engine) ContainerList(ctx context.Context, o ListOptions) ([]moby.Summa
 	if o.Limit > 0 && len(views) > o.Limit {
 		views = views[:o.Limit]
 	}
+	means, err := e.images.Means(ctx)
+	if err != nil {
+		return nil, err
+	}
 	out := make([]moby.Summary, 0, len(views))
 	for _, v := range views {
 		s := e.summary(v)
+		if !means(s.Image, s.ImageID) {
+			s.Image = s.ImageID
+		}
 		if o.Size {
 			rw, err := e.images.RootfsUsage(e.store.ContainerDir(v.spec.ID))
 			if err != nil {
@@ -69,6 +76,8 @@ func (e *Engine) summary(v *view) moby.Summary {
 		State:  st.Status, Status: statusText(v, st, time.Now()),
 		Mounts: apiMounts(v.mounts),
 		Ports:  []moby.PortSummary{},
+
+		ImageManifestDescriptor: manifestDescriptor(v.spec.Image),
 	}
 	s.HostConfig.NetworkMode = string(v.req.HostConfig.NetworkMode)
 	s.HostConfig.Annotations = v.req.HostConfig.Annotations
@@ -136,12 +145,12 @@ func statusText(v *view, st *moby.State, now time.Time) string {
 func (e *Engine) listFilter(ctx context.Context, f filter.Args) (func(*view) bool, error) {
 	for _, s := range f["status"] {
 		if err := moby.ValidateContainerState(moby.ContainerState(s)); err != nil {
-			return nil, invalid("invalid filter 'status=%s'", s)
+			return nil, invalid("invalid filter 'status=%s': %v", s, err)
 		}
 	}
 	for _, s := range f["health"] {
 		if err := moby.ValidateHealthStatus(moby.HealthStatus(s)); err != nil {
-			return nil, invalid("invalid filter 'health=%s'", s)
+			return nil, invalid("invalid filter 'health=%s': %v", s, err)
 		}
 	}
 	codes := map[int]bool{}
@@ -215,7 +224,8 @@ func (e *Engine) listFilter(ctx context.Context, f filter.Args) (func(*view) boo
 			before != nil && !v.spec.Created.Before(before.spec.Created),
 			since != nil && !v.spec.Created.After(since.spec.Created),
 			taskGiven && task,
-			f.Has("isolation") && !f.Exact("isolation", string(v.req.HostConfig.Isolation)):
+			// The only one on Linux, by either of its names.
+			f.Has("isolation") && !f.Exact("isolation", string(moby.IsolationDefault)) && !f.Exact("isolation", ""):
 			return false
 		}
 		if f.Has("health") {

@@ -100,6 +100,7 @@ type Shims interface {
 type Images interface {
 	Driver() string
 	Resolve(ctx context.Context, name string, platform *ocispec.Platform) (images.Image, error)
+	Means(ctx context.Context) (func(ref, id string) bool, error)
 	PrepareRootfs(ctx context.Context, img images.Image, dir string) error
 	MountRootfs(ctx context.Context, snapshot, storage, dir, target string, readonly bool) error
 	UnmountRootfs(target string) error

@@ -319,6 +319,10 @@ type fakeImages struct {
 
 func (i fakeImages) Driver() string { return "overlayfs" }
 
+func (i fakeImages) Means(context.Context) (func(ref, id string) bool, error) {
+	return func(ref, id string) bool { return id == "sha256:"+ref }, nil
+}
+
 func (i fakeImages) Resolve(_ context.Context, name string, _ *ocispec.Platform) (images.Image, error) {
 	if name != "box" {
 		return images.Image{}, notFound("No such image: %s", name)
@@ -921,7 +925,7 @@ func (c *fakeConn) Stop(_ context.Context, o proto.Stop) (proto.State, error) {
 			case <-c.s.over:
 			case <-time.After(timeout):
 				c.s.mu.Lock()
-				if c.s.st.Status != proto.StatusExited {
+				if c.s.st.Status != proto.StatusExited && sig != 9 {
 					c.s.note(proto.ActionKill, map[string]string{"signal": "9"})
 				}
 				c.s.mu.Unlock()

@@ -55,6 +55,9 @@ func Adapt(h Host, hc *container.HostConfig, d Defaults) {
 	if hc.Memory > 0 && hc.MemorySwap == 0 {
 		hc.MemorySwap = hc.Memory * 2
 	}
+	if hc.PidsLimit != nil && *hc.PidsLimit <= 0 {
+		hc.PidsLimit = nil // "unlimited", in the forms that clients send
+	}
 	if hc.ShmSize == 0 {
 		hc.ShmSize = d.ShmSize
 		if hc.ShmSize == 0 {

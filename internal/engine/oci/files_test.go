@@ -30,6 +30,7 @@ func TestHostsFiles(t *testing.T) {
 			HostGateway: addrs("172.17.0.1", "fd00::1"),
 			Links:       []HostsEntry{{Addr: netip.MustParseAddr("10.0.0.3"), Names: []string{"alias", "short", "name"}}},
 		}},
+		{"labels-and-domain", HostsInput{Hostname: "web.east", Domainname: "example.org", Addresses: addrs("172.17.0.2")}},
 		{"host-network", HostsInput{Hostname: "thehost", Base: []byte("127.0.1.1 thehost"), ExtraHosts: []string{"a:1.2.3.4"}}},
 		{"none", HostsInput{Hostname: "web", IPv6: true}},
 	} {
@@ -44,7 +45,7 @@ func TestHostsFiles(t *testing.T) {
 	if _, err := Hosts(HostsInput{ExtraHosts: []string{"a:host-gateway"}}); err == nil || !strings.Contains(err.Error(), "host-gateway") || !errdefs.IsInvalidArgument(err) {
 		t.Errorf("host-gateway without an address: %v", err)
 	}
-	if got := string(Hostname("web", "example.org")); got != "web.example.org\n" {
+	if got := string(Hostname("web")); got != "web\n" {
 		t.Errorf("Hostname = %q", got)
 	}
 }

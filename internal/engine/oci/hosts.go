@@ -99,8 +99,8 @@ func ownNames(in HostsInput) []string {
 			names = append(names, in.Hostname+"."+in.Domainname)
 		}
 		names = append(names, in.Hostname)
-		// A host name that is fully qualified is known by its first label too.
-		if first, _, dotted := strings.Cut(in.Hostname, "."); dotted && in.Domainname == "" && first != "" {
+		// A host name with labels is known by its first one too.
+		if first, _, dotted := strings.Cut(in.Hostname, "."); dotted && first != "" {
 			names = append(names, first)
 		}
 	}
@@ -133,10 +133,5 @@ func Relink(content []byte, links []HostsEntry) []byte {
 	return b.Bytes()
 }
 
-// Hostname renders /etc/hostname.
-func Hostname(hostname, domainname string) []byte {
-	if domainname != "" {
-		hostname += "." + domainname
-	}
-	return []byte(hostname + "\n")
-}
+// Hostname renders /etc/hostname: what hostname(1) says.
+func Hostname(hostname string) []byte { return []byte(hostname + "\n") }

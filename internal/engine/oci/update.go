@@ -17,6 +17,9 @@ import (
 // it is the present configuration that forbids the change.
 func Update(h Host, hc *container.HostConfig, u container.UpdateConfig) (*container.HostConfig, *specs.LinuxResources, []string, error) {
 	r := u.Resources
+	if r.PidsLimit != nil && *r.PidsLimit < 0 {
+		r.PidsLimit = new(int64) // any of these is "unlimited"
+	}
 	if len(r.Ulimits) > 0 || len(r.Devices) > 0 || len(r.DeviceCgroupRules) > 0 || len(r.DeviceRequests) > 0 || r.CgroupParent != "" {
 		return nil, nil, nil, invalid("ulimits, devices and the cgroup parent can't be changed: create the container anew")
 	}

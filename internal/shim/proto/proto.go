@@ -447,7 +447,8 @@ const (
 	ActionHealth  = "health_status" // attribute health: healthy or unhealthy
 	ActionDestroy = "destroy"
 	ActionExecDie = "exec_die" // attributes execID, exitCode
-	// ActionKill: a stop's time was up; attribute signal, a number.
+	// ActionKill: a stop's time was up, and its signal was another; attribute
+	// signal, a number.
 	ActionKill = "kill"
 	// ActionDetach: a client left by its detach keys; ActionExecDetach the
 	// same of an exec, with attribute execID.

@@ -481,7 +481,9 @@ func (s *Shim) terminate(r *run, x *stopping) {
 		case <-timer.C:
 		}
 		s.gate.enter()
-		s.rec.change(func(*proto.State) {}, note{proto.ActionKill, map[string]string{"signal": strconv.Itoa(int(syscall.SIGKILL))}})
+		if x.signal != syscall.SIGKILL {
+			s.rec.change(func(*proto.State) {}, note{proto.ActionKill, map[string]string{"signal": strconv.Itoa(int(syscall.SIGKILL))}})
+		}
 		if err := s.signal(r, syscall.SIGKILL); err != nil {
 			logf("stop: %v", err)
 		}
