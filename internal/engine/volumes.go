@@ -77,7 +77,8 @@ func (e *Engine) VolumeRemove(ctx context.Context, name string, force bool) erro
 }
 
 // VolumesPrune removes the volumes that no container uses: anonymous ones, or
-// with all=true those with a name too.
+// with all=true those with a name too. One with mount options stays, as what it
+// holds is elsewhere, and how to reach it is all that a removal would destroy.
 func (e *Engine) VolumesPrune(ctx context.Context, f filter.Args) (volume.PruneReport, error) {
 	report := volume.PruneReport{VolumesDeleted: []string{}}
 	if err := e.ready(ctx); err != nil {
@@ -94,7 +95,7 @@ func (e *Engine) VolumesPrune(ctx context.Context, f filter.Args) (volume.PruneR
 		return report, invalid("%v", err)
 	}
 	for _, v := range e.volumes.List() {
-		if !volumes.Anonymous(v) && !everything {
+		if len(v.Options) > 0 || !volumes.Anonymous(v) && !everything {
 			continue
 		}
 		if !labelsMatch(f, v.Labels) || len(e.volumeUsers(v.Name, "")) > 0 {
