@@ -404,6 +404,21 @@ func TestRulesOfOthersThatNameWhatTheyDropKeepTheirSay(t *testing.T) {
 	}
 }
 
+func TestWhatUfwDeniesOfRoutesStaysDenied(t *testing.T) {
+	clean(t)
+	h := newHost(t, nil)
+	foreigns["ufw"].start(h)
+	h.says("it now accepts")
+	c := h.run(h.request("8080:80/tcp"))
+	h.serve(c.Netns, "tcp4", ":80", "web")
+	h.answers(h.lan, "tcp", hostAddr+":8080", "web", lanAddr)
+	h.do("", "ufw", "route", "deny", "from", lanAddr)
+	h.silent(h.lan, "tcp", hostAddr+":8080")
+	h.do("", "ufw", "route", "delete", "deny", "from", lanAddr)
+	h.answers(h.lan, "tcp", hostAddr+":8080", "web", lanAddr)
+	foreigns["ufw"].stop(h)
+}
+
 func TestWithoutPacketFilterNoRuleIsPutIntoAnothers(t *testing.T) {
 	clean(t)
 	h := newHost(t, func(o *network.Options) { o.Iptables, o.Ip6tables = false, false })
