@@ -371,7 +371,11 @@ func TestWhatUndoesOurRulesInAnotherProgramsFilterIsHealedWithoutARestart(t *tes
 				t.Log(what)
 				w.log.take()
 				undo(w.host)
-				w.says("it now accepts")
+				// ufw may leave our rules where they belong, and may not; what is
+				// asked before they are put back is asked again by the kernel.
+				if name != "ufw" {
+					w.says("it now accepts")
+				}
 				w.works()
 			}
 			w.log.take()
