@@ -16,6 +16,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/moby/sys/mountinfo"
 	"golang.org/x/sys/unix"
 
 	"holdfast/internal/shim/proto"
@@ -481,5 +482,36 @@ func TestContainerIsNeverLeftFrozenByTheDeathOfItsShim(t *testing.T) {
 	}
 	d.Holdfast("start", "box")
 	runtime("pause")
+	d.Holdfast("rm", "-f", "box")
+}
+
+// Somebody clears the exec root while no daemon lives: a shim that only waits
+// for the next restart has nothing left to start it in.
+func TestShimWhoseFolderIsGoneDoesNotRestartForEver(t *testing.T) {
+	t.Parallel()
+	d := live(t, nil)
+	id := d.Holdfast("run", "-d", "--name", "box", "--restart", "always", image, "false")
+	eventually(t, "it waits", func() bool { return record(t, d, id).Status == proto.StatusRestarting })
+	shim := record(t, d, id).ShimPid
+	fd, err := unix.PidfdOpen(shim, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(fd)
+	d.Kill9()
+	run := filepath.Join(d.ExecRoot, "shim", id)
+	// Again and again: a restart may be under way there.
+	eventually(t, "the folder is gone", func() bool {
+		mounts, err := mountinfo.GetMounts(mountinfo.PrefixFilter(run))
+		for _, m := range mounts {
+			err = errors.Join(err, unix.Unmount(m.Mountpoint, unix.MNT_DETACH))
+		}
+		return err == nil && os.RemoveAll(run) == nil
+	})
+	if n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 60_000); n != 1 {
+		t.Fatalf("the shim stays: %v", err)
+	}
+	d.Start()
+	eventually(t, "the next daemon starts it", func() bool { return inspect(t, d, "box").State.Status == "restarting" })
 	d.Holdfast("rm", "-f", "box")
 }

@@ -40,7 +40,7 @@ func (d *Daemon) Leaks() []string {
 			out = append(out, fmt.Sprintf("%s can't be looked for: %v", kind, err))
 		}
 	}
-	procs, err := d.processes()
+	procs, err := d.settledProcesses()
 	var shown []string
 	for _, p := range procs {
 		if p.pid != d.Pid() || !d.Running() {
@@ -89,8 +89,49 @@ type process struct {
 	cmdline string
 }
 
-// processes are those that have the daemon's root in their command line, and
-// those in its cgroup. Zombies hold nothing and are left out.
+// shimName is what a shim calls itself, before its container's ID.
+const shimName = "holdfast-shim "
+
+// isShim reports whether a process is a shim of the daemon's: it has files open
+// below the root, which may be gone.
+func (d *Daemon) isShim(pid int, cmdline string) bool {
+	if !strings.HasPrefix(cmdline, shimName) {
+		return false
+	}
+	links, _ := filepath.Glob("/proc/" + strconv.Itoa(pid) + "/fd/*")
+	return slices.ContainsFunc(links, func(link string) bool {
+		path, _ := os.Readlink(link)
+		return strings.HasPrefix(path, d.Root+"/")
+	})
+}
+
+// settledProcesses are the processes once shims had their time: a shim leaves
+// after its container's end was told.
+func (d *Daemon) settledProcesses() ([]process, error) {
+	late := time.Now().Add(patience)
+	for {
+		procs, err := d.processes()
+		if err != nil {
+			return nil, err
+		}
+		i := slices.IndexFunc(procs, func(p process) bool { return strings.HasPrefix(p.cmdline, shimName) })
+		if i < 0 {
+			return procs, nil
+		}
+		fd, err := unix.PidfdOpen(procs[i].pid, 0)
+		if err != nil {
+			continue // it has just gone
+		}
+		n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, max(0, int(time.Until(late).Milliseconds())))
+		unix.Close(fd)
+		if n == 0 && err == nil {
+			return procs, nil
+		}
+	}
+}
+
+// processes are those that have the daemon's root in their command line, those
+// in its cgroup, and its shims. Zombies hold nothing and are left out.
 func (d *Daemon) processes() ([]process, error) {
 	in := map[int]bool{}
 	for _, dir := range d.cgroups() {
@@ -124,7 +165,7 @@ func (d *Daemon) processes() ([]process, error) {
 			continue
 		}
 		cmdline := strings.TrimSpace(strings.ReplaceAll(string(b), "\x00", " "))
-		if in[pid] || strings.Contains(cmdline, d.Root+"/") {
+		if in[pid] || strings.Contains(cmdline, d.Root+"/") || d.isShim(pid, cmdline) {
 			out = append(out, process{pid, cmdline})
 		}
 	}

@@ -198,7 +198,7 @@ func (s *Shim) supervise(r *run, delay time.Duration) {
 			s.gate.leave()
 			stopped := !s.backoff(delay)
 			s.gate.enter()
-			if stopped {
+			if stopped || s.forsaken() {
 				s.cancelRestart()
 				saved = s.recordExit()
 				again = false
@@ -217,6 +217,13 @@ func (s *Shim) supervise(r *run, delay time.Duration) {
 		}
 		s.gate.leave()
 	}
+}
+
+// forsaken reports whether somebody has removed the run directory: nothing can
+// be started there, and nobody finds the shim to stop it.
+func (s *Shim) forsaken() bool {
+	var st unix.Stat_t
+	return unix.Fstat(s.dirfd, &st) == nil && st.Nlink == 0
 }
 
 // ended is what comes after the process's exit: what it left behind is read,
