@@ -223,7 +223,7 @@ func (d *Daemon) settledPorts() ([]netlink.Link, error) {
 	if err := netlink.LinkSubscribe(changes, done); err != nil {
 		return nil, err
 	}
-	late := time.After(patience) // the queue is one for the whole machine
+	late := time.After(15 * time.Second) // the queue is one for the whole machine
 	for {
 		links, err := d.ports()
 		if err != nil || len(links) == 0 {
