@@ -40,6 +40,16 @@ func (b *box) keep(s *client.Shim) *client.Kept {
 			b.t.Fatal(err)
 		}
 	}
+	if !b.boot.Terminal {
+		// For what a container writes that ends while it has no shim.
+		for _, name := range []string{"stdout", "stderr"} {
+			f, err := os.OpenFile(filepath.Join(b.boot.RunDir, name), os.O_RDONLY|unix.O_NONBLOCK, 0)
+			if err != nil {
+				b.t.Fatal(err)
+			}
+			b.t.Cleanup(func() { f.Close() })
+		}
+	}
 	b.t.Cleanup(func() { closeKept(k) })
 	return k
 }
