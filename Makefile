@@ -64,7 +64,7 @@ upgrade: root packages ## daemons and shims of every version in test/upgrade/ver
 bench: root packages ## measure in full, beside dockerd and podman where they are installed (root)
 	.ci/need iperf3
 	@$(MAKE) --no-print-directory build tools
-	$(ROOTTEST) -timeout 15m -v ./test/bench -full -write $(CURDIR)/docs/benchmarks.md
+	PATH="$$PATH:$(CURDIR)/.cache/debian/usr/sbin:$(CURDIR)/.cache/debian/usr/bin"; $(ROOTTEST) -timeout 15m -v ./test/bench -full -write $(CURDIR)/docs/benchmarks.md
 
 root:
 	@[ "$$(id -u)" = 0 ] || { echo "this starts daemons and containers: run it as root ('make check' needs no root)"; exit 1; }
