@@ -467,6 +467,9 @@ func (a *actor) adopt(shim Shim) <-chan struct{} {
 		// Its last words have yet to be read; they move it on.
 		a.state = container.Running
 	}
+	if a.state.Alive() {
+		a.rebindSockets()
+	}
 	go func() {
 		defer close(followed)
 		a.follow(shim)

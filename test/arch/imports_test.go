@@ -71,6 +71,7 @@ var rooms = []room{
 
 	// Leaves that engine calls: one makes OCI specs, one reads counters.
 	{path: "internal/engine/oci", sees: ground},
+	{path: "internal/engine/rebind", only: []string{"golang.org/x/sys"}},
 	{path: "internal/engine/stats", sees: append([]string{"internal/engine/oci"}, ground...)},
 	{path: "internal/engine", sees: append(append([]string{"internal/shim/names"}, services...), ground...)},
 
