@@ -310,7 +310,7 @@ header p{margin:2px 0 20px;font-variant-numeric:tabular-nums}
 .facts dt{color:var(--faint);font-size:12.5px}
 .facts dd{margin:0;font-weight:600}
 .scroll{overflow-x:auto;background:var(--card);border:1px solid var(--line);border-radius:12px;padding:6px 10px}
-svg{display:block;max-width:none;font-size:13px}
+svg{display:block;width:100%;min-width:860px;height:auto;font-size:13px}
 svg text{fill:var(--ink)}
 svg .clock,svg .release{fill:var(--faint);font-size:12px;font-variant-numeric:tabular-nums}
 svg .faint,svg .note{fill:var(--faint)}
