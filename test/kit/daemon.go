@@ -495,7 +495,7 @@ func (d *Daemon) cleanup() {
 	}
 }
 
-// removeAll removes all containers and volumes through the API.
+// removeAll removes all containers, volumes and networks through the API.
 func (d *Daemon) removeAll() error {
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
@@ -513,6 +513,15 @@ func (d *Daemon) removeAll() error {
 	}
 	for _, v := range volumes.Volumes {
 		errs = append(errs, d.delete(ctx, "/volumes/"+v.Name+"?force=1"))
+	}
+	var networks []struct{ ID, Name string }
+	if err := d.get(ctx, "/networks", &networks); err != nil {
+		errs = append(errs, err)
+	}
+	for _, n := range networks {
+		if n.Name != "bridge" && n.Name != "host" && n.Name != "none" {
+			errs = append(errs, d.delete(ctx, "/networks/"+n.ID))
+		}
 	}
 	return errors.Join(errs...)
 }
