@@ -130,16 +130,16 @@ func (k *Keeper) kick() {
 func (k *Keeper) send() {
 	for {
 		k.mu.Lock()
-		todo, closed := k.queue, k.closed
+		batch, closed := k.queue, k.closed
 		k.queue = nil
-		if len(todo) == 0 {
+		if len(batch) == 0 {
 			k.sending = false
 			k.mu.Unlock()
 			return
 		}
 		k.mu.Unlock()
 		var errs []error
-		for _, t := range todo {
+		for _, t := range batch {
 			switch {
 			case closed:
 			case t.fd < 0:
