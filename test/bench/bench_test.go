@@ -15,12 +15,14 @@ import (
 type scale struct {
 	rounds   int // of single operations
 	few      int // of what takes seconds
+	pairs    int // of streams, an engine beside the other
 	many     int // containers in a row and at once
 	crowds   []int
 	restarts int
 	blocks   int      // blockFiles of log
 	taken    int      // ports that are published before another one is
-	trips    int      // over a connection, there and back
+	turns    int      // of trips, an engine beside the other
+	trips    int      // over a connection, there and back, in a turn
 	stream   []string // iperf3's size of a stream
 	budget   *budget
 	calm     time.Duration // without a change before a size is taken
@@ -52,11 +54,11 @@ type subject struct {
 
 // TestEnginesSideBySide measures. With -full it is the benchmark.
 func TestEnginesSideBySide(t *testing.T) {
-	s := scale{rounds: 2, few: 1, many: 3, crowds: []int{0, 3}, restarts: 1, blocks: 1, calm: 100 * time.Millisecond,
-		taken: 20, trips: 20, stream: []string{"-n", "1M"}}
+	s := scale{rounds: 2, few: 1, pairs: 1, many: 3, crowds: []int{0, 3}, restarts: 1, blocks: 1, calm: 100 * time.Millisecond,
+		taken: 20, turns: 1, trips: 20, stream: []string{"-n", "1M"}}
 	if *full {
-		s = scale{rounds: 21, few: 3, many: 50, crowds: []int{0, 50, 200}, restarts: 5, blocks: 10, calm: 2 * time.Second,
-			taken: 1000, trips: 5000, stream: []string{"-t", "2"}}
+		s = scale{rounds: 21, few: 3, pairs: 60, many: 50, crowds: []int{0, 50, 200}, restarts: 5, blocks: 10, calm: 2 * time.Second,
+			taken: 1000, turns: 300, trips: 50, stream: []string{"-n", "256M"}}
 	}
 	s.budget = &budget{until: time.Now().Add(8 * time.Minute)}
 	table := newTable()

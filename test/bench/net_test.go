@@ -10,11 +10,14 @@ import (
 	"net"
 	"os"
 	"os/exec"
+	"runtime"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 
 	"holdfast/test/kit"
 )
@@ -151,6 +154,20 @@ func (x *site) machine(t testing.TB, id string) machine {
 	return machine{id, c.NetworkSettings.Networks[netName].IPAddress, netns{f}}
 }
 
+// way is how the server's port is reached in the one or other case: from where,
+// and at which address.
+func (x *site) way(n int) (from netns, where func(port int) string) {
+	switch n {
+	case 0:
+		from = x.client.ns
+	case 1:
+		from = x.host
+	default:
+		return x.neighbour, func(port int) string { return net.JoinHostPort(hostAddress, x.ports[port]) }
+	}
+	return from, func(port int) string { return net.JoinHostPort(x.server.address, fmt.Sprint(port)) }
+}
+
 // measureNet takes networks, each engine in a namespace of its own.
 func measureNet(t *testing.T, s scale, table *table) {
 	own := newSite(t, func(ns netns) engine {
@@ -205,27 +222,39 @@ func measureNet(t *testing.T, s scale, table *table) {
 			serveIperf(t, x.server.ns)
 		}
 	}
-	for round := range s.few {
-		if s.budget.done(round) {
-			break
+	// Shares of a machine that come and go must meet all engines alike, so they
+	// are measured in short turns, and who was first is second in the next one.
+	for way, name := range []string{"container to container", "host to container", "neighbour to published port"} {
+		conns := map[*site]*net.TCPConn{}
+		for _, x := range sites {
+			from, where := x.way(way)
+			c, err := dial(from, where(echoPort))
+			if err != nil {
+				t.Errorf("%s, %s: %v", x.name(), name, err)
+				return
+			}
+			defer c.Close()
+			conns[x] = c
 		}
-		for i, name := range []string{"container to container", "host to container", "neighbour to published port"} {
+		for range s.turns {
+			slices.Reverse(sites)
 			for _, x := range sites {
-				from, to := x.client.ns, x.server.address
-				where := func(port int) string { return fmt.Sprint(port) }
-				switch i {
-				case 1:
-					from = x.host
-				case 2:
-					from, to = x.neighbour, hostAddress
-					where = func(port int) string { return x.ports[port] }
-				}
-				us, err := roundTrip(from, net.JoinHostPort(to, where(echoPort)), s.trips)
+				us, err := roundTrip(conns[x], s.trips)
 				note(trips, fmt.Sprintf(rowTrip, name), x.name(), us, err)
-				if missing == nil {
-					rate, err := iperf(from, to, where(iperfPort), s.stream)
-					note(streams, fmt.Sprintf(rowStream, name), x.name(), rate, err)
-				}
+			}
+			if t.Failed() {
+				return
+			}
+		}
+		for round := range s.pairs {
+			if missing != nil || s.budget.done(round) {
+				break
+			}
+			slices.Reverse(sites)
+			for _, x := range sites {
+				from, where := x.way(way)
+				rate, err := iperf(from, where(iperfPort), s.stream)
+				note(streams, fmt.Sprintf(rowStream, name), x.name(), rate, err)
 			}
 			if t.Failed() {
 				return
@@ -234,9 +263,7 @@ func measureNet(t *testing.T, s scale, table *table) {
 	}
 	for _, in := range []map[string]map[string][]float64{trips, streams} {
 		for row, by := range in {
-			for who, list := range by {
-				table.set(row, who, median(list))
-			}
+			table.setPairs(row, by)
 		}
 	}
 	for _, x := range sites {
@@ -301,7 +328,12 @@ func measureAttach(t *testing.T, s scale, table *table, x *site) {
 			begin := time.Now()
 			x.api.must(t, "POST", "/networks/"+netName+"/connect", again, nil)
 			times = append(times, time.Since(begin))
-			if _, err := roundTrip(x.neighbour, net.JoinHostPort(hostAddress, port), 1); err != nil {
+			c, err := dial(x.neighbour, net.JoinHostPort(hostAddress, port))
+			if err == nil {
+				_, err = roundTrip(c, 1)
+				c.Close()
+			}
+			if err != nil {
 				t.Errorf("the port of a container that was attached: %v", err)
 			}
 			if t.Failed() {
@@ -337,47 +369,92 @@ func echo(t testing.TB, ns netns) (end func()) {
 			}
 			go func() {
 				defer c.Close()
-				b := make([]byte, 1)
-				for {
-					if _, err := io.ReadFull(c, b); err != nil {
-						return
+				_ = pinned(c.(*net.TCPConn), serverCPU, func(fd int) error {
+					b := make([]byte, 1)
+					for {
+						if err := errors.Join(again(unix.Read, fd, b), again(unix.Write, fd, b)); err != nil {
+							return err
+						}
 					}
-					if _, err := c.Write(b); err != nil {
-						return
-					}
-				}
+				})
 			}()
 		}
 	}()
 	return func() { l.Close() }
 }
 
-// roundTrip is the median time of a byte there and back over one connection,
-// in microseconds.
-func roundTrip(from netns, address string, trips int) (float64, error) {
-	var c net.Conn
-	err := from.run(func() (err error) {
-		c, err = net.DialTimeout("tcp4", address, 5*time.Second)
+func dial(from netns, address string) (c *net.TCPConn, err error) {
+	err = from.run(func() error {
+		conn, err := net.DialTimeout("tcp4", address, 5*time.Second)
+		if err == nil {
+			c = conn.(*net.TCPConn)
+		}
 		return err
 	})
-	if err != nil {
-		return 0, err
-	}
-	defer c.Close()
-	c.SetDeadline(time.Now().Add(20 * time.Second))
-	b := make([]byte, 1)
+	return c, err
+}
+
+// roundTrip is the median time of a byte there and back over a connection, in
+// microseconds.
+func roundTrip(c *net.TCPConn, trips int) (float64, error) {
 	times := make([]time.Duration, trips)
-	for i := range times {
-		begin := time.Now()
-		if _, err := c.Write(b); err != nil {
-			return 0, err
+	err := pinned(c, clientCPU, func(fd int) error {
+		limit := unix.NsecToTimeval(int64(5 * time.Second))
+		if err := unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &limit); err != nil {
+			return os.NewSyscallError("setsockopt", err)
 		}
-		if _, err := io.ReadFull(c, b); err != nil {
-			return 0, err
+		b := make([]byte, 1)
+		for i := range times {
+			begin := time.Now()
+			if err := errors.Join(again(unix.Write, fd, b), again(unix.Read, fd, b)); err != nil {
+				return err
+			}
+			times[i] = time.Since(begin)
 		}
-		times[i] = time.Since(begin)
+		return nil
+	})
+	return float64(median(times)) / float64(time.Microsecond), err
+}
+
+// Where the two ends of a connection run: where the scheduler would put them
+// says more about it than about networks.
+const clientCPU, serverCPU = 0, 0
+
+// pinned calls fn with a connection's blocking socket in a thread that stays on
+// one processor. The runtime's poller, whose
+// wake-ups cost as much as the network, is not between.
+func pinned(c *net.TCPConn, cpu int, fn func(fd int) error) error {
+	f, err := c.File()
+	if err != nil {
+		return err
 	}
-	return float64(median(times)) / float64(time.Microsecond), nil
+	defer f.Close()
+	done := make(chan error, 1)
+	go func() {
+		runtime.LockOSThread() // and never unlocked: the thread ends with its pin
+		var set unix.CPUSet
+		set.Set(cpu % runtime.NumCPU())
+		fd := int(f.Fd())
+		err := errors.Join(unix.SchedSetaffinity(0, &set), unix.SetNonblock(fd, false))
+		if err == nil {
+			err = fn(fd)
+		}
+		done <- err
+	}()
+	return <-done
+}
+
+// again makes a system call that signals of the runtime may interrupt.
+func again(call func(int, []byte) (int, error), fd int, b []byte) error {
+	for {
+		n, err := call(fd, b)
+		if err == nil && n == 0 {
+			return io.EOF
+		}
+		if !errors.Is(err, unix.EINTR) {
+			return err
+		}
+	}
 }
 
 // serveIperf runs iperf3's server in a namespace until the end of the test.
@@ -421,10 +498,11 @@ func serveIperf(t testing.TB, ns netns) {
 }
 
 // iperf is what the other end has received, in GB per second.
-func iperf(from netns, address, port string, size []string) (float64, error) {
+func iperf(from netns, address string, size []string) (float64, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
 	defer cancel()
-	cmd := exec.CommandContext(ctx, "iperf3", append([]string{"-c", address, "-p", port, "-J"}, size...)...)
+	address, port, _ := net.SplitHostPort(address)
+	cmd := exec.CommandContext(ctx, "iperf3", append([]string{"-c", address, "-p", port, "-J", "-A", fmt.Sprintf("%d,%d", clientCPU, serverCPU)}, size...)...)
 	var text []byte
 	err := from.run(func() (err error) { text, err = cmd.Output(); return err })
 	var report struct {

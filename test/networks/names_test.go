@@ -9,7 +9,9 @@ import (
 	"testing"
 	"time"
 
+	"github.com/vishvananda/netlink"
 	"golang.org/x/net/dns/dnsmessage"
+	"golang.org/x/sys/unix"
 )
 
 func TestNamesResolveWithAndWithoutADaemon(t *testing.T) {
@@ -296,4 +298,45 @@ func TestContainerMayListenOnPort53Itself(t *testing.T) {
 		h.reaches("bob", a+":53", "ada")
 		h.reaches("ada", "127.0.0.1:53", "ada")
 	})
+}
+
+// What tracks connections makes every packet dearer, not only those of names.
+func TestNamesNeedNoConnectionTracking(t *testing.T) {
+	t.Parallel()
+	h := newHouse(t, nil)
+	h.d.Docker("network", "create", "n")
+	h.serve("bob", "--network", "n")
+	h.run("ada", "--network", "n", image, "sleep", "9999")
+	b := h.address("bob", "n")
+	ask := func() {
+		h.resolves("ada", "bob", b)
+		if r := h.ask("ada", "bob", dnsmessage.TypeA, true); !slices.Equal(r.all, []string{b}) {
+			t.Errorf("over TCP: %v", r)
+		}
+		h.reaches("ada", "bob", "bob")
+	}
+	tracked := func() (n int) {
+		h.within("ada", func() error {
+			flows, err := netlink.ConntrackTableList(netlink.ConntrackTable, unix.AF_INET)
+			n = len(flows)
+			return err
+		})
+		return n
+	}
+	h.always(func() {
+		ask()
+		if n := tracked(); n != 0 {
+			t.Errorf("%d connections of the container are tracked", n)
+		}
+	})
+
+	// A container that tracks for a filter of its own sees connections as they are.
+	h.host("nsenter", "-t", fmt.Sprint(h.pids["ada"]), "-n", "nft", `table inet own {
+		chain in { type filter hook input priority 0; policy drop; ct state established,related accept; iif lo ct state new accept; }
+		chain out { type filter hook output priority 0; ct state invalid drop; ip saddr 127.0.0.11 ct state new drop; }
+	}`)
+	h.always(ask)
+	if tracked() == 0 {
+		t.Error("nothing is tracked: the filter was not reached")
+	}
 }

@@ -240,16 +240,21 @@ func lower(r nft.Rule) []expr.Any {
 		case nft.Address:
 			v6 := e.Prefix.Addr().Is6()
 			payload := address(v6, e.Source)
-			mask := make([]byte, payload.Len)
-			for i := range e.Prefix.Bits() {
-				mask[i/8] |= 1 << (7 - i%8)
-			}
+			want := e.Prefix.Masked().Addr().AsSlice()
+			bits := e.Prefix.Bits()
 			add(family(v6)...)
-			add(payload)
-			if !e.Prefix.IsSingleIP() {
-				add(&expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: payload.Len, Mask: mask, Xor: make([]byte, payload.Len)})
+			if bits == 8 || bits == 16 || bits == 32 || bits == e.Prefix.Addr().BitLen() {
+				// So many bytes are read and compared at once.
+				payload.Len = uint32(bits / 8)
+				add(payload)
+			} else {
+				mask := make([]byte, payload.Len)
+				for i := range bits {
+					mask[i/8] |= 1 << (7 - i%8)
+				}
+				add(payload, &expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: payload.Len, Mask: mask, Xor: make([]byte, payload.Len)})
 			}
-			add(&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: e.Prefix.Masked().Addr().AsSlice()})
+			add(&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: want[:payload.Len]})
 		case nft.DaddrLocal:
 			add(&expr.Fib{Register: 1, ResultADDRTYPE: true, FlagDADDR: true},
 				&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: binaryutil.NativeEndian.PutUint32(unix.RTN_LOCAL)})

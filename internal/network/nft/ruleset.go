@@ -174,13 +174,14 @@ func Build(c Config) Ruleset {
 	// bridge or on the host's link could reach what listens, or is published,
 	// on 127.0.0.1 only, or pretend to be one of its loopback addresses. It stands before connection tracking, where answers
 	// still carry the host's address. IPv6 needs none: the kernel drops ::1
-	// from outside before any hook.
+	// from outside before any hook. All packets pass here, so what nearly all
+	// of them differ in is compared first.
 	if c.IPv4 {
 		rs.Chains = append(rs.Chains, Chain{
 			Name: "guard", Type: "filter", Hook: "prerouting", Priority: prioRaw,
 			Rules: []Rule{
-				{Interface{Not: true, Name: "lo"}, Address{Prefix: loopback4}, drop},
-				{Interface{Not: true, Name: "lo"}, Address{Source: true, Prefix: loopback4}, drop},
+				{Address{Prefix: loopback4}, Interface{Not: true, Name: "lo"}, drop},
+				{Address{Source: true, Prefix: loopback4}, Interface{Not: true, Name: "lo"}, drop},
 			},
 		})
 	}
@@ -202,7 +203,16 @@ func Build(c Config) Ruleset {
 		})
 	}
 
+	// Packets of known connections are nearly all there are. Only what an
+	// internal network keeps in comes before them; what follows is looked at
+	// once for each connection, however many bridges there are.
 	forward := Chain{Name: "forward", Type: "filter", Hook: "forward", Priority: prioFilter}
+	for _, b := range bridges {
+		if b.Internal {
+			forward.Rules = append(forward.Rules, Rule{Interface{Name: b.Name}, Interface{Out: true, Not: true, Name: b.Name}, drop})
+		}
+	}
+	forward.Rules = append(forward.Rules, Rule{Known{}, accept})
 	postrouting := Chain{Name: "postrouting", Type: "nat", Hook: "postrouting", Priority: prioSrcNAT}
 	for _, b := range bridges {
 		to := Chain{Name: "to-" + b.Name}
@@ -212,7 +222,7 @@ func Build(c Config) Ruleset {
 		if !c.IPv6 {
 			to.Rules = append(to.Rules, Rule{Family{V6: true}, accept})
 		}
-		to.Rules = append(to.Rules, Rule{Known{}, accept}, Rule{Translated{}, accept})
+		to.Rules = append(to.Rules, Rule{Translated{}, accept})
 		exceptions := b.exceptions(c)
 		kept, isolated := exceptICC(b, exceptions)
 		to.Rules = append(to.Rules, kept...)
@@ -224,9 +234,6 @@ func Build(c Config) Ruleset {
 		}
 		to.Rules = append(to.Rules, Rule{drop})
 		rs.Chains = append(rs.Chains, to)
-		if b.Internal {
-			forward.Rules = append(forward.Rules, Rule{Interface{Name: b.Name}, Interface{Out: true, Not: true, Name: b.Name}, drop})
-		}
 		forward.Rules = append(forward.Rules, Rule{Interface{Out: true, Name: b.Name}, jump(to.Name)})
 
 		// A container that reaches a published port of its own bridge, and the
