@@ -48,6 +48,11 @@ func (m *Manager) Create(ctx context.Context, r network.CreateRequest) (string, 
 	if err != nil {
 		return "", err
 	}
+	release, err := claim(ctx)
+	if err != nil {
+		return "", err
+	}
+	defer release()
 	m.mu.Lock()
 	if other := m.networks[rec.Name]; other != nil {
 		m.mu.Unlock()

@@ -1,8 +1,11 @@
 package networks
 
 import (
+	"fmt"
+	"maps"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/vishvananda/netlink"
@@ -155,4 +158,28 @@ func TestDaemonsDefaultOptionsHoldForNewNetworks(t *testing.T) {
 	h.equal("its own", h.d.Docker("network", "inspect", "-f", `{{index .Options "com.docker.network.driver.mtu"}}`, "own"), "1400")
 	h.run("ada", "--network", "n", image, "sleep", "9999")
 	h.always(func() { h.has("link", h.in("ada", "ip", "link", "show", "eth0"), "mtu 1234") })
+}
+
+// A subnet shows on the host only when a bridge has an address of it.
+func TestDaemonsBesideEachOtherChooseDifferentSubnets(t *testing.T) {
+	t.Parallel()
+	a := newHouse(t, nil)
+	b := newHouse(t, map[string]any{"default-address-pools": []map[string]any{{"base": a.net + ".128.0/17", "size": 24}}})
+	const each = 6
+	var all sync.WaitGroup
+	for _, h := range []*house{a, b} {
+		for i := range each {
+			all.Go(func() { h.d.Docker("network", "create", fmt.Sprint("n", i)) })
+		}
+	}
+	all.Wait()
+	subnets := map[string]bool{}
+	for _, h := range []*house{a, b} {
+		for i := range each {
+			subnets[h.d.Docker("network", "inspect", "-f", "{{(index .IPAM.Config 0).Subnet}}", fmt.Sprint("n", i))] = true
+		}
+	}
+	if len(subnets) != 2*each {
+		t.Errorf("%d networks have %d subnets: %v", 2*each, len(subnets), slices.Sorted(maps.Keys(subnets)))
+	}
 }
