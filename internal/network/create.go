@@ -53,6 +53,8 @@ func (m *Manager) Create(ctx context.Context, r network.CreateRequest) (string, 
 		return "", err
 	}
 	defer release()
+	m.changing.RLock()
+	defer m.changing.RUnlock()
 	m.mu.Lock()
 	if other := m.networks[rec.Name]; other != nil {
 		m.mu.Unlock()
@@ -375,6 +377,8 @@ func (m *Manager) inherit(rec *record) (used bool, err error) {
 // Remove removes a network that no running container is on. Errors:
 // ErrNotFound, ErrPermissionDenied (predefined, or in use).
 func (m *Manager) Remove(ctx context.Context, ref string) (network.Network, error) {
+	m.changing.RLock()
+	defer m.changing.RUnlock()
 	m.mu.Lock()
 	n, err := m.lookup(ref)
 	if err != nil {

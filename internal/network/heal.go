@@ -205,6 +205,8 @@ func (w *watch) await(told chan struct{}, pause time.Duration, settle bool) bool
 
 // heal makes the kernel what it should be and reports whether it was not.
 func (w *watch) heal() (healed bool) {
+	w.m.changing.Lock()
+	defer w.m.changing.Unlock()
 	w.mu.Lock()
 	rules, links := w.rules, w.links || len(w.broken) > 0
 	w.rules, w.links = false, false

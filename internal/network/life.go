@@ -30,6 +30,8 @@ func (m *Manager) Join(_ context.Context, s Sandbox) error {
 // one transaction. It may be repeated. Where the kernel does not translate
 // there is nothing to do.
 func (m *Manager) Publish(ctx context.Context, s Sandbox) error {
+	m.changing.RLock()
+	defer m.changing.RUnlock()
 	elements := m.opts.elements(s)
 	m.mu.Lock()
 	m.published[s.Container] = true
@@ -70,6 +72,8 @@ func (m *Manager) TeardownBatch(s Sandbox) [][]byte {
 // interfaces, addresses, host ports. It may be repeated; a Sandbox of an
 // earlier life of a container that has a new one is left alone.
 func (m *Manager) Release(ctx context.Context, s Sandbox) error {
+	m.changing.RLock()
+	defer m.changing.RUnlock()
 	m.mu.Lock()
 	current, known := m.sandboxes[s.Container]
 	if known && current.ID != s.ID {

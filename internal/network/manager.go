@@ -43,6 +43,11 @@ type Manager struct {
 	refusing []string
 	zones    firewall.Firewalld // needs no lock
 
+	// changing is held for reading by what changes both what should be and what
+	// is, and for writing while the two are compared to find what others have
+	// done. It is taken before all others.
+	changing sync.RWMutex
+
 	// links is held while bridges are made again or removed. It is taken before
 	// mu.
 	links sync.Mutex
