@@ -202,7 +202,7 @@ func networkOptions(cfg *config.Config, root string, log *slog.Logger) network.O
 		BIP: cfg.BIP, BIP6: cfg.BIP6, FixedCIDR: cfg.FixedCIDR, FixedCIDRv6: cfg.FixedCIDRv6,
 		MTU: cfg.MTU, ICC: cfg.ICC, IPMasq: cfg.IPMasq, IPForward: cfg.IPForward, IPv6: cfg.IPv6,
 		Iptables: cfg.Iptables, Ip6tables: cfg.Ip6tables, UserlandProxy: cfg.UserlandProxy,
-		DefaultBindIP: cfg.DefaultBindIP, NetworkOpts: cfg.NetworkOpts, Log: log,
+		DefaultBindIP: cfg.DefaultBindIP, AllowDirect: cfg.AllowDirectRouting, NetworkOpts: cfg.NetworkOpts, Log: log,
 	}
 	if cfg.DefaultGateway.IsValid() {
 		o.DefaultGateway = cfg.DefaultGateway.String()

@@ -104,6 +104,9 @@ type Config struct {
 	Iptables         bool // false: no firewall rules at all, whatever makes them
 	Ip6tables        bool
 	UserlandProxy    bool
+	// AllowDirectRouting: other hosts may reach published ports at containers'
+	// own addresses.
+	AllowDirectRouting bool
 
 	// other holds the values of options that have no field because nothing
 	// here reads them, by key, as pointers to the kind's type.

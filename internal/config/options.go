@@ -94,7 +94,7 @@ const (
 
 var table = []Option{
 	{Flag: "add-runtime", Key: "runtimes", Kind: Runtimes, Class: Live, Support: Honoured, Note: "a container keeps the name of its runtime, and a running one the command; without the name it can't be started again", Usage: "Register an additional OCI compatible runtime", field: func(c *Config) any { return &c.Runtimes }},
-	{Flag: "allow-direct-routing", Key: "allow-direct-routing", Kind: Bool, Class: NewAtStart, Support: Refused, Reason: "container addresses can't be reached from outside the host in this release; publish the port", Usage: "Allow remote access to published ports on container IP addresses"},
+	{Flag: "allow-direct-routing", Key: "allow-direct-routing", Kind: Bool, Class: Restart, Support: Honoured, Note: "holds for published ports of running containers too", Usage: "Allow remote access to published ports on container IP addresses", field: func(c *Config) any { return &c.AllowDirectRouting }},
 	{Flag: "allow-nondistributable-artifacts", Key: "allow-nondistributable-artifacts", Kind: List, Class: Live, Support: Ignored, Reason: "registries have no nondistributable layers any more", Usage: "Allow push of nondistributable artifacts to registry", Hidden: true},
 	{Flag: "api-cors-header", Key: "api-cors-header", Kind: String, Class: Restart, Support: Refused, Reason: "it was removed from the Engine API; use a reverse proxy if you need CORS headers", Usage: "Set CORS headers in the Engine API", Hidden: true},
 	{Flag: "authorization-plugin", Key: "authorization-plugins", Kind: List, Class: Live, Support: Refused, Reason: "plugins can't be loaded in this release, and without them every request would be allowed", Usage: "Authorization plugins to load"},

@@ -98,6 +98,9 @@ func (m *Manager) joinable(s Sandbox, n *object) error {
 	if s.Shared || s.Netns == "" {
 		return forbidden("container sharing network namespace with another container or host cannot be connected to any other network")
 	}
+	if err := n.usable(); err != nil {
+		return err
+	}
 	switch n.Driver {
 	case driverHost:
 		return forbidden("container cannot be connected to host network: create it with --network host")
@@ -181,6 +184,9 @@ func (m *Manager) Check(ref string, es *network.EndpointSettings) (network.Netwo
 	n, err := m.lookup(ref)
 	if err != nil {
 		return network.Network{}, err
+	}
+	if err := n.usable(); err != nil {
+		return n.api(), err
 	}
 	switch n.Driver {
 	case driverHost:

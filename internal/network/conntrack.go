@@ -15,7 +15,7 @@ import (
 func (m *Manager) forgetFlows(s Sandbox) error {
 	ports := map[uint16]bool{}
 	for _, p := range s.Ports {
-		if p.Proto == "udp" {
+		if p.Proto == "udp" && p.HostPort != 0 {
 			ports[p.HostPort] = true
 		}
 	}

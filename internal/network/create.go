@@ -41,9 +41,14 @@ func forbidden(format string, args ...any) error {
 
 // Create makes a network: its record, then its bridge and rules. Errors:
 // ErrInvalidArgument, ErrConflict (the name is taken), ErrPermissionDenied
-// (a predefined name, or a subnet that overlaps another network's),
-// ErrNotImplemented (a driver or a kind of network that there is not).
+// (a predefined name, or a subnet that overlaps another network's), ErrNotFound
+// (the configuration that it names), ErrNotImplemented (a driver or a kind of
+// network that there is not).
 func (m *Manager) Create(ctx context.Context, r network.CreateRequest) (string, error) {
+	r, err := m.configured(r)
+	if err != nil {
+		return "", err
+	}
 	rec, err := m.judge(r)
 	if err != nil {
 		return "", err
@@ -61,12 +66,8 @@ func (m *Manager) Create(ctx context.Context, r network.CreateRequest) (string, 
 		return "", errdefs.ErrConflict.WithMessage(fmt.Sprintf("network with name %s already exists", rec.Name))
 	}
 	n := &object{record: rec}
-	err = m.giveSubnets(rec, r.IPAM)
-	if err == nil {
-		err = m.giveLink(rec)
-	}
-	if err == nil {
-		err = n.makeAllocators()
+	if !rec.ConfigOnly {
+		err = m.give(n, r.IPAM)
 	}
 	if err == nil {
 		// Intent first: a crash from here on leaves a network that Restore makes
@@ -87,6 +88,20 @@ func (m *Manager) Create(ctx context.Context, r network.CreateRequest) (string, 
 	return rec.ID, nil
 }
 
+// give gives a network its subnets and its link. m.mu is held.
+func (m *Manager) give(n *object, asked *network.IPAM) error {
+	if c := n.ConfigFrom; c != "" && m.networks[c] == nil {
+		return errdefs.ErrNotFound.WithMessage(fmt.Sprintf("configuration network %q was removed meanwhile", c))
+	}
+	if err := m.giveSubnets(n.record, asked); err != nil {
+		return err
+	}
+	if err := m.giveLink(n.record); err != nil {
+		return err
+	}
+	return n.makeAllocators()
+}
+
 // judge makes a record of what was asked for, without subnets.
 func (m *Manager) judge(r network.CreateRequest) (*record, error) {
 	switch {
@@ -100,8 +115,6 @@ func (m *Manager) judge(r network.CreateRequest) (*record, error) {
 		return nil, invalid("invalid network name %q: it has a meaning of its own", r.Name)
 	case r.Ingress, r.Scope != "" && r.Scope != scope:
 		return nil, errdefs.ErrNotImplemented.WithMessage("networks of scope swarm need swarm mode, which this release does not have")
-	case r.ConfigOnly, r.ConfigFrom != nil && r.ConfigFrom.Network != "":
-		return nil, errdefs.ErrNotImplemented.WithMessage("configuration-only networks are not available in this release")
 	case r.IPAM != nil && r.IPAM.Driver != "" && r.IPAM.Driver != "default":
 		return nil, errdefs.ErrNotFound.WithMessage(fmt.Sprintf("plugin %q not found: the only IPAM driver is default", r.IPAM.Driver))
 	}
@@ -129,7 +142,13 @@ func (m *Manager) judge(r network.CreateRequest) (*record, error) {
 	if rec.EnableIPv6 && !hostHasIPv6() {
 		return nil, invalid("the kernel has no IPv6: create the network without it")
 	}
+	if r.ConfigFrom != nil {
+		rec.ConfigFrom = r.ConfigFrom.Network
+	}
 	for key, v := range m.opts.NetworkOpts[rec.Driver] {
+		if rec.ConfigFrom != "" {
+			break // they are in that one
+		}
 		if _, named := rec.Options[key]; !named {
 			if rec.Options == nil {
 				rec.Options = map[string]string{}
@@ -140,6 +159,9 @@ func (m *Manager) judge(r network.CreateRequest) (*record, error) {
 	t, err := parseTraits(rec.Options)
 	if err != nil {
 		return nil, err
+	}
+	if r.ConfigOnly {
+		return rec, rec.judgeConfigOnly(r.IPAM)
 	}
 	if t.isolated != [2]bool{} && !rec.Internal {
 		return nil, invalid("gateway mode 'isolated' can only be used for an internal network")
@@ -214,7 +236,7 @@ func (m *Manager) giveSubnets(rec *record, asked *network.IPAM) error {
 		if !s.Gateway.IsValid() {
 			s.Gateway = ipam.Gateway(s.Prefix)
 		}
-		if rec.Driver == driverBridge && !t.isolated[family(s.Gateway)] {
+		if rec.Driver == driverBridge && !t.bare(family(s.Gateway)) {
 			s.Bridge = s.Gateway
 		}
 	}
@@ -253,6 +275,9 @@ func judgeSubnet(c network.IPAMConfig) (subnet, error) {
 func (m *Manager) subnetsInUse() []netip.Prefix {
 	var used []netip.Prefix
 	for _, n := range m.networks {
+		if n.ConfigOnly {
+			continue
+		}
 		for _, s := range n.Subnets {
 			used = append(used, s.Prefix)
 		}
@@ -328,6 +353,11 @@ func (m *Manager) setUp(ctx context.Context, rec *record) error {
 	if i < 0 {
 		return fmt.Errorf("network %s: its bridge is not among those wanted", rec.Name)
 	}
+	if m.opts.IPForward && rec.forwards6() {
+		if err := m.forward(true); err != nil {
+			return err
+		}
+	}
 	_, err := bridge.Ensure(all[i].Bridge)
 	return err
 }
@@ -394,6 +424,10 @@ func (m *Manager) Remove(ctx context.Context, ref string) (network.Network, erro
 		m.mu.Unlock()
 		return api, forbidden("error while removing network: network %s has active endpoints (%s)", n.Name, strings.Join(users, ", "))
 	}
+	if m.configures(n) {
+		m.mu.Unlock()
+		return api, forbidden("configuration network %q is in use", n.Name)
+	}
 	err = m.condemn(n)
 	m.mu.Unlock()
 	if err != nil {
@@ -456,7 +490,7 @@ func (m *Manager) Prune(ctx context.Context, args filter.Args, until time.Time, 
 	for _, name := range slices.Sorted(maps.Keys(m.networks)) {
 		n := m.networks[name]
 		switch {
-		case predefined(name), len(m.users(n)) > 0, used(n.ID),
+		case predefined(name), n.ConfigOnly, len(m.users(n)) > 0, used(n.ID),
 			!until.IsZero() && !n.Created.Before(until),
 			!args.KV("label", n.Labels),
 			args.Has("label!") && args.KV("label!", n.Labels):

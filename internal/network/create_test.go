@@ -24,7 +24,10 @@ func TestWhatCannotBeCreatedIsRefusedByKind(t *testing.T) {
 		"second host":   {network.CreateRequest{Name: "n", Driver: "host"}, errdefs.IsPermissionDenied, "only one instance"},
 		"overlay":       {network.CreateRequest{Name: "n", Driver: "overlay"}, errdefs.IsNotImplemented, "swarm mode"},
 		"swarm's scope": {network.CreateRequest{Name: "n", Scope: "swarm"}, errdefs.IsNotImplemented, "swarm mode"},
-		"config only":   {network.CreateRequest{Name: "n", ConfigOnly: true}, errdefs.IsNotImplemented, "configuration-only"},
+		"config only":   {network.CreateRequest{Name: "n", ConfigOnly: true, Internal: true}, errdefs.IsPermissionDenied, "network specific fields"},
+		"no config":     {network.CreateRequest{Name: "n", ConfigFrom: &network.ConfigReference{Network: "x"}}, errdefs.IsNotFound, "does not exist"},
+		"config twice":  {network.CreateRequest{Name: "n", ConfigFrom: &network.ConfigReference{Network: "x"}, Labels: map[string]string{"a": "b"}}, errdefs.IsPermissionDenied, "user specified"},
+		"config chain":  {network.CreateRequest{Name: "n", ConfigOnly: true, ConfigFrom: &network.ConfigReference{Network: "x"}}, errdefs.IsPermissionDenied, "cannot depend"},
 		"driver":        {network.CreateRequest{Name: "n", Driver: "weave"}, errdefs.IsNotFound, "plugin weave"},
 		"IPAM driver":   {network.CreateRequest{Name: "n", IPAM: &network.IPAM{Driver: "x"}}, errdefs.IsNotFound, "IPAM driver"},
 		"no family":     {network.CreateRequest{Name: "n", EnableIPv4: &no}, errdefs.IsInvalidArgument, "must be enabled"},
@@ -33,7 +36,10 @@ func TestWhatCannotBeCreatedIsRefusedByKind(t *testing.T) {
 		"host address":  {network.CreateRequest{Name: "n", EnableIPv4: &yes, Options: map[string]string{optBindIPv4: "::1"}}, errdefs.IsInvalidArgument, "an IPv4 address"},
 		"prefix":        {network.CreateRequest{Name: "n", Options: map[string]string{optIfacePrefix: "much-too-long-a-name"}}, errdefs.IsInvalidArgument, "12 characters"},
 	} {
-		_, err := m.judge(c.r)
+		r, err := m.configured(c.r)
+		if err == nil {
+			_, err = m.judge(r)
+		}
 		if err == nil || !c.kind(err) || !strings.Contains(err.Error(), c.want) {
 			t.Errorf("%s: got %v, want %q", name, err, c.want)
 		}

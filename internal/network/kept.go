@@ -22,6 +22,9 @@ type Rules struct {
 	IPv6       bool `json:"ipv6"` // the same: ip6tables
 	ICC        bool `json:"icc"`
 	Masquerade bool `json:"masquerade"`
+	// Direct: by family, published ports can be reached at the container's own
+	// address.
+	Direct [2]bool `json:"direct,omitzero"`
 }
 
 // rulesOf are those of a sandbox; one of a release that kept none has the

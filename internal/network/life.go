@@ -129,6 +129,9 @@ func (m *Manager) delete(elements []nft.Element) error {
 func (m *Manager) Reserve(_ context.Context, s Sandbox) []Reserved {
 	var out []Reserved
 	for _, p := range s.Ports {
+		if p.HostPort == 0 {
+			continue
+		}
 		f, err := bind(p, m.opts.UserlandProxy)
 		if err != nil {
 			m.opts.Log.Warn("host port not reserved again", "container", s.Container, "port", p.HostPort, "protocol", p.Proto, "error", err)

@@ -114,6 +114,7 @@ func (n *object) api() network.Network {
 	out := network.Network{
 		Name: n.Name, ID: n.ID, Created: n.Created, Scope: scope, Driver: n.Driver,
 		EnableIPv4: n.EnableIPv4, EnableIPv6: n.EnableIPv6, Internal: n.Internal, Attachable: n.Attachable,
+		ConfigOnly: n.ConfigOnly, ConfigFrom: network.ConfigReference{Network: n.ConfigFrom},
 		IPAM:    network.IPAM{Driver: "default", Config: []network.IPAMConfig{}},
 		Options: maps.Clone(n.Options), Labels: maps.Clone(n.Labels),
 	}
@@ -124,11 +125,13 @@ func (n *object) api() network.Network {
 		out.Labels = map[string]string{}
 	}
 	for _, s := range n.Subnets {
-		out.IPAM.Config = append(out.IPAM.Config, network.IPAMConfig{
-			Subnet: s.Prefix, IPRange: s.Range, Gateway: s.Gateway, AuxAddress: s.Aux,
-		})
+		out.IPAM.Config = append(out.IPAM.Config, s.api())
 	}
 	return out
+}
+
+func (s subnet) api() network.IPAMConfig {
+	return network.IPAMConfig{Subnet: s.Prefix, IPRange: s.Range, Gateway: s.Gateway, AuxAddress: s.Aux}
 }
 
 func (m *Manager) inUse(n *object) bool {

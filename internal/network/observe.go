@@ -1,6 +1,8 @@
 package network
 
 import (
+	"net/netip"
+
 	"holdfast/internal/network/bridge"
 	"holdfast/internal/network/nft"
 )
@@ -42,7 +44,13 @@ func (m *Manager) observe(id string, ports map[string]bridge.Port, published []n
 		s.Endpoints = append(s.Endpoints, e)
 	}
 	for _, e := range published {
-		if e.Owner == id {
+		switch {
+		case e.Owner != id:
+		case e.Direct():
+			s.Ports = append(s.Ports, PortMapping{
+				Proto: e.Proto, ContainerPort: e.HostPort, HostIP: anyOf(e.Host), Target: netip.AddrPortFrom(e.Host, e.HostPort),
+			})
+		default:
 			s.Ports = append(s.Ports, PortMapping{
 				Proto: e.Proto, ContainerPort: e.Target.Port(), HostIP: e.Host, HostPort: e.HostPort, Target: e.Target,
 			})

@@ -52,6 +52,10 @@ type Options struct {
 	// DefaultBindIP is the host address of ports that name none. Zero is all.
 	DefaultBindIP netip.Addr
 
+	// AllowDirect lets other hosts reach published ports at the containers' own
+	// addresses.
+	AllowDirect bool
+
 	// NetworkOpts are options of new networks that don't name them, by driver.
 	NetworkOpts map[string]map[string]string
 

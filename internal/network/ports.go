@@ -48,6 +48,9 @@ func (r *portRegistry) owner(proto string, addr netip.Addr, port uint16) (string
 }
 
 func (r *portRegistry) take(m PortMapping, container string) {
+	if m.HostPort == 0 {
+		return // none of the host's
+	}
 	k := hostPort{m.Proto, m.HostPort}
 	r.owners[k] = append(r.owners[k], portOwner{m.HostIP, container})
 }

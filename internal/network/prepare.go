@@ -16,6 +16,7 @@ import (
 
 	"holdfast/internal/network/bridge"
 	"holdfast/internal/network/ipam"
+	"holdfast/internal/network/nft"
 )
 
 // Request is what a container asks of the network.
@@ -92,6 +93,9 @@ func (m *Manager) prepare(r Request) (Sandbox, []Reserved, error) {
 	if err != nil {
 		return s, nil, err
 	}
+	if err := n.usable(); err != nil {
+		return s, nil, err
+	}
 	settings := settingsFor(r, n)
 	switch n.Driver {
 	case driverHost, driverNull:
@@ -116,6 +120,9 @@ func (m *Manager) prepare(r Request) (Sandbox, []Reserved, error) {
 		}
 		if other == nil || slices.ContainsFunc(s.Endpoints, func(e Endpoint) bool { return e.NetworkID == other.ID }) {
 			continue // the one of the mode
+		}
+		if err := other.usable(); err != nil {
+			return s, nil, err
 		}
 		if other.Driver == driverHost || other.Driver == driverNull {
 			return s, nil, invalid("container cannot be connected to multiple networks with one of the networks in %s mode", other.Name)
@@ -168,7 +175,7 @@ func (m *Manager) endpoint(s *Sandbox, r Request, n *object, es *network.Endpoin
 	}
 	if n.Bridge != nil {
 		e.Bridge, e.Isolated, e.HostName = n.Bridge.Name, !t.icc && !bridge.Filtered(), hostName(e.ID)
-		e.Rules = &Rules{IPv4: m.opts.Iptables, IPv6: m.opts.Ip6tables, ICC: t.icc, Masquerade: t.masq}
+		e.Rules = &Rules{IPv4: m.opts.Iptables, IPv6: m.opts.Ip6tables, ICC: t.icc, Masquerade: t.masq, Direct: [2]bool{t.direct(0), t.direct(1)}}
 	}
 	if n.Parent != nil {
 		e.Link = &LinkSettings{Kind: n.Driver, Parent: n.Parent.Name, Mode: n.Parent.Mode}
@@ -399,9 +406,16 @@ func (m *Manager) reserve(s *Sandbox, p network.Port, b network.PortBinding) ([]
 	if err != nil {
 		return nil, nil, err
 	}
-	ms, err := m.mappings(s, p, b.HostIP)
+	ms, direct, err := m.mappings(s, p, b.HostIP)
 	if err != nil {
 		return nil, nil, err
+	}
+	if len(direct) > 0 && len(ms) == 0 && (first != 0 || b.HostIP.IsValid() && !b.HostIP.IsUnspecified()) {
+		m.opts.Log.Warn("the network is routed: a published port is reached at the container's address, the host's address and port are not used",
+			"container", s.Container, "port", p, "host", b.HostIP, "hostPort", b.HostPort)
+	}
+	if len(ms) == 0 {
+		return direct, make([]*os.File, len(direct)), nil
 	}
 	tries := int(last) - int(first) + 1
 	chosen := first == 0
@@ -418,7 +432,7 @@ func (m *Manager) reserve(s *Sandbox, p network.Port, b network.PortBinding) ([]
 		}
 		files, err := m.ports.reserve(ms, s.Container, m.opts.UserlandProxy)
 		if err == nil {
-			return ms, files, nil
+			return append(ms, direct...), append(files, make([]*os.File, len(direct))...), nil
 		}
 		if !errors.As(err, new(errInUse)) {
 			return nil, nil, err
@@ -437,14 +451,25 @@ func (m *Manager) reserve(s *Sandbox, p network.Port, b network.PortBinding) ([]
 // address it is on all of them, IPv6 included: where the container has none,
 // or the kernel can't translate, its shim forwards.
 //
-// The address is the one of the network that the container's answers go by.
-func (m *Manager) mappings(s *Sandbox, p network.Port, host netip.Addr) ([]PortMapping, error) {
+// The address is the one of the network that the container's answers go by. On
+// a network that is routed the port is reached there alone: these are direct,
+// and have no port of the host.
+func (m *Manager) mappings(s *Sandbox, p network.Port, host netip.Addr) (out, direct []PortMapping, err error) {
 	var e Endpoint
-	if i := s.gateway(false); i >= 0 {
-		e.Network, e.IPv4 = s.Endpoints[i].Network, s.Endpoints[i].IPv4
-	}
-	if i := s.gateway(true); i >= 0 {
-		e.IPv6 = s.Endpoints[i].IPv6
+	var routed [2]bool
+	for family, v6 := range []bool{false, true} {
+		i := s.gateway(v6)
+		if i < 0 {
+			continue
+		}
+		if n := m.networks[s.Endpoints[i].Network]; n != nil {
+			routed[family] = m.traits(n.record).access[family] == nft.Routed
+		}
+		if v6 {
+			e.IPv6 = s.Endpoints[i].IPv6
+		} else {
+			e.Network, e.IPv4 = s.Endpoints[i].Network, s.Endpoints[i].IPv4
+		}
 	}
 	if !host.IsValid() {
 		host = m.opts.DefaultBindIP
@@ -460,12 +485,17 @@ func (m *Manager) mappings(s *Sandbox, p network.Port, host netip.Addr) ([]PortM
 	if !host.IsValid() {
 		hosts = []netip.Addr{netip.IPv4Unspecified(), netip.IPv6Unspecified()}
 	}
-	var out []PortMapping
 	for _, h := range hosts {
 		target := e.IPv4.Address.Addr()
 		translated := h.Is4() && m.opts.Iptables || h.Is6() && m.opts.Ip6tables
 		if h.Is6() && e.IPv6.Address.IsValid() {
 			target = e.IPv6.Address.Addr()
+		}
+		if target.IsValid() && routed[family(target)] {
+			if target.Is4() == h.Is4() {
+				direct = append(direct, PortMapping{Proto: string(p.Proto()), ContainerPort: p.Num(), HostIP: anyOf(target), Target: netip.AddrPortFrom(target, p.Num())})
+			}
+			continue
 		}
 		translated = translated && target.Is4() == h.Is4() && h != netip.IPv6Loopback()
 		if !target.IsValid() || len(hosts) > 1 && h.Is6() && (!translated && !m.opts.UserlandProxy || !hostHasIPv6()) {
@@ -473,10 +503,18 @@ func (m *Manager) mappings(s *Sandbox, p network.Port, host netip.Addr) ([]PortM
 		}
 		out = append(out, PortMapping{Proto: string(p.Proto()), ContainerPort: p.Num(), HostIP: h, Target: netip.AddrPortFrom(target, p.Num())})
 	}
-	if len(out) == 0 {
-		return nil, errdefs.ErrInvalidArgument.WithMessage(fmt.Sprintf("can't publish %s on %s: the container has no address of that family", p, host))
+	if len(out)+len(direct) == 0 {
+		return nil, nil, errdefs.ErrInvalidArgument.WithMessage(fmt.Sprintf("can't publish %s on %s: the container has no address of that family", p, host))
 	}
-	return out, nil
+	return out, direct, nil
+}
+
+// anyOf is the unspecified address of an address's family.
+func anyOf(a netip.Addr) netip.Addr {
+	if a.Is4() {
+		return netip.IPv4Unspecified()
+	}
+	return netip.IPv6Unspecified()
 }
 
 // forget gives back what a sandbox has in memory. m.mu is held.

@@ -35,6 +35,10 @@ type record struct {
 	// and of the default network: the daemon's of today.
 	MTU    int               `json:"mtu,omitempty"`
 	Labels map[string]string `json:"labels,omitempty"`
+	// ConfigOnly: it is nothing but a configuration for others, of which
+	// ConfigFrom names the one that this was created with.
+	ConfigOnly bool   `json:"configOnly,omitempty"`
+	ConfigFrom string `json:"configFrom,omitempty"`
 	// Removing: what is left of it is to be removed.
 	Removing bool `json:"removing,omitempty"`
 }

@@ -61,10 +61,14 @@ func (m *Manager) Restore(ctx context.Context, sandboxes map[string]Sandbox, unr
 		return err
 	}
 	if m.opts.IPForward && len(bridges) > 0 {
-		if changed, err := bridge.Forward(m.opts.IPv6); err != nil {
-			return fmt.Errorf("enable forwarding (or set \"ip-forward\" to false): %w", err)
-		} else if changed {
-			m.opts.Log.Info("forwarding enabled")
+		m.mu.Lock()
+		v6 := false
+		for _, n := range m.networks {
+			v6 = v6 || n.forwards6()
+		}
+		m.mu.Unlock()
+		if err := m.forward(v6); err != nil {
+			return err
 		}
 	}
 	if filters4 || filters6 {
@@ -105,6 +109,21 @@ func (m *Manager) Restore(ctx context.Context, sandboxes map[string]Sandbox, unr
 	if err := m.watchKernel(); err != nil {
 		// All is well now, and looked at again at the next start.
 		m.opts.Log.Warn("what others change of the network will not be noticed", "error", err)
+	}
+	return nil
+}
+
+// forwards6 reports whether containers of the network leave the host by IPv6.
+func (r *record) forwards6() bool { return r.Bridge != nil && r.EnableIPv6 && !r.Internal }
+
+// forward lets the host forward packets.
+func (m *Manager) forward(v6 bool) error {
+	changed, err := bridge.Forward(v6)
+	if err != nil {
+		return fmt.Errorf("enable forwarding (or set \"ip-forward\" to false): %w", err)
+	}
+	if changed {
+		m.opts.Log.Info("forwarding enabled", "ipv6", v6)
 	}
 	return nil
 }
@@ -207,13 +226,11 @@ func (m *Manager) Rules() string {
 
 // rulesConfig: m.mu is held.
 func (m *Manager) rulesConfig() nft.Config {
-	c := nft.Config{Table: m.opts.Table}
+	c := nft.Config{Table: m.opts.Table, Direct: m.opts.AllowDirect}
 	c.IPv4, c.IPv6 = m.filters()
 	for _, b := range m.bridges() {
-		nb := nft.Bridge{Name: b.Name, ICC: b.icc, Masquerade: b.masq, Internal: b.internal, Exceptions: m.exceptions(b)}
-		for _, a := range b.Addrs {
-			nb.Subnets = append(nb.Subnets, a.Masked())
-		}
+		nb := nft.Bridge{Name: b.Name, ICC: b.icc, Masquerade: b.masq, Internal: b.internal, Exceptions: m.exceptions(b),
+			Subnets: b.subnets, Access: b.access, Trusted: b.trusted, Source: b.source}
 		c.Bridges = append(c.Bridges, nb)
 	}
 	for id := range m.published {
@@ -229,7 +246,7 @@ func (m *Manager) adopt(sandboxes map[string]Sandbox) error {
 		return err
 	}
 	for _, n := range m.networks {
-		if predefined(n.Name) {
+		if predefined(n.Name) || n.ConfigOnly {
 			continue
 		}
 		if err := n.makeAllocators(); err != nil {
@@ -282,6 +299,7 @@ func (n *object) readopt(p netip.Prefix) {
 type wanted struct {
 	bridge.Bridge
 	traits
+	subnets []netip.Prefix
 }
 
 // bridges are those of the networks, and those that endpoints were given in an
@@ -295,7 +313,7 @@ func (m *Manager) bridges() []wanted {
 			// Until a network says otherwise: the bridge of an earlier
 			// configuration goes by the daemon's options.
 			t := traits{mtu: m.opts.MTU, icc: m.opts.ICC, masq: m.opts.IPMasq}
-			w = &wanted{bridge.Bridge{Name: name, MTU: t.mtu, Filter: !t.icc && bridge.Filtered(), Owner: m.opts.Root}, t}
+			w = &wanted{Bridge: bridge.Bridge{Name: name, MTU: t.mtu, Filter: !t.icc && bridge.Filtered(), Owner: m.opts.Root}, traits: t}
 			byName[name] = w
 		}
 		return w
@@ -304,6 +322,9 @@ func (m *Manager) bridges() []wanted {
 		if p.IsValid() && p.Addr().IsValid() && !slices.Contains(w.Addrs, p) {
 			w.Addrs = append(w.Addrs, p)
 			w.IPv6 = w.IPv6 || p.Addr().Is6()
+		}
+		if p = p.Masked(); p.IsValid() && !slices.Contains(w.subnets, p) {
+			w.subnets = append(w.subnets, p)
 		}
 	}
 	for _, n := range m.networks {
@@ -317,6 +338,10 @@ func (m *Manager) bridges() []wanted {
 		w.MAC, _ = parseMAC(n.Bridge.MAC)
 		for _, s := range n.Subnets {
 			add(w, netip.PrefixFrom(s.Bridge, s.Prefix.Bits()))
+			if !s.Bridge.IsValid() && !w.internal {
+				// The gateway is another, the way out leads by this host all the same.
+				w.subnets = append(w.subnets, s.Prefix)
+			}
 		}
 	}
 	for _, s := range m.sandboxes {

@@ -89,7 +89,8 @@ type PortMapping struct {
 	Proto         string     `json:"proto"`
 	ContainerPort uint16     `json:"containerPort"`
 	HostIP        netip.Addr `json:"hostIP"` // unspecified is all of its family
-	HostPort      uint16     `json:"hostPort"`
+	// HostPort is 0 where the port is reached at the container's address alone.
+	HostPort uint16 `json:"hostPort"`
 	// Target is the container's address and port. It is of another family than
 	// HostIP where only the shim can forward. The zero one leads nowhere: the
 	// container has left the network that it led to.
@@ -118,6 +119,9 @@ func (p parsed) target(m PortMapping) string {
 func (m *Manager) Leads(s Sandbox) []proto.Port {
 	out := make([]proto.Port, 0, len(s.Ports))
 	for _, p := range s.Ports {
+		if p.HostPort == 0 {
+			continue // no shim keeps it
+		}
 		out = append(out, proto.Port{Proto: p.Proto, Host: netip.AddrPortFrom(p.HostIP, p.HostPort).String(), Target: m.opts.target(p)})
 	}
 	return out
@@ -129,16 +133,36 @@ func (p PortMapping) element(container string) (nft.Element, bool) {
 	return e, e.Check() == nil && p.HostIP != netip.IPv6Loopback()
 }
 
-// elements are the published ports that the kernel translates.
+// elements are the published ports that the kernel translates or lets through.
 func (p parsed) elements(s Sandbox) []nft.Element {
 	var es []nft.Element
 	rules := p.rulesOf(s)
+	filtered := func(a netip.Addr) bool { return a.Is4() && rules.IPv4 || a.Is6() && rules.IPv6 }
+	direct := map[nft.Element]bool{}
 	for _, m := range s.Ports {
-		if e, ok := m.element(s.Container); ok && (m.HostIP.Is4() && rules.IPv4 || m.HostIP.Is6() && rules.IPv6) {
+		if e, ok := m.element(s.Container); ok && filtered(m.HostIP) {
+			es = append(es, e)
+		}
+		at := m.Target.Addr()
+		if e := (nft.Element{Proto: m.Proto, Host: at, HostPort: m.Target.Port(), Owner: s.Container}); m.Target.IsValid() && filtered(at) &&
+			!direct[e] && (m.HostPort == 0 || p.AllowDirect || s.direct(at)) {
+			// Several ports of the host may lead to it.
+			direct[e] = true
 			es = append(es, e)
 		}
 	}
 	return es
+}
+
+// direct reports whether ports at an address of the container's are reached
+// there.
+func (s Sandbox) direct(at netip.Addr) bool {
+	for _, e := range s.Endpoints {
+		if (e.IPv4.Address.Addr() == at || e.IPv6.Address.Addr() == at) && e.Rules != nil {
+			return e.Rules.Direct[family(at)]
+		}
+	}
+	return false
 }
 
 // gateway is the endpoint that the default route of a family goes by: of those

@@ -43,9 +43,14 @@ func (m *Manager) Settings(s Sandbox) *container.NetworkSettings {
 	}
 	for _, pm := range s.Ports {
 		p, ok := network.PortFrom(pm.ContainerPort, network.IPProtocol(pm.Proto))
-		if ok {
-			out.Ports[p] = append(out.Ports[p], network.PortBinding{HostIP: pm.HostIP, HostPort: strconv.Itoa(int(pm.HostPort))})
+		if !ok {
+			continue
 		}
+		b := network.PortBinding{HostIP: pm.HostIP}
+		if pm.HostPort != 0 {
+			b.HostPort = strconv.Itoa(int(pm.HostPort))
+		}
+		out.Ports[p] = append(out.Ports[p], b)
 	}
 	return out
 }

@@ -4,9 +4,13 @@ import (
 	"cmp"
 	"fmt"
 	"net/netip"
+	"slices"
 	"strconv"
+	"strings"
 
 	"github.com/containerd/errdefs"
+
+	"holdfast/internal/network/nft"
 )
 
 // Options of networks, under Docker's names.
@@ -21,6 +25,10 @@ const (
 	optSysctls     = "com.docker.network.endpoint.sysctls"
 	optGateway4    = "com.docker.network.bridge.gateway_mode_ipv4"
 	optGateway6    = "com.docker.network.bridge.gateway_mode_ipv6"
+	optInhibit4    = "com.docker.network.bridge.inhibit_ipv4"
+	optTrusted     = "com.docker.network.bridge.trusted_host_interfaces"
+	optSource4     = "com.docker.network.host_ipv4"
+	optSource6     = "com.docker.network.host_ipv6"
 	optParent      = "parent"
 	optMacvlanMode = "macvlan_mode"
 	optIPvlanMode  = "ipvlan_mode"
@@ -34,7 +42,22 @@ type traits struct {
 	bindIP   netip.Addr
 	prefix   string // of the interface names in containers
 	internal bool
-	isolated [2]bool // by family: the bridge has no address, so the host is out of reach
+	// Of each family:
+	isolated [2]bool       // the bridge has no address, so the host is out of reach
+	access   [2]nft.Access // from other hosts
+	source   [2]netip.Addr // that containers get elsewhere; zero is the way's own
+	// inhibit4: the bridge gets no IPv4 address; the gateway is somebody else's.
+	inhibit4 bool
+	trusted  []string // interfaces of the host that reach containers' own addresses
+}
+
+// bare reports whether the bridge has no address of the family.
+func (t traits) bare(family int) bool { return t.isolated[family] || family == 0 && t.inhibit4 }
+
+// direct reports whether published ports of the family can be reached at the
+// containers' own addresses.
+func (t traits) direct(family int) bool {
+	return t.access[family] == nft.Routed || t.access[family] == nft.NAT && len(t.trusted) > 0
 }
 
 // traits of a network: the daemon's options for the default one, its own for
@@ -67,7 +90,7 @@ func parseTraits(o map[string]string) (traits, error) {
 	bad := func(key, want string) (traits, error) {
 		return t, errdefs.ErrInvalidArgument.WithMessage(fmt.Sprintf("invalid option %s=%s: want %s", key, o[key], want))
 	}
-	for key, to := range map[string]*bool{optICC: &t.icc, optMasquerade: &t.masq} {
+	for key, to := range map[string]*bool{optICC: &t.icc, optMasquerade: &t.masq, optInhibit4: &t.inhibit4} {
 		if v, ok := o[key]; ok {
 			b, err := strconv.ParseBool(v)
 			if err != nil {
@@ -81,11 +104,32 @@ func parseTraits(o map[string]string) (traits, error) {
 		case "", "nat":
 		case "isolated":
 			t.isolated[i] = true
-		case "routed", "nat-unprotected":
-			return t, errdefs.ErrNotImplemented.WithMessage(fmt.Sprintf("%s=%s is not available in this release: the modes are nat and isolated", key, o[key]))
+		case "routed":
+			t.access[i] = nft.Routed
+		case "nat-unprotected":
+			t.access[i] = nft.Open
 		default:
-			return bad(key, "nat or isolated")
+			return bad(key, "nat, nat-unprotected, routed or isolated")
 		}
+	}
+	for i, key := range []string{optSource4, optSource6} {
+		if v := o[key]; v != "" {
+			a, err := netip.ParseAddr(v)
+			if err != nil || a.Is6() != (i == 1) || a.Is4In6() || a.IsUnspecified() {
+				return bad(key, "an address of that family")
+			}
+			t.source[i] = a.WithZone("")
+		}
+	}
+	if v := o[optTrusted]; v != "" {
+		t.trusted = strings.Split(v, ":")
+		for _, name := range t.trusted {
+			if name == "" || len(name) > 15 || strings.ContainsAny(name, "/ \t\n\"") {
+				return bad(optTrusted, "names of interfaces with : between them")
+			}
+		}
+		slices.Sort(t.trusted)
+		t.trusted = slices.Compact(t.trusted)
 	}
 	if v := o[optMTU]; v != "" {
 		n, err := strconv.Atoi(v)

@@ -77,7 +77,7 @@ func TestErrorsAreInDockersWords(t *testing.T) {
 			{"does not belong to any of this network's subnets", "run", "--rm", "--network", "n", "--ip", "192.0.2.1", image},
 			{"ddress already in use", "run", "--rm", "--network", "n", "--ip", h.address("ada", "n"), image},
 			{"gateway mode 'isolated' can only be used for an internal network", "network", "create", "-o", "com.docker.network.bridge.gateway_mode_ipv4=isolated", "o"},
-			{"gateway_mode_ipv4=routed is not available", "network", "create", "-o", "com.docker.network.bridge.gateway_mode_ipv4=routed", "o"},
+			{"want nat, nat-unprotected, routed or isolated", "network", "create", "-o", "com.docker.network.bridge.gateway_mode_ipv4=bridged", "o"},
 			{"user specified IP address is supported on user defined networks only", "run", "--rm", "--ip", "192.0.2.1", image},
 		} {
 			h.refused(c[0], c[1:]...)
@@ -182,4 +182,29 @@ func TestDaemonsBesideEachOtherChooseDifferentSubnets(t *testing.T) {
 	if len(subnets) != 2*each {
 		t.Errorf("%d networks have %d subnets: %v", 2*each, len(subnets), slices.Sorted(maps.Keys(subnets)))
 	}
+}
+
+func TestConfigurationOnlyNetworkConfiguresOthers(t *testing.T) {
+	t.Parallel()
+	h := newHouse(t, nil)
+	h.d.Docker("network", "create", "--config-only", "--subnet", h.net+".1.0/24", "--ip-range", h.net+".1.64/26",
+		"--label", "who=test", "--opt", "com.docker.network.driver.mtu=1400", "conf")
+	h.d.Docker("network", "create", "--config-from", "conf", "n")
+	h.run("ada", "--network", "n", image, "sleep", "9999")
+	h.always(func() {
+		h.has("addresses", h.in("ada", "ip", "addr", "show", "eth0"), h.net+".1.64/24", "mtu 1400")
+		if h.d.Running() {
+			h.has("inspect", h.d.Docker("network", "inspect", "n"), `"Network": "conf"`, `"who": "test"`, `"Driver": "bridge"`, h.net+".1.64/26")
+			h.has("inspect", h.d.Docker("network", "inspect", "conf"), `"ConfigOnly": true`, `"Driver": "null"`)
+		}
+	})
+	h.refused("configuration-only network", "run", "--rm", "--network", "conf", image)
+	h.refused("configuration-only network", "network", "connect", "conf", "ada")
+	h.refused("is in use", "network", "rm", "conf")
+	h.refused("overlaps with other one", "network", "create", "--config-from", "conf", "again")
+	h.refused("user specified configurations are not supported", "network", "create", "--config-from", "conf", "--label", "a=b", "more")
+	h.d.Docker("rm", "-f", "ada")
+	h.d.Docker("network", "prune", "-f")
+	h.equal("what prune leaves", h.d.Docker("network", "ls", "--filter", "type=custom", "--format", "{{.Name}}"), "conf")
+	h.d.Docker("network", "rm", "conf")
 }

@@ -82,7 +82,7 @@ func (t *Table) sameRules(rs nft.Ruleset) (bool, error) {
 	}
 	for _, m := range rs.Maps {
 		want, got := set(table, m), maps[m.Name]
-		if got == nil || !got.IsMap || got.KeyType.Bytes != want.KeyType.Bytes || got.DataType.Bytes != want.DataType.Bytes {
+		if got == nil || got.IsMap != want.IsMap || got.KeyType.Bytes != want.KeyType.Bytes || got.DataType.Bytes != want.DataType.Bytes {
 			return false, nil
 		}
 	}
@@ -151,7 +151,7 @@ func (t *Table) Elements() ([]nft.Element, error) {
 		return nil, fmt.Errorf("nftables table %s: list maps: %w", t.name, err)
 	}
 	var out []nft.Element
-	for _, m := range nft.Build(nft.Config{Table: t.name, IPv4: true, IPv6: true}).Maps {
+	for _, m := range nft.Build(nft.Config{Table: t.name, IPv4: true, IPv6: true, Direct: true}).Maps {
 		if !slices.ContainsFunc(sets, func(s *nftables.Set) bool { return s.Name == m.Name }) {
 			continue
 		}

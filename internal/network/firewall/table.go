@@ -148,7 +148,7 @@ func (t *Table) queue(table *nftables.Table, elements []nft.Element, do func(*nf
 	for name, es := range byMap {
 		for len(es) > 0 {
 			n := min(len(es), chunk)
-			if err := do(&nftables.Set{Table: table, Name: name, IsMap: true}, es[:n]); err != nil {
+			if err := do(&nftables.Set{Table: table, Name: name, IsMap: es[0].Val != nil}, es[:n]); err != nil {
 				return fmt.Errorf("nftables table %s: map %s: %w", t.name, name, err)
 			}
 			es = es[n:]
@@ -191,12 +191,15 @@ func set(table *nftables.Table, m nft.Map) *nftables.Set {
 	if m.Addr {
 		key = append([]nftables.SetDatatype{addr}, key...)
 	}
-	return &nftables.Set{
-		Table: table, Name: m.Name, IsMap: true,
+	s := &nftables.Set{
+		Table: table, Name: m.Name, IsMap: !m.Set,
 		KeyType:      nftables.MustConcatSetType(key...),
-		DataType:     nftables.MustConcatSetType(addr, nftables.TypeInetService),
 		KeyByteOrder: binaryutil.BigEndian,
 	}
+	if s.IsMap {
+		s.DataType = nftables.MustConcatSetType(addr, nftables.TypeInetService)
+	}
+	return s
 }
 
 func chain(table *nftables.Table, c nft.Chain) *nftables.Chain {
@@ -264,8 +267,22 @@ func lower(r nft.Rule) []expr.Any {
 			add(bit(expr.CtKeySTATUS, ctStatusDNAT)...)
 		case nft.Translate:
 			add(translate(e.Map)...)
+		case nft.In:
+			add(published(e.Set)...)
+		case nft.ICMP:
+			proto := byte(unix.IPPROTO_ICMP)
+			if e.V6 {
+				proto = unix.IPPROTO_ICMPV6
+			}
+			add(&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: 1}, &expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{proto}})
 		case nft.Masquerade:
 			add(&expr.Masq{})
+		case nft.Source:
+			fam := uint32(unix.NFPROTO_IPV4)
+			if e.Addr.Is6() {
+				fam = unix.NFPROTO_IPV6
+			}
+			add(&expr.Immediate{Register: 1, Data: e.Addr.AsSlice()}, &expr.NAT{Type: expr.NATTypeSourceNAT, Family: fam, RegAddrMin: 1})
 		case nft.Counter:
 			add(&expr.Counter{})
 		case nft.Verdict:
@@ -305,13 +322,10 @@ func bit(key expr.CtKey, mask uint32) []expr.Any {
 	}
 }
 
-func translate(m nft.Map) []expr.Any {
+// published looks up where a packet goes, and in a map what that leads to.
+func published(m nft.Map) []expr.Any {
 	var out []expr.Any
-	proto, port, natPort := uint32(1), uint32(9), uint32(9)
-	fam := uint32(unix.NFPROTO_IPV4)
-	if m.V6 {
-		fam, natPort = unix.NFPROTO_IPV6, 2
-	}
+	proto, port := uint32(1), uint32(9)
 	if m.Addr {
 		out = append(family(m.V6), address(m.V6, false))
 		proto, port = 9, 10
@@ -322,9 +336,16 @@ func translate(m nft.Map) []expr.Any {
 	return append(out,
 		&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: proto},
 		&expr.Payload{DestRegister: port, Base: expr.PayloadBaseTransportHeader, Offset: 2, Len: 2},
-		&expr.Lookup{SourceRegister: 1, DestRegister: 1, IsDestRegSet: true, SetName: m.Name},
-		&expr.NAT{Type: expr.NATTypeDestNAT, Family: fam, RegAddrMin: 1, RegProtoMin: natPort},
+		&expr.Lookup{SourceRegister: 1, DestRegister: 1, IsDestRegSet: !m.Set, SetName: m.Name},
 	)
+}
+
+func translate(m nft.Map) []expr.Any {
+	fam, natPort := uint32(unix.NFPROTO_IPV4), uint32(9)
+	if m.V6 {
+		fam, natPort = unix.NFPROTO_IPV6, 2
+	}
+	return append(published(m), &expr.NAT{Type: expr.NATTypeDestNAT, Family: fam, RegAddrMin: 1, RegProtoMin: natPort})
 }
 
 func verdict(v nft.Verdict) *expr.Verdict {

@@ -12,18 +12,24 @@ type Element struct {
 	// family.
 	Host     netip.Addr
 	HostPort uint16
-	Target   netip.AddrPort
+	// Target is where it leads. The zero one leads nowhere else: Host and
+	// HostPort are the container's own, and may be reached directly.
+	Target netip.AddrPort
 	// Owner is the container's ID. It is kept with the element, as a comment.
 	Owner string
 }
 
 var protocols = map[string]byte{"tcp": 6, "udp": 17, "sctp": 132}
 
+// Direct reports whether e is a container's own address and port.
+func (e Element) Direct() bool { return e.Target == netip.AddrPort{} }
+
 // Check reports what is wrong with an element.
 func (e Element) Check() error {
 	switch {
 	case protocols[e.Proto] == 0:
 		return fmt.Errorf("unknown protocol %q", e.Proto)
+	case e.Direct() && e.HostPort > 0 && e.Host.IsValid() && !e.Host.IsUnspecified():
 	case !e.Host.IsValid() || !e.Target.IsValid() || e.Host.Is4() != e.Target.Addr().Is4():
 		return fmt.Errorf("no translation from %s to %s", e.Host, e.Target)
 	case e.HostPort == 0 || e.Target.Port() == 0:
@@ -36,7 +42,10 @@ func (e Element) Check() error {
 
 func (e Element) mapName() string {
 	name := "publish"
-	if e.Host.IsUnspecified() {
+	switch {
+	case e.Direct():
+		name = "direct"
+	case e.Host.IsUnspecified():
 		name = "publish_any"
 	}
 	if e.Host.Is4() {
@@ -67,8 +76,11 @@ func (e Element) Key() []byte {
 	return append(k, protocols[e.Proto], 0, 0, 0, byte(e.HostPort>>8), byte(e.HostPort), 0, 0)
 }
 
-// Value is the element's value as the kernel has it.
+// Value is the element's value as the kernel has it; nil in a set.
 func (e Element) Value() []byte {
+	if e.Direct() {
+		return nil
+	}
 	p := e.Target.Port()
 	return append(e.Target.Addr().AsSlice(), byte(p>>8), byte(p), 0, 0)
 }
@@ -83,7 +95,11 @@ func Decode(m Map, key, value []byte, owner string) (Element, error) {
 	if m.Addr {
 		want += addrLen
 	}
-	if len(key) != want || len(value) != addrLen+4 {
+	wantValue := addrLen + 4
+	if m.Set {
+		wantValue = 0
+	}
+	if len(key) != want || len(value) != wantValue {
 		return Element{}, fmt.Errorf("map %s: element with a key of %d and a value of %d bytes", m.Name, len(key), len(value))
 	}
 	e := Element{Owner: owner, Host: netip.IPv4Unspecified()}
@@ -100,6 +116,9 @@ func Decode(m Map, key, value []byte, owner string) (Element, error) {
 		}
 	}
 	e.HostPort = uint16(key[4])<<8 | uint16(key[5])
+	if m.Set {
+		return e, nil
+	}
 	addr, _ := netip.AddrFromSlice(value[:addrLen])
 	e.Target = netip.AddrPortFrom(addr, uint16(value[addrLen])<<8|uint16(value[addrLen+1]))
 	return e, nil

@@ -1,6 +1,9 @@
 package nft
 
-import "encoding/binary"
+import (
+	"encoding/binary"
+	"slices"
+)
 
 // Numbers of linux/netfilter/nfnetlink.h, nf_tables.h and netlink.h.
 const (
@@ -50,7 +53,7 @@ func DeleteBatches(table string, elements []Element, destroy bool) [][]byte {
 		byMap[e.mapName()] = append(byMap[e.mapName()], e)
 	}
 	var one []byte
-	for _, m := range publishMaps {
+	for _, m := range slices.Concat(publishMaps, directSets) {
 		for es := byMap[m.Name]; len(es) > 0; {
 			n := min(len(es), maxBatch)
 			one = append(one, deletion(msgDestroySetElem, table, m.Name, es[:n])...)

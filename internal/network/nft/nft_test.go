@@ -41,6 +41,11 @@ func element(proto, host, target string) Element {
 	return Element{Proto: proto, Host: h.Addr(), HostPort: h.Port(), Target: netip.MustParseAddrPort(target), Owner: "4f1c"}
 }
 
+func direct(proto, at string) Element {
+	a := netip.MustParseAddrPort(at)
+	return Element{Proto: proto, Host: a.Addr(), HostPort: a.Port(), Owner: "4f1c"}
+}
+
 var elements = []Element{
 	element("tcp", "0.0.0.0:8080", "172.17.0.2:80"),
 	element("udp", "0.0.0.0:53", "172.17.0.2:53"),
@@ -68,6 +73,18 @@ func TestRulesReadAsDocumented(t *testing.T) {
 			{Name: "open", Subnets: prefixes("172.27.0.0/16"), ICC: true, Masquerade: true, Exceptions: []Exception{
 				{Addr: netip.MustParseAddr("172.27.0.3")}, {Addr: netip.MustParseAddr("172.27.0.2")},
 			}},
+		}},
+		"reached.nft": {Table: "holdfast", IPv4: true, IPv6: true,
+			Elements: append(elements[:len(elements):len(elements)], direct("tcp", "172.30.0.2:80"), direct("udp", "[fd00:3::2]:53")),
+			Bridges: []Bridge{
+				{Name: "routed", Subnets: prefixes("172.30.0.0/16", "fd00:3::/64"), Masquerade: true, Access: [2]Access{Routed, Routed}},
+				{Name: "open", Subnets: prefixes("172.31.0.0/16"), ICC: true, Masquerade: true, Access: [2]Access{Open, NAT}},
+				{Name: "trusting", Subnets: prefixes("172.29.0.0/16", "fd00:4::/64"), ICC: true, Masquerade: true, Trusted: []string{"lan0", "lan1"},
+					Source: [2]netip.Addr{netip.MustParseAddr("192.0.2.9"), netip.MustParseAddr("2001:db8::9")}},
+			}},
+		"reached-all.nft": {Table: "holdfast", IPv4: true, Direct: true, Elements: []Element{direct("sctp", "172.17.0.2:80")}, Bridges: []Bridge{
+			{Name: "br-inside", Subnets: prefixes("172.28.0.0/16"), ICC: true, Internal: true},
+			{Name: "holdfast0", Subnets: prefixes("172.17.0.0/16"), ICC: true, Masquerade: true},
 		}},
 		"internal.nft": {Table: "holdfast", IPv4: true, IPv6: true, Bridges: []Bridge{
 			{Name: "br-inside", Subnets: prefixes("172.28.0.0/16", "fd00:2::/64"), ICC: true, Masquerade: true, Internal: true},
@@ -118,7 +135,8 @@ func TestLargeDeletionFitsNetlinkAttributes(t *testing.T) {
 }
 
 func TestElementsSurviveTheKernelsForm(t *testing.T) {
-	rs := Build(Config{Table: "holdfast", IPv4: true, IPv6: true, Elements: elements})
+	elements := append(elements[:len(elements):len(elements)], direct("tcp", "172.30.0.2:80"), direct("udp", "[fd00:3::2]:53"))
+	rs := Build(Config{Table: "holdfast", IPv4: true, IPv6: true, Elements: elements, Direct: true})
 	n := 0
 	for _, m := range rs.Maps {
 		for _, e := range m.Elements {
@@ -144,6 +162,8 @@ func TestCheckRefusesWhatCannotBePublished(t *testing.T) {
 		"host port":    element("tcp", "0.0.0.0:0", "10.0.0.1:1"),
 		"target port":  element("tcp", "0.0.0.0:1", "10.0.0.1:0"),
 		"no addresses": {Proto: "tcp", HostPort: 1},
+		"own of all":   direct("tcp", "0.0.0.0:80"),
+		"own port":     direct("tcp", "10.0.0.1:0"),
 	} {
 		if e.Check() == nil {
 			t.Errorf("%s: no error", name)

@@ -13,7 +13,7 @@ func Render(rs Ruleset) string {
 	for _, m := range rs.Maps {
 		b.WriteString(sep)
 		sep = "\n"
-		fmt.Fprintf(&b, "\tmap %s {\n\t\ttype %s\n", m.Name, m.Type())
+		fmt.Fprintf(&b, "\t%s %s {\n\t\ttype %s\n", choose(m.Set, "set", "map"), m.Name, m.Type())
 		for i, e := range m.Elements {
 			if i == 0 {
 				b.WriteString("\t\telements = { ")
@@ -68,6 +68,9 @@ func (m Map) Type() string {
 	if m.Addr {
 		key = addr + " . " + key
 	}
+	if m.Set {
+		return key
+	}
 	return key + " : " + addr + " . inet_service"
 }
 
@@ -80,7 +83,9 @@ func (e Element) String() string {
 	if e.Owner != "" {
 		fmt.Fprintf(&b, " comment %q", e.Owner)
 	}
-	fmt.Fprintf(&b, " : %s . %d", e.Target.Addr(), e.Target.Port())
+	if !e.Direct() {
+		fmt.Fprintf(&b, " : %s . %d", e.Target.Addr(), e.Target.Port())
+	}
 	return b.String()
 }
 
@@ -109,7 +114,14 @@ func (DaddrLocal) String() string { return "fib daddr type local" }
 func (Known) String() string      { return "ct state established,related" }
 func (Translated) String() string { return "ct status dnat" }
 func (Masquerade) String() string { return "masquerade" }
-func (Counter) String() string    { return "counter" }
+func (e Source) String() string {
+	return "snat " + choose(e.Addr.Is6(), "ip6", "ip") + " to " + e.Addr.String()
+}
+func (e ICMP) String() string { return "meta l4proto " + choose(e.V6, "ipv6-icmp", "icmp") }
+func (e In) String() string {
+	return choose(e.Set.V6, "ip6", "ip") + " daddr . meta l4proto . th dport @" + e.Set.Name
+}
+func (Counter) String() string { return "counter" }
 
 func (e Translate) String() string {
 	family := choose(e.Map.V6, "ip6", "ip")

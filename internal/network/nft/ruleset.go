@@ -10,12 +10,18 @@
 //	publish4      host address . protocol . host port → container address . port
 //	publish_any4  protocol . host port → container address . port
 //
-// and the same for IPv6. What the rules promise is in docs/networking-rules.md.
+// and the same for IPv6. Where a network lets some reach its containers' own
+// addresses, a set says on which ports:
+//
+//	direct4       container address . protocol . container port
+//
+// What the rules promise is in docs/networking-rules.md.
 package nft
 
 import (
 	"hash/fnv"
 	"net/netip"
+	"slices"
 	"sort"
 )
 
@@ -27,7 +33,24 @@ type Config struct {
 	// packets of the other are let through untouched.
 	IPv4, IPv6 bool
 	Elements   []Element
+	// Direct: published ports of all bridges can be reached at the containers'
+	// own addresses, but not from other bridges.
+	Direct bool
 }
+
+// Access is how containers are reached from elsewhere.
+type Access int
+
+// Accesses, by Docker's names of gateway modes.
+const (
+	// NAT: only what is published, by the host's addresses.
+	NAT Access = iota
+	// Routed: published ports, by the containers' own addresses alone.
+	Routed
+	// Open (nat-unprotected): as NAT, and from other hosts all ports by the
+	// containers' own addresses.
+	Open
+)
 
 // Bridge is a bridge with containers.
 type Bridge struct {
@@ -39,6 +62,14 @@ type Bridge struct {
 	Masquerade bool
 	// Internal: nothing is forwarded from the bridge to another interface.
 	Internal bool
+	// Access, of IPv4 and of IPv6.
+	Access [2]Access
+	// Trusted are interfaces of the host from which published ports can be
+	// reached at the containers' own addresses.
+	Trusted []string
+	// Source is what leaves the subnets gets in place of the address of the
+	// interface that it leaves by, of IPv4 and of IPv6; zero is none.
+	Source [2]netip.Addr
 	// Exceptions are containers of the bridge that ICC and Masquerade don't
 	// hold for.
 	Exceptions []Exception
@@ -61,6 +92,8 @@ type Ruleset struct {
 type Map struct {
 	Name string
 	V6   bool
+	// Set: it has keys alone.
+	Set bool
 	// Addr: the key begins with the host's address. Without it the map is for
 	// ports that are published on all addresses.
 	Addr     bool
@@ -117,8 +150,14 @@ type (
 	// Translate sends the packet where the map says. A packet that is not in
 	// the map goes on to the next rule.
 	Translate struct{ Map Map }
+	// In matches packets to a container's address and port that are in the set.
+	In struct{ Set Map }
+	// ICMP matches packets of that protocol.
+	ICMP struct{ V6 bool }
 	// Masquerade gives the packet the address of the interface it leaves by.
 	Masquerade struct{}
+	// Source gives the packet an address.
+	Source struct{ Addr netip.Addr }
 	// Counter counts the packets that come to it, as those who read the rules of
 	// iptables expect.
 	Counter struct{}
@@ -148,14 +187,25 @@ var (
 		{Name: "publish6", V6: true, Addr: true},
 		{Name: "publish_any6", V6: true},
 	}
+	directSets = []Map{
+		{Name: "direct4", Addr: true, Set: true},
+		{Name: "direct6", Addr: true, Set: true, V6: true},
+	}
 )
+
+// siblings drops what comes from another bridge of the engine's.
+const siblings = "siblings"
 
 func jump(chain string) Verdict { return Verdict{Kind: "jump", Chain: chain} }
 
 // Build gives the rules for c.
 func Build(c Config) Ruleset {
 	rs := Ruleset{Table: c.Table}
-	for _, m := range publishMaps {
+	wanted := publishMaps
+	if c.direct() {
+		wanted = slices.Concat(publishMaps, directSets)
+	}
+	for _, m := range wanted {
 		if m.V6 && c.IPv6 || !m.V6 && c.IPv4 {
 			for _, e := range c.Elements {
 				if e.mapName() == m.Name {
@@ -188,6 +238,9 @@ func Build(c Config) Ruleset {
 
 	publish := Chain{Name: "publish"}
 	for _, m := range rs.Maps {
+		if m.Set {
+			continue
+		}
 		if m.V6 && m.Addr {
 			// ::1 can't be routed to a bridge; the shim answers it.
 			publish.Rules = append(publish.Rules, Rule{Address{Prefix: loopback6}, Verdict{Kind: "return"}})
@@ -214,6 +267,7 @@ func Build(c Config) Ruleset {
 	}
 	forward.Rules = append(forward.Rules, Rule{Known{}, accept})
 	postrouting := Chain{Name: "postrouting", Type: "nat", Hook: "postrouting", Priority: prioSrcNAT}
+	other := Chain{Name: siblings}
 	for _, b := range bridges {
 		to := Chain{Name: "to-" + b.Name}
 		if !c.IPv4 {
@@ -232,6 +286,14 @@ func Build(c Config) Ruleset {
 		if b.ICC {
 			to.Rules = append(to.Rules, Rule{Interface{Name: b.Name}, accept})
 		}
+		reached, fromSiblings := c.reach(b)
+		if fromSiblings && other.Rules == nil {
+			for _, o := range bridges {
+				other.Rules = append(other.Rules, Rule{Interface{Name: o.Name}, drop})
+			}
+			rs.Chains = append(rs.Chains, other)
+		}
+		to.Rules = append(to.Rules, reached...)
 		to.Rules = append(to.Rules, Rule{drop})
 		rs.Chains = append(rs.Chains, to)
 		forward.Rules = append(forward.Rules, Rule{Interface{Out: true, Name: b.Name}, jump(to.Name)})
@@ -253,9 +315,14 @@ func Build(c Config) Ruleset {
 			from := Address{Source: true, Prefix: s.Masked()}
 			postrouting.Rules = append(postrouting.Rules,
 				Rule{Interface{Out: true, Name: b.Name}, from, Translated{}, Masquerade{}})
-			if b.Masquerade && !b.Internal {
+			family := family(s.Addr())
+			if b.Masquerade && !b.Internal && b.Access[family] != Routed {
+				var give Expr = Masquerade{}
+				if a := b.Source[family]; a.IsValid() {
+					give = Source{a}
+				}
 				postrouting.Rules = append(postrouting.Rules,
-					Rule{Interface{Out: true, Not: true, Name: b.Name}, from, Masquerade{}})
+					Rule{Interface{Out: true, Not: true, Name: b.Name}, from, give})
 			}
 		}
 	}

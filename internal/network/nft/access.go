@@ -1,0 +1,62 @@
+package nft
+
+import "net/netip"
+
+// family is 0 for IPv4 and 1 for IPv6.
+func family(a netip.Addr) int {
+	if a.Is6() {
+		return 1
+	}
+	return 0
+}
+
+// filters says of each family whether the engine filters it.
+func (c Config) filters() [2]bool { return [2]bool{c.IPv4, c.IPv6} }
+
+// direct reports whether any rule asks for the sets of directly reached ports.
+func (c Config) direct() bool {
+	if c.Direct {
+		return true
+	}
+	for _, b := range c.Bridges {
+		if len(b.Trusted) > 0 || b.Access[0] == Routed || b.Access[1] == Routed {
+			return true
+		}
+	}
+	return false
+}
+
+// reach gives the rules by which containers of a bridge are reached at their
+// own addresses. siblings: they need the chain of that name.
+func (c Config) reach(b Bridge) (rules []Rule, fromSiblings bool) {
+	if b.Internal {
+		return nil, false
+	}
+	elsewhere := Interface{Not: true, Name: b.Name}
+	var behind []Rule // those that are not for other bridges
+	for v, on := range c.filters() {
+		if !on {
+			continue
+		}
+		published := In{directSets[v]}
+		switch {
+		case b.Access[v] == Routed:
+			rules = append(rules,
+				Rule{elsewhere, ICMP{v == 1}, accept},
+				Rule{elsewhere, published, accept})
+			continue
+		case b.Access[v] == Open:
+			behind = append(behind, Rule{Family{v == 1}, accept})
+			continue
+		case c.Direct:
+			behind = append(behind, Rule{published, accept})
+		}
+		for _, name := range b.Trusted {
+			rules = append(rules, Rule{Interface{Name: name}, published, accept})
+		}
+	}
+	if len(behind) > 0 {
+		rules = append(rules, Rule{jump(siblings)})
+	}
+	return append(rules, behind...), len(behind) > 0
+}
