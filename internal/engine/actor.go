@@ -70,6 +70,9 @@ type actor struct {
 	shim    Shim            // nil when there is none
 	before  container.State // that the last accepted input led away from
 	parked  []func()        // inputs that wait for the present state to pass
+	// returning: what the last run used of the host is being given back, with
+	// the sandbox as it was when that began.
+	returning bool
 	waiters []waiter
 	clients []attachment // attached before the start
 	// death is the end of the last run, until it is journalled.
@@ -353,6 +356,7 @@ func (a *actor) ended() {
 	}
 	// Until the shim is gone and the network is given back nothing may start
 	// again: Stopping makes the inputs wait.
+	a.returning = true
 	a.to(container.Stopping)
 	go func() {
 		if shim != nil {
@@ -362,6 +366,7 @@ func (a *actor) ended() {
 		a.e.giveBack(a.id, sandbox, mounts)
 		failpoint.Here("end.gave-back")
 		a.post(func() {
+			a.returning = false
 			if a.state != container.Stopping {
 				a.tellDeath()
 				a.e.emitGivenBack(a.id, sandbox, mounts)

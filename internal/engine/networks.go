@@ -120,7 +120,28 @@ func (e *Engine) NetworkConnect(ctx context.Context, ref string, r mobynet.Conne
 	if es == nil {
 		es = &mobynet.EndpointSettings{}
 	}
-	return a.ask(ctx, container.AskChange, func(_ container.Action, done func(error)) { done(a.connect(ref, es)) })
+	return a.askNetwork(ctx, func() error { return a.connect(ref, es) })
+}
+
+// askNetwork brings a change of a container's networks before the loop. While
+// what its last run used is given back it waits: the kernel's side of a network
+// that was added meanwhile would be nobody's.
+func (a *actor) askNetwork(ctx context.Context, change func() error) error {
+	return a.ask(ctx, container.AskChange, func(_ container.Action, done func(error)) {
+		var try func()
+		try = func() {
+			o := container.Step(a.state, container.AskChange)
+			switch {
+			case a.returning, o.Do == container.Wait:
+				a.parked = append(a.parked, try)
+			case o.Do == container.Refuse:
+				done(a.refusal(container.AskChange, o.Why))
+			default:
+				done(change())
+			}
+		}
+		try()
+	})
 }
 
 // connect does it, in the loop: a few milliseconds of netlink.
@@ -160,7 +181,7 @@ func (e *Engine) NetworkDisconnect(ctx context.Context, ref string, r mobynet.Di
 	if err != nil {
 		return err
 	}
-	return a.ask(ctx, container.AskChange, func(_ container.Action, done func(error)) { done(a.disconnect(ref)) })
+	return a.askNetwork(ctx, func() error { return a.disconnect(ref) })
 }
 
 func (a *actor) disconnect(ref string) error {

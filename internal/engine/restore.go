@@ -574,16 +574,21 @@ func (a *actor) retry() {
 			}
 		}
 		over := f.verdict == container.Keep || f.verdict == container.Run
+		if over {
+			a.await(func() { a.returning = true })
+		}
 		v := a.view.Load()
 		if over {
 			a.e.giveBack(a.id, v.sandbox, v.mounts)
 		}
 		var none sync.WaitGroup
 		a.post(func() {
+			a.returning = false
 			if a.state != container.Unknown && !a.replacing {
 				if f.shim != nil {
 					f.shim.Close()
 				}
+				a.unpark()
 				return
 			}
 			a.replacing = false
@@ -601,7 +606,7 @@ func (a *actor) retry() {
 // lose records the end of a container that nobody saw. Until finishLost has
 // cleared what it left, everybody waits.
 func (a *actor) lose() {
-	a.state = container.Stopping
+	a.state, a.returning = container.Stopping, true
 	a.rec.Status, a.rec.Pid = proto.StatusExited, 0
 	a.rec.ExitCode = 255
 	a.rec.Error = "the exit code is unknown: the container ended together with its shim, by a reboot or by a signal"
@@ -622,6 +627,7 @@ func (a *actor) finishLost(told bool) {
 	a.e.giveBack(a.id, a.sandbox, a.mounts)
 	failpoint.Here("lose.cleared")
 	a.await(func() {
+		a.returning = false
 		if !told {
 			// Before it is recorded, and under a name of its own: should the
 			// daemon die in between, the next one tells it no second time.
@@ -633,6 +639,9 @@ func (a *actor) finishLost(told bool) {
 			}, a.rec.Finished)
 		}
 		failpoint.Here("lose.told")
+		if a.state != container.Stopping {
+			return // a removal has begun meanwhile, and does the rest
+		}
 		if err := a.save(); err != nil {
 			a.log.Error("the lost container could not be recorded", "error", err)
 		}

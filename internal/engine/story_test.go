@@ -20,6 +20,7 @@ import (
 
 	"github.com/containerd/errdefs"
 	moby "github.com/moby/moby/api/types/container"
+	mobynet "github.com/moby/moby/api/types/network"
 
 	"holdfast/internal/container"
 	"holdfast/internal/shim/proto"
@@ -42,6 +43,7 @@ var update = flag.Bool("update", false, "rewrite the stories' outcomes; review t
 //	create NAME [rm] [restart=POLICY] [volume=PATH] [timeout=SECONDS]
 //	start, stop, restart, pause, unpause, rm, rm-f, rm-fv, kill [SIGNAL] NAME
 //	rename NAME TO               and so on: what users ask
+//	connect NAME NETWORK
 //	update NAME restart=POLICY|shares=N
 //	wait NAME CONDITION, logs NAME     who waits, or follows the log
 //	inspect NAME
@@ -337,6 +339,10 @@ func (s *teller) do(words []string) {
 	case "rm", "rm-f", "rm-fv":
 		o := RemoveOptions{Force: verb != "rm", Volumes: verb == "rm-fv"}
 		s.ask(line, func(ctx context.Context, d *daemon) error { return d.ContainerRemove(ctx, name, o) })
+	case "connect":
+		s.ask(line, func(ctx context.Context, d *daemon) error {
+			return d.NetworkConnect(ctx, arg(2), mobynet.ConnectRequest{Container: name})
+		})
 	case "update":
 		u := moby.UpdateConfig{}
 		k, v, _ := strings.Cut(arg(2), "=")

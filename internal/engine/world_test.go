@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
@@ -424,6 +425,28 @@ func (n fakeNetworks) Release(_ context.Context, s network.Sandbox) error {
 		delete(n.w.sandboxes, s.Container)
 	}
 	return nil
+}
+
+func (n fakeNetworks) Check(ref string, _ *mobynet.EndpointSettings) (mobynet.Network, error) {
+	return n.Network(ref)
+}
+
+func (n fakeNetworks) With(s network.Sandbox, _ network.Request, ref string, _ *mobynet.EndpointSettings) (network.Sandbox, []network.Reserved, error) {
+	n.w.mu.Lock()
+	defer n.w.mu.Unlock()
+	s.Endpoints = append(slices.Clone(s.Endpoints), network.Endpoint{Network: ref, NetworkID: ref})
+	n.w.sandboxes[s.Container] = s.ID
+	return s, nil, nil
+}
+
+func (n fakeNetworks) Change(context.Context, network.Sandbox, network.Sandbox) error {
+	return n.at("change network")
+}
+
+func (n fakeNetworks) Subnets(string) []netip.Prefix { return nil }
+
+func (n fakeNetworks) ListenNames(network.Sandbox) (udp, tcp *os.File, err error) {
+	return nil, nil, errors.ErrUnsupported
 }
 
 func (n fakeNetworks) Settings(network.Sandbox) *moby.NetworkSettings { return &moby.NetworkSettings{} }
