@@ -113,6 +113,8 @@ func (m *Manager) judge(r network.CreateRequest) (*record, error) {
 		return nil, invalid("invalid network name %q: only [a-zA-Z0-9][a-zA-Z0-9_.-] are allowed", r.Name)
 	case r.Name == "container" || r.Name == "default":
 		return nil, invalid("invalid network name %q: it has a meaning of its own", r.Name)
+	case r.Scope != "" && r.Scope != scope && r.Scope != "swarm" && r.Scope != "global":
+		return nil, invalid("invalid scope %q: want local", r.Scope)
 	case r.Ingress, r.Scope != "" && r.Scope != scope:
 		return nil, errdefs.ErrNotImplemented.WithMessage("networks of scope swarm need swarm mode, which this release does not have")
 	case r.IPAM != nil && r.IPAM.Driver != "" && r.IPAM.Driver != "default":
@@ -120,9 +122,11 @@ func (m *Manager) judge(r network.CreateRequest) (*record, error) {
 	}
 	rec := &record{
 		Schema: recordSchema, ID: randomID(), Name: r.Name, Driver: r.Driver, Created: time.Now().UTC(),
-		EnableIPv4: r.EnableIPv4 == nil || *r.EnableIPv4, EnableIPv6: r.EnableIPv6 != nil && *r.EnableIPv6,
-		Internal: r.Internal, Attachable: r.Attachable,
+		EnableIPv4: true, Internal: r.Internal, Attachable: r.Attachable,
 		Options: maps.Clone(r.Options), Labels: maps.Clone(r.Labels),
+	}
+	if r.IPAM != nil {
+		rec.IPAMOptions = maps.Clone(r.IPAM.Options)
 	}
 	if rec.Driver == "" {
 		rec.Driver = driverBridge
@@ -135,12 +139,6 @@ func (m *Manager) judge(r network.CreateRequest) (*record, error) {
 		return nil, errdefs.ErrNotImplemented.WithMessage("networks of driver overlay need swarm mode, which this release does not have")
 	default:
 		return nil, errdefs.ErrNotFound.WithMessage(fmt.Sprintf("could not find plugin %s in v1 plugin registry: plugin not found", rec.Driver))
-	}
-	if !rec.EnableIPv4 && !rec.EnableIPv6 {
-		return nil, invalid("IPv4 or IPv6 must be enabled")
-	}
-	if rec.EnableIPv6 && !hostHasIPv6() {
-		return nil, invalid("the kernel has no IPv6: create the network without it")
 	}
 	if r.ConfigFrom != nil {
 		rec.ConfigFrom = r.ConfigFrom.Network
@@ -156,6 +154,9 @@ func (m *Manager) judge(r network.CreateRequest) (*record, error) {
 			rec.Options[key] = v
 		}
 	}
+	if err := rec.enable(r); err != nil {
+		return nil, err
+	}
 	t, err := parseTraits(rec.Options)
 	if err != nil {
 		return nil, err
@@ -170,6 +171,39 @@ func (m *Manager) judge(r network.CreateRequest) (*record, error) {
 		rec.MTU = m.opts.MTU
 	}
 	return rec, nil
+}
+
+// enable says which families a network has: what was asked for goes before the
+// options, which is where the daemon's defaults stand.
+func (rec *record) enable(r network.CreateRequest) error {
+	for _, f := range []struct {
+		option string
+		asked  *bool
+		to     *bool
+	}{
+		{optEnableIPv4, r.EnableIPv4, &rec.EnableIPv4},
+		{optEnableIPv6, r.EnableIPv6, &rec.EnableIPv6},
+	} {
+		v, named := rec.Options[f.option]
+		switch {
+		case f.asked != nil:
+			*f.to = *f.asked
+			delete(rec.Options, f.option) // it would tell the contrary in inspect
+		case named:
+			b, err := strconv.ParseBool(v)
+			if err != nil {
+				return invalid("invalid option %s=%s: want true or false", f.option, v)
+			}
+			*f.to = b
+		}
+	}
+	if !rec.EnableIPv4 && !rec.EnableIPv6 {
+		return invalid("IPv4 or IPv6 must be enabled")
+	}
+	if rec.EnableIPv6 && !hostHasIPv6() {
+		return invalid("the kernel has no IPv6: create the network without it")
+	}
+	return nil
 }
 
 // giveSubnets gives a record the subnets that were asked for, and one of the
@@ -192,14 +226,14 @@ func (m *Manager) giveSubnets(rec *record, asked *network.IPAM) error {
 			}
 			continue
 		}
+		if c.Subnet.Addr().Is6() && !rec.EnableIPv6 || c.Subnet.Addr().Is4() && !rec.EnableIPv4 {
+			continue // as in Docker: files name the subnets of both families, and switch one off
+		}
 		s, err := judgeSubnet(c)
 		if err != nil {
 			return err
 		}
 		v6 := s.Prefix.Addr().Is6()
-		if v6 && !rec.EnableIPv6 || !v6 && !rec.EnableIPv4 {
-			return invalid("invalid subnet %s: IPv%s is not enabled on the network", s.Prefix, map[bool]string{false: "4", true: "6"}[v6])
-		}
 		for _, u := range used {
 			if u.Overlaps(s.Prefix) {
 				return forbidden("invalid pool request: Pool overlaps with other one on this address space")
@@ -239,6 +273,32 @@ func (m *Manager) giveSubnets(rec *record, asked *network.IPAM) error {
 		if rec.Driver == driverBridge && !t.bare(family(s.Gateway)) {
 			s.Bridge = s.Gateway
 		}
+		if err := s.judgeReserved(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// judgeReserved refuses a gateway and auxiliary addresses that are one another's,
+// or the network's own.
+func (s subnet) judgeReserved() error {
+	taken := map[netip.Addr]bool{}
+	if s.Prefix.Addr().BitLen()-s.Prefix.Bits() > 1 {
+		taken[s.Prefix.Addr()] = true
+		if s.Prefix.Addr().Is4() {
+			taken[ipam.Last(s.Prefix)] = true
+		}
+	}
+	if taken[s.Gateway] {
+		return invalid("failed to allocate gateway (%s): %v", s.Gateway, ipam.ErrInUse)
+	}
+	taken[s.Gateway] = true
+	for _, name := range slices.Sorted(maps.Keys(s.Aux)) {
+		if a := s.Aux[name]; taken[a] {
+			return invalid("failed to allocate secondary ip address (%s:%s): %v", name, a, ipam.ErrInUse)
+		}
+		taken[s.Aux[name]] = true
 	}
 	return nil
 }
@@ -250,6 +310,9 @@ func judgeSubnet(c network.IPAMConfig) (subnet, error) {
 	}
 	if c.Subnet != s.Prefix {
 		return s, invalid("invalid subnet %s: it should be %s", c.Subnet, s.Prefix)
+	}
+	if a := s.Prefix.Addr(); a.IsLoopback() || a.IsMulticast() {
+		return s, invalid("invalid subnet %s: its addresses have a meaning of their own", s.Prefix)
 	}
 	if c.IPRange.IsValid() {
 		if c.IPRange.Bits() < s.Prefix.Bits() || !s.Prefix.Contains(c.IPRange.Addr()) {
@@ -307,8 +370,8 @@ func (m *Manager) giveLink(rec *record) error {
 	if name == "" {
 		name = "br-" + rec.ID[:12]
 	}
-	if len(name) > 15 || strings.ContainsAny(name, "/ \t\n") {
-		return invalid("invalid bridge name %q: an interface's name has at most 15 characters, no blanks and no slashes", name)
+	if len(name) > 15 || strings.ContainsAny(name, "/: \t\n\v\f\r") || name == "." || name == ".." {
+		return invalid("invalid bridge name %q: an interface's name has at most 15 characters, no blanks, colons and slashes", name)
 	}
 	for _, n := range m.networks {
 		if n.Bridge != nil && n.Bridge.Name == name {

@@ -2,6 +2,7 @@ package network
 
 import (
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 
@@ -29,6 +30,7 @@ func TestWhatCannotBeCreatedIsRefusedByKind(t *testing.T) {
 		"config twice":  {network.CreateRequest{Name: "n", ConfigFrom: &network.ConfigReference{Network: "x"}, Labels: map[string]string{"a": "b"}}, errdefs.IsPermissionDenied, "user specified"},
 		"config chain":  {network.CreateRequest{Name: "n", ConfigOnly: true, ConfigFrom: &network.ConfigReference{Network: "x"}}, errdefs.IsPermissionDenied, "cannot depend"},
 		"driver":        {network.CreateRequest{Name: "n", Driver: "weave"}, errdefs.IsNotFound, "plugin weave"},
+		"scope":         {network.CreateRequest{Name: "n", Scope: "galaxy"}, errdefs.IsInvalidArgument, "invalid scope"},
 		"IPAM driver":   {network.CreateRequest{Name: "n", IPAM: &network.IPAM{Driver: "x"}}, errdefs.IsNotFound, "IPAM driver"},
 		"no family":     {network.CreateRequest{Name: "n", EnableIPv4: &no}, errdefs.IsInvalidArgument, "must be enabled"},
 		"mtu":           {network.CreateRequest{Name: "n", Options: map[string]string{optMTU: "7"}}, errdefs.IsInvalidArgument, "68 to 65535"},
@@ -50,12 +52,13 @@ func TestSubnetsThatMakeNoSenseAreRefused(t *testing.T) {
 	prefix, addr := netip.MustParsePrefix, netip.MustParseAddr
 	ten := prefix("10.1.0.0/24")
 	for want, c := range map[string]network.IPAMConfig{
-		"no room":             {Subnet: prefix("10.1.0.0/32")},
-		"should be":           {Subnet: prefix("10.1.0.9/24")},
-		"not part":            {Subnet: ten, IPRange: prefix("10.2.0.0/25")},
-		"invalid ip-range":    {Subnet: ten, IPRange: prefix("10.1.0.0/16")},
-		"invalid gateway":     {Subnet: ten, Gateway: addr("10.2.0.1")},
-		"auxiliary address x": {Subnet: ten, AuxAddress: map[string]netip.Addr{"x": addr("10.2.0.1")}},
+		"no room":              {Subnet: prefix("10.1.0.0/32")},
+		"should be":            {Subnet: prefix("10.1.0.9/24")},
+		"meaning of their own": {Subnet: prefix("127.1.0.0/24")},
+		"not part":             {Subnet: ten, IPRange: prefix("10.2.0.0/25")},
+		"invalid ip-range":     {Subnet: ten, IPRange: prefix("10.1.0.0/16")},
+		"invalid gateway":      {Subnet: ten, Gateway: addr("10.2.0.1")},
+		"auxiliary address x":  {Subnet: ten, AuxAddress: map[string]netip.Addr{"x": addr("10.2.0.1")}},
 	} {
 		if _, err := judgeSubnet(c); !errdefs.IsInvalidArgument(err) || !strings.Contains(err.Error(), want) {
 			t.Errorf("%+v: got %v, want %q", c, err, want)
@@ -64,6 +67,80 @@ func TestSubnetsThatMakeNoSenseAreRefused(t *testing.T) {
 	s, err := judgeSubnet(network.IPAMConfig{Subnet: ten, IPRange: prefix("10.1.0.128/25"), Gateway: addr("10.1.0.9")})
 	if err != nil || s.Prefix != ten || s.Range != prefix("10.1.0.128/25") || s.Gateway != addr("10.1.0.9") {
 		t.Errorf("got %+v, %v", s, err)
+	}
+}
+
+func TestSubnetsOfAFamilyThatIsSwitchedOffAreLeftOut(t *testing.T) {
+	m := withPredefined(t)
+	four, six := netip.MustParsePrefix("10.71.0.0/24"), netip.MustParsePrefix("fd71::/64")
+	yes, no := true, false
+	for name, c := range map[string]struct {
+		r      network.CreateRequest
+		option string // of the daemon: com.docker.network.enable_ipv6
+		want   []netip.Prefix
+	}{
+		"IPv6 is not asked for":                   {network.CreateRequest{}, "", []netip.Prefix{four}},
+		"IPv6 is switched off":                    {network.CreateRequest{EnableIPv6: &no}, "true", []netip.Prefix{four}},
+		"both":                                    {network.CreateRequest{EnableIPv6: &yes}, "", []netip.Prefix{four, six}},
+		"IPv6 alone":                              {network.CreateRequest{EnableIPv4: &no, EnableIPv6: &yes}, "", []netip.Prefix{six}},
+		"both by the daemon's default":            {network.CreateRequest{}, "true", []netip.Prefix{four, six}},
+		"IPv6 alone by its own options":           {network.CreateRequest{Options: map[string]string{optEnableIPv4: "0", optEnableIPv6: "1"}}, "", []netip.Prefix{six}},
+		"its own option goes before the daemon's": {network.CreateRequest{Options: map[string]string{optEnableIPv6: "false"}}, "true", []netip.Prefix{four}},
+	} {
+		m.opts.NetworkOpts = nil
+		if c.option != "" {
+			m.opts.NetworkOpts = map[string]map[string]string{"bridge": {optEnableIPv6: c.option}}
+		}
+		c.r.Name = "n"
+		rec, err := m.judge(c.r)
+		if err == nil {
+			err = m.giveSubnets(rec, &network.IPAM{Config: []network.IPAMConfig{{Subnet: four}, {Subnet: six}}})
+		}
+		if err != nil {
+			t.Errorf("%s: %v", name, err)
+			continue
+		}
+		var got []netip.Prefix
+		for _, s := range rec.Subnets {
+			got = append(got, s.Prefix)
+		}
+		if !slices.Equal(got, c.want) {
+			t.Errorf("%s: got %v, want %v", name, got, c.want)
+		}
+	}
+	if _, err := m.judge(network.CreateRequest{Name: "n", Options: map[string]string{optEnableIPv6: "maybe"}}); !errdefs.IsInvalidArgument(err) {
+		t.Errorf("neither true nor false: %v", err)
+	}
+}
+
+func TestReservedAddressesThatAreTakenAreRefused(t *testing.T) {
+	m := withPredefined(t)
+	prefix, addr := netip.MustParsePrefix, netip.MustParseAddr
+	ten := prefix("10.72.0.0/24")
+	aux := func(addrs ...string) map[string]netip.Addr {
+		out := map[string]netip.Addr{}
+		for i, a := range addrs {
+			out[string(rune('a'+i))] = addr(a)
+		}
+		return out
+	}
+	for want, c := range map[string]network.IPAMConfig{
+		"failed to allocate gateway (10.72.0.0): Address already in use":                  {Subnet: ten, Gateway: addr("10.72.0.0")},
+		"failed to allocate gateway (10.72.0.255): Address already in use":                {Subnet: ten, Gateway: addr("10.72.0.255")},
+		"failed to allocate secondary ip address (a:10.72.0.1): Address already in use":   {Subnet: ten, AuxAddress: aux("10.72.0.1")},
+		"failed to allocate secondary ip address (a:10.72.0.9): Address already in use":   {Subnet: ten, Gateway: addr("10.72.0.9"), AuxAddress: aux("10.72.0.9")},
+		"failed to allocate secondary ip address (b:10.72.0.9): Address already in use":   {Subnet: ten, AuxAddress: aux("10.72.0.9", "10.72.0.9")},
+		"failed to allocate secondary ip address (a:10.72.0.255): Address already in use": {Subnet: ten, AuxAddress: aux("10.72.0.255")},
+		"": {Subnet: prefix("10.72.0.0/31"), Gateway: addr("10.72.0.0")},
+	} {
+		rec, err := m.judge(network.CreateRequest{Name: "n"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		err = m.giveSubnets(rec, &network.IPAM{Config: []network.IPAMConfig{c}})
+		if want == "" && err != nil || want != "" && (!errdefs.IsInvalidArgument(err) || err.Error() != want) {
+			t.Errorf("%+v: got %v, want %q", c, err, want)
+		}
 	}
 }
 

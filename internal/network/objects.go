@@ -115,7 +115,7 @@ func (n *object) api() network.Network {
 		Name: n.Name, ID: n.ID, Created: n.Created, Scope: scope, Driver: n.Driver,
 		EnableIPv4: n.EnableIPv4, EnableIPv6: n.EnableIPv6, Internal: n.Internal, Attachable: n.Attachable,
 		ConfigOnly: n.ConfigOnly, ConfigFrom: network.ConfigReference{Network: n.ConfigFrom},
-		IPAM:    network.IPAM{Driver: "default", Config: []network.IPAMConfig{}},
+		IPAM:    network.IPAM{Driver: "default", Options: maps.Clone(n.IPAMOptions), Config: []network.IPAMConfig{}},
 		Options: maps.Clone(n.Options), Labels: maps.Clone(n.Labels),
 	}
 	if out.Options == nil {

@@ -30,6 +30,8 @@ type record struct {
 	Bridge     *bridgeRecord     `json:"bridge,omitempty"`
 	Parent     *parentRecord     `json:"parent,omitempty"`
 	Options    map[string]string `json:"options,omitempty"`
+	// IPAMOptions mean nothing to the one driver that there is, and are told.
+	IPAMOptions map[string]string `json:"ipamOptions,omitempty"`
 	// MTU is what the daemon's was when the network was created, in bytes, where
 	// the options name none. Zero, of records from before there was this field
 	// and of the default network: the daemon's of today.

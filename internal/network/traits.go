@@ -20,6 +20,8 @@ const (
 	optMasquerade  = "com.docker.network.bridge.enable_ip_masquerade"
 	optBindIPv4    = "com.docker.network.bridge.host_binding_ipv4"
 	optMTU         = "com.docker.network.driver.mtu"
+	optEnableIPv4  = "com.docker.network.enable_ipv4"
+	optEnableIPv6  = "com.docker.network.enable_ipv6"
 	optIfacePrefix = "com.docker.network.container_iface_prefix"
 	optIfName      = "com.docker.network.endpoint.ifname"
 	optSysctls     = "com.docker.network.endpoint.sysctls"
