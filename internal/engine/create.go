@@ -61,6 +61,13 @@ func (e *Engine) ContainerCreate(ctx context.Context, o CreateOptions) (moby.Cre
 	if err := e.checkPeers(req); err != nil {
 		return none, err
 	}
+	if n := req.Networking; n != nil {
+		for _, name := range slices.Sorted(maps.Keys(n.EndpointsConfig)) {
+			if err := e.networks.Judge(name, n.EndpointsConfig[name]); err != nil {
+				return none, err
+			}
+		}
+	}
 	if o.Platform == nil && !platforms.Default().Match(img.Platform) {
 		warnings = append(warnings, fmt.Sprintf("The requested image's platform (%s) does not match the detected host platform (%s) and no specific platform was requested",
 			platforms.FormatAll(img.Platform), platforms.FormatAll(platforms.DefaultSpec())))

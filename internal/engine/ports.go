@@ -141,6 +141,9 @@ type Networks interface {
 	Remove(ctx context.Context, ref string) (mobynet.Network, error)
 	Prune(ctx context.Context, f filter.Args, until time.Time, used func(id string) bool) (mobynet.PruneReport, error)
 
+	// Judge judges the settings that a container is created with for a network.
+	Judge(ref string, es *mobynet.EndpointSettings) error
+
 	// With and Without give a running container's sandbox with one network more
 	// or less; Change makes the kernel agree; Check judges it for a container
 	// that does not run.

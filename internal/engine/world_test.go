@@ -431,6 +431,8 @@ func (n fakeNetworks) Check(ref string, _ *mobynet.EndpointSettings) (mobynet.Ne
 	return n.Network(ref)
 }
 
+func (n fakeNetworks) Judge(string, *mobynet.EndpointSettings) error { return nil }
+
 func (n fakeNetworks) With(s network.Sandbox, _ network.Request, ref string, _ *mobynet.EndpointSettings) (network.Sandbox, []network.Reserved, error) {
 	n.w.mu.Lock()
 	defer n.w.mu.Unlock()

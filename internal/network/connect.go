@@ -194,6 +194,9 @@ func (m *Manager) Check(ref string, es *network.EndpointSettings) (network.Netwo
 	case driverNull:
 		return n.api(), forbidden("container cannot be connected to multiple networks with one of the networks in private (none) mode")
 	}
+	if err := judgeAsked(n.Name, es); err != nil {
+		return n.api(), err
+	}
 	return n.api(), n.judge(es)
 }
 

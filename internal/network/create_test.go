@@ -243,3 +243,44 @@ func TestPublishedPortsFollowTheGateway(t *testing.T) {
 		t.Error("the sandbox that was given has changed")
 	}
 }
+
+func TestSettingsThatAContainerCanNotHaveAreRefusedWhenTheyAreAsked(t *testing.T) {
+	m, _ := withTwo(t)
+	static := &network.EndpointIPAMConfig{IPv4Address: netip.MustParseAddr("10.77.1.9")}
+	mac := func(b ...byte) *network.EndpointSettings {
+		return &network.EndpointSettings{MacAddress: network.HardwareAddr(b)}
+	}
+	for name, c := range map[string]struct {
+		ref  string
+		es   *network.EndpointSettings
+		want string
+	}{
+		"address on host":          {"host", &network.EndpointSettings{IPAMConfig: static}, "user defined networks only"},
+		"address on none":          {"none", &network.EndpointSettings{IPAMConfig: static}, "user defined networks only"},
+		"address on the default":   {"default", &network.EndpointSettings{IPAMConfig: static}, "user defined networks only"},
+		"alias on the default":     {"bridge", &network.EndpointSettings{Aliases: []string{"a"}}, "network-scoped alias"},
+		"alias on host":            {"host", &network.EndpointSettings{Aliases: []string{"a"}}, "network-scoped alias"},
+		"address of no subnet":     {"two", &network.EndpointSettings{IPAMConfig: static}, "does not belong to any"},
+		"multicast MAC":            {"one", mac(1, 0, 0, 0, 0, 1), "invalid MAC address 01:00:00:00:00:01"},
+		"no MAC":                   {"one", mac(0, 0, 0, 0, 0, 0), "invalid MAC address"},
+		"MAC of eight bytes":       {"later", mac(2, 0, 0, 0, 0, 0, 0, 1), "invalid MAC address"},
+		"sysctl of all interfaces": {"later", &network.EndpointSettings{DriverOpts: map[string]string{optSysctls: "net.ipv4.conf.all.forwarding=1"}}, "IFNAME"},
+	} {
+		if err := m.Judge(c.ref, c.es); !errdefs.IsInvalidArgument(err) || !strings.Contains(err.Error(), c.want) {
+			t.Errorf("create, %s: got %v, want %q", name, err, c.want)
+		}
+		if _, err := m.Check(c.ref, c.es); err == nil {
+			t.Errorf("connect, %s: is allowed", name)
+		}
+	}
+	for name, es := range map[string]*network.EndpointSettings{
+		"nothing":                       nil,
+		"a link-local address":          {IPAMConfig: &network.EndpointIPAMConfig{LinkLocalIPs: []netip.Addr{netip.MustParseAddr("169.254.9.9")}}},
+		"a sysctl as Docker's CLI says": {DriverOpts: map[string]string{optSysctls: "net.ipv4.conf.ifname.log_martians=1"}},
+		"all":                           {IPAMConfig: static, Aliases: []string{"a"}, MacAddress: network.HardwareAddr{2, 0, 0, 0, 0, 1}},
+	} {
+		if err := m.Judge("one", es); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}

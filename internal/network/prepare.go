@@ -1,6 +1,7 @@
 package network
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -163,6 +164,9 @@ func (m *Manager) endpoint(s *Sandbox, r Request, n *object, es *network.Endpoin
 	if err := n.judge(es); err != nil {
 		return Endpoint{}, err
 	}
+	if _, err := sysctlsOf(es); err != nil {
+		return Endpoint{}, err
+	}
 	e := Endpoint{
 		ID: randomID(), Network: n.Name, NetworkID: n.ID, Settings: es,
 		Name: ifName(s, t.prefix), MTU: t.mtu,
@@ -243,18 +247,59 @@ func (m *Manager) hasMAC(n *object, mac string) string {
 	return ""
 }
 
-// judge says what is wrong with the settings of a connection to the network.
-func (n *object) judge(es *network.EndpointSettings) error {
+// Judge says what is wrong with the settings of a network that a container is
+// created with, so that none is made that can't be started. The network itself
+// may come later. Errors: ErrInvalidArgument.
+func (m *Manager) Judge(ref string, es *network.EndpointSettings) error {
+	if ref == "" || ref == network.NetworkDefault {
+		ref = network.NetworkBridge
+	}
+	if err := judgeAsked(ref, es); err != nil {
+		return err
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	n, err := m.lookup(ref)
+	if err != nil {
+		return nil
+	}
+	if err := judgeAsked(n.Name, es); err != nil {
+		return err
+	}
+	return n.judge(es)
+}
+
+// judgeAsked says what is wrong with the settings that somebody gives for a
+// network of that name. Those that are stored are not judged by it again: an
+// earlier release may have let them pass.
+func judgeAsked(name string, es *network.EndpointSettings) error {
 	if es == nil {
 		return nil
 	}
-	if _, err := sysctlsOf(es); err != nil {
-		return err
+	if predefined(name) {
+		if len(es.Aliases) > 0 {
+			return invalid("network-scoped alias is supported only for containers in user defined networks")
+		}
+		if c := es.IPAMConfig; c != nil && (c.IPv4Address.IsValid() || c.IPv6Address.IsValid()) {
+			return invalid("user specified IP address is supported on user defined networks only")
+		}
 	}
-	if es.IPAMConfig == nil {
+	if mac := es.MacAddress; len(mac) > 0 && (len(mac) != 6 || mac[0]&1 != 0 || bytes.Equal(mac, make([]byte, 6))) {
+		return invalid("invalid MAC address %s: want the address of one Ethernet interface, such as 02:42:c0:00:02:01", mac)
+	}
+	_, err := sysctlsOf(es)
+	return err
+}
+
+// judge says what is wrong with the settings of a connection to the network.
+func (n *object) judge(es *network.EndpointSettings) error {
+	if es == nil || es.IPAMConfig == nil {
 		return nil
 	}
 	want := *es.IPAMConfig
+	if n.Driver == driverHost || n.Driver == driverNull {
+		return nil // there are no addresses
+	}
 	if predefined(n.Name) && (want.IPv4Address.IsValid() || want.IPv6Address.IsValid()) {
 		return invalid("user specified IP address is supported on user defined networks only")
 	}
@@ -281,7 +326,8 @@ func (n *object) judge(es *network.EndpointSettings) error {
 }
 
 // sysctlsOf are the settings of an endpoint's interface, as paths below
-// /proc/sys with IFNAME for its name.
+// /proc/sys with IFNAME for its name. Docker's command line makes small letters
+// of that.
 func sysctlsOf(es *network.EndpointSettings) ([][2]string, error) {
 	if es == nil || es.DriverOpts[optSysctls] == "" {
 		return nil, nil
@@ -290,12 +336,13 @@ func sysctlsOf(es *network.EndpointSettings) ([][2]string, error) {
 	for _, each := range strings.Split(es.DriverOpts[optSysctls], ",") {
 		key, value, ok := strings.Cut(each, "=")
 		parts := strings.Split(key, ".")
-		if !ok || len(parts) != 5 || parts[0] != "net" || parts[3] != "IFNAME" || strings.ContainsAny(key, "/ ") {
+		if !ok || len(parts) != 5 || parts[0] != "net" || parts[3] != "IFNAME" && parts[3] != "ifname" || strings.ContainsAny(key, "/ ") {
 			return nil, invalid("invalid option %s: %q: want net.X.Y.IFNAME.Z=VALUE", optSysctls, each)
 		}
 		if parts[1] != "ipv4" && parts[1] != "ipv6" && parts[1] != "mpls" {
 			return nil, invalid("invalid option %s: %q: only net.ipv4, net.ipv6 and net.mpls can be set on an interface", optSysctls, each)
 		}
+		parts[3] = "IFNAME"
 		out = append(out, [2]string{strings.Join(parts, "/"), value})
 	}
 	return out, nil

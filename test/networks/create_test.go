@@ -79,6 +79,12 @@ func TestErrorsAreInDockersWords(t *testing.T) {
 			{"gateway mode 'isolated' can only be used for an internal network", "network", "create", "-o", "com.docker.network.bridge.gateway_mode_ipv4=isolated", "o"},
 			{"want nat, nat-unprotected, routed or isolated", "network", "create", "-o", "com.docker.network.bridge.gateway_mode_ipv4=bridged", "o"},
 			{"user specified IP address is supported on user defined networks only", "run", "--rm", "--ip", "192.0.2.1", image},
+			{"user specified IP address is supported on user defined networks only", "create", "--network", "none", "--ip", "192.0.2.1", image},
+			{"user specified IP address is supported on user defined networks only", "create", "--network", "host", "--ip", "192.0.2.1", image},
+			{"network-scoped alias is supported only for containers in user defined networks", "network", "connect", "--alias", "a", "bridge", "ada"},
+			{"invalid MAC address 01:00:00:00:00:01", "create", "--network", "n", "--mac-address", "01:00:00:00:00:01", image},
+			{"failed to allocate secondary ip address (a:" + own + "4.1): Address already in use", "network", "create", "--subnet", own + "4.0/24", "--aux-address", "a=" + own + "4.1", "o"},
+			{"failed to allocate gateway (" + own + "4.0): Address already in use", "network", "create", "--subnet", own + "4.0/24", "--gateway", own + "4.0", "o"},
 		} {
 			h.refused(c[0], c[1:]...)
 		}
