@@ -73,8 +73,8 @@ type actor struct {
 	// returning: what the last run used of the host is being given back, with
 	// the sandbox as it was when that began.
 	returning bool
-	waiters []waiter
-	clients []attachment // attached before the start
+	waiters   []waiter
+	clients   []attachment // attached before the start
 	// death is the end of the last run, until it is journalled.
 	death *proto.Entry
 	// restarts counts the restarts asked by users that are under way: between

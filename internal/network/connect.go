@@ -46,8 +46,9 @@ func (s *Sandbox) leadPorts() {
 // several), ErrInvalidArgument, ErrResourceExhausted, ErrInternal (host ports
 // in use).
 //
-// A container that had no network leading out publishes its ports now; the
-// sockets that keep them are the caller's.
+// A container that had no network leading out publishes its ports now, and one
+// that had no address of IPv4 those on the host's IPv4; the sockets that keep
+// them are the caller's.
 func (m *Manager) With(s Sandbox, r Request, ref string, es *network.EndpointSettings) (Sandbox, []Reserved, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -64,13 +65,17 @@ func (m *Manager) With(s Sandbox, r Request, ref string, es *network.EndpointSet
 	if err := m.connect(&s, r, n, es.Copy()); err != nil {
 		return s, nil, err
 	}
-	var reserved []Reserved
-	if len(s.Ports) == 0 {
-		if reserved, err = m.publish(&s, r); err != nil {
-			m.forgetEndpoint(s.Endpoints[len(s.Endpoints)-1])
-			m.ports.drop(s.Ports, s.Container)
-			return s, nil, err
-		}
+	before := len(s.Ports)
+	s.Ports = slices.Clone(s.Ports)
+	publish := m.publishMore
+	if before == 0 {
+		publish = m.publish
+	}
+	reserved, err := publish(&s, r)
+	if err != nil {
+		m.forgetEndpoint(s.Endpoints[len(s.Endpoints)-1])
+		m.ports.drop(s.Ports[before:], s.Container)
+		return s, nil, err
 	}
 	s.Left = nil
 	s.leadPorts()
@@ -87,9 +92,7 @@ func (m *Manager) Revert(from, to Sandbox) {
 			m.forgetEndpoint(e)
 		}
 	}
-	if len(from.Ports) == 0 {
-		m.ports.drop(to.Ports, to.Container)
-	}
+	m.ports.drop(to.Ports[min(len(from.Ports), len(to.Ports)):], to.Container)
 	m.sandboxes[from.Container] = from
 }
 

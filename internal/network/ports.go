@@ -55,13 +55,13 @@ func (r *portRegistry) take(m PortMapping, container string) {
 	r.owners[k] = append(r.owners[k], portOwner{m.HostIP, container})
 }
 
-// drop forgets all of a container's ports among these.
+// drop forgets those of these ports that the container has.
 func (r *portRegistry) drop(ms []PortMapping, container string) {
 	for _, m := range ms {
 		k := hostPort{m.Proto, m.HostPort}
 		kept := r.owners[k][:0]
 		for _, o := range r.owners[k] {
-			if o.container != container {
+			if o.container != container || o.addr != m.HostIP {
 				kept = append(kept, o)
 			}
 		}

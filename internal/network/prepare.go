@@ -436,6 +436,54 @@ func (m *Manager) publish(s *Sandbox, r Request) (reserved []Reserved, err error
 	return reserved, nil
 }
 
+// publishMore takes the host ports that s could not be published on before it had
+// an address of that family: those of IPv4, as the host's IPv6 leads to either.
+// They have the numbers that the container has on IPv6 already. m.mu is held.
+func (m *Manager) publishMore(s *Sandbox, r Request) (reserved []Reserved, err error) {
+	defer func() {
+		if err != nil {
+			for _, r := range reserved {
+				r.File.Close()
+			}
+			reserved = nil
+		}
+	}()
+	for _, have := range slices.Clone(s.Ports) {
+		p, ok := network.PortFrom(have.ContainerPort, network.IPProtocol(have.Proto))
+		if !ok || have.HostIP != netip.IPv6Unspecified() || askedFor(r.PortBindings[p], have) {
+			continue
+		}
+		ms, err := m.mappings(s, p, netip.Addr{})
+		if err != nil {
+			continue // there is still none
+		}
+		for _, more := range ms {
+			more.HostPort = have.HostPort
+			if slices.ContainsFunc(s.Ports, func(o PortMapping) bool {
+				return o.Proto == more.Proto && o.HostIP == more.HostIP && o.HostPort == more.HostPort
+			}) {
+				continue
+			}
+			files, err := m.ports.reserve([]PortMapping{more}, s.Container, m.opts.UserlandProxy)
+			if err != nil {
+				return reserved, err
+			}
+			s.Ports = append(s.Ports, more)
+			reserved = append(reserved, m.reservedOf([]PortMapping{more}, files)...)
+		}
+	}
+	return reserved, nil
+}
+
+// askedFor reports whether one of a port's bindings names the mapping's address
+// of the host.
+func askedFor(bindings []network.PortBinding, p PortMapping) bool {
+	return slices.ContainsFunc(bindings, func(b network.PortBinding) bool {
+		first, last, err := ParseHostPort(b.HostPort)
+		return err == nil && b.HostIP == p.HostIP && (first == 0 || first <= p.HostPort && p.HostPort <= last)
+	})
+}
+
 func (m *Manager) reservedOf(ms []PortMapping, files []*os.File) []Reserved {
 	var out []Reserved
 	for i, f := range files {

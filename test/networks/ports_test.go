@@ -172,6 +172,56 @@ func TestPortsArePublishedWhenTheFirstNetworkLeadsOut(t *testing.T) {
 	h.refused("port is already allocated", "run", "--rm", "-p", "18092:80", image)
 }
 
+// The one number that was chosen for IPv6 is the one of IPv4 too, and what was
+// asked for on IPv6 alone stays there.
+func TestPortsArePublishedOnIPv4WhenTheContainerGetsIt(t *testing.T) {
+	t.Parallel()
+	h := newHouse(t, nil)
+	h.d.Docker("network", "create", "--ipv4=false", "--ipv6", "six")
+	h.d.Docker("network", "create", "four")
+	h.serve("ada", "--network", "six", "-p", "80", "-p", "18194:80", "-p", "[::]:18195:80")
+	h.serve("bob", "--network", "six", "-p", "18196:80")
+	h.serve("eve", "-p", "127.0.0.1:18196:80")
+	chosen := strings.TrimPrefix(strings.Fields(h.d.Docker("port", "ada", "80"))[0], "[::]:")
+	for _, port := range []string{chosen, "18194"} {
+		h.equal("before", fetchHost("http://[::1]:"+port+"/"), "ada")
+	}
+	h.d.Docker("network", "connect", "four", "ada")
+	// Another has it: the container stays as it is, and so does the other.
+	h.refused("port is already allocated", "network", "connect", "four", "bob")
+	h.always(func() {
+		for _, at := range []string{"127.0.0.1", "[::1]"} {
+			for _, port := range []string{chosen, "18194"} {
+				h.equal(at+":"+port, fetchHost("http://"+at+":"+port+"/"), "ada")
+			}
+		}
+		h.equal("IPv6 alone", fetchHost("http://[::1]:18195/"), "ada")
+		if got := fetchHost("http://127.0.0.1:18195/"); got == "ada" {
+			t.Error("what was published on IPv6 alone is on IPv4")
+		}
+		h.equal("the other's", fetchHost("http://127.0.0.1:18196/"), "eve")
+		h.equal("of the one that was refused", fetchHost("http://[::1]:18196/"), "bob")
+		if l, err := net.Listen("tcp", "127.0.0.1:18194"); err == nil {
+			l.Close()
+			t.Error("another process gets the port on IPv4")
+		}
+	})
+	h.d.Docker("rm", "-f", "eve")
+	delete(h.pids, "eve")
+	h.d.Docker("network", "connect", "four", "bob")
+	h.equal("when the other has gone", fetchHost("http://127.0.0.1:18196/"), "bob")
+	h.d.Docker("rm", "-f", "ada", "bob")
+	clear(h.pids)
+	for _, at := range []string{"127.0.0.1:18194", "127.0.0.1:18196", "[::1]:18194"} {
+		l, err := net.Listen("tcp", at)
+		if err != nil {
+			t.Errorf("the port is not given back: %v", err)
+			continue
+		}
+		l.Close()
+	}
+}
+
 // The ports are the shim's while no daemon lives: nobody else gets them.
 func TestPortsAreHeldWhileNoDaemonLives(t *testing.T) {
 	t.Parallel()
