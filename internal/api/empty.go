@@ -6,6 +6,7 @@ import (
 
 	"github.com/containerd/errdefs"
 	"github.com/moby/moby/api/types/build"
+	"github.com/moby/moby/api/types/plugin"
 
 	"holdfast/internal/api/wire"
 )
@@ -13,9 +14,12 @@ import (
 // emptyRoutes answer for kinds of object of which this release can't have any,
 // where a refusal would break commands that are about something else: "docker
 // inspect NAME" asks for a plugin last, "docker system prune" prunes the build
-// cache too.
+// cache too, and programs that show a host list its plugins.
 func emptyRoutes() []wire.Route {
 	return []wire.Route{
+		{Method: "GET", Path: "/plugins", Handle: func(w http.ResponseWriter, _ *wire.Request) error {
+			return wire.WriteJSON(w, http.StatusOK, plugin.ListResponse{})
+		}},
 		{Method: "GET", Path: "/plugins/{name...}/json", Handle: func(_ http.ResponseWriter, r *wire.Request) error {
 			return fmt.Errorf("plugin %q: %w", r.Name(), errdefs.ErrNotFound)
 		}},

@@ -185,6 +185,9 @@ func TestWhatCannotBeThereIsEmpty(t *testing.T) {
 	if w := ask(h, "GET", "/plugins/a/b:c/json", ""); w.Code != 404 || message(t, w) != `plugin "a/b:c": not found` {
 		t.Errorf("plugin: %d %q", w.Code, w.Body)
 	}
+	if w := ask(h, "GET", "/plugins", ""); w.Code != 200 || w.Body.String() != "[]\n" {
+		t.Errorf("plugins: %d %q", w.Code, w.Body)
+	}
 	if w := ask(h, "POST", "/build/prune", ""); w.Code != 200 || w.Body.String() != `{"CachesDeleted":[],"SpaceReclaimed":0}`+"\n" {
 		t.Errorf("build cache: %d %q", w.Code, w.Body)
 	}

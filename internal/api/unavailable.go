@@ -45,7 +45,7 @@ var unavailable = []struct {
 		"GET /configs", "POST /configs/create", "GET /configs/{name}", "DELETE /configs/{name}", "POST /configs/{name}/update",
 	}},
 	{"managing plugins", []string{
-		"GET /plugins", "GET /plugins/privileges", "POST /plugins/pull", "POST /plugins/create",
+		"GET /plugins/privileges", "POST /plugins/pull", "POST /plugins/create",
 		"DELETE /plugins/{name...}",
 		"POST /plugins/{name...}/enable", "POST /plugins/{name...}/disable", "POST /plugins/{name...}/upgrade",
 		"POST /plugins/{name...}/push", "POST /plugins/{name...}/set",

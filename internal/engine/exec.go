@@ -2,17 +2,22 @@ package engine
 
 import (
 	"context"
+	"encoding/binary"
 	"encoding/json"
 	"errors"
 	"os"
 	"slices"
 	"strings"
 
+	"github.com/containerd/errdefs"
 	moby "github.com/moby/moby/api/types/container"
 
 	"holdfast/internal/container"
 	"holdfast/internal/shim/proto"
 )
+
+// exitCannotInvoke is what the shell calls 126: the command can't be invoked.
+const exitCannotInvoke = 126
 
 // execInfo is the exec session in the API's terms; the shim keeps it.
 type execInfo struct {
@@ -25,6 +30,9 @@ type execInfo struct {
 	Stdout     bool     `json:"stdout,omitempty"`
 	Stderr     bool     `json:"stderr,omitempty"`
 	DetachKeys []byte   `json:"detachKeys,omitempty"`
+	// Failure is why it can't be started: the container has no such user. As in
+	// Docker its start tells so, in the output and by the exit code.
+	Failure string `json:"failure,omitempty"`
 }
 
 // ExecCreate prepares a command to be run in a running container.
@@ -44,10 +52,19 @@ func (e *Engine) ExecCreate(ctx context.Context, ref string, r moby.ExecCreateRe
 		return "", err
 	}
 	process, uid, gid, err := e.execProcess(a.view.Load(), r)
+	failure := ""
+	if errdefs.IsInvalidArgument(err) && r.User != "" {
+		nobody := r
+		nobody.User = ""
+		nobody.Cmd = []string{""} // whoever starts it nevertheless runs nothing
+		failure = err.Error()
+		process, uid, gid, err = e.execProcess(a.view.Load(), nobody)
+	}
 	if err != nil {
 		return "", err
 	}
 	info, err := json.Marshal(execInfo{
+		Failure:    failure,
 		Entrypoint: r.Cmd[0], Arguments: r.Cmd[1:], Tty: r.Tty, User: r.User, Privileged: r.Privileged,
 		Stdin: r.AttachStdin, Stdout: r.AttachStdout, Stderr: r.AttachStderr, DetachKeys: keys,
 	})
@@ -93,6 +110,9 @@ func (e *Engine) ExecStart(ctx context.Context, id string, o ExecStartOptions) e
 	if o.ConsoleSize != nil {
 		start.ConsoleSize = *o.ConsoleSize
 	}
+	if info.Failure != "" && o.Detach {
+		return invalid("%s", info.Failure)
+	}
 	var client *os.File
 	if !o.Detach {
 		c, err := o.Hijack(info.Tty)
@@ -101,6 +121,10 @@ func (e *Engine) ExecStart(ctx context.Context, id string, o ExecStartOptions) e
 		}
 		client, start.Pending = c.File, c.Pending
 		defer client.Close()
+	}
+	if info.Failure != "" {
+		_, _ = client.Write(execOutput(info.Tty, info.Failure+"\r\n"))
+		return nil
 	}
 	a.emit("exec_start: "+strings.Join(append([]string{info.Entrypoint}, info.Arguments...), " "), map[string]string{"execID": id})
 	return a.withShim(ctx, "is not running", func(s Shim) error {
@@ -111,6 +135,17 @@ func (e *Engine) ExecStart(ctx context.Context, id string, o ExecStartOptions) e
 		}
 		return err
 	})
+}
+
+// execOutput is text in an exec's output: as it is on a terminal, else in a frame
+// of stdout.
+func execOutput(tty bool, text string) []byte {
+	if tty {
+		return []byte(text)
+	}
+	head := [8]byte{1}
+	binary.BigEndian.PutUint32(head[4:], uint32(len(text)))
+	return append(head[:], text...)
 }
 
 // ExecResize sets the size of an exec's terminal, in characters.
@@ -145,6 +180,10 @@ func (e *Engine) ExecInspect(ctx context.Context, id string) (moby.ExecInspectRe
 	}
 	if st.Started && !st.Running {
 		r.ExitCode = &st.ExitCode
+	}
+	if info.Failure != "" {
+		code := exitCannotInvoke
+		r.ExitCode, r.CanRemove = &code, true
 	}
 	return r, nil
 }

@@ -1,6 +1,7 @@
 package image
 
 import (
+	"bufio"
 	"context"
 	"fmt"
 	"io"
@@ -23,6 +24,10 @@ import (
 func (s *Store) Load(ctx context.Context, src io.Reader, wanted []ocispec.Platform, fn func(jsonstream.Message)) error {
 	p := newProgress(fn)
 	return s.withLease(ctx, func(ctx context.Context) error {
+		src := bufio.NewReader(src)
+		if _, err := src.Peek(1); err == io.EOF {
+			return errInvalid("load: there is no archive: the input is empty")
+		}
 		tar, err := compression.DecompressStream(src)
 		if err != nil {
 			return errInvalid("load: the archive can't be read: %s", err)
