@@ -37,7 +37,7 @@ func (m *Manager) configured(r network.CreateRequest) (network.CreateRequest, er
 	}
 	r.EnableIPv4, r.EnableIPv6 = &from.EnableIPv4, &from.EnableIPv6
 	r.Labels, r.Options = maps.Clone(from.Labels), maps.Clone(from.Options)
-	r.IPAM = &network.IPAM{}
+	r.IPAM = &network.IPAM{Options: maps.Clone(from.IPAMOptions)}
 	for _, s := range from.Subnets {
 		r.IPAM.Config = append(r.IPAM.Config, s.api())
 	}

@@ -450,10 +450,10 @@ func (m *Manager) publishMore(s *Sandbox, r Request) (reserved []Reserved, err e
 	}()
 	for _, have := range slices.Clone(s.Ports) {
 		p, ok := network.PortFrom(have.ContainerPort, network.IPProtocol(have.Proto))
-		if !ok || have.HostIP != netip.IPv6Unspecified() || askedFor(r.PortBindings[p], have) {
+		if !ok || have.HostPort == 0 || have.HostIP != netip.IPv6Unspecified() || askedFor(r.PortBindings[p], have) {
 			continue
 		}
-		ms, err := m.mappings(s, p, netip.Addr{})
+		ms, _, err := m.mappings(s, p, netip.Addr{})
 		if err != nil {
 			continue // there is still none
 		}
