@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"net/netip"
 	"os"
 	"path/filepath"
 	"syscall"
@@ -173,92 +172,6 @@ func (e *Engine) runtimeRoot(spec container.Spec) string {
 
 func (e *Engine) runtimeState(spec container.Spec) string {
 	return filepath.Join(e.runtimeRoot(spec), spec.ID)
-}
-
-// sandboxFiles writes /etc/hosts, /etc/resolv.conf and /etc/hostname of a life.
-// A container that shares another's network shares its files.
-func (e *Engine) sandboxFiles(spec container.Spec, req request, sandbox network.Sandbox) (oci.Files, error) {
-	h := req.HostConfig
-	dir := e.store.ContainerDir(spec.ID)
-	if h.NetworkMode.IsContainer() {
-		peer, err := e.index.find(h.NetworkMode.ConnectedContainer())
-		if err != nil {
-			return oci.Files{}, err
-		}
-		dir = e.store.ContainerDir(peer.id)
-	}
-	f := oci.Files{
-		Hosts: filepath.Join(dir, "hosts"), Resolv: filepath.Join(dir, "resolv.conf"), Hostname: filepath.Join(dir, "hostname"),
-	}
-	if h.NetworkMode.IsContainer() {
-		return f, nil
-	}
-	kept := e.config.Load().of(req)
-	var own, gateways []netip.Addr
-	v6 := false
-	for _, ep := range sandbox.Endpoints {
-		for _, a := range []network.Addressing{ep.IPv4, ep.IPv6} {
-			if a.Address.IsValid() {
-				own = append(own, a.Address.Addr())
-				v6 = v6 || a.Address.Addr().Is6()
-			}
-			if a.BridgeAddress.IsValid() {
-				gateways = append(gateways, a.BridgeAddress.Addr())
-			}
-		}
-	}
-	if len(kept.HostGatewayIPs) > 0 {
-		gateways = kept.HostGatewayIPs
-	}
-	in := oci.HostsInput{
-		Hostname: req.Config.Hostname, Domainname: req.Config.Domainname,
-		Addresses: own, ExtraHosts: h.ExtraHosts, HostGateway: gateways, IPv6: true,
-	}
-	in.Links = e.legacyLinks(req, sandbox)
-	if h.NetworkMode.IsHost() {
-		base, err := os.ReadFile("/etc/hosts")
-		if err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return f, err
-		}
-		in.Base = base
-	}
-	hosts, err := oci.Hosts(in)
-	if err != nil {
-		return f, err
-	}
-	host, err := oci.ReadHostResolv()
-	if err != nil {
-		return f, err
-	}
-	var internal netip.Addr
-	if sandbox.Named() {
-		internal = network.NameServer
-	}
-	resolv := oci.ResolvConf(oci.ResolvInput{
-		Internal: internal,
-		Host:     host, DNS: firstSet(h.DNS, kept.DNS), Search: firstSet(h.DNSSearch, kept.DNSSearch),
-		Options: firstSet(h.DNSOptions, kept.DNSOptions), HostNetwork: h.NetworkMode.IsHost(), IPv6: v6,
-	})
-	for path, data := range map[string][]byte{
-		f.Hosts: hosts, f.Resolv: resolv.Content, f.Hostname: oci.Hostname(req.Config.Hostname),
-	} {
-		if err := os.WriteFile(path, data, 0o644); err != nil {
-			return f, err
-		}
-	}
-	if sandbox.Named() {
-		return f, e.writeView(spec.ID, req, sandbox, resolv.Upstream)
-	}
-	return f, nil
-}
-
-// firstSet is a container's own list, or else that of the daemon which created
-// it.
-func firstSet[T any](own, daemon []T) []T {
-	if len(own) > 0 {
-		return own
-	}
-	return daemon
 }
 
 // bindSources mounts volumes and makes the sources that -v asks to be made.

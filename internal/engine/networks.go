@@ -240,7 +240,7 @@ func (a *actor) changeSandbox(req request, next network.Sandbox, reserved []netw
 		return fmt.Errorf("%s %s: %w", action, a.spec.Name, err)
 	}
 	failpoint.Here("network.changed")
-	if _, err := a.e.sandboxFiles(a.spec, a.req, a.sandbox); err != nil {
+	if err := a.e.moveFiles(a.spec, a.req, a.sandbox); err != nil {
 		a.log.Warn("the container's hosts file was not brought up to date", "error", err)
 	}
 	if a.shim != nil {

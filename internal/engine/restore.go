@@ -454,6 +454,7 @@ func (a *actor) hasRun() bool { return !a.rec.Started.IsZero() }
 // closed.
 func (a *actor) adopt(shim Shim) <-chan struct{} {
 	followed := make(chan struct{})
+	a.bringFiles()
 	if shim == nil {
 		// Only its process is there: HaltLeft of a container whose shim died.
 		a.state = container.Running

@@ -263,6 +263,14 @@ var stories = []story{
 			if got := d.Holdfast("exec", "new", "ip", "-o", "-4", "addr", "show", "eth1"); !strings.Contains(got, "10.62.7.2/24") {
 				t.Errorf("the interface has %q", got)
 			}
+			// Names too: its own in the file, and others' by its name server, of which
+			// the default network has none.
+			if got := d.Holdfast("exec", "new", "cat", "/etc/hosts"); !strings.Contains(got, "10.62.7.2\t") {
+				t.Errorf("the hosts file is %q", got)
+			}
+			if got := d.Holdfast("exec", "new", "nslookup", "new.more", "127.0.0.11"); !strings.Contains(got, "10.62.7.2") {
+				t.Errorf("the name server says %q", got)
+			}
 			serves(t, d)
 			d.Holdfast("network", "disconnect", "more", "new")
 			// Its address is free again.
@@ -281,7 +289,7 @@ var stories = []story{
 		},
 		do: func(d *kit.Daemon) { d.TryHoldfast("network", "disconnect", "more", "new") },
 		after: func(t *testing.T, d *kit.Daemon, _ string) {
-			if got := d.Holdfast("exec", "new", "ip", "-o", "-4", "addr"); strings.Contains(got, "10.62.8.") {
+			if got := d.Holdfast("exec", "new", "sh", "-c", "ip -o -4 addr; cat /etc/hosts"); strings.Contains(got, "10.62.8.") {
 				t.Errorf("the container still has %q", got)
 			}
 			d.Holdfast("run", "--rm", "--network", "more", "--ip", "10.62.8.2", image, "true")

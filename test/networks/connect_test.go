@@ -101,6 +101,38 @@ func TestDefaultRouteAndPublishedPortFollowTheGatewayPriority(t *testing.T) {
 	h.always(func() { via(2) })
 }
 
+// As in Docker, a container that joins or leaves a network keeps what it has
+// written into its own files.
+func TestWhatAContainerWroteIntoItsFilesStaysWhenItsNetworksChange(t *testing.T) {
+	t.Parallel()
+	h := newHouse(t, nil)
+	h.d.Docker("network", "create", "--subnet", h.net+".1.0/24", "n")
+	h.serve("ada")
+	h.serve("bob")
+	h.serve("cyd", "--network", "n")
+	h.in("ada", "sh", "-c", "echo 192.0.2.9 printer >> /etc/hosts; echo mine > /etc/hostname; echo nameserver 192.0.2.53 > /etc/resolv.conf")
+	own := h.net + ".1."
+	h.d.Docker("network", "connect", "n", "ada")
+	h.d.Docker("network", "connect", "n", "bob")
+	h.always(func() {
+		h.has("files", h.in("ada", "cat", "/etc/hosts", "/etc/hostname", "/etc/resolv.conf"), "192.0.2.9 printer\n", own, "mine\nnameserver 192.0.2.53\n")
+		h.has("the other's", h.in("bob", "cat", "/etc/resolv.conf"), "127.0.0.11")
+		h.reaches("bob", "cyd", "cyd")
+	})
+	h.d.Docker("network", "disconnect", "n", "ada")
+	h.d.Docker("network", "disconnect", "n", "bob")
+	h.always(func() {
+		got := h.in("ada", "cat", "/etc/hosts", "/etc/hostname", "/etc/resolv.conf")
+		h.has("files", got, "192.0.2.9 printer\n", "mine\nnameserver 192.0.2.53\n")
+		if strings.Contains(got, own) {
+			t.Errorf("a line of a network that it has left:\n%s", got)
+		}
+		if got := h.in("bob", "cat", "/etc/resolv.conf"); strings.Contains(got, "127.0.0.11") {
+			t.Errorf("the name server of a network that it has left:\n%s", got)
+		}
+	})
+}
+
 // What a connection is told: addresses, link-local ones too, the interface's
 // name and its settings; of a container that was created, runs, or is paused.
 func TestConnectionIsAsItWasAskedFor(t *testing.T) {

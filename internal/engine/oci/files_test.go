@@ -109,3 +109,16 @@ func TestRelinkReplacesTheLinesOfLinksAlone(t *testing.T) {
 		t.Errorf("a second time:\n%s", again)
 	}
 }
+
+func TestRehostReplacesTheLinesOfOwnNamesAlone(t *testing.T) {
+	file := "127.0.0.1\tlocalhost\n127.0.1.1\tweb\n10.1.0.2\tweb\n192.0.2.9\tprinter\n10.1.0.2\tweb and more\n10.2.0.2\tweb\n# web\n10.3.0.9 mine"
+	in := HostsInput{Hostname: "web", Addresses: []netip.Addr{netip.MustParseAddr("10.2.0.2"), netip.MustParseAddr("fd00::2")}}
+	got := string(Rehost([]byte(file), in))
+	want := "127.0.0.1\tlocalhost\n127.0.1.1\tweb\n192.0.2.9\tprinter\n10.1.0.2\tweb and more\n10.2.0.2\tweb\n# web\n10.3.0.9 mine\nfd00::2\tweb\n"
+	if got != want {
+		t.Errorf("got\n%s\nwant\n%s", got, want)
+	}
+	if again := string(Rehost([]byte(got), in)); again != got {
+		t.Errorf("repeated:\n%s", again)
+	}
+}

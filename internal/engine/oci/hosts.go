@@ -107,6 +107,38 @@ func ownNames(in HostsInput) []string {
 	return dedupe(append(names, in.Names...))
 }
 
+// Rehost gives a hosts file of a container that is on other networks than before
+// the lines of its own names anew: those of addresses that it has no more are
+// taken out, those of new ones added, and whatever else somebody has written into
+// the file stays.
+func Rehost(content []byte, in HostsInput) []byte {
+	var b bytes.Buffer
+	names := ownNames(in)
+	missing := slices.Clone(in.Addresses)
+	for line := range strings.Lines(string(content)) {
+		if fields := strings.Fields(line); len(fields) > 1 && slices.Equal(fields[1:], names) {
+			a, err := netip.ParseAddr(fields[0])
+			i := slices.Index(missing, a)
+			if err == nil && i < 0 && !a.IsLoopback() {
+				continue
+			}
+			if i >= 0 {
+				missing = slices.Delete(missing, i, i+1)
+			}
+		}
+		b.WriteString(line)
+	}
+	if n := b.Len(); n > 0 && b.Bytes()[n-1] != '\n' {
+		b.WriteByte('\n')
+	}
+	for _, a := range missing {
+		if a.IsValid() && len(names) > 0 {
+			b.WriteString(a.String() + "\t" + strings.Join(names, " ") + "\n")
+		}
+	}
+	return b.Bytes()
+}
+
 // Relink gives a hosts file its links anew: the line of a link that has another
 // address is replaced, one that is missing is added, and whatever else somebody
 // has written into the file stays.
