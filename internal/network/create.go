@@ -416,10 +416,8 @@ func (m *Manager) setUp(ctx context.Context, rec *record) error {
 	if i < 0 {
 		return fmt.Errorf("network %s: its bridge is not among those wanted", rec.Name)
 	}
-	if m.opts.IPForward && rec.forwards6() {
-		if err := m.forward(true); err != nil {
-			return err
-		}
+	if err := m.forward(all[i]); err != nil {
+		return err
 	}
 	_, err := bridge.Ensure(all[i].Bridge)
 	return err

@@ -60,16 +60,8 @@ func (m *Manager) Restore(ctx context.Context, sandboxes map[string]Sandbox, unr
 	if err != nil {
 		return err
 	}
-	if m.opts.IPForward && len(bridges) > 0 {
-		m.mu.Lock()
-		v6 := false
-		for _, n := range m.networks {
-			v6 = v6 || n.forwards6()
-		}
-		m.mu.Unlock()
-		if err := m.forward(v6); err != nil {
-			return err
-		}
+	if err := m.forward(bridges...); err != nil {
+		return err
 	}
 	if filters4 || filters6 {
 		if err := m.openTable(); err != nil {
@@ -113,11 +105,12 @@ func (m *Manager) Restore(ctx context.Context, sandboxes map[string]Sandbox, unr
 	return nil
 }
 
-// forwards6 reports whether containers of the network leave the host by IPv6.
-func (r *record) forwards6() bool { return r.Bridge != nil && r.EnableIPv6 && !r.Internal }
-
-// forward lets the host forward packets.
-func (m *Manager) forward(v6 bool) error {
+// forward lets the host forward what the bridges need.
+func (m *Manager) forward(bridges ...wanted) error {
+	if !m.opts.IPForward || len(bridges) == 0 {
+		return nil
+	}
+	v6 := slices.ContainsFunc(bridges, func(b wanted) bool { return b.IPv6 && !b.internal })
 	changed, err := bridge.Forward(v6)
 	if err != nil {
 		return fmt.Errorf("enable forwarding (or set \"ip-forward\" to false): %w", err)

@@ -117,10 +117,10 @@ func parseTraits(o map[string]string) (traits, error) {
 	for i, key := range []string{optSource4, optSource6} {
 		if v := o[key]; v != "" {
 			a, err := netip.ParseAddr(v)
-			if err != nil || a.Is6() != (i == 1) || a.Is4In6() || a.IsUnspecified() {
-				return bad(key, "an address of that family")
+			if err != nil || a.Is6() != (i == 1) || a.IsUnspecified() || a.Zone() != "" {
+				return bad(key, "an IPv"+[]string{"4", "6"}[i]+" address of the host")
 			}
-			t.source[i] = a.WithZone("")
+			t.source[i] = a
 		}
 	}
 	if v := o[optTrusted]; v != "" {

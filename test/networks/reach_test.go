@@ -142,6 +142,56 @@ func TestContainersReachTheOutsideWithTheHostsAddress(t *testing.T) {
 	})
 }
 
+func TestWhatLeavesHasTheAddressThatTheNetworkNames(t *testing.T) {
+	t.Parallel()
+	h := newHouse(t, nil)
+	link := "src" + h.d.ID[3:]
+	pid := h.machine(link, "198.18.7.1/24", "198.18.7.2/24")
+	six := "fd00:198:" + strings.TrimPrefix(h.net, "10.") + "::"
+	h.host("ip", "addr", "add", "198.18.7.9/24", "dev", link)
+	for _, a := range []string{"1", "9"} {
+		h.host("ip", "addr", "add", six+a+"/64", "dev", link, "nodad")
+	}
+	h.host("nsenter", "-t", strconv.Itoa(pid), "-n", "--", "ip", "addr", "add", six+"2/64", "dev", "eth0", "nodad")
+	h.d.Docker("network", "create", "--ipv6", "--opt", "com.docker.network.host_ipv4=198.18.7.9", "--opt", "com.docker.network.host_ipv6="+six+"9", "named")
+	h.d.Docker("network", "create", "usual")
+	h.run("ada", "--network", "named", image, "sleep", "9999")
+	h.run("bob", "--network", "usual", image, "sleep", "9999")
+	h.refused("want an IPv4 address of the host", "network", "create", "--opt", "com.docker.network.host_ipv4="+six+"9", "o")
+	seen := func(name, at string) string {
+		return h.in(name, "nc", "-w", "5", at, "80")
+	}
+	h.always(func() {
+		h.has("the machine sees", seen("ada", "198.18.7.2"), "198.18.7.9:")
+		h.has("the machine sees", seen("ada", six+"2"), "["+six+"9]:")
+		h.has("the machine sees", seen("bob", "198.18.7.2"), "198.18.7.1:")
+	})
+}
+
+// The host forwards IPv6 as soon as a network has it, and goes on hearing of its
+// own routers. Alone, as the switch is one for all daemons of the host.
+func TestIPv6LeadsToOtherMachinesAndBack(t *testing.T) {
+	h := newHouse(t, nil)
+	link := "six" + h.d.ID[3:]
+	pid := h.machine(link, "198.18.8.1/24", "198.18.8.2/24")
+	six := "fd00:199:" + strings.TrimPrefix(h.net, "10.") + "::"
+	h.host("ip", "addr", "add", six+"1/64", "dev", link, "nodad")
+	h.host("nsenter", "-t", strconv.Itoa(pid), "-n", "--", "ip", "addr", "add", six+"2/64", "dev", "eth0", "nodad")
+	for _, conf := range []string{"all", link} {
+		h.host("sh", "-c", "echo 0 > /proc/sys/net/ipv6/conf/"+conf+"/forwarding")
+	}
+	h.host("sh", "-c", "echo 1 > /proc/sys/net/ipv6/conf/"+link+"/accept_ra")
+	h.d.Docker("network", "create", "--ipv4=false", "--ipv6", "n")
+	h.serve("ada", "--network", "n", "-p", "18280:80")
+	h.always(func() {
+		h.has("the machine sees", h.in("ada", "nc", "-w", "5", six+"2", "80"), "["+six+"1]:")
+		if err := inNamespace(pid, func() error { return connect(six+"1", 18280, 5*time.Second) }); err != nil {
+			t.Errorf("the published port, from the machine: %v", err)
+		}
+		h.equal("routers are heard of", strings.TrimSpace(h.host("cat", "/proc/sys/net/ipv6/conf/"+link+"/accept_ra")), "2")
+	})
+}
+
 func TestMacvlanPutsContainersOnTheHostsLink(t *testing.T) {
 	t.Parallel()
 	onParent(t, "macvlan")

@@ -2,6 +2,7 @@ package bridge
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -31,6 +32,9 @@ func Forward(v6 bool) (changed bool, err error) {
 	if err != nil || !v6 {
 		return changed, err
 	}
+	if err := keepRouters(); err != nil {
+		return changed, err
+	}
 	for _, conf := range []string{"default", "all"} {
 		c, err := sysctl("net/ipv6/conf/"+conf+"/forwarding", "1")
 		if err != nil {
@@ -39,6 +43,35 @@ func Forward(v6 bool) (changed bool, err error) {
 		changed = changed || c
 	}
 	return changed, nil
+}
+
+// keepRouters lets the host go on hearing of its routers, by the interfaces by
+// which it does. A host that forwards stops otherwise, and forgets its default
+// route at once (accept_ra in the kernel's ip-sysctl).
+func keepRouters() error {
+	dirs, err := filepath.Glob("/proc/sys/net/ipv6/conf/*")
+	if err != nil {
+		return err
+	}
+	for _, dir := range dirs {
+		name := filepath.Base(dir)
+		if name == "all" || name == "default" || name == "lo" {
+			continue
+		}
+		for file, want := range map[string]string{"forwarding": "0", "accept_ra": "1"} {
+			have, err := os.ReadFile(filepath.Join(dir, file))
+			if err != nil || string(bytes.TrimSpace(have)) != want {
+				name = "" // or it has gone meanwhile
+			}
+		}
+		if name == "" {
+			continue
+		}
+		if _, err := sysctl("net/ipv6/conf/"+name+"/accept_ra", "2"); err != nil && !errors.Is(err, os.ErrNotExist) {
+			return err
+		}
+	}
+	return nil
 }
 
 // Filtered reports whether frames between the ports of a bridge can be shown

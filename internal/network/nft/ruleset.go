@@ -196,6 +196,15 @@ var (
 // siblings drops what comes from another bridge of the engine's.
 const siblings = "siblings"
 
+// source gives what leaves the bridge with an address of that family one of the
+// host's.
+func (b Bridge) source(family int) Expr {
+	if a := b.Source[family]; a.IsValid() {
+		return Source{a}
+	}
+	return Masquerade{}
+}
+
 func jump(chain string) Verdict { return Verdict{Kind: "jump", Chain: chain} }
 
 // Build gives the rules for c.
@@ -315,14 +324,9 @@ func Build(c Config) Ruleset {
 			from := Address{Source: true, Prefix: s.Masked()}
 			postrouting.Rules = append(postrouting.Rules,
 				Rule{Interface{Out: true, Name: b.Name}, from, Translated{}, Masquerade{}})
-			family := family(s.Addr())
-			if b.Masquerade && !b.Internal && b.Access[family] != Routed {
-				var give Expr = Masquerade{}
-				if a := b.Source[family]; a.IsValid() {
-					give = Source{a}
-				}
+			if family := family(s.Addr()); b.Masquerade && !b.Internal && b.Access[family] != Routed {
 				postrouting.Rules = append(postrouting.Rules,
-					Rule{Interface{Out: true, Not: true, Name: b.Name}, from, give})
+					Rule{Interface{Out: true, Not: true, Name: b.Name}, from, b.source(family)})
 			}
 		}
 	}
