@@ -342,6 +342,12 @@ func hostInNetwork(name, s string, family int) (netip.Prefix, error) {
 		example := map[int]string{4: "192.168.5.1/24", 6: "fd00:5::1/64"}[family]
 		return p, fmt.Errorf("invalid %s %q: want an IPv%d address with its network, such as %s", name, s, family, example)
 	}
+	if p.IsSingleIP() {
+		return p, fmt.Errorf("invalid %s %q: there is no room for a container in it", name, s)
+	}
+	if a := p.Addr().Next(); family == 4 && p.Bits() < 31 && !p.Contains(a) {
+		return p, fmt.Errorf("invalid %s %q: that is the network's broadcast address: want one of a host in it", name, s)
+	}
 	if p.Addr() == p.Masked().Addr() && p.Bits() < p.Addr().BitLen()-1 {
 		return p, fmt.Errorf("invalid %s %q: that is the network's own address: want one of a host in it", name, s)
 	}

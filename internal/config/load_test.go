@@ -301,6 +301,8 @@ func TestBadValueIsNamedWithWhatToDo(t *testing.T) {
 		{"--data-root=var", `invalid data-root "var": want an absolute path`},
 		{"--exec-root=/", "want a folder of the daemon's own"},
 		{"--bip=10.0.0.0/24", "that is the network's own address"},
+		{"--bip=10.0.0.255/24", "broadcast address"},
+		{"--bip=10.0.0.1/32", "no room for a container"},
 		{"--bip=10.0.0.1", "such as 192.168.5.1/24"},
 		{"--bip=fd00::1/64", "IPv4 address"},
 		{"--fixed-cidr=x", "such as 192.168.5.0/25"},

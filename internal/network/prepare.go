@@ -91,16 +91,18 @@ func (m *Manager) prepare(r Request) (Sandbox, []Reserved, error) {
 		return s, nil, nil
 	}
 	n, err := m.lookup(s.Mode)
+	if s.Mode == network.NetworkBridge && m.opts.BridgeName == "none" {
+		// As in Docker: it has its loopback interface alone.
+		n, err = nil, nil
+	}
 	if err != nil {
 		return s, nil, err
 	}
-	if err := n.usable(); err != nil {
-		return s, nil, err
+	if n != nil && n.ConfigOnly {
+		return s, nil, n.usable()
 	}
-	settings := settingsFor(r, n)
-	switch n.Driver {
-	case driverHost, driverNull:
-		e := Endpoint{ID: randomID(), Network: n.Name, NetworkID: n.ID, Settings: settings}
+	if n != nil && (n.Driver == driverHost || n.Driver == driverNull) {
+		e := Endpoint{ID: randomID(), Network: n.Name, NetworkID: n.ID, Settings: settingsFor(r, n)}
 		s.Endpoints = append(s.Endpoints, e)
 		if n.Driver == driverNull {
 			s.Netns = m.opts.netnsPath(r.ID)
@@ -108,10 +110,15 @@ func (m *Manager) prepare(r Request) (Sandbox, []Reserved, error) {
 		return s, nil, nil
 	}
 	s.Netns = m.opts.netnsPath(r.ID)
-	if err := m.connect(&s, r, n, settings); err != nil {
-		return s, nil, err
+	if n != nil {
+		if err := m.connect(&s, r, n, settingsFor(r, n)); err != nil {
+			return s, nil, err
+		}
 	}
 	for _, name := range slices.Sorted(maps.Keys(r.Endpoints)) {
+		if n == nil && name == network.NetworkBridge {
+			continue
+		}
 		other, err := m.lookup(name)
 		if name == network.NetworkDefault {
 			other, err = m.networks[network.NetworkBridge], nil

@@ -141,6 +141,28 @@ func TestExistingBridgeIsUsedAndKept(t *testing.T) {
 	}
 }
 
+// As with dockerd's bridge "none": a container that names no network runs, and may
+// join one.
+func TestWithoutADefaultBridgeContainersHaveLoopbackAlone(t *testing.T) {
+	t.Parallel()
+	h := newHouse(t, map[string]any{"bridge": "none", "bip": ""})
+	h.d.Docker("network", "create", "n")
+	h.serve("ada", "-p", "18380:80")
+	h.serve("bob", "--network", "n")
+	h.serve("cyd")
+	h.refused("network bridge not found", "network", "connect", "bridge", "bob")
+	h.d.Docker("network", "connect", "n", "ada")
+	h.always(func() {
+		h.reaches("bob", "ada", "ada")
+		h.equal("port", fetchHost("http://127.0.0.1:18380/"), "ada")
+		h.equal("links", strings.TrimSpace(h.in("cyd", "ls", "/sys/class/net")), "lo")
+		h.reaches("cyd", "127.0.0.1", "cyd")
+	})
+	h.d.Docker("restart", "-t", "0", "cyd")
+	h.know("cyd")
+	h.equal("links", strings.TrimSpace(h.in("cyd", "ls", "/sys/class/net")), "lo")
+}
+
 func TestNetworkKeepsTheMTUItWasCreatedWith(t *testing.T) {
 	t.Parallel()
 	h := newHouse(t, map[string]any{"mtu": 1450})
