@@ -302,6 +302,20 @@ func networkRequest(spec container.Spec, req request) network.Request {
 	return r
 }
 
+// joinedBy reports whether other containers that run have joined a container's
+// network namespace.
+func (e *Engine) joinedBy(id string) bool {
+	for _, a := range e.index.all() {
+		v := a.view.Load()
+		if mode := v.req.HostConfig.NetworkMode; mode.IsContainer() && v.state.Alive() {
+			if peer, err := e.index.find(mode.ConnectedContainer()); err == nil && peer.id == id {
+				return true
+			}
+		}
+	}
+	return false
+}
+
 // giveBack returns what a life used of the host: network, mounts and the
 // volumes' mounts. Everything in it may have been done before. What fails is
 // logged and done by the next start or restore, which find it by its name.
@@ -311,6 +325,7 @@ func (e *Engine) giveBack(id string, sandbox network.Sandbox, mounts []mountPoin
 	}
 	ctx := context.Background()
 	if sandbox.ID != "" {
+		sandbox.Joined = e.joinedBy(id)
 		if err := e.networks.Release(ctx, sandbox); err != nil {
 			e.log.Error("network not released", "container", id[:12], "error", err)
 		}

@@ -364,7 +364,15 @@ func (r *record) isLink() bool { return r.Driver == driverMacvlan || r.Driver ==
 // giveLink names the bridge, or judges the parent link. m.mu is held.
 func (m *Manager) giveLink(rec *record) error {
 	if rec.isLink() {
-		return giveParent(rec)
+		if err := giveParent(rec); err != nil {
+			return err
+		}
+		for _, n := range m.networks {
+			if p := n.Parent; p != nil && p.Name == rec.Parent.Name && (p.Mode == modePassthru || rec.Parent.Mode == modePassthru) {
+				return forbidden("network %s uses the parent interface %s already: in mode passthru it is one network's alone", n.Name, p.Name)
+			}
+		}
+		return nil
 	}
 	name := rec.Options[optName]
 	if name == "" {

@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"os"
+	"slices"
 
 	"holdfast/internal/network/bridge"
 	"holdfast/internal/network/nft"
@@ -23,7 +25,29 @@ func (m *Manager) Join(_ context.Context, s Sandbox) error {
 	if err := bridge.Join(links); err != nil {
 		return fmt.Errorf("network of container %s: %w", s.Container, err)
 	}
+	m.hold(s)
 	return nil
+}
+
+// hold keeps a descriptor of the namespace of a sandbox that has interfaces to
+// unplug: its shim takes away the file that it is mounted on when the container
+// ends. A container that ends without a daemon has long lost its namespace when
+// there is one again.
+func (m *Manager) hold(s Sandbox) {
+	if s.Shared || !slices.ContainsFunc(s.Endpoints, func(e Endpoint) bool { return e.Link != nil }) || !bridge.IsNamespace(s.Netns) {
+		return
+	}
+	f, err := os.Open(s.Netns)
+	if err != nil {
+		m.opts.Log.Warn("a network namespace can't be held, the container's next start may find its hardware address in use", "container", s.Container, "error", err)
+		return
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if old := m.held[s.Container]; old != nil {
+		old.Close()
+	}
+	m.held[s.Container] = f
 }
 
 // Publish makes the kernel translate the sandbox's host ports, all of them in
@@ -93,6 +117,9 @@ func (m *Manager) Release(ctx context.Context, s Sandbox) error {
 		}
 	}
 	if s.Netns != "" && !s.Shared {
+		if err := m.unplug(s); err != nil {
+			return fmt.Errorf("container %s: %w", s.Container, err)
+		}
 		if err := bridge.Leave(s.Netns); err != nil {
 			return fmt.Errorf("container %s: %w", s.Container, err)
 		}
@@ -108,6 +135,36 @@ func (m *Manager) Release(ctx context.Context, s Sandbox) error {
 			// Its address is anyone's now, and must not keep its rules.
 			if err := m.Sync(ctx); err != nil {
 				return fmt.Errorf("container %s: %w", s.Container, err)
+			}
+		}
+	}
+	return nil
+}
+
+// unplug removes those of a sandbox's interfaces that can't be left to go with
+// the namespace. The kernel takes that down some time after the last process in
+// it has ended. Until then the parent of a macvlan interface refuses another of
+// the same hardware address, so that a restart would fail; and as long as another
+// container is in the namespace, the address would be used by two.
+func (m *Manager) unplug(s Sandbox) error {
+	m.mu.Lock()
+	namespace := s.Netns
+	held := m.held[s.Container]
+	delete(m.held, s.Container)
+	m.mu.Unlock()
+	if held != nil {
+		defer held.Close()
+		namespace = fmt.Sprintf("/proc/self/fd/%d", held.Fd())
+	}
+	for _, e := range s.Endpoints {
+		switch {
+		case e.Link != nil && bridge.IsNamespace(namespace):
+			if err := bridge.RemoveInside(namespace, e.Name); err != nil {
+				return err
+			}
+		case e.HostName != "" && s.Joined:
+			if err := bridge.RemoveLink(e.HostName); err != nil {
+				return err
 			}
 		}
 	}

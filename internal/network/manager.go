@@ -18,6 +18,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"os"
 	"sync"
 
 	"holdfast/internal/network/firewall"
@@ -62,6 +63,7 @@ type Manager struct {
 	published map[string]bool    // containers whose elements shall be there
 	ports     *portRegistry
 	troubles  map[string][]string // by container: what it lost
+	held      map[string]*os.File // namespaces, by container; see hold
 	leaving   bool                // other programs' filters shall have nothing of ours
 }
 
@@ -90,6 +92,7 @@ func Open(_ context.Context, o Options) (*Manager, error) {
 		published: map[string]bool{},
 		ports:     newPortRegistry(first, last),
 		troubles:  map[string][]string{},
+		held:      map[string]*os.File{},
 		condemned: condemned,
 	}
 	for name, r := range records {
@@ -109,6 +112,12 @@ func (m *Manager) Close() error {
 	if err := m.zones.Close(); err != nil {
 		m.opts.Log.Debug("the connection to the system bus did not end well", "error", err)
 	}
+	m.mu.Lock()
+	for _, f := range m.held {
+		f.Close()
+	}
+	clear(m.held)
+	m.mu.Unlock()
 	m.others.Lock()
 	defer m.others.Unlock()
 	m.rules.Lock()

@@ -17,9 +17,11 @@ type parentRecord struct {
 	Made bool `json:"made,omitempty"`
 }
 
+const modePassthru = "passthru"
+
 // modes of the drivers, the default first.
 var modes = map[string][]string{
-	driverMacvlan: {"bridge", "vepa", "private", "passthru"},
+	driverMacvlan: {"bridge", "vepa", "private", modePassthru},
 	driverIPvlan:  {"l2", "l3", "l3s"},
 }
 
@@ -51,6 +53,9 @@ func giveParent(rec *record) error {
 		rec.Internal = true
 		rec.Parent = p
 		return nil
+	}
+	if p.Name == "lo" {
+		return invalid("loopback interface is not a valid %s parent link", rec.Driver)
 	}
 	exists, err := bridge.Exists(p.Name)
 	if err != nil {

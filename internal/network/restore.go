@@ -90,6 +90,9 @@ func (m *Manager) Restore(ctx context.Context, sandboxes map[string]Sandbox, unr
 		return err
 	}
 	m.repair(ctx, sandboxes, ports)
+	for _, s := range sandboxes {
+		m.hold(s)
+	}
 	if err := m.removeOrphans(sandboxes, bridges, ports); err != nil {
 		return err
 	}

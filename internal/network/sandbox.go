@@ -30,6 +30,9 @@ type Sandbox struct {
 	Netns string `json:"netns,omitempty"`
 	// Shared: the namespace is another container's, who makes and removes it.
 	Shared bool `json:"shared,omitempty"`
+	// Joined: other containers are in the namespace. Who releases says so, as
+	// nothing here knows.
+	Joined bool `json:"-"`
 
 	Endpoints []Endpoint     `json:"endpoints,omitempty"`
 	Ports     []PortMapping  `json:"ports,omitempty"`

@@ -241,6 +241,43 @@ func TestMacvlanConnectionIsFinishedAfterACrash(t *testing.T) {
 	h.always(func() { h.isolated("ada", b) })
 }
 
+// Who is in a container's network namespace loses its interfaces when that
+// container ends, as in Docker: their addresses are the next container's.
+func TestAddressIsNobodysWhenAContainerEndsWhoseNamespaceAnotherShares(t *testing.T) {
+	t.Parallel()
+	h := newHouse(t, nil)
+	h.d.Docker("network", "create", "--subnet", h.net+".1.0/24", "n")
+	h.serve("ada", "--network", "n")
+	h.d.Docker("run", "-d", "--name", "bob", "--network", "container:ada", image, "sleep", "9999")
+	h.know("bob")
+	h.serve("cyd", "--network", "n")
+	addr := h.address("ada", "n")
+	h.has("shared", h.in("bob", "ip", "addr"), addr)
+	alone := func() {
+		t.Helper()
+		if got := h.in("bob", "ip", "addr"); strings.Contains(got, addr) {
+			t.Errorf("two have the address %s:\n%s", addr, got)
+		}
+	}
+	h.d.Kill9()
+	h.d.Start()
+	h.d.Docker("restart", "-t", "0", "ada")
+	h.know("ada")
+	h.reaches("ada", "127.0.0.1", "ada")
+	h.always(func() {
+		alone()
+		h.reaches("cyd", addr, "ada")
+	})
+	h.d.Docker("restart", "-t", "0", "bob")
+	h.know("bob")
+	h.has("shared again", h.in("bob", "ip", "addr"), addr)
+	h.d.Docker("rm", "-f", "ada")
+	delete(h.pids, "ada")
+	alone()
+	h.serve("dan", "--network", "n", "--ip", addr)
+	h.always(func() { h.reaches("cyd", addr, "dan") })
+}
+
 func onParent(t *testing.T, driver string) {
 	// Others live in the subnet, and the host's server may know their names.
 	lan := newUpstream(t, map[string]string{"macvlan": "127.0.5.53", "ipvlan": "127.0.6.53"}[driver], 5)
@@ -259,6 +296,13 @@ func onParent(t *testing.T, driver string) {
 			t.Errorf("the other machine does not reach the container: %v", err)
 		}
 	})
+	// Its hardware address is free for the next life at once.
+	for range 10 {
+		h.d.Docker("restart", "-t", "0", "bob")
+	}
+	h.know("bob")
+	h.reaches("bob", "127.0.0.1", "bob")
+	h.reaches("bob", "ada", "ada")
 	if !lan.asked(backwards(h.net+".1.77")+".") || lan.asked(backwards(addr)+".") {
 		t.Errorf("the host's server was asked for %v", lan.seen)
 	}
@@ -267,6 +311,12 @@ func onParent(t *testing.T, driver string) {
 	h.d.Docker("network", "rm", "n")
 	if _, err := netlink.LinkByName(link); err != nil {
 		t.Errorf("the user's link: %v", err)
+	}
+	h.refused("loopback interface is not a valid "+driver+" parent link", "network", "create", "-d", driver, "-o", "parent=lo", "o")
+	if driver == "macvlan" {
+		h.d.Docker("network", "create", "-d", driver, "--subnet", h.net+".1.0/24", "-o", "parent="+link, "n")
+		h.refused("in mode passthru it is one network's alone", "network", "create", "-d", driver, "-o", "parent="+link, "-o", "macvlan_mode=passthru", "o")
+		h.d.Docker("network", "rm", "n")
 	}
 	// Without a parent it is an internal network, and its link is ours.
 	h.d.Docker("network", "create", "-d", driver, "lone")
