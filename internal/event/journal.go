@@ -134,14 +134,32 @@ func (j *Journal) load(s *segment) error {
 			j.seen.merge(h.Sources)
 			return err
 		}
-		var m struct {
-			Source string `json:"source"`
-		}
-		if json.Unmarshal(line, &m) == nil && m.Source != "" {
-			j.seen.add(m.Source)
+		if source := sourceOf(line); source != "" {
+			j.seen.add(source)
 		}
 		return nil
 	})
+}
+
+// sourceOf reads the source of an event's line; empty where there is none. Most
+// lines have none, and Append writes it last: that can be told without decoding
+// the line, of which a journal that is opened may have a hundred thousand.
+func sourceOf(line []byte) string {
+	const name = `"source":"`
+	at := bytes.LastIndex(line, []byte(name))
+	if at < 0 {
+		return ""
+	}
+	if value, last := bytes.CutSuffix(line[at+len(name):], []byte("\"}\n")); last && bytes.HasPrefix(line, []byte(`{"Type":`)) && !bytes.ContainsAny(value, `"\`) {
+		return string(value)
+	}
+	var m struct {
+		Source string `json:"source"`
+	}
+	if json.Unmarshal(line, &m) != nil {
+		return ""
+	}
+	return m.Source
 }
 
 func parseHead(line []byte) (head, error) {
@@ -160,11 +178,17 @@ func parseHead(line []byte) (head, error) {
 	return h, nil
 }
 
-// scan calls each for every whole line from off on, with its newline.
+// scan calls each for every whole line from off on, with its newline. The line
+// is valid until each returns.
 func scan(r io.Reader, off int64, each func(line []byte, off int64) error) error {
 	br := bufio.NewReaderSize(r, 32<<10)
 	for {
-		line, err := br.ReadBytes('\n')
+		line, err := br.ReadSlice('\n')
+		if err == bufio.ErrBufferFull {
+			start := bytes.Clone(line)
+			line, err = br.ReadBytes('\n')
+			line = append(start, line...)
+		}
 		if err == io.EOF {
 			return nil
 		}
