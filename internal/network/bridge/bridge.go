@@ -235,19 +235,18 @@ type Port struct {
 
 // Ports are the host's veths, by name.
 func Ports() (map[string]Port, error) {
-	links, err := whole(netlink.LinkList)
+	links, err := whole(listLinks)
 	if err != nil {
 		return nil, fmt.Errorf("list interfaces: %w", err)
 	}
 	names := map[int]string{}
 	for _, l := range links {
-		names[l.Attrs().Index] = l.Attrs().Name
+		names[l.index] = l.name
 	}
 	ports := map[string]Port{}
 	for _, l := range links {
-		if l.Type() == "veth" {
-			a := l.Attrs()
-			ports[a.Name] = Port{Name: a.Name, Index: a.Index, Bridge: names[a.MasterIndex], Up: a.Flags&net.FlagUp != 0}
+		if l.kind == "veth" {
+			ports[l.name] = Port{Name: l.name, Index: l.index, Bridge: names[l.master], Up: l.flags&unix.IFF_UP != 0}
 		}
 	}
 	return ports, nil

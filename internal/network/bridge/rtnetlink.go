@@ -1,6 +1,7 @@
 package bridge
 
 import (
+	"encoding/binary"
 	"fmt"
 	"net"
 	"net/netip"
@@ -93,6 +94,82 @@ func (c *conn) delLink(index int) error {
 	msg := nl.NewIfInfomsg(unix.AF_UNSPEC)
 	msg.Index = int32(index)
 	return c.do(unix.RTM_DELLINK, 0, msg)
+}
+
+// link is what is looked at of each of the host's interfaces.
+type link struct {
+	name, kind    string
+	index, master int
+	flags         uint32
+}
+
+// skipStats is RTEXT_FILTER_SKIP_STATS of linux/rtnetlink.h.
+const skipStats = 1 << 3
+
+// listLinks lists the interfaces. It has the kernel leave out the counters,
+// which are most of what it tells and take it longest to add up, and reads of
+// the rest what link holds: a host has as many as containers run.
+func listLinks() ([]link, error) {
+	req := nl.NewNetlinkRequest(unix.RTM_GETLINK, unix.NLM_F_DUMP)
+	req.AddData(nl.NewIfInfomsg(unix.AF_UNSPEC))
+	req.AddData(nl.NewRtAttr(unix.IFLA_EXT_MASK, nl.Uint32Attr(skipStats)))
+	messages, err := req.Execute(unix.NETLINK_ROUTE, unix.RTM_NEWLINK)
+	if err != nil {
+		return nil, err
+	}
+	links := make([]link, 0, len(messages))
+	for _, m := range messages {
+		l, err := parseLink(m)
+		if err != nil {
+			return nil, err
+		}
+		links = append(links, l)
+	}
+	return links, nil
+}
+
+// parseLink reads a struct ifinfomsg with its attributes (rtnetlink(7)).
+func parseLink(m []byte) (l link, err error) {
+	if len(m) < unix.SizeofIfInfomsg {
+		return l, fmt.Errorf("an interface in %d bytes", len(m))
+	}
+	info := nl.DeserializeIfInfomsg(m)
+	l.index, l.flags = int(info.Index), info.Flags
+	err = attributes(m[unix.SizeofIfInfomsg:], func(kind uint16, value []byte) error {
+		switch kind {
+		case unix.IFLA_IFNAME:
+			l.name = unix.ByteSliceToString(value)
+		case unix.IFLA_MASTER:
+			if len(value) >= 4 {
+				l.master = int(binary.NativeEndian.Uint32(value))
+			}
+		case unix.IFLA_LINKINFO:
+			return attributes(value, func(kind uint16, value []byte) error {
+				if kind == nl.IFLA_INFO_KIND {
+					l.kind = unix.ByteSliceToString(value)
+				}
+				return nil
+			})
+		}
+		return nil
+	})
+	return l, err
+}
+
+// attributes calls each for every attribute (struct rtattr) of a message.
+func attributes(b []byte, each func(kind uint16, value []byte) error) error {
+	for len(b) >= unix.SizeofRtAttr {
+		n := int(binary.NativeEndian.Uint16(b))
+		if n < unix.SizeofRtAttr || n > len(b) {
+			return fmt.Errorf("an attribute of %d bytes in %d", n, len(b))
+		}
+		kind := binary.NativeEndian.Uint16(b[2:]) &^ (unix.NLA_F_NESTED | unix.NLA_F_NET_BYTEORDER)
+		if err := each(kind, b[unix.SizeofRtAttr:n]); err != nil {
+			return err
+		}
+		b = b[min(len(b), (n+unix.RTA_ALIGNTO-1)&^(unix.RTA_ALIGNTO-1)):]
+	}
+	return nil
 }
 
 // filterFrames shows frames between the bridge's ports to the packet filter.

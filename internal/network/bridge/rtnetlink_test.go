@@ -1,0 +1,82 @@
+package bridge
+
+import (
+	"encoding/binary"
+	"testing"
+
+	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netlink/nl"
+	"golang.org/x/sys/unix"
+)
+
+func TestLinksAreReadAsTheLibraryReadsThem(t *testing.T) {
+	// Others make and remove interfaces meanwhile: until nothing has changed.
+	for range dumpTries {
+		before, err := whole(netlink.LinkList)
+		if err != nil {
+			t.Fatal(err)
+		}
+		got, err := whole(listLinks)
+		if err != nil {
+			t.Fatal(err)
+		}
+		after, err := whole(netlink.LinkList)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(before) != len(got) || len(after) != len(got) {
+			continue
+		}
+		same := true
+		for i, l := range got {
+			a := after[i].Attrs()
+			same = same && before[i].Attrs().Index == a.Index && l.index == a.Index
+			if l.index != a.Index {
+				break
+			}
+			kind := after[i].Type()
+			if kind == "device" { // what the library calls one that the kernel doesn't name
+				kind = ""
+			}
+			if l.name != a.Name || l.master != a.MasterIndex || l.flags != a.RawFlags || l.kind != kind && l.kind != "" {
+				t.Errorf("read was %+v, the library reads %s %+v", l, kind, a)
+			}
+		}
+		if same {
+			return
+		}
+	}
+	t.Error("the host's interfaces change too fast to be compared")
+}
+
+func linkMessage(attrs ...*nl.RtAttr) []byte {
+	info := nl.NewIfInfomsg(unix.AF_UNSPEC)
+	info.Index, info.Flags = 7, unix.IFF_UP
+	m := info.Serialize()
+	for _, a := range attrs {
+		m = append(m, a.Serialize()...)
+	}
+	return m
+}
+
+func TestLinkIsReadWithItsKindAndMaster(t *testing.T) {
+	kind := nl.NewRtAttr(unix.IFLA_LINKINFO|unix.NLA_F_NESTED, nil)
+	kind.AddRtAttr(nl.IFLA_INFO_KIND, nl.ZeroTerminated("veth"))
+	m := linkMessage(nl.NewRtAttr(unix.IFLA_IFNAME, nl.ZeroTerminated("veth1")), nl.NewRtAttr(unix.IFLA_MASTER, nl.Uint32Attr(3)), kind)
+	l, err := parseLink(m)
+	if want := (link{name: "veth1", kind: "veth", index: 7, master: 3, flags: unix.IFF_UP}); err != nil || l != want {
+		t.Errorf("%+v, %v", l, err)
+	}
+	if _, err := parseLink(m[:10]); err == nil {
+		t.Error("half a message was read")
+	}
+	binary.NativeEndian.PutUint16(m[unix.SizeofIfInfomsg:], 1)
+	if _, err := parseLink(m); err == nil {
+		t.Error("an attribute without a length was read")
+	}
+}
+
+func FuzzLink(f *testing.F) {
+	f.Add(linkMessage(nl.NewRtAttr(unix.IFLA_IFNAME, nl.ZeroTerminated("lo"))))
+	f.Fuzz(func(t *testing.T, m []byte) { _, _ = parseLink(m) })
+}
