@@ -16,6 +16,15 @@ func (s *Store) ownMounts() error {
 	if err := mount.SetTempMountLocation(dir); err != nil {
 		return fmt.Errorf("image store: %w", err)
 	}
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return fmt.Errorf("image store: %w", err)
+	}
+	if len(entries) == 0 {
+		// Nothing can be mounted where there is no folder, and the kernel's list
+		// of mounts is long where many containers run.
+		return nil
+	}
 	left, err := mount.CleanupTempMounts(0)
 	if err != nil {
 		return fmt.Errorf("image store: look for what is mounted in %s: %w", dir, err)
@@ -24,10 +33,6 @@ func (s *Store) ownMounts() error {
 		s.log.Warn("a mount of an earlier process was left behind", "error", err)
 	}
 	// Folders that were not mounted yet, or no more.
-	entries, err := os.ReadDir(dir)
-	if err != nil {
-		return fmt.Errorf("image store: %w", err)
-	}
 	for _, e := range entries {
 		_ = os.Remove(s.path("mounts", e.Name()))
 	}
