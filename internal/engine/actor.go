@@ -43,6 +43,8 @@ type view struct {
 	shim    Shim // for asking it; nil when there is none
 	places  []place
 	linked  []netip.Addr // where links of the default network lead
+
+	listed atomic.Pointer[listed] // see summary
 }
 
 // hasRun reports whether the container's process ever ran.

@@ -102,6 +102,15 @@ func (v *view) exit() proto.State {
 
 func (a *actor) exit() proto.State { return a.view.Load().exit() }
 
+// runs is what the API calls running.
+func runs(s container.State) bool {
+	switch s {
+	case container.Running, container.Stopping, container.Unknown, container.Paused, container.Restarting:
+		return true
+	}
+	return false
+}
+
 // apiState derives the API's booleans from the one state.
 func apiState(v *view) *moby.State {
 	rec := v.exit()
@@ -113,13 +122,14 @@ func apiState(v *view) *moby.State {
 		StartedAt:  apiTime(rec.Started),
 		FinishedAt: apiTime(rec.Finished),
 	}
+	st.Running = runs(v.state)
 	switch v.state {
 	case container.Running, container.Stopping, container.Unknown:
-		st.Running, st.Pid = true, rec.Pid
+		st.Pid = rec.Pid
 	case container.Paused:
-		st.Running, st.Paused, st.Pid = true, true, rec.Pid
+		st.Paused, st.Pid = true, rec.Pid
 	case container.Restarting:
-		st.Running, st.Restarting = true, true
+		st.Restarting = true
 	case container.Dead:
 		st.Dead = true
 	}
@@ -173,13 +183,18 @@ func runningExecs(rec proto.State) []string {
 	return ids
 }
 
+// onNetworks reports whether the container has endpoints of its own.
+func (v *view) onNetworks() bool {
+	return v.state.Alive() && v.sandbox.ID != "" && !v.req.HostConfig.NetworkMode.IsContainer()
+}
+
 // networkSettings are a container's networks and published ports. What was
 // asked for stands there also while nothing runs.
 func (e *Engine) networkSettings(v *view) *moby.NetworkSettings {
 	switch {
 	case v.req.HostConfig.NetworkMode.IsContainer():
 		return &moby.NetworkSettings{Networks: map[string]*mobynet.EndpointSettings{}, Ports: mobynet.PortMap{}}
-	case v.state.Alive() && v.sandbox.ID != "":
+	case v.onNetworks():
 		return withDNSNames(v, e.networks.Settings(v.sandbox))
 	}
 	return withDNSNames(v, e.networks.Idle(networkRequest(v.spec, v.req)))

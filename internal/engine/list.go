@@ -34,7 +34,7 @@ func (e *Engine) ContainerList(ctx context.Context, o ListOptions) ([]moby.Summa
 	var views []*view
 	for _, a := range e.index.all() {
 		v := a.view.Load()
-		if (all || apiState(v).Running) && pick(v) {
+		if (all || runs(v.state)) && pick(v) {
 			views = append(views, v)
 		}
 	}
@@ -49,8 +49,9 @@ func (e *Engine) ContainerList(ctx context.Context, o ListOptions) ([]moby.Summa
 		return nil, err
 	}
 	out := make([]moby.Summary, 0, len(views))
+	now := time.Now()
 	for _, v := range views {
-		s := e.summary(v)
+		s := e.summary(v, now)
 		if !means(s.Image, s.ImageID) {
 			s.Image = s.ImageID
 		}
@@ -66,14 +67,38 @@ func (e *Engine) ContainerList(ctx context.Context, o ListOptions) ([]moby.Summa
 	return out, nil
 }
 
-func (e *Engine) summary(v *view) moby.Summary {
+// listed is what a list shows of a view at any time, and what it says of how
+// long ago something was is made of.
+type listed struct {
+	summary moby.Summary // without Status
+	state   *moby.State
+}
+
+// summary is a view as a list shows it. What it points to is shared with other
+// lists, and is not to be changed.
+func (e *Engine) summary(v *view, now time.Time) moby.Summary {
+	l := v.listed.Load()
+	if l == nil {
+		l = e.list(v)
+		if v.onNetworks() {
+			// Nothing but the view bears on it. What is shown of a container that
+			// does not run depends on the networks that there are.
+			v.listed.Store(l)
+		}
+	}
+	s := l.summary
+	s.Status = statusText(v, l.state, now)
+	return s
+}
+
+func (e *Engine) list(v *view) *listed {
 	st := apiState(v)
 	s := moby.Summary{
 		ID: v.spec.ID, Names: []string{"/" + v.spec.Name},
 		Image: v.req.Config.Image, ImageID: v.spec.Image.ID,
 		Command: shortCommand(v.req.Config), Created: v.spec.Created.Unix(),
 		Labels: v.req.Config.Labels,
-		State:  st.Status, Status: statusText(v, st, time.Now()),
+		State:  st.Status,
 		Mounts: apiMounts(v.mounts),
 		Ports:  []moby.PortSummary{},
 
@@ -104,7 +129,7 @@ func (e *Engine) summary(v *view) moby.Summary {
 	slices.SortFunc(s.Ports, func(a, b moby.PortSummary) int {
 		return cmp.Or(cmp.Compare(a.PrivatePort, b.PrivatePort), cmp.Compare(a.Type, b.Type), a.IP.Compare(b.IP), cmp.Compare(a.PublicPort, b.PublicPort))
 	})
-	return s
+	return &listed{s, st}
 }
 
 // statusText is the sentence of the list's column STATUS.
@@ -213,6 +238,9 @@ func (e *Engine) listFilter(ctx context.Context, f filter.Args) (func(*view) boo
 		return nil, invalid("%v", err)
 	}
 
+	if len(f) == 0 {
+		return func(*view) bool { return true }, nil
+	}
 	return func(v *view) bool {
 		st := apiState(v)
 		switch {

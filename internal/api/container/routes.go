@@ -67,7 +67,7 @@ func (h *handlers) list(w http.ResponseWriter, r *wire.Request) error {
 	if err != nil {
 		return err
 	}
-	return wire.WriteJSON(w, http.StatusOK, summaries(all, r.Version))
+	return writeSummaries(w, summaries(all, r.Version))
 }
 
 func (h *handlers) inspect(w http.ResponseWriter, r *wire.Request) error {

@@ -17,12 +17,17 @@ func WriteJSON(w http.ResponseWriter, code int, v any) error {
 	if err := enc.Encode(v); err != nil {
 		return fmt.Errorf("encode the answer: %w", err)
 	}
+	return WriteEncoded(w, code, buf.Bytes())
+}
+
+// WriteEncoded answers with JSON that is encoded.
+func WriteEncoded(w http.ResponseWriter, code int, text []byte) error {
 	h := w.Header()
 	h.Set("Content-Type", "application/json")
-	h.Set("Content-Length", strconv.Itoa(buf.Len()))
+	h.Set("Content-Length", strconv.Itoa(len(text)))
 	w.WriteHeader(code)
 	// An error here means that the client has left; there's nobody to tell.
-	_, _ = w.Write(buf.Bytes())
+	_, _ = w.Write(text)
 	return nil
 }
 
