@@ -34,6 +34,7 @@ type Shim struct {
 	ended   error // set when the connection is over
 	events  []proto.Event
 	fn      func(proto.Event)
+	early   *question     // the subscription that went along with the hello
 	pending chan struct{} // one token: there are events, or the end
 }
 
@@ -111,7 +112,11 @@ func (s *Shim) dispatch() {
 	for range s.pending {
 		s.mu.Lock()
 		events, fn, ended := s.events, s.fn, s.ended
-		s.events = nil
+		if s.early != nil {
+			events = nil // they wait for the subscriber, who is to come
+		} else {
+			s.events = nil
+		}
 		s.mu.Unlock()
 		for _, e := range events {
 			if fn != nil {
@@ -150,37 +155,68 @@ func (s *Shim) call(ctx context.Context, method string, params, result any, fds 
 // callFDs is call for methods whose answer brings descriptors. They are
 // close-on-exec and the caller's.
 func (s *Shim) callFDs(ctx context.Context, method string, params, result any, fds ...int) ([]int, error) {
-	m := &proto.Message{Method: method, FDs: len(fds)}
+	q, err := s.question(method, params, len(fds))
+	if err != nil {
+		return nil, err
+	}
+	if err := s.conn.Send(q.Message, fds...); err != nil {
+		return nil, s.unasked(err, q)
+	}
+	return s.answer(ctx, q, result)
+}
+
+// question is a request whose answer is awaited.
+type question struct {
+	*proto.Message
+	reply chan *answer
+}
+
+// question makes one, and takes its answer from then on.
+func (s *Shim) question(method string, params any, fds int) (*question, error) {
+	q := &question{&proto.Message{Method: method, FDs: fds}, make(chan *answer, 1)}
 	if params != nil {
 		p, err := proto.Marshal(params)
 		if err != nil {
 			return nil, fmt.Errorf("shim %s: %w: %w", method, errdefs.ErrInvalidArgument, err)
 		}
-		m.Params = p
+		q.Params = p
 	}
-	reply := make(chan *answer, 1)
 	s.mu.Lock()
+	defer s.mu.Unlock()
 	if s.ended != nil {
-		s.mu.Unlock()
 		return nil, s.gone(method)
 	}
 	s.next++
-	m.ID = s.next
-	s.calls[m.ID] = reply
-	s.mu.Unlock()
-	if err := s.conn.Send(m, fds...); err != nil {
-		s.mu.Lock()
-		delete(s.calls, m.ID)
-		s.mu.Unlock()
-		if errors.Is(err, proto.ErrFrame) {
-			return nil, fmt.Errorf("shim %s: %w: %w", method, errdefs.ErrInvalidArgument, err)
-		}
-		return nil, fmt.Errorf("shim %s: %w: %w", method, errdefs.ErrUnavailable, err)
+	q.ID = s.next
+	s.calls[q.ID] = q.reply
+	return q, nil
+}
+
+func (s *Shim) forget(questions ...*question) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, q := range questions {
+		delete(s.calls, q.ID)
 	}
+}
+
+// unasked is the error of questions that could not be sent; the first one is
+// named.
+func (s *Shim) unasked(err error, questions ...*question) error {
+	s.forget(questions...)
+	kind := error(errdefs.ErrUnavailable)
+	if errors.Is(err, proto.ErrFrame) {
+		kind = errdefs.ErrInvalidArgument
+	}
+	return fmt.Errorf("shim %s: %w: %w", questions[0].Method, kind, err)
+}
+
+// answer waits for the answer to a question that was sent.
+func (s *Shim) answer(ctx context.Context, q *question, result any) ([]int, error) {
 	select {
-	case m, ok := <-reply:
+	case m, ok := <-q.reply:
 		if !ok {
-			return nil, s.gone(method)
+			return nil, s.gone(q.Method)
 		}
 		if m.Error != nil {
 			closeFDs(m.fds)
@@ -191,15 +227,13 @@ func (s *Shim) callFDs(ctx context.Context, method string, params, result any, f
 		}
 		if err := proto.Unmarshal(m.Result, result); err != nil {
 			closeFDs(m.fds)
-			return nil, fmt.Errorf("shim %s: the answer makes no sense: %w: %w", method, errdefs.ErrInternal, err)
+			return nil, fmt.Errorf("shim %s: the answer makes no sense: %w: %w", q.Method, errdefs.ErrInternal, err)
 		}
 		return m.fds, nil
 	case <-ctx.Done():
-		s.mu.Lock()
-		delete(s.calls, m.ID)
-		s.mu.Unlock()
+		s.forget(q)
 		select {
-		case m, ok := <-reply: // it came in this moment
+		case m, ok := <-q.reply: // it came in this moment
 			if ok {
 				closeFDs(m.fds)
 			}
@@ -244,9 +278,27 @@ func (s *Shim) Subscribe(ctx context.Context, after uint64, fn func(proto.Event)
 		s.mu.Unlock()
 		return fmt.Errorf("shim subscribe: %w: this connection has a subscriber", errdefs.ErrAlreadyExists)
 	}
-	s.fn = fn
+	early := s.early
+	if early != nil && s.ended != nil { // what it told is lost, and on file
+		s.mu.Unlock()
+		return s.gone(proto.MethodSubscribe)
+	}
+	s.fn, s.early = fn, nil
+	if early != nil && after > 0 { // all were asked for
+		s.fn = func(e proto.Event) {
+			if e.Seq == 0 || e.Seq > after {
+				fn(e)
+			}
+		}
+	}
 	s.mu.Unlock()
-	err := s.call(ctx, proto.MethodSubscribe, &proto.Subscribe{After: after}, nil)
+	var err error
+	if early != nil {
+		s.wake() // for what has come
+		_, err = s.answer(ctx, early, nil)
+	} else {
+		err = s.call(ctx, proto.MethodSubscribe, &proto.Subscribe{After: after}, nil)
+	}
 	if err != nil && ctx.Err() == nil {
 		s.mu.Lock()
 		s.fn = nil

@@ -6,6 +6,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -185,5 +186,57 @@ func TestDoneComesAfterTheLastEvent(t *testing.T) {
 	}
 	if err := s.Subscribe(context.Background(), 0, func(proto.Event) {}); !errdefs.IsAlreadyExists(err) {
 		t.Errorf("second subscription: %v", err)
+	}
+}
+
+func TestWhatAShimTellsWithItsHelloWaitsForTheSubscriber(t *testing.T) {
+	s, shim := peer(t)
+	go func() {
+		var hello, follow proto.Message
+		shim.Receive(&hello)
+		shim.Receive(&follow)
+		// A shim answers each in its own time.
+		shim.Send(proto.Message{ID: follow.ID})
+		shim.Send(proto.Message{Event: &proto.Event{Entry: proto.Entry{Seq: 1}}})
+		shim.Send(proto.Message{Event: &proto.Event{Entry: proto.Entry{Seq: 2}}})
+		shim.Send(proto.Message{ID: hello.ID, Result: []byte(`{"version":1,"state":{"seq":2}}`)})
+		var m proto.Message
+		shim.Receive(&m)
+		shim.Send(proto.Message{Event: &proto.Event{Entry: proto.Entry{Seq: 3}}})
+		shim.Close()
+	}()
+	if err := s.greetAndFollow(context.Background(), daemon("")); err != nil {
+		t.Fatal(err)
+	}
+	if seq := s.Hello().State.Seq; seq != 2 {
+		t.Errorf("the hello is of entry %d", seq)
+	}
+	var seen []uint64
+	if err := s.Subscribe(context.Background(), 1, func(e proto.Event) { seen = append(seen, e.Seq) }); err != nil {
+		t.Fatal(err)
+	}
+	s.State(context.Background())
+	<-s.Done()
+	if !slices.Equal(seen, []uint64{2, 3}) {
+		t.Errorf("told was %d", seen)
+	}
+}
+
+func TestSubscriptionToAShimThatHasGoneFails(t *testing.T) {
+	s, shim := peer(t)
+	go func() {
+		var hello, follow proto.Message
+		shim.Receive(&hello)
+		shim.Receive(&follow)
+		shim.Send(proto.Message{ID: hello.ID, Result: []byte(`{}`)})
+		shim.Send(proto.Message{ID: follow.ID})
+		shim.Close()
+	}()
+	if err := s.greetAndFollow(context.Background(), daemon("")); err != nil {
+		t.Fatal(err)
+	}
+	<-s.Done()
+	if err := s.Subscribe(context.Background(), 0, func(proto.Event) {}); !errdefs.IsUnavailable(err) {
+		t.Errorf("subscription: %v", err)
 	}
 }

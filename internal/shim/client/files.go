@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"os"
 	"path/filepath"
 
 	"github.com/containerd/errdefs"
@@ -27,7 +26,7 @@ func ReadState(runDir string) (proto.State, error) {
 func ReadBootstrap(runDir string) (proto.Bootstrap, error) {
 	path := filepath.Join(runDir, proto.BootstrapFile)
 	var b proto.Bootstrap
-	raw, err := os.ReadFile(path)
+	raw, err := proto.ReadFile(path)
 	if errors.Is(err, fs.ErrNotExist) {
 		return b, fmt.Errorf("%w: %w", errdefs.ErrNotFound, err)
 	} else if err != nil {
@@ -50,7 +49,7 @@ func ReadExit(dataDir string) (proto.State, error) {
 }
 
 func readState(path string) (proto.State, error) {
-	b, err := os.ReadFile(path)
+	b, err := proto.ReadFile(path)
 	if errors.Is(err, fs.ErrNotExist) {
 		return proto.State{}, fmt.Errorf("%w: %w", errdefs.ErrNotFound, err)
 	} else if err != nil {
@@ -84,7 +83,7 @@ func readState(path string) (proto.State, error) {
 // out; lines in between that are no entries give the entries and ErrDataLoss.
 func ReadJournal(runDir string, after uint64) ([]proto.Entry, error) {
 	path := filepath.Join(runDir, proto.JournalFile)
-	b, err := os.ReadFile(path)
+	b, err := proto.ReadFile(path)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
 	} else if err != nil {

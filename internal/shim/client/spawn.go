@@ -168,8 +168,39 @@ func daemon(release string) proto.Hello {
 }
 
 func (s *Shim) greet(ctx context.Context, as proto.Hello) error {
+	q, err := s.question(proto.MethodHello, &as, 0)
+	if err != nil {
+		return err
+	}
+	if err := s.conn.Send(q.Message); err != nil {
+		return s.unasked(err, q)
+	}
+	return s.greeted(ctx, q)
+}
+
+// greetAndFollow says hello and subscribes in one breath, as everybody does who
+// finds a shim: it wakes up once for both. What it tells waits for Subscribe.
+func (s *Shim) greetAndFollow(ctx context.Context, as proto.Hello) error {
+	hello, err := s.question(proto.MethodHello, &as, 0)
+	if err != nil {
+		return err
+	}
+	follow, err := s.question(proto.MethodSubscribe, &proto.Subscribe{}, 0)
+	if err != nil {
+		return err
+	}
+	s.mu.Lock()
+	s.early = follow
+	s.mu.Unlock()
+	if err := s.conn.SendTogether(hello.Message, follow.Message); err != nil {
+		return s.unasked(err, hello, follow)
+	}
+	return s.greeted(ctx, hello)
+}
+
+func (s *Shim) greeted(ctx context.Context, q *question) error {
 	var hello proto.HelloReply
-	if err := s.call(ctx, proto.MethodHello, &as, &hello); err != nil {
+	if _, err := s.answer(ctx, q, &hello); err != nil {
 		return err
 	}
 	s.mu.Lock()
@@ -230,7 +261,11 @@ func dial(ctx context.Context, runDir string, as proto.Hello) (*Shim, error) {
 		return fail(errdefs.ErrUnavailable, err)
 	}
 	s := newShim(conn)
-	if err := s.greet(ctx, as); err != nil {
+	greet := s.greetAndFollow
+	if as.Daemon == "" { // a guest mostly asks one thing and goes
+		greet = s.greet
+	}
+	if err := greet(ctx, as); err != nil {
 		s.Close()
 		return nil, fmt.Errorf("connect to the shim in %s: %w", runDir, err)
 	}

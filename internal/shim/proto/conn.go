@@ -169,6 +169,21 @@ func (c *Conn) Send(v any, fds ...int) error {
 	return c.write(frame, fds)
 }
 
+// SendTogether writes several values as one frame each, in one step: the peer
+// wakes up once for all of them.
+func (c *Conn) SendTogether(all ...any) error {
+	var frames []byte
+	for _, v := range all {
+		var err error
+		if frames, err = AppendFrame(frames, v); err != nil {
+			return err
+		}
+	}
+	c.sending.Lock()
+	defer c.sending.Unlock()
+	return c.write(frames, nil)
+}
+
 func (c *Conn) write(p []byte, fds []int) error {
 	var rights []byte
 	if len(fds) > 0 {

@@ -2,6 +2,7 @@ package server
 
 import (
 	"bytes"
+	"io"
 	"os"
 
 	"holdfast/internal/shim/proto"
@@ -104,8 +105,8 @@ func (j *journal) after(seq uint64) []proto.Entry {
 	if seq >= j.seq {
 		return nil
 	}
-	b, err := os.ReadFile(j.path)
-	if err != nil {
+	b := make([]byte, j.size)
+	if _, err := j.f.ReadAt(b, 0); err != nil && err != io.EOF {
 		logf("read journal: %v", err)
 		return nil
 	}
