@@ -13,6 +13,7 @@ import (
 
 	"github.com/docker/go-units"
 	moby "github.com/moby/moby/api/types/container"
+	"golang.org/x/sync/errgroup"
 
 	"holdfast/internal/api"
 	daemonapi "holdfast/internal/api/daemon"
@@ -61,48 +62,56 @@ type control interface {
 
 // compose puts the engine together from its parts and the API on top of it.
 func compose(ctx context.Context, cfg *config.Config, shim string, process control, log *slog.Logger, how start) (_ service, err error) {
-	c := &composed{host: oci.Probe(ctx), shim: shim}
-	ec, err := c.engineConfig(cfg)
-	if err != nil {
-		return nil, err
-	}
+	c := &composed{shim: shim}
 	files, err := store.Open(cfg.DataRoot, cfg.ExecRoot)
 	if err != nil {
 		return nil, err
 	}
-	if c.lives, err = event.OpenLives(files.EventsDir()); err != nil {
-		return nil, err
-	}
-	if c.journal, err = event.Open(files.EventsDir(), event.Options{}); err != nil {
+	// None of the parts needs another: they are opened side by side.
+	var opening errgroup.Group
+	var ec *engine.Config
+	var volumes *volume.Volumes
+	opening.Go(func() (err error) {
+		c.host = oci.Probe(ctx)
+		ec, err = c.engineConfig(cfg)
+		return err
+	})
+	opening.Go(func() (err error) {
+		if c.lives, err = event.OpenLives(files.EventsDir()); err == nil {
+			c.journal, err = event.Open(files.EventsDir(), event.Options{})
+		}
+		return err
+	})
+	opening.Go(func() (err error) {
+		// The image store tells of what it did through the engine, which is made
+		// after it; nothing is told before.
+		c.images, err = image.Open(ctx, image.Options{
+			Root: files.ImagesDir(), Snapshotter: cfg.StorageDriver, Registry: registryOf(cfg), Single: true, Log: log,
+			OnEvent: func(action, id, name string, attrs map[string]string) { c.engine.ImageEvent(action, id, name, attrs) },
+		})
+		return err
+	})
+	opening.Go(func() (err error) {
+		if c.nets, err = network.Open(ctx, networkOptions(cfg, files.NetworksDir(), log)); err == nil {
+			volumes, err = volume.Open(files.VolumesDir(), volume.Options{InUse: func(name string) []string { return c.engine.VolumeUsers(name) }})
+		}
+		return err
+	})
+	err = opening.Wait()
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, c.closeOpened())
+		}
+	}()
+	if err != nil {
 		return nil, err
 	}
 	id, err := files.DaemonID()
 	if err != nil {
 		return nil, err
 	}
-	defer func() {
-		if err != nil {
-			c.journal.Close()
-		}
-	}()
 	if err := c.live(how.resume); err != nil {
 		return nil, err
-	}
-	// The image store tells of what it did through the engine, which is made
-	// after it; nothing is told before.
-	c.images, err = image.Open(ctx, image.Options{
-		Root: files.ImagesDir(), Snapshotter: cfg.StorageDriver, Registry: registryOf(cfg), Single: true, Log: log,
-		OnEvent: func(action, id, name string, attrs map[string]string) { c.engine.ImageEvent(action, id, name, attrs) },
-	})
-	if err != nil {
-		return nil, err
-	}
-	if c.nets, err = network.Open(ctx, networkOptions(cfg, files.NetworksDir(), log)); err != nil {
-		return nil, errors.Join(err, c.images.Close())
-	}
-	volumes, err := volume.Open(files.VolumesDir(), volume.Options{InUse: func(name string) []string { return c.engine.VolumeUsers(name) }})
-	if err != nil {
-		return nil, errors.Join(err, c.images.Close())
 	}
 	for _, err := range volumes.Broken() {
 		log.Error("a volume's record can't be used: the volume is left as it is and can't be managed", "error", err)
@@ -112,7 +121,7 @@ func compose(ctx context.Context, cfg *config.Config, shim string, process contr
 		Events: c.journal, Lives: c.lives, Host: c.host, Log: log, Release: version.Version, ID: id, HandedOver: how.handedOver, Keeper: how.keeper,
 	}, ec)
 	if err := c.engine.Load(); err != nil {
-		return nil, errors.Join(err, c.images.Close())
+		return nil, err
 	}
 	e := c.engine
 	c.handler = api.New(api.Options{
@@ -122,6 +131,18 @@ func compose(ctx context.Context, cfg *config.Config, shim string, process contr
 		Experimental: e.Experimental,
 	})
 	return c, nil
+}
+
+// closeOpened closes what was opened of a service that did not come about.
+func (c *composed) closeOpened() error {
+	var errs []error
+	if c.images != nil {
+		errs = append(errs, c.images.Close())
+	}
+	if c.journal != nil {
+		errs = append(errs, c.journal.Close())
+	}
+	return errors.Join(errs...)
 }
 
 // live begins this daemon's life in the record, or goes on with it.

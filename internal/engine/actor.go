@@ -2,7 +2,6 @@ package engine
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"log/slog"
 	"net/netip"
@@ -107,18 +106,13 @@ type attachment struct {
 	client *Client
 }
 
-func newActor(e *Engine, spec *container.Spec, req request, mounts []mountPoint) *actor {
+func newActor(e *Engine, spec *container.Spec, d asked) *actor {
 	a := &actor{
 		e: e, id: spec.ID,
 		log:  e.log.With("container", spec.ID[:12]),
 		mail: newMailbox(),
 		quit: make(chan struct{}),
-		spec: *spec, req: req, mounts: mounts,
-	}
-	if len(spec.Sandbox) > 0 {
-		if err := json.Unmarshal(spec.Sandbox, &a.sandbox); err != nil {
-			a.log.Error("the spec's network record can't be read, the container shows none", "error", err)
-		}
+		spec: *spec, req: d.req, mounts: d.mounts, sandbox: d.sandbox,
 	}
 	a.publish()
 	return a

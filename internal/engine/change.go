@@ -127,7 +127,7 @@ func (a *actor) update(u moby.UpdateConfig) error {
 
 // saveRequest puts a changed request into the spec, in the loop.
 func (a *actor) saveRequest(req request) error {
-	raw, err := json.Marshal(req)
+	raw, err := req.encode()
 	if err != nil {
 		return err
 	}

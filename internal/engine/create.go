@@ -114,7 +114,7 @@ func (e *Engine) ContainerCreate(ctx context.Context, o CreateOptions) (moby.Cre
 		StopSignal: req.Config.StopSignal, StopTimeout: req.Config.StopTimeout,
 		CgroupDriver: cfg.Defaults.CgroupDriver, CgroupParent: cmp.Or(req.HostConfig.CgroupParent, cfg.Defaults.CgroupParent),
 	}
-	if spec.API, err = json.Marshal(req); err != nil {
+	if spec.API, err = req.encode(); err != nil {
 		return none, err
 	}
 	if spec.Mounts, err = json.Marshal(mounts); err != nil {
@@ -140,7 +140,7 @@ func (e *Engine) ContainerCreate(ctx context.Context, o CreateOptions) (moby.Cre
 		e.log.Warn("the next start finishes the creation", "container", id, "error", err)
 	}
 
-	a := newActor(e, &spec, req, mounts)
+	a := newActor(e, &spec, asked{req: req, mounts: mounts})
 	e.index.add(a)
 	if len(a.view.Load().places) > 0 {
 		e.updateNames()

@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -430,8 +431,24 @@ func (h *held) copy(rec proto.State) (k client.Kept, drop func()) {
 
 // sameBoot reports whether a record is of this boot of the machine.
 func sameBoot(rec proto.State) bool {
-	boot, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
-	return err == nil && (rec.BootID == "" || rec.BootID == strings.TrimSpace(string(boot)))
+	boot, err := bootID()
+	return err == nil && (rec.BootID == "" || rec.BootID == boot)
+}
+
+// thisBoot is read once: it stays as long as this process lives.
+var thisBoot atomic.Pointer[string]
+
+func bootID() (string, error) {
+	if id := thisBoot.Load(); id != nil {
+		return *id, nil
+	}
+	text, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	if err != nil {
+		return "", err // and may be read the next time
+	}
+	id := strings.TrimSpace(string(text))
+	thisBoot.Store(&id)
+	return id, nil
 }
 
 // deathNoticed bounds how long a connection that failed may take to be seen as

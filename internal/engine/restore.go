@@ -12,7 +12,6 @@ import (
 	"time"
 
 	"github.com/containerd/errdefs"
-	"golang.org/x/sync/errgroup"
 
 	"holdfast/internal/container"
 	"holdfast/internal/engine/oci"
@@ -40,15 +39,7 @@ func (e *Engine) Load() error {
 		e.leaveAlone(b.ID, b.Err)
 	}
 	read := make([]loaded, len(specs))
-	var g errgroup.Group
-	g.SetLimit(runtime.GOMAXPROCS(0))
-	for i, spec := range specs {
-		g.Go(func() error {
-			read[i] = e.load(spec)
-			return nil
-		})
-	}
-	_ = g.Wait()
+	inParallel(len(specs), runtime.GOMAXPROCS(0), func(i int) { read[i] = e.load(specs[i]) })
 	for i, spec := range specs {
 		r := &read[i]
 		if r.err != nil {
@@ -61,7 +52,7 @@ func (e *Engine) Load() error {
 			spec.Name = spec.ID[:12]
 			_ = e.index.reserve(spec.Name, spec.ID)
 		}
-		a := newActor(e, spec, r.req, r.mounts)
+		a := newActor(e, spec, r.asked)
 		a.rec, a.state = e.fromFiles(spec, r.files)
 		a.takeKept()
 		a.publish()
@@ -72,15 +63,14 @@ func (e *Engine) Load() error {
 
 // loaded is what the files tell of one container.
 type loaded struct {
-	req    request
-	mounts []mountPoint
-	files  records
-	err    error // the container can't be used
+	asked
+	files records
+	err   error // the container can't be used
 }
 
 // load reads it. It changes nothing, and may run for several at once.
 func (e *Engine) load(spec *container.Spec) (l loaded) {
-	if l.req, l.mounts, l.err = decodeSpec(spec); l.err == nil {
+	if l.asked, l.err = decodeSpec(spec); l.err == nil {
 		l.files = e.readRecords(spec)
 		l.err = l.files.newer()
 	}
@@ -117,29 +107,32 @@ func (r records) newer() error {
 	return nil
 }
 
-// decodeSpec reads what a spec holds for the engine.
-func decodeSpec(spec *container.Spec) (req request, mounts []mountPoint, err error) {
-	if err := json.Unmarshal(spec.API, &req); err != nil {
-		return req, nil, fmt.Errorf("its request can't be read: %w", err)
-	}
-	if req.Config == nil || req.HostConfig == nil {
-		return req, nil, errors.New("its request is incomplete")
+// asked is what a spec holds for the engine.
+type asked struct {
+	req     request
+	mounts  []mountPoint
+	sandbox network.Sandbox
+}
+
+// decodeSpec reads it.
+func decodeSpec(spec *container.Spec) (d asked, err error) {
+	if d.req, err = decodeRequest(spec.API); err != nil {
+		return d, err
 	}
 	if len(spec.Mounts) > 0 {
-		if err := json.Unmarshal(spec.Mounts, &mounts); err != nil {
-			return req, nil, fmt.Errorf("its mounts can't be read: %w", err)
+		if err := json.Unmarshal(spec.Mounts, &d.mounts); err != nil {
+			return d, fmt.Errorf("its mounts can't be read: %w", err)
 		}
 	}
 	if len(spec.Sandbox) > 0 {
-		var s network.Sandbox
-		if err := json.Unmarshal(spec.Sandbox, &s); err != nil {
-			return req, nil, fmt.Errorf("its network record can't be read: %w", err)
+		if err := json.Unmarshal(spec.Sandbox, &d.sandbox); err != nil {
+			return d, fmt.Errorf("its network record can't be read: %w", err)
 		}
-		if s.Schema > network.SandboxSchema {
-			return req, nil, fmt.Errorf("its network record has schema %d, this release reads up to %d", s.Schema, network.SandboxSchema)
+		if n := d.sandbox.Schema; n > network.SandboxSchema {
+			return d, fmt.Errorf("its network record has schema %d, this release reads up to %d", n, network.SandboxSchema)
 		}
 	}
-	return req, mounts, nil
+	return d, nil
 }
 
 // fromFiles is the state that the files tell, before any shim was asked.
@@ -243,15 +236,7 @@ func (e *Engine) Restore(ctx context.Context) error {
 	}
 	actors := e.index.all()
 	found := make([]found, len(actors))
-	var g errgroup.Group
-	g.SetLimit(32)
-	for i, a := range actors {
-		g.Go(func() error {
-			found[i] = e.look(ctx, a)
-			return nil
-		})
-	}
-	_ = g.Wait()
+	inParallel(len(actors), 32, func(i int) { found[i] = e.look(ctx, actors[i]) })
 	failpoint.Here("restore.looked")
 
 	// The kernel's network state, once for all: of those that live or may.
@@ -284,10 +269,10 @@ func (e *Engine) Restore(ctx context.Context) error {
 	}
 
 	var left sync.WaitGroup
-	for i, a := range actors {
-		e.apply(a, found[i], &left)
-		go a.loop()
-	}
+	inParallel(len(actors), runtime.GOMAXPROCS(0), func(i int) {
+		e.apply(actors[i], found[i], &left)
+		go actors[i].loop()
+	})
 	failpoint.Here("restore.applied")
 	e.sweepRunDirs()
 	// What live restore does not cover is stopped before anything else is

@@ -8,7 +8,6 @@ import (
 	"os"
 	"os/exec"
 	"strconv"
-	"strings"
 	"syscall"
 	"time"
 
@@ -40,7 +39,7 @@ func processOf(rec proto.State) (status string, there bool) {
 	if rec.Pid <= 0 || !sameBoot(rec) {
 		return "", false
 	}
-	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", rec.Pid))
+	stat, err := proto.ReadFile("/proc/" + strconv.Itoa(rec.Pid) + "/stat")
 	if err != nil {
 		return "", false
 	}
@@ -49,12 +48,18 @@ func processOf(rec proto.State) (status string, there bool) {
 	if i < 0 {
 		return "", false
 	}
-	fields := strings.Fields(string(stat[i+1:]))
-	if len(fields) < 20 {
-		return "", false
+	n := 0
+	for field := range bytes.FieldsSeq(stat[i+1:]) {
+		switch n {
+		case 0:
+			status = string(field)
+		case 19:
+			start, err := strconv.ParseUint(string(field), 10, 64)
+			return status, err == nil && start == rec.PidStart
+		}
+		n++
 	}
-	start, err := strconv.ParseUint(fields[19], 10, 64)
-	return fields[0], err == nil && start == rec.PidStart
+	return "", false
 }
 
 // watchProcess waits for the end of a process that has no shim.

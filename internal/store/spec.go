@@ -13,6 +13,7 @@ import (
 	"github.com/containerd/errdefs"
 
 	"holdfast/internal/container"
+	"holdfast/internal/shim/proto"
 )
 
 // WriteSpec makes spec durable. It writes this release's schema number.
@@ -52,7 +53,7 @@ func (s *Store) ReadSpec(id string) (*container.Spec, error) {
 		return nil, err
 	}
 	path := s.SpecPath(id)
-	text, err := os.ReadFile(path)
+	text, err := proto.ReadFile(path)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, fmt.Errorf("no spec of container %s: %w", id, errdefs.ErrNotFound)
 	}

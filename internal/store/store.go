@@ -34,7 +34,6 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"regexp"
 	"strings"
 	"sync"
 
@@ -168,11 +167,18 @@ func (s *Store) Bundle(id string) string { return filepath.Join(s.RunDir(id), "b
 // Rootfs is where the container's root is mounted.
 func (s *Store) Rootfs(id string) string { return filepath.Join(s.Bundle(id), "rootfs") }
 
-var validID = regexp.MustCompile(`^[0-9a-zA-Z][0-9a-zA-Z_.-]*$`)
-
-// checkID keeps a wrong ID from naming another folder.
+// checkID keeps a wrong ID from naming another folder: letters, digits, and
+// after the first also "_", "." and "-".
 func checkID(id string) error {
-	if !validID.MatchString(id) {
+	for i, c := range []byte(id) {
+		switch {
+		case '0' <= c && c <= '9', 'a' <= c && c <= 'z', 'A' <= c && c <= 'Z':
+		case i > 0 && (c == '_' || c == '.' || c == '-'):
+		default:
+			return fmt.Errorf("invalid container ID %q: %w", id, errdefs.ErrInvalidArgument)
+		}
+	}
+	if id == "" {
 		return fmt.Errorf("invalid container ID %q: %w", id, errdefs.ErrInvalidArgument)
 	}
 	return nil
