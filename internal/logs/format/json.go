@@ -22,7 +22,8 @@ const hexDigits = "0123456789abcdef"
 func encodeJSON(buf []byte, n int, p []byte, newline bool, suffix []byte) int {
 	// Docker leaves out an empty "log"; that is only the case for an empty
 	// part, which is never written.
-	n += copy(buf[n:], `{"log":"`)
+	store(buf[n:], head)
+	n += 8
 	n = escape(buf, n, p)
 	if newline {
 		buf[n], buf[n+1] = '\\', 'n'
@@ -37,15 +38,21 @@ const (
 	highs = 0x8080808080808080
 )
 
+// head is {"log":" as load reads it.
+const head = 0x223a22676f6c227b
+
 // special marks, by the high bit of its byte, the lowest byte of x that can't
 // stand in a JSON string as it is or is not ASCII. Marks above the lowest one
-// may be false. '"' and '&' differ in one bit, and so do '<' and '>', which
-// makes one comparison of two.
+// may be false or missing. '"' and '&' differ in one bit, and so do '<' and
+// '>', which makes one comparison of two. An ASCII byte is other than 0 if
+// adding 0x7f sets its high bit; none of these sums carries into the next byte
+// but those of a byte that is marked.
 func special(x uint64) uint64 {
-	a := (x | 0x04*ones) ^ 0x26*ones // " &
-	b := (x | 0x02*ones) ^ 0x3e*ones // < >
-	c := x ^ 0x5c*ones               // backslash
-	return ((a-ones)&^a | (b-ones)&^b | (c-ones)&^c | (x-0x20*ones)&^x | x) & highs
+	a := (x | 0x04*ones) ^ 0x26*ones // 0 for " &
+	b := (x | 0x02*ones) ^ 0x3e*ones // 0 for < >
+	c := x ^ 0x5c*ones               // 0 for a backslash
+	plain := (a + 0x7f*ones) & (b + 0x7f*ones) & (c + 0x7f*ones) & (x + 0x60*ones)
+	return (^plain | x) & highs
 }
 
 // escape copies p into buf from n on, escaped, and returns the end.
