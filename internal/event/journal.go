@@ -145,13 +145,15 @@ func (j *Journal) load(s *segment) error {
 // lines have none, and Append writes it last: that can be told without decoding
 // the line, of which a journal that is opened may have a hundred thousand.
 func sourceOf(line []byte) string {
-	const name = `"source":"`
-	at := bytes.LastIndex(line, []byte(name))
-	if at < 0 {
-		return ""
+	const name = `,"source":`
+	if rest, ok := bytes.CutSuffix(line, []byte("\"}\n")); ok && bytes.HasPrefix(rest, []byte(`{"Type":`)) {
+		at := bytes.LastIndexByte(rest, '"')
+		if value := rest[at+1:]; bytes.HasSuffix(rest[:at], []byte(name)) && bytes.IndexByte(value, '\\') < 0 {
+			return string(value)
+		}
 	}
-	if value, last := bytes.CutSuffix(line[at+len(name):], []byte("\"}\n")); last && bytes.HasPrefix(line, []byte(`{"Type":`)) && !bytes.ContainsAny(value, `"\`) {
-		return string(value)
+	if !bytes.Contains(line, []byte(name[1:])) {
+		return ""
 	}
 	var m struct {
 		Source string `json:"source"`

@@ -9,10 +9,10 @@ import (
 )
 
 func TestSourceIsReadAsDecodingTheLineReadsIt(t *testing.T) {
-	odd := []string{"", "c1/2:3", `"source":"x`, `x"}`, "<&>", "\u2028", `back\slash`, "a}"}
+	odd := []string{"", "c1/2:3", `"source":"x`, `x"}`, "<&>", "\u2028", `back\slash`, "a}", `x,"source`, `x"source`}
 	for _, source := range odd {
 		for _, value := range odd {
-			m := New("container", "die", "c1", map[string]string{"source": value, "zource": source, value: `"source":"` + source}, noon)
+			m := New("container", "die", "c1", map[string]string{"source": value, "zource": source, source: value, value: `"source":"` + source}, noon)
 			m.Source = source
 			text, err := json.Marshal(m)
 			if err != nil {
