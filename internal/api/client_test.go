@@ -94,6 +94,29 @@ func TestMobyClientReachesEveryOperation(t *testing.T) {
 			_, err := c.ContainerTop(ctx, "web", client.ContainerTopOptions{Arguments: []string{"-e", "-f"}})
 			return err
 		}, "ContainerTop(web, -e -f)"},
+		{"stat a path", func(c *client.Client) error {
+			r, err := c.ContainerStatPath(ctx, "web", client.ContainerStatPathOptions{Path: "/a b"})
+			if err == nil && (r.Stat.Name != "f" || r.Stat.Size != 3) {
+				t.Errorf("stat %+v", r.Stat)
+			}
+			return err
+		}, "ContainerStatPath(web, /a b)"},
+		{"copy from", func(c *client.Client) error {
+			r, err := c.CopyFromContainer(ctx, "web", client.CopyFromContainerOptions{SourcePath: "/a"})
+			if err != nil {
+				return err
+			}
+			defer r.Content.Close()
+			b, err := io.ReadAll(r.Content)
+			if string(b) != "tar" || r.Stat.Name != "f" {
+				t.Errorf("copied %q, %+v", b, r.Stat)
+			}
+			return err
+		}, "ContainerArchive(web, /a)"},
+		{"copy to", func(c *client.Client) error {
+			_, err := c.CopyToContainer(ctx, "web", client.CopyToContainerOptions{DestinationPath: "/a", Content: strings.NewReader("tar"), CopyUIDGID: true})
+			return err
+		}, "ContainerExtract(web, /a, {NoOverwriteDirNonDir:true CopyUIDGID:true}, tar)"},
 		{"prune containers", func(c *client.Client) error {
 			r, err := c.ContainerPrune(ctx, client.ContainerPruneOptions{Filters: labels})
 			if err == nil && r.Report.SpaceReclaimed != 7 {

@@ -32,6 +32,7 @@ type fake struct {
 	mu    sync.Mutex
 	calls []string
 	err   error
+	late  error // after an archive has begun
 
 	created     engine.CreateOptions
 	attach      func(ctx context.Context, o engine.AttachOptions) error
@@ -107,6 +108,29 @@ func (f *fake) ContainerStop(_ context.Context, ref string, o engine.StopOptions
 
 func (f *fake) ContainerRestart(_ context.Context, ref string, o engine.StopOptions) error {
 	return f.call("ContainerRestart", ref, stopArgs(o))
+}
+
+func (f *fake) ContainerStatPath(_ context.Context, ref, path string) (container.PathStat, error) {
+	return container.PathStat{Name: "f", Size: 3}, f.call("ContainerStatPath", ref, path)
+}
+
+func (f *fake) ContainerArchive(_ context.Context, ref, path string, begin func(container.PathStat) io.Writer) error {
+	if err := f.call("ContainerArchive", ref, path); err != nil {
+		return err
+	}
+	_, err := io.WriteString(begin(container.PathStat{Name: "f", Size: 3}), "tar")
+	if f.late != nil {
+		return f.late
+	}
+	return err
+}
+
+func (f *fake) ContainerExtract(_ context.Context, ref, path string, o engine.ExtractOptions, src io.Reader) error {
+	b, err := io.ReadAll(src)
+	if err != nil {
+		return err
+	}
+	return f.call("ContainerExtract", ref, path, o, string(b))
 }
 
 func (f *fake) ContainerKill(_ context.Context, ref, signal string) error {

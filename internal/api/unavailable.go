@@ -18,10 +18,6 @@ var unavailable = []struct {
 		"POST /build", "POST /build/cancel", "POST /session", "POST /grpc",
 	}},
 	{"committing a container to an image", []string{"POST /commit"}},
-	{"copying files from and to a container", []string{
-		"HEAD /containers/{name}/archive", "GET /containers/{name}/archive", "PUT /containers/{name}/archive",
-		"POST /containers/{name}/copy",
-	}},
 	{"listing the changes of a container's filesystem", []string{"GET /containers/{name}/changes"}},
 	{"exporting a container's filesystem", []string{"GET /containers/{name}/export"}},
 	{"checkpoint and restore of a container", []string{

@@ -15,6 +15,7 @@ const (
 	AskExec
 	AskAttach
 	AskChange // rename, update
+	AskFiles  // read or write its files
 
 	SawRunning
 	SawStartFailed
@@ -30,7 +31,7 @@ const (
 
 var inputNames = [numInputs]string{
 	"ask start", "ask stop", "ask kill", "ask pause", "ask unpause",
-	"ask remove", "ask force remove", "ask exec", "ask attach", "ask change",
+	"ask remove", "ask force remove", "ask exec", "ask attach", "ask change", "ask files",
 	"saw running", "saw start failed", "saw paused", "saw restarting",
 	"saw exited", "saw removed", "saw remove failed", "saw lost",
 }
@@ -202,6 +203,14 @@ func Step(s State, in Input) Outcome {
 			return Outcome{s, Wait, ""}
 		default:
 			return Outcome{s, Accept, ""}
+		}
+
+	case AskFiles:
+		switch s {
+		case Created, Running, Paused, Restarting, Exited:
+			return Outcome{s, Accept, ""}
+		case Starting, Stopping:
+			return Outcome{s, Wait, ""}
 		}
 
 	case SawRunning:

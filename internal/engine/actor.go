@@ -88,7 +88,9 @@ type actor struct {
 	// waits for it. halting is how a stop that is under way was asked for.
 	replacing bool
 	halting   proto.Stop
-	held      held // has a lock of its own
+	// lent counts those who work on the container's files, see borrow.
+	lent int
+	held held // has a lock of its own
 }
 
 // waiter waits for the end of a run, or for the removal.
@@ -211,7 +213,7 @@ func (a *actor) ask(ctx context.Context, in container.Input, act func(do contain
 		if ctx.Err() != nil {
 			return // nobody waits, and nothing was begun
 		}
-		if a.replacing {
+		if a.replacing || a.lentAgainst(in) {
 			a.parked = append(a.parked, try)
 			return
 		}

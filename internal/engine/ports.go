@@ -103,6 +103,8 @@ type Images interface {
 	Means(ctx context.Context) (func(ref, id string) bool, error)
 	PrepareRootfs(ctx context.Context, img images.Image, dir string) error
 	MountRootfs(ctx context.Context, snapshot, storage, dir, target string, readonly bool) error
+	// RootfsMounter is MountRootfs for a thread with a mount namespace of its own.
+	RootfsMounter(ctx context.Context, snapshot, storage, dir string) (func(target string) error, error)
 	UnmountRootfs(target string) error
 	RemoveRootfs(ctx context.Context, dir string) error
 	RootfsUsage(dir string) (int64, error)

@@ -345,6 +345,10 @@ func (i fakeImages) PrepareRootfs(_ context.Context, _ images.Image, dir string)
 	return nil
 }
 
+func (i fakeImages) RootfsMounter(context.Context, string, string, string) (func(string) error, error) {
+	return nil, errdefs.ErrNotImplemented
+}
+
 func (i fakeImages) MountRootfs(_ context.Context, _, _, _, target string, _ bool) error {
 	if err := i.at("mount rootfs"); err != nil {
 		return err

@@ -250,13 +250,34 @@ func (s *Store) MountRootfs(ctx context.Context, snapshot, storage, dir, target 
 	if err != nil {
 		return fmt.Errorf("mount rootfs: layers of %s: %w", snapshot, err)
 	}
-	if err := s.mount(storage, lowers, dir, target, readonly); err != nil {
+	if err := s.mount(storage, lowers, dir, target, readonly, mounts.Overlay.Mount); err != nil {
 		return fmt.Errorf("mount rootfs at %s: %w", target, err)
 	}
 	return nil
 }
 
-func (s *Store) mount(storage string, lowers []string, dir, target string, readonly bool) error {
+// RootfsMounter is MountRootfs, with a writable layer, for a thread that has a
+// mount namespace and a working directory of its own, on which the function is
+// called: all but the mount is done before. Nothing else may have the rootfs
+// mounted.
+func (s *Store) RootfsMounter(ctx context.Context, snapshot, storage, dir string) (func(target string) error, error) {
+	ctx = s.ctx(ctx)
+	if err := s.holds.add(storage, snapshot, dir); err != nil {
+		return nil, err
+	}
+	lowers, err := s.lowerDirs(ctx, storage, snapshot)
+	if err != nil {
+		return nil, fmt.Errorf("mount rootfs: layers of %s: %w", snapshot, err)
+	}
+	return func(target string) error {
+		if err := s.mount(storage, lowers, dir, target, false, mounts.Overlay.MountHere); err != nil {
+			return fmt.Errorf("mount rootfs at %s: %w", target, err)
+		}
+		return nil
+	}, nil
+}
+
+func (s *Store) mount(storage string, lowers []string, dir, target string, readonly bool, overlay func(mounts.Overlay, string) error) error {
 	if storage == Native {
 		from := filepath.Join(dir, copyDir)
 		if readonly && len(lowers) > 0 {
@@ -275,13 +296,13 @@ func (s *Store) mount(storage string, lowers []string, dir, target string, reado
 	case readonly && len(lowers) == 1:
 		return mounts.Bind(lowers[0], target, true)
 	case readonly:
-		return mounts.Overlay{Lowers: lowers}.Mount(target)
+		return overlay(mounts.Overlay{Lowers: lowers}, target)
 	}
-	return mounts.Overlay{
+	return overlay(mounts.Overlay{
 		Lowers: lowers,
 		Upper:  filepath.Join(dir, upperDir),
 		Work:   filepath.Join(dir, workDir),
-	}.Mount(target)
+	}, target)
 }
 
 // UnmountRootfs undoes MountRootfs; nothing mounted is success.

@@ -33,7 +33,7 @@ var ground = []string{
 // services each own one kind of thing on the host, and never see each other:
 // engine brings them together.
 var services = []string{
-	"internal/store", "internal/image", "internal/network", "internal/volume",
+	"internal/store", "internal/image", "internal/network", "internal/volume", "internal/archive",
 	"internal/shim/client", "internal/logs/reader", "internal/handoff",
 }
 
@@ -57,6 +57,7 @@ var rooms = []room{
 	{path: "internal/image", sees: ground},
 	{path: "internal/network", sees: ground},
 	{path: "internal/volume", sees: ground},
+	{path: "internal/archive", sees: ground},
 	{path: "internal/shim/client", sees: ground},
 	{path: "internal/logs/reader", sees: ground},
 	{path: "internal/handoff", sees: ground},

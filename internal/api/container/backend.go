@@ -4,6 +4,7 @@ package container
 
 import (
 	"context"
+	"io"
 
 	"github.com/moby/moby/api/types/container"
 
@@ -40,6 +41,11 @@ type Backend interface {
 	ContainerFollow(ctx context.Context, ref string, o engine.FollowOptions) (bool, error)
 	ContainerTop(ctx context.Context, ref, psArgs string) (container.TopResponse, error)
 	ContainerStats(ctx context.Context, ref string, stream, oneShot bool, emit func(container.StatsResponse) error) error
+	ContainerStatPath(ctx context.Context, ref, path string) (container.PathStat, error)
+	// ContainerArchive writes a tar to what begin gives. Before it calls begin it
+	// has written nothing.
+	ContainerArchive(ctx context.Context, ref, path string, begin func(container.PathStat) io.Writer) error
+	ContainerExtract(ctx context.Context, ref, path string, o engine.ExtractOptions, src io.Reader) error
 	ContainersPrune(ctx context.Context, f filter.Args) (container.PruneReport, error)
 
 	ExecCreate(ctx context.Context, ref string, r container.ExecCreateRequest) (string, error)

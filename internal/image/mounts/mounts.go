@@ -42,6 +42,16 @@ func (o Overlay) Mount(target string) error {
 // ErrOldKernel is MountByFD's error where the kernel lacks what it needs.
 var ErrOldKernel = errors.New("the kernel lacks the mount API")
 
+// MountHere is Mount for a thread whose mount namespace and working directory
+// are its own, and may be changed.
+func (o Overlay) MountHere(target string) error {
+	err := o.MountByFD(target)
+	if errors.Is(err, ErrOldKernel) {
+		return o.mountByOptions(target)
+	}
+	return err
+}
+
 // MountByFD mounts o with fsopen(2), fsconfig(2) and fsmount(2).
 func (o Overlay) MountByFD(target string) error {
 	fd, err := unix.Fsopen("overlay", unix.FSOPEN_CLOEXEC)
@@ -101,10 +111,25 @@ func fsError(fd int, what string, err error) error {
 	return fmt.Errorf("%s: %w", what, err)
 }
 
-// MountByOptions mounts o with mount(2). Its options must fit into a page,
-// so the layers are named relative to their common directory, into which a
-// thread of its own goes.
+// MountByOptions mounts o with mount(2), from a thread of its own.
 func (o Overlay) MountByOptions(target string) error {
+	done := make(chan error, 1)
+	go func() {
+		// The thread has a working directory of its own and ends with this
+		// goroutine, as it is never unlocked.
+		runtime.LockOSThread()
+		if err := unix.Unshare(unix.CLONE_FS); err != nil {
+			done <- fmt.Errorf("unshare: %w", err)
+			return
+		}
+		done <- o.mountByOptions(target)
+	}()
+	return <-done
+}
+
+// mountByOptions changes the working directory: the options must fit into a
+// page, so the layers are named relative to their common directory.
+func (o Overlay) mountByOptions(target string) error {
 	base := filepath.Dir(filepath.Dir(o.Lowers[0]))
 	rel := make([]string, len(o.Lowers))
 	for i, dir := range o.Lowers {
@@ -127,25 +152,13 @@ func (o Overlay) MountByOptions(target string) error {
 	if len(options) >= os.Getpagesize() {
 		return fmt.Errorf("%d layers are too many for mount(2); Linux 6.8 or later can mount them", len(o.Lowers))
 	}
-	done := make(chan error, 1)
-	go func() {
-		// The thread has a working directory of its own and ends with this
-		// goroutine, as it is never unlocked.
-		runtime.LockOSThread()
-		done <- func() error {
-			if err := unix.Unshare(unix.CLONE_FS); err != nil {
-				return fmt.Errorf("unshare: %w", err)
-			}
-			if err := unix.Chdir(base); err != nil {
-				return &os.PathError{Op: "chdir", Path: base, Err: err}
-			}
-			if err := unix.Mount("overlay", target, "overlay", flags, options); err != nil {
-				return fmt.Errorf("mount overlay with %d layers: %w", len(o.Lowers), err)
-			}
-			return nil
-		}()
-	}()
-	return <-done
+	if err := unix.Chdir(base); err != nil {
+		return &os.PathError{Op: "chdir", Path: base, Err: err}
+	}
+	if err := unix.Mount("overlay", target, "overlay", flags, options); err != nil {
+		return fmt.Errorf("mount overlay with %d layers: %w", len(o.Lowers), err)
+	}
+	return nil
 }
 
 // escape puts a backslash before each character of set.

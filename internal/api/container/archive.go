@@ -1,0 +1,68 @@
+package container
+
+import (
+	"encoding/base64"
+	"encoding/json"
+	"io"
+	"net/http"
+
+	"github.com/moby/moby/api/types/container"
+
+	"holdfast/internal/api/wire"
+	"holdfast/internal/engine"
+)
+
+// pathStatHeader carries what is told about a path, as JSON in base64.
+const pathStatHeader = "X-Docker-Container-Path-Stat"
+
+func archivePath(r *wire.Request) (string, error) {
+	path := r.Query.Get("path")
+	if path == "" {
+		return "", wire.Invalid("bad parameter: 'path' cannot be empty")
+	}
+	return path, nil
+}
+
+func setPathStat(h http.Header, st container.PathStat) error {
+	raw, err := json.Marshal(st)
+	if err == nil {
+		h.Set(pathStatHeader, base64.StdEncoding.EncodeToString(raw))
+	}
+	return err
+}
+
+func (h *handlers) statPath(w http.ResponseWriter, r *wire.Request) error {
+	path, err := archivePath(r)
+	if err != nil {
+		return err
+	}
+	st, err := h.backend.ContainerStatPath(r.Context(), r.Name(), path)
+	if err != nil {
+		return err
+	}
+	return setPathStat(w.Header(), st)
+}
+
+func (h *handlers) archive(w http.ResponseWriter, r *wire.Request) error {
+	path, err := archivePath(r)
+	if err != nil {
+		return err
+	}
+	return wire.Tar(w, r, func(begin func() io.Writer) error {
+		return h.backend.ContainerArchive(r.Context(), r.Name(), path, func(st container.PathStat) io.Writer {
+			_ = setPathStat(w.Header(), st) // strings, numbers and a time: always JSON
+			return begin()
+		})
+	})
+}
+
+func (h *handlers) extract(w http.ResponseWriter, r *wire.Request) error {
+	path, err := archivePath(r)
+	if err != nil {
+		return err
+	}
+	return h.backend.ContainerExtract(r.Context(), r.Name(), path, engine.ExtractOptions{
+		NoOverwriteDirNonDir: r.Bool("noOverwriteDirNonDir"),
+		CopyUIDGID:           r.Bool("copyUIDGID"),
+	}, r.Body)
+}
