@@ -117,6 +117,25 @@ func TestMobyClientReachesEveryOperation(t *testing.T) {
 			_, err := c.CopyToContainer(ctx, "web", client.CopyToContainerOptions{DestinationPath: "/a", Content: strings.NewReader("tar"), CopyUIDGID: true})
 			return err
 		}, "ContainerExtract(web, /a, {NoOverwriteDirNonDir:true CopyUIDGID:true}, tar)"},
+		{"export", func(c *client.Client) error {
+			r, err := c.ContainerExport(ctx, "web", client.ContainerExportOptions{})
+			if err != nil {
+				return err
+			}
+			defer r.Close()
+			b, err := io.ReadAll(r)
+			if string(b) != "tar" {
+				t.Errorf("exported %q", b)
+			}
+			return err
+		}, "ContainerExport(web)"},
+		{"changes", func(c *client.Client) error {
+			r, err := c.ContainerDiff(ctx, "web", client.ContainerDiffOptions{})
+			if err == nil && (len(r.Changes) != 1 || r.Changes[0].Path != "/a") {
+				t.Errorf("changes %+v", r.Changes)
+			}
+			return err
+		}, "ContainerChanges(web)"},
 		{"prune containers", func(c *client.Client) error {
 			r, err := c.ContainerPrune(ctx, client.ContainerPruneOptions{Filters: labels})
 			if err == nil && r.Report.SpaceReclaimed != 7 {

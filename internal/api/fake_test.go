@@ -133,6 +133,18 @@ func (f *fake) ContainerExtract(_ context.Context, ref, path string, o engine.Ex
 	return f.call("ContainerExtract", ref, path, o, string(b))
 }
 
+func (f *fake) ContainerExport(_ context.Context, ref string, begin func() io.Writer) error {
+	if err := f.call("ContainerExport", ref); err != nil {
+		return err
+	}
+	_, err := io.WriteString(begin(), "tar")
+	return err
+}
+
+func (f *fake) ContainerChanges(_ context.Context, ref string) ([]container.FilesystemChange, error) {
+	return []container.FilesystemChange{{Kind: container.ChangeAdd, Path: "/a"}}, f.call("ContainerChanges", ref)
+}
+
 func (f *fake) ContainerKill(_ context.Context, ref, signal string) error {
 	return f.call("ContainerKill", ref, signal)
 }

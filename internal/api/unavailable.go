@@ -18,8 +18,6 @@ var unavailable = []struct {
 		"POST /build", "POST /build/cancel", "POST /session", "POST /grpc",
 	}},
 	{"committing a container to an image", []string{"POST /commit"}},
-	{"listing the changes of a container's filesystem", []string{"GET /containers/{name}/changes"}},
-	{"exporting a container's filesystem", []string{"GET /containers/{name}/export"}},
 	{"checkpoint and restore of a container", []string{
 		"GET /containers/{name}/checkpoints", "POST /containers/{name}/checkpoints",
 		"DELETE /containers/{name}/checkpoints/{checkpoint}",

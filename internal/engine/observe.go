@@ -195,6 +195,16 @@ func (o *Observer) ContainersPrune(context.Context, filter.Args) (moby.PruneRepo
 	return moby.PruneReport{}, needsDaemon("removing containers")
 }
 
+// ContainerExport is the daemon's, which has the root file system mounted.
+func (o *Observer) ContainerExport(context.Context, string, func() io.Writer) error {
+	return needsDaemon("exporting a container")
+}
+
+// ContainerChanges is the daemon's, which has the image.
+func (o *Observer) ContainerChanges(context.Context, string) ([]moby.FilesystemChange, error) {
+	return nil, needsDaemon("comparing a container with its image")
+}
+
 // ContainerAttach attaches to what runs. A client that waits for a start would
 // wait for a daemon.
 func (o *Observer) ContainerAttach(ctx context.Context, ref string, opts AttachOptions) error {

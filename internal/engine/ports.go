@@ -104,7 +104,7 @@ type Images interface {
 	PrepareRootfs(ctx context.Context, img images.Image, dir string) error
 	MountRootfs(ctx context.Context, snapshot, storage, dir, target string, readonly bool) error
 	// RootfsMounter is MountRootfs for a thread with a mount namespace of its own.
-	RootfsMounter(ctx context.Context, snapshot, storage, dir string) (func(target string) error, error)
+	RootfsMounter(ctx context.Context, snapshot, storage, dir string, readonly bool) (func(target string) error, error)
 	UnmountRootfs(target string) error
 	RemoveRootfs(ctx context.Context, dir string) error
 	RootfsUsage(dir string) (int64, error)

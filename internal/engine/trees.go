@@ -185,7 +185,7 @@ func (e *Engine) openFiles(ctx context.Context, v *view) (root *archive.Root, cl
 		return os.NewSyscallError("mount", unix.Mount(e.store.Rootfs(v.spec.ID), target, "", unix.MS_BIND, ""))
 	}
 	if v.state != container.Restarting {
-		if rootfs, err = e.images.RootfsMounter(ctx, v.spec.Image.Snapshot, v.spec.Image.Storage, dir); err != nil {
+		if rootfs, err = e.images.RootfsMounter(ctx, v.spec.Image.Snapshot, v.spec.Image.Storage, dir, false); err != nil {
 			return nil, nil, err
 		}
 	}
@@ -226,4 +226,82 @@ func (e *Engine) openFiles(ctx context.Context, v *view) (root *archive.Root, cl
 		root.Close()
 		letGo()
 	}, nil
+}
+
+// ContainerExport writes a container's root file system as tar, without what is
+// mounted in it. begin is called before the first byte.
+func (e *Engine) ContainerExport(ctx context.Context, ref string, begin func() io.Writer) error {
+	return e.withRootfs(ctx, ref, func(a *actor, _ *view, root *archive.Root) error {
+		if err := root.PackAll(ctx, begin()); err != nil {
+			return err
+		}
+		a.emit("export", nil)
+		return nil
+	})
+}
+
+// ContainerChanges lists what a container changed of its image.
+func (e *Engine) ContainerChanges(ctx context.Context, ref string) (changes []moby.FilesystemChange, err error) {
+	err = e.withRootfs(ctx, ref, func(_ *actor, v *view, root *archive.Root) (err error) {
+		changes, err = e.changes(ctx, v, root)
+		return err
+	})
+	return changes, err
+}
+
+// changes compares a container's root file system with its image's.
+func (e *Engine) changes(ctx context.Context, v *view, root *archive.Root) ([]moby.FilesystemChange, error) {
+	dir, i := e.store.ContainerDir(v.spec.ID), v.spec.Image
+	mounter, err := e.images.RootfsMounter(ctx, i.Snapshot, i.Storage, dir, true)
+	if err != nil {
+		return nil, err
+	}
+	from, err := archive.OpenPrivate(dir, mounter, false, nil)
+	if err != nil {
+		return nil, err
+	}
+	defer from.Close()
+	return archive.Changes(ctx, from, root, func(path string) bool { return mountedOn[path] })
+}
+
+// mountedOn are the places that the OCI runtime makes where the image lacks
+// them, to mount something there. They are no change by the container.
+var mountedOn = map[string]bool{
+	"/dev": true, "/dev/pts": true, "/dev/shm": true, "/dev/mqueue": true, "/dev/console": true,
+	"/proc": true, "/sys": true, "/etc": true, "/etc/hosts": true, "/etc/hostname": true, "/etc/resolv.conf": true,
+	"/sbin": true, "/sbin/docker-init": true,
+}
+
+// withRootfs lends a container's root file system to fn, as it is on the host:
+// without what is mounted in it.
+func (e *Engine) withRootfs(ctx context.Context, ref string, fn func(*actor, *view, *archive.Root) error) error {
+	a, err := e.find(ctx, ref)
+	if err != nil {
+		return err
+	}
+	giveBack, err := a.borrow(ctx)
+	if err != nil {
+		return err
+	}
+	defer giveBack()
+	v := a.view.Load()
+	root, err := e.openRootfs(ctx, v)
+	if err != nil {
+		return err
+	}
+	defer root.Close()
+	return fn(a, v, root)
+}
+
+// openRootfs opens the root file system of a container that was borrowed.
+func (e *Engine) openRootfs(ctx context.Context, v *view) (*archive.Root, error) {
+	if v.state.Alive() {
+		return archive.OpenFolder(e.store.Rootfs(v.spec.ID))
+	}
+	dir, i := e.store.ContainerDir(v.spec.ID), v.spec.Image
+	mounter, err := e.images.RootfsMounter(ctx, i.Snapshot, i.Storage, dir, false)
+	if err != nil {
+		return nil, err
+	}
+	return archive.OpenPrivate(dir, mounter, false, nil)
 }

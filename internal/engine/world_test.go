@@ -345,7 +345,7 @@ func (i fakeImages) PrepareRootfs(_ context.Context, _ images.Image, dir string)
 	return nil
 }
 
-func (i fakeImages) RootfsMounter(context.Context, string, string, string) (func(string) error, error) {
+func (i fakeImages) RootfsMounter(context.Context, string, string, string, bool) (func(string) error, error) {
 	return nil, errdefs.ErrNotImplemented
 }
 

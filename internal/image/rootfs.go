@@ -256,11 +256,11 @@ func (s *Store) MountRootfs(ctx context.Context, snapshot, storage, dir, target 
 	return nil
 }
 
-// RootfsMounter is MountRootfs, with a writable layer, for a thread that has a
-// mount namespace and a working directory of its own, on which the function is
-// called: all but the mount is done before. Nothing else may have the rootfs
+// RootfsMounter is MountRootfs for a thread that has a mount namespace and a
+// working directory of its own, on which the function is called: all but the
+// mount is done before. If it is not read-only nothing else may have the rootfs
 // mounted.
-func (s *Store) RootfsMounter(ctx context.Context, snapshot, storage, dir string) (func(target string) error, error) {
+func (s *Store) RootfsMounter(ctx context.Context, snapshot, storage, dir string, readonly bool) (func(target string) error, error) {
 	ctx = s.ctx(ctx)
 	if err := s.holds.add(storage, snapshot, dir); err != nil {
 		return nil, err
@@ -270,7 +270,7 @@ func (s *Store) RootfsMounter(ctx context.Context, snapshot, storage, dir string
 		return nil, fmt.Errorf("mount rootfs: layers of %s: %w", snapshot, err)
 	}
 	return func(target string) error {
-		if err := s.mount(storage, lowers, dir, target, false, mounts.Overlay.MountHere); err != nil {
+		if err := s.mount(storage, lowers, dir, target, readonly, mounts.Overlay.MountHere); err != nil {
 			return fmt.Errorf("mount rootfs at %s: %w", target, err)
 		}
 		return nil

@@ -1,4 +1,5 @@
-// Package copy tests what moves file trees of containers: cp. It needs root.
+// Package copy tests what moves file trees of containers: cp, diff, export. It
+// needs root.
 package copy
 
 import (

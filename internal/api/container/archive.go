@@ -66,3 +66,17 @@ func (h *handlers) extract(w http.ResponseWriter, r *wire.Request) error {
 		CopyUIDGID:           r.Bool("copyUIDGID"),
 	}, r.Body)
 }
+
+func (h *handlers) export(w http.ResponseWriter, r *wire.Request) error {
+	return wire.Tar(w, r, func(begin func() io.Writer) error {
+		return h.backend.ContainerExport(r.Context(), r.Name(), begin)
+	})
+}
+
+func (h *handlers) changes(w http.ResponseWriter, r *wire.Request) error {
+	all, err := h.backend.ContainerChanges(r.Context(), r.Name())
+	if err != nil {
+		return err
+	}
+	return wire.WriteJSON(w, http.StatusOK, wire.NonNil(all))
+}

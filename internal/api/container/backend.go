@@ -46,6 +46,9 @@ type Backend interface {
 	// has written nothing.
 	ContainerArchive(ctx context.Context, ref, path string, begin func(container.PathStat) io.Writer) error
 	ContainerExtract(ctx context.Context, ref, path string, o engine.ExtractOptions, src io.Reader) error
+	// ContainerExport calls begin before it writes anything.
+	ContainerExport(ctx context.Context, ref string, begin func() io.Writer) error
+	ContainerChanges(ctx context.Context, ref string) ([]container.FilesystemChange, error)
 	ContainersPrune(ctx context.Context, f filter.Args) (container.PruneReport, error)
 
 	ExecCreate(ctx context.Context, ref string, r container.ExecCreateRequest) (string, error)

@@ -26,6 +26,8 @@ func Routes(b Backend) []wire.Route {
 		{Method: "HEAD", Path: "/containers/{name}/archive", Handle: h.statPath},
 		{Method: "GET", Path: "/containers/{name}/archive", Handle: h.archive},
 		{Method: "PUT", Path: "/containers/{name}/archive", Handle: h.extract},
+		{Method: "GET", Path: "/containers/{name}/changes", Handle: h.changes},
+		{Method: "GET", Path: "/containers/{name}/export", Handle: h.export},
 		{Method: "POST", Path: "/containers/{name}/attach", Handle: h.attach},
 		{Method: "POST", Path: "/containers/{name}/start", Handle: h.start},
 		{Method: "POST", Path: "/containers/{name}/stop", Handle: h.stop},
