@@ -166,6 +166,18 @@ func TestMobyClientReachesEveryOperation(t *testing.T) {
 			return err
 		}, "ExecInspect(e1)"},
 
+		{"save", func(c *client.Client) error {
+			r, err := c.ImageSave(ctx, []string{"a", "b:1"}, client.ImageSaveWithPlatforms(arm))
+			if err != nil {
+				return err
+			}
+			defer r.Close()
+			b, err := io.ReadAll(r)
+			if string(b) != "tar" {
+				t.Errorf("saved %q", b)
+			}
+			return err
+		}, "ImageSave([a b:1], 1)"},
 		{"pull", func(c *client.Client) error {
 			r, err := c.ImagePull(ctx, "busybox:1.37", client.ImagePullOptions{Platforms: []ocispec.Platform{arm}, RegistryAuth: "eyJ1c2VybmFtZSI6Im1lIn0="})
 			if err != nil {

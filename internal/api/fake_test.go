@@ -268,6 +268,14 @@ func (f *fake) ImageLoad(ctx context.Context, src io.Reader, platforms []ocispec
 	return f.load(ctx, src, progress)
 }
 
+func (f *fake) ImageSave(_ context.Context, names []string, platforms []ocispec.Platform, begin func() io.Writer) error {
+	if err := f.call("ImageSave", names, len(platforms)); err != nil {
+		return err
+	}
+	_, err := io.WriteString(begin(), "tar")
+	return err
+}
+
 func (f *fake) ImageList(_ context.Context, o engine.ImageListOptions) ([]image.Summary, error) {
 	return f.images, f.call("ImageList", o)
 }

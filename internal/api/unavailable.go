@@ -23,7 +23,6 @@ var unavailable = []struct {
 		"DELETE /containers/{name}/checkpoints/{checkpoint}",
 	}},
 	{"pushing images", []string{"POST /images/{name...}/push"}},
-	{"saving images", []string{"GET /images/get", "GET /images/{name...}/get"}},
 	{"searching for images", []string{"GET /images/search"}},
 	{"reading the attestations of an image", []string{"GET /images/{name...}/attestations"}},
 	{"inspecting images in a registry", []string{"GET /distribution/{name...}/json"}},

@@ -35,6 +35,11 @@ func (e *Engine) ImageLoad(ctx context.Context, src io.Reader, platforms []ocisp
 	return e.images.Load(ctx, src, platforms, progress)
 }
 
+// ImageSave writes images as an archive.
+func (e *Engine) ImageSave(ctx context.Context, names []string, platforms []ocispec.Platform, begin func() io.Writer) error {
+	return e.images.Save(ctx, names, platforms, begin)
+}
+
 // ImageList lists images.
 func (e *Engine) ImageList(ctx context.Context, o ImageListOptions) ([]image.Summary, error) {
 	return e.images.List(ctx, images.ListOptions{All: o.All, Manifests: o.Manifests, SharedSize: o.SharedSize, Filters: o.Filters})

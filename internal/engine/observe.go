@@ -232,6 +232,10 @@ func (o *Observer) ImageLoad(context.Context, io.Reader, []ocispec.Platform, fun
 	return needsDaemon("loading images")
 }
 
+func (o *Observer) ImageSave(context.Context, []string, []ocispec.Platform, func() io.Writer) error {
+	return needsDaemon("saving an image")
+}
+
 func (o *Observer) ImageList(context.Context, ImageListOptions) ([]image.Summary, error) {
 	return nil, needsDaemon("listing images")
 }

@@ -26,6 +26,8 @@ type Backend interface {
 	// returns its ID. An empty ref leaves it without a name.
 	ImageImport(ctx context.Context, src io.Reader, ref, message string, changes []string, platform *ocispec.Platform) (string, error)
 	ImageLoad(ctx context.Context, src io.Reader, platforms []ocispec.Platform, progress func(jsonstream.Message)) error
+	// ImageSave calls begin before it writes anything.
+	ImageSave(ctx context.Context, names []string, platforms []ocispec.Platform, begin func() io.Writer) error
 	ImageList(ctx context.Context, o engine.ImageListOptions) ([]image.Summary, error)
 	ImageInspect(ctx context.Context, ref string, platform *ocispec.Platform, manifests bool) (image.InspectResponse, error)
 	ImageHistory(ctx context.Context, ref string, platform *ocispec.Platform) ([]image.HistoryResponseItem, error)

@@ -12,20 +12,15 @@ import (
 	"github.com/distribution/reference"
 	"github.com/moby/moby/api/types"
 	"github.com/moby/moby/api/types/jsonstream"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"holdfast/internal/api/wire"
 )
 
 func (h *handlers) load(w http.ResponseWriter, r *wire.Request) error {
-	platforms, err := r.PlatformsJSON("platform")
+	platforms, err := archivePlatforms(r)
 	if err != nil {
 		return err
-	}
-	switch {
-	case r.Version.Before(48):
-		platforms = nil
-	case r.Version.Before(52) && len(platforms) > 1:
-		return wire.Invalid("specifying more than one platform needs API version 1.52 or newer")
 	}
 	if err := duplex(w); err != nil {
 		return err
@@ -36,6 +31,38 @@ func (h *handlers) load(w http.ResponseWriter, r *wire.Request) error {
 		progress = quiet(progress)
 	}
 	return s.Finish(h.backend.ImageLoad(r.Context(), r.Body, platforms, progress))
+}
+
+// archivePlatforms are those to take from an archive, or to put into one.
+func archivePlatforms(r *wire.Request) ([]ocispec.Platform, error) {
+	platforms, err := r.PlatformsJSON("platform")
+	switch {
+	case err != nil:
+		return nil, err
+	case r.Version.Before(48):
+		return nil, nil
+	case r.Version.Before(52) && len(platforms) > 1:
+		return nil, wire.Invalid("specifying more than one platform needs API version 1.52 or newer")
+	}
+	return platforms, nil
+}
+
+// save answers with an archive of one image, that of the path, or of several.
+func (h *handlers) save(w http.ResponseWriter, r *wire.Request) error {
+	names := r.Query["names"]
+	if name := r.Name(); name != "" {
+		names = []string{name}
+	}
+	if len(names) == 0 {
+		return wire.Invalid("missing parameter: give the images to save as \"names\"")
+	}
+	platforms, err := archivePlatforms(r)
+	if err != nil {
+		return err
+	}
+	return wire.Tar(w, r, func(begin func() io.Writer) error {
+		return h.backend.ImageSave(r.Context(), names, platforms, begin)
+	})
 }
 
 // importImage makes an image of a root filesystem: of the request's body if

@@ -23,6 +23,8 @@ func Routes(b Backend) []wire.Route {
 		{Method: "POST", Path: "/images/create", Handle: h.create},
 		{Method: "POST", Path: "/images/load", Handle: h.load},
 		{Method: "POST", Path: "/images/prune", Handle: h.prune},
+		{Method: "GET", Path: "/images/get", Handle: h.save},
+		{Method: "GET", Path: "/images/{name...}/get", Handle: h.save},
 		{Method: "GET", Path: "/images/{name...}/json", Handle: h.inspect},
 		{Method: "GET", Path: "/images/{name...}/history", Handle: h.history},
 		{Method: "POST", Path: "/images/{name...}/tag", Handle: h.tag},
