@@ -129,6 +129,13 @@ func TestMobyClientReachesEveryOperation(t *testing.T) {
 			}
 			return err
 		}, "ContainerExport(web)"},
+		{"commit", func(c *client.Client) error {
+			r, err := c.ContainerCommit(ctx, "web", client.ContainerCommitOptions{Reference: "img:1", Comment: "c", Author: "me", Changes: []string{"CMD x"}, NoPause: true})
+			if err == nil && r.ID != "sha256:1" {
+				t.Errorf("committed %q", r.ID)
+			}
+			return err
+		}, "ContainerCommit(web, {Ref:docker.io/library/img:1 Author:me Comment:c Changes:[CMD x] Pause:false Config:<nil>}, false)"},
 		{"changes", func(c *client.Client) error {
 			r, err := c.ContainerDiff(ctx, "web", client.ContainerDiffOptions{})
 			if err == nil && (len(r.Changes) != 1 || r.Changes[0].Path != "/a") {

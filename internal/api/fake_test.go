@@ -141,6 +141,12 @@ func (f *fake) ContainerExport(_ context.Context, ref string, begin func() io.Wr
 	return err
 }
 
+func (f *fake) ContainerCommit(_ context.Context, ref string, o engine.CommitOptions) (string, error) {
+	own := o.Config != nil
+	o.Config = nil
+	return "sha256:1", f.call("ContainerCommit", ref, o, own)
+}
+
 func (f *fake) ContainerChanges(_ context.Context, ref string) ([]container.FilesystemChange, error) {
 	return []container.FilesystemChange{{Kind: container.ChangeAdd, Path: "/a"}}, f.call("ContainerChanges", ref)
 }

@@ -17,7 +17,6 @@ var unavailable = []struct {
 	{"building images", []string{
 		"POST /build", "POST /build/cancel", "POST /session", "POST /grpc",
 	}},
-	{"committing a container to an image", []string{"POST /commit"}},
 	{"checkpoint and restore of a container", []string{
 		"GET /containers/{name}/checkpoints", "POST /containers/{name}/checkpoints",
 		"DELETE /containers/{name}/checkpoints/{checkpoint}",

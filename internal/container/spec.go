@@ -67,6 +67,10 @@ type Spec struct {
 	// volumes along.
 	RemoveVolumes bool `json:"removeVolumes,omitempty"`
 
+	// Committing: the container is frozen, or about to be, for as long as a
+	// commit takes. A daemon that finds this thaws it.
+	Committing bool `json:"committing,omitempty"`
+
 	// Failure is set when a start failed before a shim could record anything,
 	// or when nobody saw the end of the present life. Of this life no other
 	// record counts.

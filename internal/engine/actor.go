@@ -88,6 +88,8 @@ type actor struct {
 	// waits for it. halting is how a stop that is under way was asked for.
 	replacing bool
 	halting   proto.Stop
+	// committing: a commit is under way that freezes the container.
+	committing bool
 	// lent counts those who work on the container's files, see borrow.
 	lent int
 	held held // has a lock of its own
@@ -174,6 +176,11 @@ func (a *actor) to(s container.State) {
 	moved := a.state != s
 	a.state = s
 	a.publish()
+	if s == container.Paused && a.spec.Committing && !a.committing && !a.e.observes.Load() {
+		// Frozen by a commit that no daemon knows any more.
+		a.committing = true
+		go a.thawAfterCommit()
+	}
 	if moved {
 		a.unpark()
 	}

@@ -233,19 +233,23 @@ func (e *Engine) ContainerKill(ctx context.Context, ref, name string) error {
 
 // ContainerPause freezes a container's processes.
 func (e *Engine) ContainerPause(ctx context.Context, ref string) error {
-	return e.freeze(ctx, ref, container.AskPause, "pause", Shim.Pause)
-}
-
-// ContainerUnpause thaws them.
-func (e *Engine) ContainerUnpause(ctx context.Context, ref string) error {
-	return e.freeze(ctx, ref, container.AskUnpause, "unpause", Shim.Resume)
-}
-
-func (e *Engine) freeze(ctx context.Context, ref string, in container.Input, action string, call func(Shim, context.Context) (proto.State, error)) error {
 	a, err := e.find(ctx, ref)
 	if err != nil {
 		return err
 	}
+	return a.freeze(ctx, container.AskPause, "pause", Shim.Pause)
+}
+
+// ContainerUnpause thaws them.
+func (e *Engine) ContainerUnpause(ctx context.Context, ref string) error {
+	a, err := e.find(ctx, ref)
+	if err != nil {
+		return err
+	}
+	return a.freeze(ctx, container.AskUnpause, "unpause", Shim.Resume)
+}
+
+func (a *actor) freeze(ctx context.Context, in container.Input, action string, call func(Shim, context.Context) (proto.State, error)) error {
 	return a.ask(ctx, in, func(_ container.Action, done func(error)) {
 		shim := a.shim
 		if shim == nil {

@@ -195,6 +195,11 @@ func (o *Observer) ContainersPrune(context.Context, filter.Args) (moby.PruneRepo
 	return moby.PruneReport{}, needsDaemon("removing containers")
 }
 
+// ContainerCommit is the daemon's, which has the images.
+func (o *Observer) ContainerCommit(context.Context, string, CommitOptions) (string, error) {
+	return "", needsDaemon("committing a container")
+}
+
 // ContainerExport is the daemon's, which has the root file system mounted.
 func (o *Observer) ContainerExport(context.Context, string, func() io.Writer) error {
 	return needsDaemon("exporting a container")

@@ -113,6 +113,7 @@ type Images interface {
 	Pull(ctx context.Context, ref string, platform *ocispec.Platform, auth *registry.AuthConfig, all bool, progress func(jsonstream.Message)) error
 	Import(ctx context.Context, src io.Reader, ref, message string, changes []string, platform *ocispec.Platform) (string, error)
 	Load(ctx context.Context, src io.Reader, platforms []ocispec.Platform, progress func(jsonstream.Message)) error
+	Commit(ctx context.Context, c images.Commit, layer func(io.Writer) (bool, error)) (string, error)
 	Save(ctx context.Context, names []string, platforms []ocispec.Platform, begin func() io.Writer) error
 	List(ctx context.Context, o images.ListOptions) ([]image.Summary, error)
 	Inspect(ctx context.Context, name string, platform *ocispec.Platform) (image.InspectResponse, error)

@@ -270,8 +270,13 @@ func (e *Engine) Restore(ctx context.Context) error {
 
 	var left sync.WaitGroup
 	inParallel(len(actors), runtime.GOMAXPROCS(0), func(i int) {
-		e.apply(actors[i], found[i], &left)
-		go actors[i].loop()
+		a := actors[i]
+		e.apply(a, found[i], &left)
+		if a.spec.Committing {
+			a.committing = true
+			left.Go(a.thawAfterCommit)
+		}
+		go a.loop()
 	})
 	failpoint.Here("restore.applied")
 	e.sweepRunDirs()

@@ -76,6 +76,25 @@ func serves(t *testing.T, d *kit.Daemon) {
 
 var stories = []story{
 	{
+		name:   "commit",
+		points: []string{"commit.noted", "commit.frozen", "commit.packed", "commit.thawed", "commit.recorded"},
+		before: running,
+		do:     func(d *kit.Daemon) { d.TryHoldfast("commit", "new", "made:1") },
+		after: func(t *testing.T, d *kit.Daemon, point string) {
+			if got := status(d, "new"); got != "running" {
+				t.Errorf("the container is %s", got)
+			}
+			serves(t, d)
+			if made := d.TryHoldfast("rmi", "made:1").Code == 0; made != (point == "commit.recorded") {
+				t.Errorf("an image is there: %v", made)
+			}
+			// And again, now whole.
+			d.Holdfast("commit", "new", "made:2")
+			d.Holdfast("rmi", "made:2")
+			serves(t, d)
+		},
+	},
+	{
 		name:   "create",
 		points: []string{"create.begun", "create.noted-volume", "create.made-volumes", "create.prepared", "create.copied", "create.recorded", "create.told"},
 		before: func(*testing.T, *kit.Daemon) {},

@@ -48,6 +48,7 @@ type Backend interface {
 	ContainerExtract(ctx context.Context, ref, path string, o engine.ExtractOptions, src io.Reader) error
 	// ContainerExport calls begin before it writes anything.
 	ContainerExport(ctx context.Context, ref string, begin func() io.Writer) error
+	ContainerCommit(ctx context.Context, ref string, o engine.CommitOptions) (imageID string, err error)
 	ContainerChanges(ctx context.Context, ref string) ([]container.FilesystemChange, error)
 	ContainersPrune(ctx context.Context, f filter.Args) (container.PruneReport, error)
 

@@ -26,6 +26,7 @@ func Routes(b Backend) []wire.Route {
 		{Method: "HEAD", Path: "/containers/{name}/archive", Handle: h.statPath},
 		{Method: "GET", Path: "/containers/{name}/archive", Handle: h.archive},
 		{Method: "PUT", Path: "/containers/{name}/archive", Handle: h.extract},
+		{Method: "POST", Path: "/commit", Handle: h.commit},
 		{Method: "GET", Path: "/containers/{name}/changes", Handle: h.changes},
 		{Method: "GET", Path: "/containers/{name}/export", Handle: h.export},
 		{Method: "POST", Path: "/containers/{name}/attach", Handle: h.attach},
