@@ -117,7 +117,8 @@ func (e *Engine) list(v *view) *listed {
 		if !st.Running {
 			break
 		}
-		bindings := published[port]
+		// Where the network is routed, what is published has no port of the host.
+		bindings := slices.DeleteFunc(slices.Clone(published[port]), func(b mobynet.PortBinding) bool { return b.HostPort == "" })
 		if len(bindings) == 0 {
 			s.Ports = append(s.Ports, moby.PortSummary{PrivatePort: port.Num(), Type: string(port.Proto())})
 		}

@@ -74,6 +74,7 @@ func TestRoutedNetworkIsReachedAtItsContainersAddresses(t *testing.T) {
 	a4, a6, b4 := h.address("ada", "r"), h.address6("ada", "r"), h.address("bob", "r")
 	m := h.newNeighbour("rt", 5, four, six)
 	h.equal("the host's ports", h.inspect("ada", `{{range index .NetworkSettings.Ports "80/tcp"}}[{{.HostPort}}]{{end}}`), "[][][][]")
+	h.equal("ps", h.d.Docker("ps", "--filter", "name=ada", "--format", "{{.Ports}}"), "80/tcp")
 	h.always(func() {
 		m.connects(a4, 80)
 		m.connects(a6, 80)
