@@ -30,6 +30,7 @@ import (
 type nameFiles struct {
 	mu      sync.Mutex // held while the files are made of the containers
 	written map[string][]byte
+	known   bool // all containers are; see knowNames
 }
 
 // userNetwork: names resolve on it.
@@ -106,6 +107,9 @@ func (e *Engine) updateNames() {
 	}
 	e.names.mu.Lock()
 	defer e.names.mu.Unlock()
+	if !e.names.known {
+		return
+	}
 	nets := map[string]*names.Network{}
 	for _, a := range e.index.all() {
 		for _, p := range a.view.Load().places {
@@ -127,9 +131,6 @@ func (e *Engine) updateNames() {
 		e.log.Error("names are not brought up to date", "error", err)
 		return
 	}
-	if e.names.written == nil {
-		e.names.written = map[string][]byte{}
-	}
 	for id, n := range nets {
 		slices.SortFunc(n.Members, func(a, b names.Member) int { return strings.Compare(a.Name, b.Name) })
 		if err := e.names.put(e.namesPath(id), n); err != nil {
@@ -143,6 +144,44 @@ func (e *Engine) updateNames() {
 			delete(e.names.written, path)
 		}
 	}
+}
+
+// knowNames is called when all containers have been found: what is written before
+// would lack the names of those that have not, and they would not resolve
+// meanwhile.
+func (e *Engine) knowNames() {
+	if e.observes.Load() {
+		return
+	}
+	written := map[string][]byte{}
+	if len(e.unread) == 0 { // those may be on networks that nobody else is on
+		written = writtenNames(e.namesDir())
+	}
+	e.names.mu.Lock()
+	e.names.known, e.names.written = true, written
+	e.names.mu.Unlock()
+	e.updateNames()
+}
+
+// writtenNames are the files that a daemon before this one has left, with what
+// they say: of networks that nobody is on any more, too, should it have died
+// before it could remove them.
+func writtenNames(dir string) map[string][]byte {
+	out := map[string][]byte{}
+	entries, _ := os.ReadDir(dir) // there is none before the first
+	for _, entry := range entries {
+		path := filepath.Join(dir, entry.Name())
+		if filepath.Ext(path) != ".json" {
+			os.Remove(path) // it was not yet renamed into place
+			continue
+		}
+		b, err := os.ReadFile(path)
+		if err != nil {
+			b = nil // written anew, or removed
+		}
+		out[path] = b
+	}
+	return out
 }
 
 // put renames a file into place if it says something else than before. The

@@ -284,7 +284,7 @@ func (e *Engine) Restore(ctx context.Context) error {
 	// asked of it, so that nobody sees it run and then vanish; and what a crash
 	// interrupted is cleared, so that nobody meets half of it.
 	e.await(ctx, &left)
-	e.updateNames()
+	e.knowNames()
 	failpoint.Here("restore.done")
 	close(e.restored)
 	return nil

@@ -3,6 +3,7 @@ package networks
 import (
 	"fmt"
 	"net"
+	"os"
 	"slices"
 	"strings"
 	"sync"
@@ -339,4 +340,36 @@ func TestNamesNeedNoConnectionTracking(t *testing.T) {
 	if tracked() == 0 {
 		t.Error("nothing is tracked: the filter was not reached")
 	}
+}
+
+// A daemon that dies while the last container of a network goes leaves the
+// network's names behind. Those of the others stand still while the next one looks
+// at one container after the other.
+func TestNamesThatADaemonLeftAreRemovedByTheNext(t *testing.T) {
+	t.Parallel()
+	h := newHouse(t, nil)
+	h.d.Docker("network", "create", "n")
+	h.serve("ada", "--network", "n")
+	h.serve("bob", "--network", "n")
+	dir := h.d.ExecRoot + "/names/"
+	mine := dir + strings.TrimSpace(h.d.Docker("network", "inspect", "-f", "{{.Id}}", "n")) + ".json"
+	before, err := os.Stat(mine)
+	if err != nil {
+		t.Fatal(err)
+	}
+	h.d.Kill9()
+	for _, left := range []string{strings.Repeat("a", 64) + ".json", strings.Repeat("b", 64) + ".json.tmp"} {
+		if err := os.WriteFile(dir+left, []byte(`{"schema":1,"name":"gone"}`), 0o640); err != nil {
+			t.Fatal(err)
+		}
+	}
+	h.d.Start()
+	entries, err := os.ReadDir(dir)
+	if err != nil || len(entries) != 1 {
+		t.Errorf("names: %v, %v", entries, err)
+	}
+	if after, err := os.Stat(mine); err != nil || !os.SameFile(before, after) {
+		t.Errorf("the file of a network that has not changed is another: %v", err)
+	}
+	h.reaches("ada", "ada", "ada")
 }
