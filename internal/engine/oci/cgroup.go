@@ -2,6 +2,7 @@ package oci
 
 import (
 	"io/fs"
+	"iter"
 	"path"
 	"slices"
 	"strings"
@@ -36,12 +37,36 @@ func (c Cgroup) Version() string {
 	return "1"
 }
 
-// parseCgroup reads the contents of /proc/self/mountinfo (proc_pid_mountinfo(5))
-// and /proc/self/cgroup (cgroups(7)).
-func parseCgroup(mountinfo, own string) Cgroup {
+// parseCgroup reads the lines of /proc/self/mountinfo (proc_pid_mountinfo(5)),
+// as far as it has to, and the contents of /proc/self/cgroup (cgroups(7)).
+func parseCgroup(mountinfo iter.Seq[string], own string) Cgroup {
 	c := Cgroup{Mode: CgroupNone, Mounts: map[string]string{}, Own: map[string]string{}}
 	v1 := false
-	for line := range strings.Lines(mountinfo) {
+	for line := range strings.Lines(own) {
+		parts := strings.SplitN(strings.TrimSpace(line), ":", 3)
+		if len(parts) != 3 {
+			continue
+		}
+		if parts[0] == "0" && parts[1] == "" {
+			c.Own[""] = parts[2]
+			continue
+		}
+		for _, name := range strings.Split(parts[1], ",") {
+			c.Own[name] = parts[2]
+		}
+	}
+	missing := func() bool {
+		for name := range c.Own {
+			if _, seen := c.Mounts[name]; !seen {
+				return true
+			}
+		}
+		return len(c.Own) == 0
+	}
+	for line := range mountinfo {
+		if !strings.Contains(line, " - cgroup") {
+			continue
+		}
 		before, after, ok := strings.Cut(line, " - ")
 		if !ok {
 			continue
@@ -70,6 +95,9 @@ func parseCgroup(mountinfo, own string) Cgroup {
 				}
 			}
 		}
+		if !missing() {
+			break // the first of each counts, and of containers there may be thousands
+		}
 	}
 	_, v2 := c.Mounts[""]
 	switch {
@@ -79,19 +107,6 @@ func parseCgroup(mountinfo, own string) Cgroup {
 		c.Mode = CgroupV1
 	case v2:
 		c.Mode = CgroupV2
-	}
-	for line := range strings.Lines(own) {
-		parts := strings.SplitN(strings.TrimSpace(line), ":", 3)
-		if len(parts) != 3 {
-			continue
-		}
-		if parts[0] == "0" && parts[1] == "" {
-			c.Own[""] = parts[2]
-			continue
-		}
-		for _, name := range strings.Split(parts[1], ",") {
-			c.Own[name] = parts[2]
-		}
 	}
 	return c
 }

@@ -1,8 +1,10 @@
 package oci
 
 import (
+	"bufio"
 	"context"
 	"io/fs"
+	"iter"
 	"os"
 	"runtime"
 	"slices"
@@ -88,7 +90,7 @@ func probe(root fs.FS) Host {
 	h.IPv6 = f.exists("proc/sys/net/ipv6")
 	h.ThermalPaths = thermalPaths(f)
 
-	h.Cgroup = parseCgroup(f.read("proc/self/mountinfo"), f.read("proc/self/cgroup"))
+	h.Cgroup = parseCgroup(f.lines("proc/self/mountinfo"), f.read("proc/self/cgroup"))
 	if h.Cgroup.Mode == CgroupV2 {
 		probeV2(&h, f)
 	} else {
@@ -219,6 +221,24 @@ func (f files) read(name string) string {
 		return ""
 	}
 	return string(b)
+}
+
+// lines are a file's lines, read as they are asked for.
+func (f files) lines(name string) iter.Seq[string] {
+	return func(yield func(string) bool) {
+		file, err := f.Open(name)
+		if err != nil {
+			return
+		}
+		defer file.Close()
+		r := bufio.NewReader(file)
+		for {
+			line, err := r.ReadString('\n')
+			if line != "" && !yield(line) || err != nil {
+				return
+			}
+		}
+	}
 }
 
 // line is the first line of a file.

@@ -118,7 +118,7 @@ func TestCgroupModes(t *testing.T) {
 		{"torn line", "32 31 0:29 / /sys", "none"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
-			if got := parseCgroup(tc.mounts, ""); string(got.Mode) != tc.want {
+			if got := parseCgroup(strings.Lines(tc.mounts), ""); string(got.Mode) != tc.want {
 				t.Errorf("mode %q, want %q", got.Mode, tc.want)
 			}
 		})
@@ -184,10 +184,33 @@ func TestLists(t *testing.T) {
 func FuzzParseCgroup(f *testing.F) {
 	f.Add(hybridFiles["proc/self/mountinfo"], hybridFiles["proc/self/cgroup"])
 	f.Fuzz(func(t *testing.T, mounts, own string) {
-		for key := range parseCgroup(mounts, own).Mounts {
+		for key := range parseCgroup(strings.Lines(mounts), own).Mounts {
 			if strings.Contains(key, ",") {
 				t.Errorf("controller %q", key)
 			}
 		}
 	})
+}
+
+func TestMountsOfContainersAreNotReadForTheCgroups(t *testing.T) {
+	mounts := "30 20 0:26 / /sys/fs/cgroup/cpu rw - cgroup cgroup rw,cpu\n" +
+		"31 20 0:27 / /sys/fs/cgroup/unified rw - cgroup2 cgroup2 rw\n" +
+		"40 20 0:30 / /run/rootfs rw - overlay overlay rw\n" +
+		"41 40 0:26 / /run/rootfs/cgroup rw - cgroup cgroup rw,cpu\n"
+	read := 0
+	lines := func(yield func(string) bool) {
+		for line := range strings.Lines(mounts) {
+			if read++; !yield(line) {
+				return
+			}
+		}
+	}
+	c := parseCgroup(lines, "1:cpu:/\n0::/\n")
+	if c.Mode != CgroupHybrid || c.Mounts["cpu"] != "/sys/fs/cgroup/cpu" || read != 2 {
+		t.Errorf("%+v after %d lines", c, read)
+	}
+	// One that is not mounted is looked for everywhere.
+	if read = 0; parseCgroup(lines, "1:cpu:/\n2:pids:/\n0::/\n").Mounts["cpu"] != "/sys/fs/cgroup/cpu" || read != 4 {
+		t.Errorf("%d lines were read", read)
+	}
 }

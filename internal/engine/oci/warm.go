@@ -5,6 +5,7 @@ import (
 	"os"
 	"path"
 	"slices"
+	"strings"
 )
 
 // WarmCgroups prepares the kernel for a process that is soon moved into a
@@ -20,7 +21,7 @@ func (h Host) WarmCgroups() {
 		return
 	}
 	// As it is now: to a place of the past the process would be moved.
-	now := parseCgroup("", string(own)).Own
+	now := parseCgroup(strings.Lines(""), string(own)).Own
 	for _, controller := range slices.Sorted(maps.Keys(h.Cgroup.Mounts)) {
 		at, ok := now[controller]
 		if !ok || at != h.Cgroup.Own[controller] {
