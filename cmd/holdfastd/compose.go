@@ -213,7 +213,7 @@ func (c *composed) Reloaders() []config.Reloader {
 func registryOf(cfg *config.Config) image.Registry {
 	return image.Registry{
 		Mirrors: cfg.RegistryMirrors, Insecure: cfg.InsecureRegistries,
-		MaxDownloads: cfg.MaxConcurrentDownloads, MaxAttempts: cfg.MaxDownloadAttempts,
+		MaxDownloads: cfg.MaxConcurrentDownloads, MaxAttempts: cfg.MaxDownloadAttempts, MaxUploads: cfg.MaxConcurrentUploads,
 	}
 }
 

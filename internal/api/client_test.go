@@ -173,6 +173,13 @@ func TestMobyClientReachesEveryOperation(t *testing.T) {
 			return err
 		}, "ExecInspect(e1)"},
 
+		{"push", func(c *client.Client) error {
+			r, err := c.ImagePush(ctx, "r.example/busybox:1.37", client.ImagePushOptions{Platform: &arm, RegistryAuth: "eyJ1c2VybmFtZSI6Im1lIn0="})
+			if err != nil {
+				return err
+			}
+			return r.Wait(ctx)
+		}, "ImagePush(r.example/busybox:1.37, linux/arm64/, me, false)"},
 		{"save", func(c *client.Client) error {
 			r, err := c.ImageSave(ctx, []string{"a", "b:1"}, client.ImageSaveWithPlatforms(arm))
 			if err != nil {

@@ -274,6 +274,15 @@ func (f *fake) ImageLoad(ctx context.Context, src io.Reader, platforms []ocispec
 	return f.load(ctx, src, progress)
 }
 
+func (f *fake) ImagePush(_ context.Context, ref string, p *ocispec.Platform, auth *registry.AuthConfig, all bool, progress func(jsonstream.Message)) error {
+	progress(jsonstream.Message{Status: "pushing"})
+	user := ""
+	if auth != nil {
+		user = auth.Username
+	}
+	return f.call("ImagePush", ref, platform(p), user, all)
+}
+
 func (f *fake) ImageSave(_ context.Context, names []string, platforms []ocispec.Platform, begin func() io.Writer) error {
 	if err := f.call("ImageSave", names, len(platforms)); err != nil {
 		return err

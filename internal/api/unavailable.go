@@ -21,7 +21,6 @@ var unavailable = []struct {
 		"GET /containers/{name}/checkpoints", "POST /containers/{name}/checkpoints",
 		"DELETE /containers/{name}/checkpoints/{checkpoint}",
 	}},
-	{"pushing images", []string{"POST /images/{name...}/push"}},
 	{"searching for images", []string{"GET /images/search"}},
 	{"reading the attestations of an image", []string{"GET /images/{name...}/attestations"}},
 	{"inspecting images in a registry", []string{"GET /distribution/{name...}/json"}},

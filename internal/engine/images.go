@@ -25,6 +25,11 @@ func (e *Engine) ImagePull(ctx context.Context, ref string, platform *ocispec.Pl
 	return e.images.Pull(ctx, ref, platform, auth, all, progress)
 }
 
+// ImagePush sends an image to its registry, telling its progress.
+func (e *Engine) ImagePush(ctx context.Context, ref string, platform *ocispec.Platform, auth *registry.AuthConfig, all bool, progress func(jsonstream.Message)) error {
+	return e.images.Push(ctx, ref, platform, auth, all, progress)
+}
+
 // ImageImport makes an image of a root file system's tar.
 func (e *Engine) ImageImport(ctx context.Context, src io.Reader, ref, message string, changes []string, platform *ocispec.Platform) (string, error) {
 	return e.images.Import(ctx, src, ref, message, changes, platform)

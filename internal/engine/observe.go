@@ -229,6 +229,10 @@ func (o *Observer) ImagePull(context.Context, string, *ocispec.Platform, *regist
 	return needsDaemon("pulling an image")
 }
 
+func (o *Observer) ImagePush(context.Context, string, *ocispec.Platform, *registry.AuthConfig, bool, func(jsonstream.Message)) error {
+	return needsDaemon("pushing an image")
+}
+
 func (o *Observer) ImageImport(context.Context, io.Reader, string, string, []string, *ocispec.Platform) (string, error) {
 	return "", needsDaemon("importing an image")
 }

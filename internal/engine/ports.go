@@ -111,6 +111,7 @@ type Images interface {
 	Hold(ctx context.Context, snapshots []string) error
 
 	Pull(ctx context.Context, ref string, platform *ocispec.Platform, auth *registry.AuthConfig, all bool, progress func(jsonstream.Message)) error
+	Push(ctx context.Context, ref string, platform *ocispec.Platform, auth *registry.AuthConfig, all bool, progress func(jsonstream.Message)) error
 	Import(ctx context.Context, src io.Reader, ref, message string, changes []string, platform *ocispec.Platform) (string, error)
 	Load(ctx context.Context, src io.Reader, platforms []ocispec.Platform, progress func(jsonstream.Message)) error
 	Commit(ctx context.Context, c images.Commit, layer func(io.Writer) (bool, error)) (string, error)

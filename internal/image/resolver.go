@@ -16,9 +16,11 @@ import (
 	"github.com/moby/moby/api/types/registry"
 )
 
-// Defaults of Docker's max-concurrent-downloads and max-download-attempts.
+// Defaults of Docker's max-concurrent-downloads, max-concurrent-uploads and
+// max-download-attempts.
 const (
 	DefaultMaxDownloads = 3
+	DefaultMaxUploads   = 5
 	DefaultMaxAttempts  = 5
 )
 
@@ -32,16 +34,17 @@ type Registry struct {
 	// always may.
 	Insecure []string
 	// MaxDownloads bounds the layers that one pull fetches at the same time,
-	// MaxAttempts the tries for each. 0 is the default.
-	MaxDownloads, MaxAttempts int
+	// MaxAttempts the tries for each, MaxUploads the blobs that one push sends at
+	// the same time. 0 is the default.
+	MaxDownloads, MaxAttempts, MaxUploads int
 }
 
 // hosts is a Registry made ready for use: immutable, but for its connections.
 type hosts struct {
-	maxDownloads, maxAttempts int
-	mirrors                   []*url.URL
-	names                     map[string]bool
-	nets                      []netip.Prefix
+	maxDownloads, maxAttempts, maxUploads int
+	mirrors                               []*url.URL
+	names                                 map[string]bool
+	nets                                  []netip.Prefix
 
 	mu      sync.Mutex
 	clients map[string]*http.Client // by host, so that connections are reused
@@ -64,6 +67,7 @@ func newHosts(r Registry) (*hosts, error) {
 	h := &hosts{
 		maxDownloads: r.MaxDownloads,
 		maxAttempts:  r.MaxAttempts,
+		maxUploads:   r.MaxUploads,
 		names:        map[string]bool{},
 		clients:      map[string]*http.Client{},
 	}
@@ -73,8 +77,11 @@ func newHosts(r Registry) (*hosts, error) {
 	if h.maxAttempts == 0 {
 		h.maxAttempts = DefaultMaxAttempts
 	}
-	if h.maxDownloads < 0 || h.maxAttempts < 0 {
-		return nil, errInvalid("invalid max concurrent downloads or attempts: must be 1 or more")
+	if h.maxUploads == 0 {
+		h.maxUploads = DefaultMaxUploads
+	}
+	if h.maxDownloads < 0 || h.maxAttempts < 0 || h.maxUploads < 0 {
+		return nil, errInvalid("invalid max concurrent downloads, uploads or attempts: must be 1 or more")
 	}
 	for _, m := range r.Mirrors {
 		u, err := url.Parse(m)
@@ -204,7 +211,7 @@ func (h *hosts) hostsFor(auth *registry.AuthConfig) docker.RegistryHosts {
 			Host:         host,
 			Scheme:       "https",
 			Path:         "/v2",
-			Capabilities: docker.HostCapabilityPull | docker.HostCapabilityResolve,
+			Capabilities: docker.HostCapabilityPull | docker.HostCapabilityResolve | docker.HostCapabilityPush,
 		}
 		user, secret, token, err := credentials(auth, name)
 		if err != nil {

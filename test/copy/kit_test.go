@@ -1,5 +1,5 @@
 // Package copy tests what moves file trees of containers and images: cp, diff,
-// export, commit, save. It needs root.
+// export, commit, save, push. It needs root.
 package copy
 
 import (

@@ -79,7 +79,7 @@ func TestSavedImagesLoadAgainAndAreTheSame(t *testing.T) {
 	}
 }
 
-func TestSaveTakesThePlatformThatIsAskedFor(t *testing.T) {
+func TestSaveAndPushTakeThePlatformThatIsAskedFor(t *testing.T) {
 	d := live(t)
 	reg := kit.StartRegistry(t, nil)
 	index := mutate.IndexMediaType(empty.Index, "application/vnd.oci.image.index.v1+json")
@@ -114,6 +114,15 @@ func TestSaveTakesThePlatformThatIsAskedFor(t *testing.T) {
 	// The index, and of each platform manifest, config and layer.
 	if all, one := blobs(), blobs("--platform", "linux/s390x"); all < 7 || one != 4 {
 		t.Errorf("%d blobs of all that is here, and %d of one platform", all, one)
+	}
+	// What is only partly here is pushed as one manifest.
+	part := reg.Host + "/part:1"
+	d.Docker("tag", ref, part)
+	if r := d.TryDocker("push", "--platform", "linux/s390x", part); r.Code != 0 || pushed.FindString(r.Stdout) == "" {
+		t.Errorf("push of one platform: %+v", r)
+	}
+	if r := d.TryDocker("push", part); r.Code != 0 || !strings.Contains(r.Stdout+r.Stderr, "only the available single-platform image was pushed") {
+		t.Errorf("push of what is here: %+v", r)
 	}
 	if r := d.TryDocker("save", "--platform", "linux/amd64", ref); r.Code == 0 || !strings.Contains(r.Stderr, "does not provide the specified platform (linux/amd64)") {
 		t.Errorf("a platform that isn't here: %+v", r)

@@ -22,6 +22,8 @@ type Backend interface {
 	// is normalized (docker.io/library/busybox:latest). auth is nil if the
 	// client sent none.
 	ImagePull(ctx context.Context, ref string, platform *ocispec.Platform, auth *registry.AuthConfig, all bool, progress func(jsonstream.Message)) error
+	// ImagePush pushes one image, or with all every tag of the repository.
+	ImagePush(ctx context.Context, ref string, platform *ocispec.Platform, auth *registry.AuthConfig, all bool, progress func(jsonstream.Message)) error
 	// ImageImport makes an image of the tar archive of a root filesystem and
 	// returns its ID. An empty ref leaves it without a name.
 	ImageImport(ctx context.Context, src io.Reader, ref, message string, changes []string, platform *ocispec.Platform) (string, error)

@@ -47,6 +47,27 @@ func (h *handlers) pull(w http.ResponseWriter, r *wire.Request) error {
 	return s.Finish(err)
 }
 
+// push sends an image to its registry; without a tag all of the repository's.
+func (h *handlers) push(w http.ResponseWriter, r *wire.Request) error {
+	ref, err := named(r.Name(), r.Query.Get("tag"))
+	if err != nil {
+		return err
+	}
+	platform, err := r.PlatformJSON()
+	if err != nil {
+		return err
+	}
+	if r.Version.Before(46) {
+		platform = nil
+	}
+	auth, err := credentials(r.Header.Get(registry.AuthHeader))
+	if err != nil {
+		return err
+	}
+	s := wire.NewStream(w, types.MediaTypeJSON)
+	return s.Finish(h.backend.ImagePush(r.Context(), ref.String(), platform, auth, reference.IsNameOnly(ref), s.Message))
+}
+
 // credentials reads the header X-Registry-Auth: JSON in base64url. The standard
 // alphabet and missing padding, which some clients send, are understood too.
 // nil is no credentials.

@@ -27,6 +27,7 @@ func Routes(b Backend) []wire.Route {
 		{Method: "GET", Path: "/images/{name...}/get", Handle: h.save},
 		{Method: "GET", Path: "/images/{name...}/json", Handle: h.inspect},
 		{Method: "GET", Path: "/images/{name...}/history", Handle: h.history},
+		{Method: "POST", Path: "/images/{name...}/push", Handle: h.push},
 		{Method: "POST", Path: "/images/{name...}/tag", Handle: h.tag},
 		{Method: "DELETE", Path: "/images/{name...}", Handle: h.remove},
 	}
