@@ -278,12 +278,20 @@ func (u *unpacker) link(parent *os.File, name, path string, h *tar.Header) error
 	if to == "" {
 		return bad("invalid link in the archive: %q to %q", h.Name, h.Linkname)
 	}
+	missing := bad("invalid link in the archive: %q to %q, which is not there", h.Name, h.Linkname)
 	dir, err := u.root.folder(filepath.Dir(to))
+	if os.IsNotExist(err) {
+		return missing
+	}
 	if err != nil {
 		return err
 	}
 	defer dir.Close()
-	if err := unix.Linkat(int(dir.Fd()), filepath.Base(to), int(parent.Fd()), name, 0); err != nil {
+	err = unix.Linkat(int(dir.Fd()), filepath.Base(to), int(parent.Fd()), name, 0)
+	if err == unix.ENOENT {
+		return missing
+	}
+	if err != nil {
 		return &os.LinkError{Op: "link", Old: to, New: path, Err: err}
 	}
 	return nil

@@ -216,6 +216,7 @@ func TestBadCopiesAreRefusedAndSayWhy(t *testing.T) {
 		{"PUT", "box", "/d", "", []byte(strings.Repeat("no archive ", 200)), 400, "the archive can't be read"},
 		{"PUT", "box", "/d", "", archive(t, tar.Header{Name: "../../../../tmp/out", Uname: "x"}), 400, "leads out of it"},
 		{"PUT", "box", "/d", "", archive(t, tar.Header{Name: "l", Typeflag: tar.TypeLink, Linkname: "../../../etc/passwd"}), 400, "leads out of it"},
+		{"PUT", "box", "/d", "", archive(t, tar.Header{Name: "l", Typeflag: tar.TypeLink, Linkname: "none/such"}), 400, "which is not there"},
 		{"PUT", "box", "/", "&noOverwriteDirNonDir=true", archive(t, tar.Header{Name: "d", Uname: "x"}), 400, "cannot overwrite directory"},
 		{"PUT", "box", "/", "&noOverwriteDirNonDir=true", archive(t, tar.Header{Name: "f/", Typeflag: tar.TypeDir}), 400, "cannot overwrite non-directory"},
 		{"PUT", "box", "/", "", archive(t, tar.Header{Name: "d", Uname: "x"}), 200, ""},
@@ -261,7 +262,7 @@ func TestHostileContainerNeverLeadsOutOfItsRoot(t *testing.T) {
 	}
 	evil := archive(t, tar.Header{Name: "x/planted", Uname: "evil"}, tar.Header{Name: "x/in/", Typeflag: tar.TypeDir, Mode: 0o777}, tar.Header{Name: "x/in/planted", Uname: "evil"})
 	served := map[string]int{}
-	for i := range 300 {
+	for i := range 100 {
 		for _, box := range []string{"absolute", "up", "magic"} {
 			for _, path := range []string{"/w/x/secret", "/w/x/in", "/w/x/", "/w"} {
 				res, err := d.HTTP().Get("http://d/containers/" + box + "/archive?path=" + path)
