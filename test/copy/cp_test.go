@@ -226,6 +226,13 @@ func TestBadCopiesAreRefusedAndSayWhy(t *testing.T) {
 			t.Errorf("%s %s:%s%s: %d %q, want %d %q", c.method, c.box, c.path, c.query, code, said, c.code, c.says)
 		}
 	}
+	// The answer reaches a client that has much left to send.
+	large := archive(t, tar.Header{Name: "f", Uname: strings.Repeat("large", 2<<20)})
+	for range 10 {
+		if code, said := ask(t, d, "PUT", "box", "/none", "", bytes.NewReader(large)); code != 404 || !strings.Contains(said, "/none") {
+			t.Errorf("large: %d %q", code, said)
+		}
+	}
 	if out := d.Docker("exec", "box", "cat", "/d"); out != "x" {
 		t.Errorf("a file in a folder's place: %q", out)
 	}

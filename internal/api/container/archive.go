@@ -61,10 +61,14 @@ func (h *handlers) extract(w http.ResponseWriter, r *wire.Request) error {
 	if err != nil {
 		return err
 	}
-	return h.backend.ContainerExtract(r.Context(), r.Name(), path, engine.ExtractOptions{
+	err = h.backend.ContainerExtract(r.Context(), r.Name(), path, engine.ExtractOptions{
 		NoOverwriteDirNonDir: r.Bool("noOverwriteDirNonDir"),
 		CopyUIDGID:           r.Bool("copyUIDGID"),
 	}, r.Body)
+	if err != nil {
+		return wire.Early(w, r, err)
+	}
+	return nil
 }
 
 func (h *handlers) export(w http.ResponseWriter, r *wire.Request) error {
