@@ -70,9 +70,10 @@ func (e *Engine) ContainerCommit(ctx context.Context, ref string, o CommitOption
 	return id, err
 }
 
-// freezeToCommit freezes a container that runs. That it is frozen for this, and
-// not by its user, is recorded first: should the daemon die, the next one thaws
-// it. The function that is returned does so else.
+// freezeToCommit freezes a container that runs, and the function that is returned
+// thaws it. Should the daemon die, its shim does. That it is frozen for this, and
+// not by its user, is recorded first all the same: where the shim can't, the
+// next daemon does.
 func (a *actor) freezeToCommit(ctx context.Context) (thaw func(), err error) {
 	none := func() {}
 	if a.view.Load().state != container.Running {
@@ -93,7 +94,7 @@ func (a *actor) freezeToCommit(ctx context.Context) (thaw func(), err error) {
 		return none, err
 	}
 	failpoint.Here("commit.noted")
-	err = a.freeze(context.WithoutCancel(ctx), container.AskPause, "pause", Shim.Pause)
+	err = a.freeze(context.WithoutCancel(ctx), container.AskPause, "pause", Shim.PauseLent)
 	switch {
 	case errdefs.IsConflict(err): // it has ended, or its user was quicker
 		a.commitOver()

@@ -69,6 +69,7 @@ type Shim interface {
 	Stop(ctx context.Context, s proto.Stop) (proto.State, error)
 	Kill(ctx context.Context, k proto.Kill) error
 	Pause(ctx context.Context) (proto.State, error)
+	PauseLent(ctx context.Context) (proto.State, error)
 	Resume(ctx context.Context) (proto.State, error)
 	Update(ctx context.Context, u proto.Update) error
 	Resize(ctx context.Context, height, width uint) error

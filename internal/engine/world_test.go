@@ -989,6 +989,8 @@ func (c *fakeConn) Kill(_ context.Context, k proto.Kill) error {
 	return nil
 }
 
+func (c *fakeConn) PauseLent(ctx context.Context) (proto.State, error) { return c.Pause(ctx) }
+
 func (c *fakeConn) Pause(context.Context) (proto.State, error) {
 	return c.verb("pause shim", proto.StatusRunning, proto.StatusPaused)
 }

@@ -45,9 +45,9 @@ func TestCommittedContainerIsAnImageThatRuns(t *testing.T) {
 		if h := d.Docker("history", "--format", "{{.Comment}}", "made:1"); !strings.HasPrefix(h, "because\n") {
 			t.Errorf("history: %q", h)
 		}
-		events := d.Docker("events", "--since", "1h", "--until", "0s", "--filter", "container=box", "--format", "{{.Action}}")
-		if !strings.HasSuffix(events, "pause\nunpause\ncommit") {
-			t.Errorf("events: %q", events)
+		told := events(d, "--filter", "container=box", "--format", "{{.Action}}")
+		if !strings.HasSuffix(told, "pause\nunpause\ncommit") {
+			t.Errorf("events: %q", told)
 		}
 
 		// Of a stopped one, without a name, by holdfast; and of what is committed.
@@ -115,6 +115,37 @@ func TestBadCommitsAreRefusedAndSayWhy(t *testing.T) {
 	if !strings.Contains(r.Stderr, "the image of the container is gone") {
 		t.Errorf("%+v", r)
 	}
+}
+
+func TestContainerFrozenForACommitGoesOnWhenTheDaemonIsKilled(t *testing.T) {
+	d := live(t)
+	d.Docker("run", "-d", "--name", "box", "-p", "127.0.0.1::80", image, "sh", "-c", "echo here > /index.html; exec httpd -f -p 80 -h /")
+	page := "http://" + d.Docker("port", "box", "80") + "/index.html"
+	d.Term()
+	d.SetEnv("HOLDFAST_FAILPOINT=commit.frozen")
+	d.Start()
+	d.SetEnv()
+	d.TryHoldfast("commit", "box", "made:1")
+	d.WaitExit()
+	client := &http.Client{Timeout: 5 * time.Second}
+	r, err := client.Get(page)
+	if err != nil {
+		t.Fatalf("without a daemon: %v", err)
+	}
+	r.Body.Close()
+	d.Start()
+	if got := d.Docker("inspect", "-f", "{{.State.Status}}", "box"); got != "running" {
+		t.Errorf("with the next daemon the container is %s", got)
+	}
+	// What its user froze is left so.
+	d.Docker("pause", "box")
+	d.Kill9()
+	d.Start()
+	if got := d.Docker("inspect", "-f", "{{.State.Status}}", "box"); got != "paused" {
+		t.Errorf("what its user froze is %s", got)
+	}
+	d.Docker("unpause", "box")
+	d.Docker("commit", "box", "made:2")
 }
 
 func zeros64() string { return strings.Repeat("0", 64) }

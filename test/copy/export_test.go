@@ -94,8 +94,8 @@ func TestExportGivesTheRootFileSystemWithoutMounts(t *testing.T) {
 		if r := d.TryDocker("export", "nobody", "-o", file); r.Code == 0 || !strings.Contains(r.Stderr, "No such container") {
 			t.Errorf("of none: %+v", r)
 		}
-		if events := d.Docker("events", "--since", "1h", "--until", "0s", "--filter", "event=export", "--format", "{{.Action}}"); events != "export\nexport\nexport" {
-			t.Errorf("events: %q", events)
+		if told := events(d, "--filter", "event=export", "--format", "{{.Action}}"); told != "export\nexport\nexport" {
+			t.Errorf("events: %q", told)
 		}
 	})
 }

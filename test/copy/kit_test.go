@@ -124,3 +124,9 @@ func ask(t *testing.T, d *kit.Daemon, method, name, path, query string, body io.
 	_ = json.Unmarshal(raw, &said)
 	return res.StatusCode, said.Message
 }
+
+// events are those until now. A duration would be cut to whole seconds by the
+// command line.
+func events(d *kit.Daemon, args ...string) string {
+	return d.Docker(append([]string{"events", "--since", "1h", "--until", time.Now().Format(time.RFC3339Nano)}, args...)...)
+}

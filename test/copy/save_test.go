@@ -74,8 +74,8 @@ func TestSavedImagesLoadAgainAndAreTheSame(t *testing.T) {
 			}
 		})
 	}
-	if events := d.Docker("events", "--since", "1h", "--until", "0s", "--filter", "event=save", "--filter", "image=other:1", "--format", "{{.Actor.Attributes.name}}"); events != "other:1\nother:1" {
-		t.Errorf("events: %q", events)
+	if told := events(d, "--filter", "event=save", "--filter", "image=other:1", "--format", "{{.Actor.Attributes.name}}"); told != "other:1\nother:1" {
+		t.Errorf("events: %q", told)
 	}
 }
 

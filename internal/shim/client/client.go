@@ -339,6 +339,12 @@ func (s *Shim) Pause(ctx context.Context) (st proto.State, err error) {
 	return st, err
 }
 
+// PauseLent freezes the container until Resume, or until this connection ends.
+func (s *Shim) PauseLent(ctx context.Context) (st proto.State, err error) {
+	err = s.call(ctx, proto.MethodPause, &proto.Pause{Lent: true}, &st)
+	return st, err
+}
+
 // Resume thaws it.
 func (s *Shim) Resume(ctx context.Context) (st proto.State, err error) {
 	err = s.call(ctx, proto.MethodResume, nil, &st)

@@ -12,7 +12,7 @@ import (
 
 // kinds makes one of each message.
 func kinds() []fielder {
-	return []fielder{&Message{}, &Bootstrap{}, &Hello{}, &HelloReply{}, &Subscribe{}, &Stop{}, &Kill{}, &Update{}, &Resize{}, &Names{}, &Ports{}, &PortsReply{},
+	return []fielder{&Message{}, &Bootstrap{}, &Hello{}, &HelloReply{}, &Subscribe{}, &Stop{}, &Kill{}, &Pause{}, &Update{}, &Resize{}, &Names{}, &Ports{}, &PortsReply{},
 		&Attach{}, &Hold{}, &Follow{}, &ExecCreate{}, &ExecStart{}, &Upgrade{}, &State{}, &Entry{}, &Event{}, &ExecState{}, &Error{}}
 }
 

@@ -139,6 +139,8 @@ func (k *Kill) fields(c *coder) {
 	c.bool("user", &k.User, omit)
 }
 
+func (p *Pause) fields(c *coder) { c.bool("lent", &p.Lent, omit) }
+
 func (u *Update) fields(c *coder) {
 	pointer(c, "restart", &u.Restart)
 	c.json("resources", &u.Resources, omit)

@@ -44,7 +44,7 @@ const (
 	MethodStart      = "start"      // Start → State, once the container's process runs
 	MethodStop       = "stop"       // Stop → State, once it is gone for good
 	MethodKill       = "kill"       // Kill → nothing
-	MethodPause      = "pause"      // nothing → State
+	MethodPause      = "pause"      // Pause or nothing → State
 	MethodResume     = "resume"     // nothing → State
 	MethodUpdate     = "update"     // Update → nothing
 	MethodResize     = "resize"     // Resize → nothing
@@ -252,6 +252,13 @@ type Kill struct {
 	Manual bool `json:"manual,omitempty"`
 	// User: as in Stop.
 	User bool `json:"user,omitempty"`
+}
+
+// Pause freezes the container's processes.
+type Pause struct {
+	// Lent: not longer than this connection lives. A shim of a release that did
+	// not know it freezes them until they are thawed.
+	Lent bool `json:"lent,omitempty"`
 }
 
 // Update changes a running container.

@@ -142,6 +142,7 @@ type namesImage struct {
 type connImage struct {
 	Socket     int              `json:"socket"`
 	Daemon     bool             `json:"daemon,omitempty"`
+	Lender     bool             `json:"lender,omitempty"` // the container is frozen for it
 	Subscribed bool             `json:"subscribed,omitempty"`
 	Closing    bool             `json:"closing,omitempty"`
 	Carried    proto.Carried    `json:"carried"`
@@ -491,7 +492,7 @@ func (s *server) capture(img *image, asked *conn, subscribed map[*conn]bool, sto
 	defer s.mu.Unlock()
 	for c := range s.conns {
 		c.mu.Lock()
-		i := connImage{Socket: number(c.frames.File()), Daemon: c.daemon.Load(), Subscribed: subscribed[c], Closing: c.closing}
+		i := connImage{Socket: number(c.frames.File()), Daemon: c.daemon.Load(), Lender: s.shim.lender.Load() == c, Subscribed: subscribed[c], Closing: c.closing}
 		carried, begun := c.frames.Carry()
 		i.Carried = carried
 		queue := c.queue
@@ -748,6 +749,9 @@ func (img *image) beginConns(s *Shim, refused string) {
 		frames.Restore(i.Carried)
 		c := &conn{srv: s.server, frames: frames, done: make(chan struct{}), wake: make(chan struct{}, 1), closing: i.Closing}
 		c.daemon.Store(i.Daemon)
+		if i.Lender {
+			s.lender.Store(c)
+		}
 		for j, m := range i.Queue {
 			fd := -1
 			if j < len(i.Files) {

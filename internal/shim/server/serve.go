@@ -266,6 +266,7 @@ func (c *conn) signal() {
 
 // write is the connection's only writer. When it ends the connection does.
 func (c *conn) write() {
+	defer c.srv.shim.giveBack(c)
 	defer close(c.done)
 	defer c.close()
 	if err := c.frames.Finish(); err != nil { // begun before the shim became another binary
@@ -566,7 +567,17 @@ func (c *conn) call(m *proto.Message, fds *[]int) (any, error) {
 		}
 		return nil, s.kill(p)
 	case proto.MethodPause:
-		st, err := s.pause()
+		var p proto.Pause
+		if len(m.Params) > 0 {
+			if err := params(m, &p); err != nil {
+				return nil, err
+			}
+		}
+		var lender *conn
+		if p.Lent {
+			lender = c
+		}
+		st, err := s.pause(lender)
 		return &st, err
 	case proto.MethodResume:
 		st, err := s.resume()

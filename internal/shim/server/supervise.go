@@ -58,6 +58,9 @@ type Shim struct {
 
 	// verbs serialises pause, resume and update.
 	verbs sync.Mutex
+	// lender is the connection that the container is frozen for; nil is none. It
+	// changes while verbs is held.
+	lender atomic.Pointer[conn]
 }
 
 // newShim makes a shim of what is there in any case. It holds nothing yet but
@@ -544,10 +547,9 @@ func (s *Shim) kill(k proto.Kill) error {
 	return nil
 }
 
-// verb runs a runtime command that leads from one status to another.
+// verb runs a runtime command that leads from one status to another. verbs is
+// held.
 func (s *Shim) verb(name, from, to string) (proto.State, error) {
-	s.verbs.Lock()
-	defer s.verbs.Unlock()
 	if st := s.rec.snapshot(); st.Status != from {
 		return st, conflict("container is not %s: it is %s", from, st.Status)
 	}
@@ -572,12 +574,48 @@ func (s *Shim) isAlready(status string) bool {
 	return known && is == (status == proto.StatusPaused)
 }
 
-func (s *Shim) pause() (proto.State, error) {
-	return s.verb("pause", proto.StatusRunning, proto.StatusPaused)
+// pause freezes the container, until resume or until the lender ends; nil is
+// none.
+func (s *Shim) pause(lender *conn) (proto.State, error) {
+	s.verbs.Lock()
+	defer s.verbs.Unlock()
+	st, err := s.verb("pause", proto.StatusRunning, proto.StatusPaused)
+	if err != nil {
+		return st, err
+	}
+	s.lender.Store(nil)
+	if lender == nil {
+		return st, nil
+	}
+	select {
+	case <-lender.done: // it ended meanwhile, and gives nothing back any more
+		return s.verb("resume", proto.StatusPaused, proto.StatusRunning)
+	default:
+		s.lender.Store(lender)
+		return st, nil
+	}
 }
 
 func (s *Shim) resume() (proto.State, error) {
-	return s.verb("resume", proto.StatusPaused, proto.StatusRunning)
+	s.verbs.Lock()
+	defer s.verbs.Unlock()
+	st, err := s.verb("resume", proto.StatusPaused, proto.StatusRunning)
+	if err == nil {
+		s.lender.Store(nil)
+	}
+	return st, err
+}
+
+// giveBack thaws the container if it is frozen for a connection, which is over.
+func (s *Shim) giveBack(c *conn) {
+	s.verbs.Lock()
+	defer s.verbs.Unlock()
+	if !s.lender.CompareAndSwap(c, nil) || s.rec.snapshot().Status != proto.StatusPaused {
+		return
+	}
+	if _, err := s.verb("resume", proto.StatusPaused, proto.StatusRunning); err != nil {
+		logf("thaw what was frozen for a daemon that is gone: %v", err)
+	}
 }
 
 func (s *Shim) update(u proto.Update) error {
