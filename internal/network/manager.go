@@ -16,6 +16,7 @@ import (
 	"crypto/rand"
 	"encoding/hex"
 	"fmt"
+	mathrand "math/rand/v2"
 	"net"
 	"net/netip"
 	"os"
@@ -95,6 +96,9 @@ func Open(_ context.Context, o Options) (*Manager, error) {
 		held:      map[string]*os.File{},
 		condemned: condemned,
 	}
+	// Anywhere in the range: daemons beside each other don't ask for the same
+	// ports, and what was free just before a daemon's end isn't another's at once.
+	m.ports.cursor = first + uint16(mathrand.IntN(int(last-first)+1))
 	for name, r := range records {
 		m.networks[name] = &object{record: r}
 	}
