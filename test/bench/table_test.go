@@ -62,7 +62,7 @@ var sections = []struct{ prefix, title, about string }{
 			"the receiver counts it, its processes being in the containers' network namespaces; there and back goes one byte over a " +
 			"TCP connection. Both ends share one core, so that a figure is the work that the packets are and not where the scheduler " +
 			"has put whom. The neighbour is another namespace at the other end of a veth cable to the host, " +
-			"and asks the host's address. Engines take short turns, 60 streams and 300 turns of 50 bytes each; the ratio is the median of " +
+			"and asks the host's address. Engines take short turns, 30 streams and 300 turns of 50 bytes each; the ratio is the median of " +
 			"those of the turns, with its quartiles. `run -d` is `create` and `start`, without a port; attaching is " +
 			"`network connect` of a running container with one published port, after which the port is asked. Medians of 21."},
 }
