@@ -57,8 +57,8 @@ func TestEnginesSideBySide(t *testing.T) {
 	s := scale{rounds: 2, few: 1, pairs: 1, many: 3, crowds: []int{0, 3}, restarts: 1, blocks: 1, calm: 100 * time.Millisecond,
 		taken: 20, turns: 1, trips: 20, stream: []string{"-n", "1M"}}
 	if *full {
-		s = scale{rounds: 21, few: 3, pairs: 30, many: 50, crowds: []int{0, 50, 200}, restarts: 5, blocks: 10, calm: 2 * time.Second,
-			taken: 1000, turns: 300, trips: 50, stream: []string{"-n", "256M"}}
+		s = scale{rounds: 21, few: 3, pairs: 60, many: 50, crowds: []int{0, 50, 200}, restarts: 5, blocks: 10, calm: 2 * time.Second,
+			taken: 1000, turns: 300, trips: 50, stream: []string{"-n", "128M"}}
 	}
 	s.budget = &budget{until: time.Now().Add(8 * time.Minute)}
 	table := newTable()
