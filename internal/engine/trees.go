@@ -98,21 +98,14 @@ func ownerIn(root *archive.Root, spec string) (*archive.Owner, error) {
 // mounted for fn alone else. What fn says of a path that isn't there becomes
 // Docker's sentence.
 func (e *Engine) withFiles(ctx context.Context, ref, path string, fn func(*actor, *archive.Root) error) error {
-	a, err := e.find(ctx, ref)
-	if err != nil {
-		return err
-	}
-	giveBack, err := a.borrow(ctx)
-	if err != nil {
-		return err
-	}
-	defer giveBack()
-	root, closeRoot, err := e.openFiles(ctx, a.view.Load())
-	if err != nil {
-		return err
-	}
-	defer closeRoot()
-	err = fn(a, root)
+	err := e.lend(ctx, ref, func(a *actor, v *view) error {
+		root, closeRoot, err := e.openFiles(ctx, v)
+		if err != nil {
+			return err
+		}
+		defer closeRoot()
+		return fn(a, root)
+	})
 	var at *os.PathError
 	switch {
 	case errors.Is(err, unix.ENOENT):
@@ -275,6 +268,18 @@ var mountedOn = map[string]bool{
 // withRootfs lends a container's root file system to fn, as it is on the host:
 // without what is mounted in it.
 func (e *Engine) withRootfs(ctx context.Context, ref string, fn func(*actor, *view, *archive.Root) error) error {
+	return e.lend(ctx, ref, func(a *actor, v *view) error {
+		root, err := e.openRootfs(ctx, v)
+		if err != nil {
+			return err
+		}
+		defer root.Close()
+		return fn(a, v, root)
+	})
+}
+
+// lend calls fn while the files of a container are borrowed.
+func (e *Engine) lend(ctx context.Context, ref string, fn func(*actor, *view) error) error {
 	a, err := e.find(ctx, ref)
 	if err != nil {
 		return err
@@ -284,13 +289,7 @@ func (e *Engine) withRootfs(ctx context.Context, ref string, fn func(*actor, *vi
 		return err
 	}
 	defer giveBack()
-	v := a.view.Load()
-	root, err := e.openRootfs(ctx, v)
-	if err != nil {
-		return err
-	}
-	defer root.Close()
-	return fn(a, v, root)
+	return fn(a, a.view.Load())
 }
 
 // openRootfs opens the root file system of a container that was borrowed.

@@ -11,7 +11,6 @@ import (
 	"github.com/distribution/reference"
 	dockerspec "github.com/moby/docker-image-spec/specs-go/v1"
 	"github.com/opencontainers/go-digest"
-	specs "github.com/opencontainers/image-spec/specs-go"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
@@ -64,30 +63,10 @@ func (s *Store) Commit(ctx context.Context, c Commit, layer func(io.Writer) (boo
 			layers = append(layers, *added)
 			conf.RootFS.DiffIDs = append(conf.RootFS.DiffIDs[:len(conf.RootFS.DiffIDs):len(conf.RootFS.DiffIDs)], diff)
 		}
-		confDesc, err := s.writeJSON(ctx, ocispec.MediaTypeImageConfig, conf)
-		if err != nil {
-			return err
-		}
-		target, err := s.writeJSON(ctx, ocispec.MediaTypeImageManifest, ocispec.Manifest{
-			Versioned: specs.Versioned{SchemaVersion: 2},
-			MediaType: ocispec.MediaTypeImageManifest,
-			Config:    confDesc,
-			Layers:    layers,
-		})
-		if err != nil {
-			return err
-		}
-		if err := s.unpackHere(ctx, target, s.driver, newProgress(nil)); err != nil {
+		if id, err = s.makeImage(ctx, name, conf, layers); err != nil {
 			return fmt.Errorf("commit: %w", err)
 		}
-		id = target.Digest
-		if name == "" {
-			s.names.Lock()
-			defer s.names.Unlock()
-			return s.keep(ctx, target, "")
-		}
-		_, err = s.record(ctx, name, target)
-		return err
+		return nil
 	})
 	if err != nil {
 		return "", err

@@ -53,36 +53,44 @@ func (s *Store) Import(ctx context.Context, src io.Reader, ref, message string, 
 		conf.Platform = platforms.Normalize(*platform)
 		conf.RootFS = ocispec.RootFS{Type: "layers", DiffIDs: []digest.Digest{diff}}
 		conf.History = []ocispec.History{{Created: &now, Comment: message}}
-		confDesc, err := s.writeJSON(ctx, ocispec.MediaTypeImageConfig, conf)
-		if err != nil {
-			return err
-		}
-		target, err := s.writeJSON(ctx, ocispec.MediaTypeImageManifest, ocispec.Manifest{
-			Versioned: specs.Versioned{SchemaVersion: 2},
-			MediaType: ocispec.MediaTypeImageManifest,
-			Config:    confDesc,
-			Layers:    []ocispec.Descriptor{layer},
-		})
-		if err != nil {
-			return err
-		}
-		if err := s.unpackHere(ctx, target, s.driver, newProgress(nil)); err != nil {
+		if id, err = s.makeImage(ctx, name, conf, []ocispec.Descriptor{layer}); err != nil {
 			return fmt.Errorf("import: %w", err)
 		}
-		id = target.Digest
-		if name == "" {
-			s.names.Lock()
-			defer s.names.Unlock()
-			return s.keep(ctx, target, "")
-		}
-		_, err = s.record(ctx, name, target)
-		return err
+		return nil
 	})
 	if err != nil {
 		return "", err
 	}
 	s.onEvent("import", id.String(), familiar(name), nil)
 	return id.String(), nil
+}
+
+// makeImage makes an image of a configuration and layers that are stored, unpacks
+// it, and keeps it under a name, or without one. The context has a lease.
+func (s *Store) makeImage(ctx context.Context, name string, conf any, layers []ocispec.Descriptor) (digest.Digest, error) {
+	confDesc, err := s.writeJSON(ctx, ocispec.MediaTypeImageConfig, conf)
+	if err != nil {
+		return "", err
+	}
+	target, err := s.writeJSON(ctx, ocispec.MediaTypeImageManifest, ocispec.Manifest{
+		Versioned: specs.Versioned{SchemaVersion: 2},
+		MediaType: ocispec.MediaTypeImageManifest,
+		Config:    confDesc,
+		Layers:    layers,
+	})
+	if err != nil {
+		return "", err
+	}
+	if err := s.unpackHere(ctx, target, s.driver, newProgress(nil)); err != nil {
+		return "", err
+	}
+	if name == "" {
+		s.names.Lock()
+		defer s.names.Unlock()
+		return target.Digest, s.keep(ctx, target, "")
+	}
+	_, err = s.record(ctx, name, target)
+	return target.Digest, err
 }
 
 // writeLayer stores a tar, compressed, and returns it and the digest of the tar

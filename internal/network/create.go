@@ -21,6 +21,7 @@ import (
 	"holdfast/internal/filter"
 	"holdfast/internal/network/bridge"
 	"holdfast/internal/network/ipam"
+	"holdfast/internal/network/nft"
 )
 
 // Drivers that connect containers to a link of the host's.
@@ -270,7 +271,7 @@ func (m *Manager) giveSubnets(rec *record, asked *network.IPAM) error {
 		if !s.Gateway.IsValid() {
 			s.Gateway = ipam.Gateway(s.Prefix)
 		}
-		if rec.Driver == driverBridge && !t.bare(family(s.Gateway)) {
+		if rec.Driver == driverBridge && !t.bare(nft.FamilyOf(s.Gateway)) {
 			s.Bridge = s.Gateway
 		}
 		if err := s.judgeReserved(); err != nil {
@@ -395,14 +396,6 @@ func (m *Manager) giveLink(rec *record) error {
 		rec.Bridge.MAC = macOf(rec.Subnets[0].Gateway).String()
 	}
 	return nil
-}
-
-// family is 0 for IPv4 and 1 for IPv6.
-func family(a netip.Addr) int {
-	if a.Is6() {
-		return 1
-	}
-	return 0
 }
 
 // setUp makes the kernel's side of a new network.

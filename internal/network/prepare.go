@@ -404,16 +404,20 @@ func (n *object) allocate(v6 bool, want, last netip.Addr) (Addressing, error) {
 	return Addressing{}, errdefs.ErrResourceExhausted.WithMessage(fmt.Sprintf("no available %s addresses on this network's address pools: %s (%s)", family, n.Name, n.ID))
 }
 
+// unless gives the ports back if there is an error.
+func unless(err error, reserved []Reserved) []Reserved {
+	if err == nil {
+		return reserved
+	}
+	for _, r := range reserved {
+		r.File.Close()
+	}
+	return nil
+}
+
 // publish takes the host ports of s. m.mu is held.
 func (m *Manager) publish(s *Sandbox, r Request) (reserved []Reserved, err error) {
-	defer func() {
-		if err != nil {
-			for _, r := range reserved {
-				r.File.Close()
-			}
-			reserved = nil
-		}
-	}()
+	defer func() { reserved = unless(err, reserved) }()
 	if s.gateway(false) < 0 && s.gateway(true) < 0 {
 		return nil, nil // internal networks only: nothing leads there
 	}
@@ -447,14 +451,7 @@ func (m *Manager) publish(s *Sandbox, r Request) (reserved []Reserved, err error
 // an address of that family: those of IPv4, as the host's IPv6 leads to either.
 // They have the numbers that the container has on IPv6 already. m.mu is held.
 func (m *Manager) publishMore(s *Sandbox, r Request) (reserved []Reserved, err error) {
-	defer func() {
-		if err != nil {
-			for _, r := range reserved {
-				r.File.Close()
-			}
-			reserved = nil
-		}
-	}()
+	defer func() { reserved = unless(err, reserved) }()
 	for _, have := range slices.Clone(s.Ports) {
 		p, ok := network.PortFrom(have.ContainerPort, network.IPProtocol(have.Proto))
 		if !ok || have.HostPort == 0 || have.HostIP != netip.IPv6Unspecified() || askedFor(r.PortBindings[p], have) {
@@ -593,7 +590,7 @@ func (m *Manager) mappings(s *Sandbox, p network.Port, host netip.Addr) (out, di
 		if h.Is6() && e.IPv6.Address.IsValid() {
 			target = e.IPv6.Address.Addr()
 		}
-		if target.IsValid() && routed[family(target)] {
+		if target.IsValid() && routed[nft.FamilyOf(target)] {
 			if target.Is4() == h.Is4() {
 				direct = append(direct, PortMapping{Proto: string(p.Proto()), ContainerPort: p.Num(), HostIP: anyOf(target), Target: netip.AddrPortFrom(target, p.Num())})
 			}

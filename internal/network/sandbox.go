@@ -162,7 +162,7 @@ func (p parsed) elements(s Sandbox) []nft.Element {
 func (s Sandbox) direct(at netip.Addr) bool {
 	for _, e := range s.Endpoints {
 		if (e.IPv4.Address.Addr() == at || e.IPv6.Address.Addr() == at) && e.Rules != nil {
-			return e.Rules.Direct[family(at)]
+			return e.Rules.Direct[nft.FamilyOf(at)]
 		}
 	}
 	return false

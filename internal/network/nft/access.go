@@ -2,8 +2,8 @@ package nft
 
 import "net/netip"
 
-// family is 0 for IPv4 and 1 for IPv6.
-func family(a netip.Addr) int {
+// FamilyOf is 0 for IPv4 and 1 for IPv6.
+func FamilyOf(a netip.Addr) int {
 	if a.Is6() {
 		return 1
 	}

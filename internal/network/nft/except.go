@@ -51,7 +51,7 @@ func exceptMasquerade(b Bridge, all []Exception) []Rule {
 		}
 		rule := Rule{Interface{Out: true, Not: true, Name: b.Name}, e.address(true), accept}
 		if e.Masquerade {
-			rule[2] = b.source(family(e.Addr))
+			rule[2] = b.source(FamilyOf(e.Addr))
 		}
 		rules = append(rules, rule)
 	}

@@ -324,7 +324,7 @@ func Build(c Config) Ruleset {
 			from := Address{Source: true, Prefix: s.Masked()}
 			postrouting.Rules = append(postrouting.Rules,
 				Rule{Interface{Out: true, Name: b.Name}, from, Translated{}, Masquerade{}})
-			if family := family(s.Addr()); b.Masquerade && !b.Internal && b.Access[family] != Routed {
+			if family := FamilyOf(s.Addr()); b.Masquerade && !b.Internal && b.Access[family] != Routed {
 				postrouting.Rules = append(postrouting.Rules,
 					Rule{Interface{Out: true, Not: true, Name: b.Name}, from, b.source(family)})
 			}
