@@ -404,8 +404,8 @@ func (n *object) allocate(v6 bool, want, last netip.Addr) (Addressing, error) {
 	return Addressing{}, errdefs.ErrResourceExhausted.WithMessage(fmt.Sprintf("no available %s addresses on this network's address pools: %s (%s)", family, n.Name, n.ID))
 }
 
-// unless gives the ports back if there is an error.
-func unless(err error, reserved []Reserved) []Reserved {
+// keepUnless gives the ports back if there is an error.
+func keepUnless(err error, reserved []Reserved) []Reserved {
 	if err == nil {
 		return reserved
 	}
@@ -417,7 +417,7 @@ func unless(err error, reserved []Reserved) []Reserved {
 
 // publish takes the host ports of s. m.mu is held.
 func (m *Manager) publish(s *Sandbox, r Request) (reserved []Reserved, err error) {
-	defer func() { reserved = unless(err, reserved) }()
+	defer func() { reserved = keepUnless(err, reserved) }()
 	if s.gateway(false) < 0 && s.gateway(true) < 0 {
 		return nil, nil // internal networks only: nothing leads there
 	}
@@ -451,7 +451,7 @@ func (m *Manager) publish(s *Sandbox, r Request) (reserved []Reserved, err error
 // an address of that family: those of IPv4, as the host's IPv6 leads to either.
 // They have the numbers that the container has on IPv6 already. m.mu is held.
 func (m *Manager) publishMore(s *Sandbox, r Request) (reserved []Reserved, err error) {
-	defer func() { reserved = unless(err, reserved) }()
+	defer func() { reserved = keepUnless(err, reserved) }()
 	for _, have := range slices.Clone(s.Ports) {
 		p, ok := network.PortFrom(have.ContainerPort, network.IPProtocol(have.Proto))
 		if !ok || have.HostPort == 0 || have.HostIP != netip.IPv6Unspecified() || askedFor(r.PortBindings[p], have) {
