@@ -1,8 +1,10 @@
-# What one can do here. "make" alone lists it.
+# SPDX-License-Identifier: Apache-2.0
+
+# "make" alone lists the targets.
 
 VERSION ?= $(or $(shell git describe --tags --match 'v[0-9]*' 2>/dev/null | sed 's/^v//'),0.1.0-dev)
 COMMIT  ?= $(or $(shell git rev-parse --short=12 HEAD 2>/dev/null),unknown)
-# The commit's time, not the clock's: equal sources give equal binaries.
+# The commit's time, so that equal sources give equal binaries.
 BUILT   ?= $(or $(shell TZ=UTC git log -1 --date=format-local:%Y-%m-%dT%H:%M:%SZ --format=%cd 2>/dev/null),unknown)
 
 STAMP   := -X holdfast/internal/version.Version=$(VERSION) \
@@ -13,23 +15,42 @@ GOBUILD := go build -trimpath -buildvcs=false -ldflags '-s -w $(STAMP)'
 
 export CGO_ENABLED := 0
 
+BINARIES ?= holdfast holdfastd holdfast-shim holdfast-init
+COMMANDS  = $(addprefix ./cmd/,$(BINARIES))
+
 IMAGE   := internal/cli/demo/image/image.tar
+# The architecture for which the image is made. A file with its name records it.
+ARCH    := $(or $(GOARCH),$(shell go env GOARCH 2>/dev/null))
+MADEFOR := .cache/image-$(ARCH)
+# Prerequisites of the binaries: holdfast embeds the image.
+WITHIN   = $(if $(filter holdfast,$(BINARIES)),image)
+
+# Tools on which the module does not depend.
+STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
+BENCHSTAT   := golang.org/x/perf/cmd/benchstat@v0.0.0-20260908200009-22c9c6c9d4da
 
 .DEFAULT_GOAL := help
-.PHONY: help build image demo check vet unit test crash upgrade bench packages root tools install clean
+.PHONY: help build image demo check vet unit lint test race raceunit crash storm powerloss upgrade fuzz differ vuln bench bench-compare \
+	picture release pack packages peer root tools install clean
 
 help: ## this list
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
 
-build: image ## the binaries, static, into bin/
+build: $(WITHIN) ## the binaries, static, into bin/
 	@mkdir -p bin
-	$(GOBUILD) -o bin/ ./cmd/holdfast ./cmd/holdfastd ./cmd/holdfast-shim ./cmd/holdfast-init
+	$(GOBUILD) -o bin/ $(COMMANDS)
 
 image: $(IMAGE)
 
-# The image that "holdfast demo" carries.
-$(IMAGE): $(wildcard internal/cli/demo/app/*.go internal/cli/demo/mkimage/*.go)
-	go run ./internal/cli/demo/mkimage $@
+# The image that "holdfast demo" contains. The program that makes it is built for
+# this machine, also when the binaries are for another architecture.
+$(IMAGE): $(wildcard internal/cli/demo/app/*.go internal/cli/demo/mkimage/*.go) $(MADEFOR)
+	GOOS= GOARCH= go run ./internal/cli/demo/mkimage -arch $(ARCH) $@
+
+$(MADEFOR):
+	@mkdir -p .cache
+	@rm -f .cache/image-*
+	@touch $@
 
 demo: ## kill a daemon under a running container and watch the container (root)
 	.ci/need runc
@@ -43,49 +64,150 @@ vet:
 	if [ -n "$$unformatted" ]; then echo "run gofmt -w on:" $$unformatted; exit 1; fi
 	go vet ./...
 
-unit:
-	go test ./internal/... ./cmd/... ./test/arch
+# The packages under test that need no root.
+ROOTLESS := ./test/arch ./test/differ/catalogue ./test/release ./test/storm/model
 
-# What the tests that need root need besides.
-ROOTTEST = PATH="$$PATH:$(CURDIR)/.cache/bin" HOLDFAST_BIN=$(CURDIR)/bin go test -p 1 -count=1
+unit:
+	go test ./internal/... ./cmd/... $(ROOTLESS)
+
+lint: ## staticcheck, configured by staticcheck.conf
+	go run $(STATICCHECK) ./...
+
+# How tests that need root are run: with the binaries, and one package at a time.
+BUILT_IN = $(CURDIR)/bin
+ROOTTEST = PATH="$$PATH:$(CURDIR)/.cache/bin" HOLDFAST_BIN=$(BUILT_IN) go test -p 1 -count=1
+# Those that "make unit" does not run. "make storm" runs the model against the engine.
+ROOTED   = $(filter-out $(ROOTLESS) ./test/storm,$(patsubst $(shell go list -m)/%,./%,$(shell go list ./test/...)))
 
 test: root packages ## everything; installs what is missing (root)
 	@$(MAKE) --no-print-directory build tools vet unit
-	$(ROOTTEST) -timeout 20m ./test/...
+	@$(MAKE) --no-print-directory vuln
+	@$(MAKE) --no-print-directory raceunit RACED='$(RACEMOST)'
+	$(ROOTTEST) -timeout 20m $(ROOTED)
+	@$(MAKE) --no-print-directory fuzz
 
-crash: root packages ## daemons that are killed at every point, and what is found after it (root)
+# The race detector needs a C compiler, and makes programs several times slower. A
+# daemon or shim writes its reports into the daemon's folder, and a report fails
+# the test (test/kit/race.go).
+RACED    ?= ./internal/... ./cmd/...
+# The packages with the most concurrency. "make test" runs only these, to save
+# time; the workflows run all.
+RACEMOST := ./internal/container/... ./internal/engine/... ./internal/shim/... ./internal/event/... ./internal/network/... ./internal/handoff/...
+RACETEST ?= TestContainerNeverNoticesTheDaemonsEnd|TestEverythingWorksAfterARestore|TestContainerOutlivesItsShim
+race: BUILT_IN = $(CURDIR)/.cache/race
+race: root packages raceunit ## the race detector over all unit tests and a short crash test (root)
+	@$(MAKE) --no-print-directory image tools
+	CGO_ENABLED=1 go build -race -buildvcs=false -ldflags '$(STAMP)' -o .cache/race/ $(filter-out %-init,$(COMMANDS))
+	@# The init runs in containers, which may have no C library.
+	$(GOBUILD) -o .cache/race/ ./cmd/holdfast-init
+	$(ROOTTEST) -timeout 20m -v -run '$(RACETEST)' ./test/crash
+
+raceunit: image
+	.ci/need gcc
+	@[ -e /usr/include/stdio.h ] || .ci/need libc6-dev
+	CGO_ENABLED=1 go test -race -vet=off -timeout 20m $(RACED)
+
+crash: root packages ## kill daemons at every failpoint, and check the state afterwards (root)
 	@$(MAKE) --no-print-directory build tools
 	$(ROOTTEST) -timeout 20m -v ./test/crash
 
-upgrade: root packages ## daemons and shims of every version in test/upgrade/versions.txt over each other (root)
+# A new seed each time, which it prints. FAULTS=10000 plays so many faults instead of
+# a time; SHRINK=1 shortens a plan that fails.
+SEED ?= 0
+FAULTS ?= 0
+storm: TIME = 3m
+storm: root packages ## random operations and faults against a model for TIME (3m) or FAULTS faults; SEED=n plays a seed again (root)
+	@$(MAKE) --no-print-directory build tools
+	$(ROOTTEST) -timeout 0 -v -run '^TestStorm$$' ./test/storm -storm.time='$(TIME)' -storm.faults='$(FAULTS)' -storm.seed='$(SEED)' $(if $(ROUND),-storm.round='$(ROUND)') $(if $(SHRINK),-shrink)
+
+upgrade: root packages ## daemons of every version in test/upgrade/versions.txt with shims of every other (root)
 	@$(MAKE) --no-print-directory build tools
 	$(ROOTTEST) -timeout 20m -v ./test/upgrade
 
-bench: root packages ## measure in full, beside dockerd and podman where they are installed (root)
+powerloss: root packages ## cut the power at any moment for TIME (10m), with SEED, on FS (ext4, xfs, btrfs); or REPLAY=a cut that failed (root)
+	.ci/need mkfs.xfs:xfsprogs mkfs.btrfs:btrfs-progs
+	@$(MAKE) --no-print-directory build tools
+	$(ROOTTEST) -timeout 0 -v ./test/power -args -time '$(if $(filter command environment,$(firstword $(origin TIME))),$(TIME),10m)' \
+		-fs '$(FS)' -seed '$(or $(SEED),0)' -replay '$(if $(REPLAY),$(abspath $(REPLAY)))' -keep $(CURDIR)/.cache/power
+
+TIME ?= 10s
+ONLY ?= .
+fuzz: root packages ## run each fuzz target that matches ONLY for TIME (10s) (root)
+	@$(MAKE) --no-print-directory build tools
+	PATH="$$PATH:$(CURDIR)/.cache/bin" HOLDFAST_BIN=$(CURDIR)/bin go run ./test/runfuzz -time '$(TIME)' -only '$(ONLY)'
+
+differ: root packages ## run the same commands on Holdfast and a current dockerd, those that match ONLY (root)
+	@$(MAKE) --no-print-directory build tools
+	$(ROOTTEST) -timeout 120m ./test/differ -full -run 'TestSameAnswers/$(ONLY)'
+
+# If the database can't be fetched, the target says so and succeeds, so that the
+# tests also run without a network. With STRICT=1 it fails.
+vuln: ## check the binaries with the Go vulnerability database
+	@mkdir -p .cache/bin
+	@go build -o .cache/bin/vuln ./test/vuln
+	.cache/bin/vuln || [ "$$? $(STRICT)" = "3 " ]
+
+REF ?= HEAD
+COUNT ?= 6
+bench-compare: ## compare the Go benchmarks of the work tree with those of REF (HEAD), COUNT (6) runs each
+	BENCHSTAT=$(BENCHSTAT) .ci/bench-compare '$(REF)' '$(COUNT)'
+
+bench: root packages ## run all benchmarks, also on a current dockerd, and on podman if it is installed (root)
 	.ci/need iperf3
 	@$(MAKE) --no-print-directory build tools
-	PATH="$$PATH:$(CURDIR)/.cache/debian/usr/sbin:$(CURDIR)/.cache/debian/usr/bin"; $(ROOTTEST) -timeout 15m -v ./test/bench -full -write $(CURDIR)/docs/benchmarks.md
+	PATH="$$PATH:$(CURDIR)/.cache/debian/usr/sbin:$(CURDIR)/.cache/debian/usr/bin"; $(ROOTTEST) -timeout 25m -v ./test/bench -full -write $(CURDIR)/docs/benchmarks.md
+
+picture: root ## the picture of the front page: a timeline around a kill -9 (root)
+	.ci/need runc chromium nft:nftables ip:iproute2
+	@$(MAKE) --no-print-directory build
+	.ci/picture docs/pictures/timeline.png
 
 root:
 	@[ "$$(id -u)" = 0 ] || { echo "this starts daemons and containers: run it as root ('make check' needs no root)"; exit 1; }
 
 packages:
-	.ci/need runc nft:nftables ip:iproute2 ps:procps tmux /bin/busybox:busybox-static chromium \
+	.ci/need runc mkfs.ext4:e2fsprogs nft:nftables ip:iproute2 ps:procps tmux /bin/busybox:busybox-static chromium \
 		iptables ufw dbus-daemon /usr/lib/python3/dist-packages/firewall:python3-firewall \
 		/usr/lib/python3/dist-packages/nftables:python3-nftables
 	.ci/unpack dockerd:docker.io,containerd firewalld:firewalld
+	.ci/peer
 
-# Docker's own client, which the tests use beside holdfast, from the module
-# that we depend on anyway. Where one is installed, that one is used.
+peer: ## a current dockerd and runc to compare with, into ~/.cache/holdfast/peer
+	.ci/peer
+
+# Docker's own client, which the tests use in addition to holdfast. It is built from
+# a module that the command line requires anyway, unless a client is installed.
 tools:
 	@mkdir -p .cache/bin
 	@command -v docker >/dev/null || go build -trimpath -gcflags=github.com/docker/cli/cmd/docker=-lang=go1.26 \
 		-o .cache/bin/docker github.com/docker/cli/cmd/docker
 
-PREFIX ?= /usr/local
-install: build ## the binaries into PREFIX/bin (/usr/local)
-	install -d $(DESTDIR)$(PREFIX)/bin
-	install bin/holdfast bin/holdfastd bin/holdfast-shim bin/holdfast-init $(DESTDIR)$(PREFIX)/bin/
+# The version is the newest of CHANGELOG.md, unless VERSION is set on the command
+# line.
+RELEASE = $(if $(filter command,$(firstword $(origin VERSION))),$(VERSION))
+release: ## build the archives of a release into dist/ twice and compare them; with TAG=1 tag it
+	VERSION='$(RELEASE)' TAG='$(TAG)' VERIFY='$(VERIFY)' .ci/release
 
-clean: ## what building made
-	rm -rf bin .cache $(IMAGE)
+# Puts the contents of a release's archive into the folder PACK.
+pack: $(WITHIN)
+	mkdir -p $(PACK)
+	$(GOBUILD) -o $(PACK)/ $(COMMANDS)
+	cp LICENSE README.md CHANGELOG.md SECURITY.md $(PACK)/
+	cp -R docs contrib/systemd contrib/sysusers.d $(PACK)/
+
+PREFIX ?= /usr/local
+UNITS   := $(PREFIX)/lib/systemd/system
+USERS   := $(PREFIX)/lib/sysusers.d
+install: build ## install the binaries into PREFIX/bin (/usr/local), and the units and the group for systemd
+	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(UNITS) $(DESTDIR)$(USERS)
+	install bin/holdfast bin/holdfastd bin/holdfast-shim bin/holdfast-init $(DESTDIR)$(PREFIX)/bin/
+	sed 's#/usr/local/bin/#$(PREFIX)/bin/#' contrib/systemd/holdfast.service >$(DESTDIR)$(UNITS)/holdfast.service
+	install -m 644 contrib/systemd/holdfast.socket $(DESTDIR)$(UNITS)/
+	install -m 644 contrib/sysusers.d/holdfast.conf $(DESTDIR)$(USERS)/
+	@# A distribution's package does this itself, and a host without systemd does not need it.
+	if [ -z "$(DESTDIR)" ] && [ -d /run/systemd/system ]; then \
+		systemd-sysusers $(USERS)/holdfast.conf && systemctl daemon-reload; \
+	fi
+
+clean: ## remove all build results
+	rm -rf bin dist .cache $(IMAGE)

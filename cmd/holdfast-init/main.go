@@ -1,7 +1,9 @@
-// Command holdfast-init is the first process of containers that were made with
-// --init where the host has no tini: it starts the container's command, passes
-// signals on to it, reaps what becomes an orphan, and ends as it ends. It is
-// mounted into the container, so it is static and knows nothing else.
+// SPDX-License-Identifier: Apache-2.0
+
+// Command holdfast-init is the first process of a container created with --init,
+// if the host has no tini. It starts the container's command, forwards signals to
+// it, reaps orphans, and exits with the command's exit code. It is mounted into
+// the container, so it is static and has no dependencies.
 package main
 
 import (
@@ -27,9 +29,10 @@ func main() {
 	os.Exit(run(args))
 }
 
-// run starts the command and returns its exit code as a shell tells it.
+// run starts the command and returns its exit code as a shell reports it: 128+n for
+// signal n.
 func run(args []string) int {
-	// Before the command starts, so that no signal is lost.
+	// This precedes the start of the command, so that no signal is lost.
 	signals := make(chan os.Signal, 64)
 	signal.Notify(signals)
 
@@ -53,19 +56,21 @@ func run(args []string) int {
 		sig, ok := s.(syscall.Signal)
 		switch {
 		case !ok, sig == syscall.SIGURG, sig == syscall.SIGTTIN, sig == syscall.SIGTTOU:
-			// SIGURG is the Go runtime's own; the terminal's two would stop us.
+			// The Go runtime uses SIGURG itself. SIGTTIN and SIGTTOU would stop this
+			// process.
 		case sig == syscall.SIGCHLD:
 			if code, done := reap(pid); done {
 				return code
 			}
 		default:
-			_ = syscall.Kill(pid, sig) // it may be gone; SIGCHLD tells
+			_ = syscall.Kill(pid, sig) // if it has exited, SIGCHLD follows
 		}
 	}
 	return 0
 }
 
-// reap waits for all that has ended. done says that the command is among it.
+// reap reaps all children that have exited. done reports that the command is one of
+// them.
 func reap(command int) (code int, done bool) {
 	for {
 		var ws syscall.WaitStatus
@@ -83,7 +88,7 @@ func reap(command int) (code int, done bool) {
 	}
 }
 
-// terminal reports whether a descriptor is one (ioctl_tty(2), TIOCGPGRP).
+// terminal reports whether a descriptor is a terminal (ioctl_tty(2), TIOCGPGRP).
 func terminal(fd uintptr) bool {
 	var pgrp int32
 	_, _, errno := syscall.Syscall(syscall.SYS_IOCTL, fd, syscall.TIOCGPGRP, uintptr(unsafe.Pointer(&pgrp)))

@@ -1,12 +1,15 @@
-// Command holdfast-shim stands beside one container and keeps it without a
-// daemon. The daemon starts it; see docs/protocol/shim.md. It is not meant to
-// be started by hand.
+// SPDX-License-Identifier: Apache-2.0
+
+// Command holdfast-shim supervises one container, independently of the daemon.
+// The daemon starts it; see docs/protocol/shim.md. It is not meant to be started
+// by hand.
 package main
 
 import (
 	"fmt"
 	"os"
 
+	"holdfast/internal/shim/handover"
 	"holdfast/internal/shim/server"
 )
 
@@ -18,10 +21,10 @@ func main() {
 		fmt.Println("holdfast-shim " + release)
 		return
 	}
-	if len(os.Args) == 3 && os.Args[1] == "--takes-image" {
-		// A shim asks before it goes on as this program.
+	if len(os.Args) == 3 && os.Args[1] == handover.AcceptFlag {
+		// A running shim asks this before it re-execs this binary.
 		fmt.Println("holdfast-shim " + release)
-		if !server.TakesImage(os.Args[2]) {
+		if !handover.AcceptsText(os.Args[2]) {
 			os.Exit(1)
 		}
 		return

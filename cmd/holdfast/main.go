@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Command holdfast is the command line of the container engine.
 package main
 

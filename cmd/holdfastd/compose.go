@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package main
 
 import (
@@ -7,7 +9,6 @@ import (
 	"log/slog"
 	"net/http"
 	"os"
-	"path/filepath"
 	"strings"
 	"time"
 
@@ -21,6 +22,9 @@ import (
 	"holdfast/internal/engine"
 	"holdfast/internal/engine/oci"
 	"holdfast/internal/event"
+	"holdfast/internal/eventserver"
+	"holdfast/internal/handoff"
+	"holdfast/internal/handoff/systemd"
 	"holdfast/internal/image"
 	"holdfast/internal/network"
 	"holdfast/internal/network/ipam"
@@ -29,7 +33,7 @@ import (
 	"holdfast/internal/volume"
 )
 
-// composed is the engine with its parts, behind the API.
+// composed is the engine with its components and the API.
 type composed struct {
 	engine  *engine.Engine
 	images  *image.Store
@@ -39,35 +43,39 @@ type composed struct {
 	handler http.Handler
 	host    oci.Host
 	shim    string
-	life    uint64 // number of this daemon's
+	life    uint64 // number of this daemon's life
 	retired bool
 }
 
-// start is how a service begins, if not after a stop or a crash.
+// start describes how a service begins. The zero value is a start after a stop
+// or a crash.
 type start struct {
-	// handedOver: another daemon lived until now; what runs is kept.
+	// handedOver: another daemon ran until now, so running containers are kept.
 	handedOver bool
-	// resume is the number of this process's own life that goes on, after a
-	// handover that failed; 0 begins a new one.
+	// resume is the number of this process's own life, which continues after a
+	// failed handover. 0 begins a new life.
 	resume uint64
-	// keeper keeps what containers need beyond this process.
+	// keeper holds descriptors that containers need when this process dies.
 	keeper engine.Keeper
+	// manager moves shims out of the daemon's unit; nil without systemd.
+	manager *systemd.Manager
 }
 
-// control is what the API may do with the daemon's process.
+// control is what the API may do to the daemon's process.
 type control interface {
 	daemonapi.Reloader
 	daemonapi.Upgrader
 }
 
-// compose puts the engine together from its parts and the API on top of it.
+// compose builds the engine from its components, and the API on top of it.
 func compose(ctx context.Context, cfg *config.Config, shim string, process control, log *slog.Logger, how start) (_ service, err error) {
 	c := &composed{shim: shim}
 	files, err := store.Open(cfg.DataRoot, cfg.ExecRoot)
 	if err != nil {
 		return nil, err
 	}
-	// None of the parts needs another: they are opened side by side.
+	// The components do not depend on each other, so they are opened in
+	// parallel.
 	var opening errgroup.Group
 	var ec *engine.Config
 	var volumes *volume.Volumes
@@ -83,8 +91,8 @@ func compose(ctx context.Context, cfg *config.Config, shim string, process contr
 		return err
 	})
 	opening.Go(func() (err error) {
-		// The image store tells of what it did through the engine, which is made
-		// after it; nothing is told before.
+		// The image store reports events through the engine, which is created
+		// after it. Before that it reports none.
 		c.images, err = image.Open(ctx, image.Options{
 			Root: files.ImagesDir(), Snapshotter: cfg.StorageDriver, Registry: registryOf(cfg), Single: true, Log: log,
 			OnEvent: func(action, id, name string, attrs map[string]string) { c.engine.ImageEvent(action, id, name, attrs) },
@@ -113,12 +121,17 @@ func compose(ctx context.Context, cfg *config.Config, shim string, process contr
 	if err := c.live(how.resume); err != nil {
 		return nil, err
 	}
-	for _, err := range volumes.Broken() {
-		log.Error("a volume's record can't be used: the volume is left as it is and can't be managed", "error", err)
+	if path := c.lives.SetAside(); path != "" {
+		log.Warn("the record of the daemon's lives was damaged: it was set aside, and a new one begun", "path", path)
 	}
+	for _, err := range volumes.Broken() {
+		log.Error("a volume's record can't be used: the volume stays as it is but can't be managed", "error", err)
+	}
+	shims := newShims(version.Version, how.manager, log)
 	c.engine = engine.New(engine.Deps{
-		Store: files, Shims: shims{release: version.Version}, Images: c.images, Networks: c.nets, Volumes: volumes,
+		Store: files, Shims: shims, Images: c.images, Networks: c.nets, Volumes: volumes,
 		Events: c.journal, Lives: c.lives, Host: c.host, Log: log, Release: version.Version, ID: id, HandedOver: how.handedOver, Keeper: how.keeper,
+		EventServer: eventserver.New(eventserver.Options{Journal: files.EventsDir(), RunDir: cfg.ExecRoot, Started: shims.place}),
 	}, ec)
 	if err := c.engine.Load(); err != nil {
 		return nil, err
@@ -133,7 +146,8 @@ func compose(ctx context.Context, cfg *config.Config, shim string, process contr
 	return c, nil
 }
 
-// closeOpened closes what was opened of a service that did not come about.
+// closeOpened closes the opened components of a service whose construction
+// failed.
 func (c *composed) closeOpened() error {
 	var errs []error
 	if c.images != nil {
@@ -145,7 +159,7 @@ func (c *composed) closeOpened() error {
 	return errors.Join(errs...)
 }
 
-// live begins this daemon's life in the record, or goes on with it.
+// live begins this daemon's life in the record, or resumes it.
 func (c *composed) live(resume uint64) error {
 	if c.life = resume; resume != 0 && c.lives.Resume(resume) == nil {
 		return nil
@@ -158,25 +172,32 @@ func (c *composed) live(resume uint64) error {
 	return err
 }
 
-func (c *composed) Handler() http.Handler             { return c.handler }
-func (c *composed) Restore(ctx context.Context) error { return c.engine.Restore(ctx) }
+func (c *composed) Handler() http.Handler { return c.handler }
+
+func (c *composed) Restore(ctx context.Context) error {
+	err := c.engine.Restore(ctx)
+	if err == nil {
+		go c.engine.WarnOfRuntimes(context.WithoutCancel(ctx))
+	}
+	return err
+}
 
 func (c *composed) Running() int { return c.engine.Running() }
 
-func (c *composed) Shutdown(ctx context.Context) error {
-	c.engine.Shutdown(ctx)
+func (c *composed) Shutdown(ctx context.Context, hostToo bool) error {
+	stopped := c.engine.Shutdown(ctx, hostToo)
 	c.nets.Leave()
-	return c.lives.End(event.EndClean, time.Now().UTC())
+	return c.lives.End(event.EndClean, time.Now().UTC(), stopped)
 }
 
 func (c *composed) Life() uint64   { return c.life }
 func (c *composed) Busy() []string { return c.engine.Busy() }
 
-// Retire closes what only one process may have open.
+// Retire closes the files that only one process may have open.
 func (c *composed) Retire(ctx context.Context) ([]engine.PendingClient, error) {
 	clients, err := c.engine.Retire(ctx)
 	c.retired = true
-	return clients, errors.Join(err, c.journal.Follow(), c.lives.End(event.EndHandover, time.Now().UTC()), c.nets.Close(), c.images.Close())
+	return clients, errors.Join(err, c.journal.Follow(), c.lives.End(event.EndHandover, time.Now().UTC(), false), c.nets.Close(), c.images.Close())
 }
 
 func (c *composed) TakeClients(clients []engine.PendingClient) error {
@@ -191,7 +212,7 @@ func (c *composed) Close() error {
 	return errors.Join(c.nets.Close(), c.images.Close(), c.journal.Close())
 }
 
-// Reloaders take what may change while the daemon runs.
+// Reloaders apply the options that may change while the daemon runs.
 func (c *composed) Reloaders() []config.Reloader {
 	return []config.Reloader{
 		config.NewReloader("registries", func(_ context.Context, old, next *config.Config) (func(), func(), error) {
@@ -205,14 +226,17 @@ func (c *composed) Reloaders() []config.Reloader {
 			if err != nil {
 				return nil, nil, err
 			}
-			return func() { c.engine.SetConfig(ec) }, nil, nil
+			return func() {
+				c.engine.SetConfig(ec)
+				go c.engine.WarnOfRuntimes(context.Background())
+			}, nil, nil
 		}),
 	}
 }
 
 func registryOf(cfg *config.Config) image.Registry {
 	return image.Registry{
-		Mirrors: cfg.RegistryMirrors, Insecure: cfg.InsecureRegistries,
+		Mirrors: cfg.RegistryMirrors, Insecure: cfg.InsecureRegistries, TokenHosts: cfg.RegistryTokenHosts,
 		MaxDownloads: cfg.MaxConcurrentDownloads, MaxAttempts: cfg.MaxDownloadAttempts, MaxUploads: cfg.MaxConcurrentUploads,
 	}
 }
@@ -221,9 +245,10 @@ func networkOptions(cfg *config.Config, root string, log *slog.Logger) network.O
 	o := network.Options{
 		Root: root, ExecRoot: cfg.ExecRoot, BridgeName: cfg.Bridge,
 		BIP: cfg.BIP, BIP6: cfg.BIP6, FixedCIDR: cfg.FixedCIDR, FixedCIDRv6: cfg.FixedCIDRv6,
-		MTU: cfg.MTU, ICC: cfg.ICC, IPMasq: cfg.IPMasq, IPForward: cfg.IPForward, IPv6: cfg.IPv6,
+		MTU: cfg.MTU, ICC: cfg.ICC, IPMasq: cfg.IPMasq, IPForward: cfg.IPForward, IPForwardNoDrop: cfg.IPForwardNoDrop, IPv6: cfg.IPv6,
 		Iptables: cfg.Iptables, Ip6tables: cfg.Ip6tables, UserlandProxy: cfg.UserlandProxy,
 		DefaultBindIP: cfg.DefaultBindIP, AllowDirect: cfg.AllowDirectRouting, NetworkOpts: cfg.NetworkOpts, Log: log,
+		Alive: handoff.Held,
 	}
 	if cfg.DefaultGateway.IsValid() {
 		o.DefaultGateway = cfg.DefaultGateway.String()
@@ -237,14 +262,15 @@ func networkOptions(cfg *config.Config, root string, log *slog.Logger) network.O
 	return o
 }
 
-// engineConfig adds to the configuration what it means on this host.
+// engineConfig is the engine's configuration, with the values that depend on
+// this host.
 func (c *composed) engineConfig(cfg *config.Config) (*engine.Config, error) {
 	d := oci.Defaults{
 		CgroupDriver: cfg.CgroupDriver(), CgroupParent: cfg.CgroupParent,
 		IpcMode: moby.IpcMode(cfg.IpcMode), CgroupnsMode: moby.CgroupnsMode(cfg.CgroupnsMode), ShmSize: cfg.ShmSize,
 		LogConfig:       moby.LogConfig{Type: cfg.LogDriver, Config: cfg.LogOpts},
 		NoNewPrivileges: cfg.NoNewPrivileges, Init: cfg.Init, InitPath: cfg.InitPath,
-		Runtime: cfg.DefaultRuntime, Runtimes: []string{config.StockRuntime},
+		Runtime: cfg.DefaultRuntime, Runtimes: []string{config.StockRuntime, config.ShimRuntime},
 	}
 	if d.CgroupDriver == "" {
 		d.CgroupDriver = c.host.DefaultDriver()
@@ -260,15 +286,9 @@ func (c *composed) engineConfig(cfg *config.Config) (*engine.Config, error) {
 			d.Ulimits[name] = &units.Ulimit{Name: u.Name, Soft: u.Soft, Hard: u.Hard}
 		}
 	}
-	switch p := cfg.SeccompProfile; p {
-	case "", "builtin", "unconfined":
-		d.SeccompProfile = p
-	default:
-		text, err := os.ReadFile(filepath.Clean(p))
-		if err != nil {
-			return nil, fmt.Errorf("seccomp-profile: %w", err)
-		}
-		d.SeccompProfile = string(text)
+	var err error
+	if d.SeccompProfile, err = seccompProfile(cfg); err != nil {
+		return nil, fmt.Errorf("seccomp-profile: %w", err)
 	}
 	return &engine.Config{Config: cfg, ShimPath: c.shim, Defaults: d}, nil
 }

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package main
 
 import (
@@ -14,22 +16,22 @@ import (
 	"holdfast/internal/api/wire"
 )
 
-// gate stands in front of the API. It knows the requests that are under way,
-// can hold back new ones, and can put another handler in the place of the one
-// that answers: no request is refused because of that, it only waits.
+// gate stands in front of the API. It tracks the running requests, can hold
+// back new ones, and can replace the handler. During a replacement no request
+// is refused: it only waits.
 type gate struct {
 	mu      sync.Mutex
-	handler http.Handler  // nil: closed
+	handler http.Handler  // nil while the gate is shut
 	opened  chan struct{} // closed when there is a handler again
 	under   map[*request]struct{}
-	changed chan struct{} // closed and made anew when a request or a connection ends
-	// bridges are connections that were taken over from HTTP and are still
-	// copied by this process.
+	changed chan struct{} // closed and replaced when a request or a connection ends
+	// bridges is the number of connections that were taken over from HTTP and
+	// are still copied by this process.
 	bridges int
-	conns   map[net.Conn]bool // open ones of the server; false: no request has come yet
+	conns   connections // the server's open connections
 }
 
-// request is one that is under way.
+// request is a running request.
 type request struct {
 	what    string
 	began   time.Time
@@ -37,10 +39,10 @@ type request struct {
 }
 
 func newGate() *gate {
-	return &gate{opened: make(chan struct{}), under: map[*request]struct{}{}, changed: make(chan struct{}), conns: map[net.Conn]bool{}}
+	return &gate{opened: make(chan struct{}), under: map[*request]struct{}{}, changed: make(chan struct{}), conns: newConnections(connLimits())}
 }
 
-// open lets requests pass to h, those that have waited too.
+// open passes requests to h, including those that have waited.
 func (g *gate) open(h http.Handler) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -50,8 +52,7 @@ func (g *gate) open(h http.Handler) {
 	g.handler = h
 }
 
-// shut holds back requests from now on, and gives the handler that it takes
-// away.
+// shut holds back requests from now on. It returns the handler that it removes.
 func (g *gate) shut() http.Handler {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -65,12 +66,21 @@ func (g *gate) shut() http.Handler {
 func (g *gate) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	req := &request{what: r.Method + " " + r.URL.Path, began: time.Now(), follows: api.Follows(r)}
 	g.mu.Lock()
+	if g.conns.serve(r.Context()) {
+		open := len(g.conns.all)
+		g.mu.Unlock()
+		w.Header().Set("Connection", "close")
+		wire.WriteError(w, unavailable("too many clients: all of the %d connections that are open are in use; try again later", open))
+		return
+	}
 	for g.handler == nil {
 		opened := g.opened
 		g.mu.Unlock()
 		select {
 		case <-opened:
 		case <-r.Context().Done():
+			// Without an answer, a client that is still there would see an empty 200.
+			wire.WriteError(w, unavailable("the daemon is stopping: ask again"))
 			return
 		}
 		g.mu.Lock()
@@ -81,19 +91,20 @@ func (g *gate) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	defer func() {
 		g.mu.Lock()
 		delete(g.under, req)
-		g.tell()
+		g.wake()
 		g.mu.Unlock()
 	}()
 	h.ServeHTTP(w, r.WithContext(wire.WithBridges(r.Context(), g.bridge)))
 }
 
-// tell wakes who waits for a change, under the lock.
-func (g *gate) tell() {
+// wake wakes the waiters after a change. The lock is held.
+func (g *gate) wake() {
 	close(g.changed)
 	g.changed = make(chan struct{})
 }
 
-// bridge counts a connection that is copied outside of its request.
+// bridge counts a connection that is copied outside of its request, until end
+// is called.
 func (g *gate) bridge() (end func()) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -102,7 +113,7 @@ func (g *gate) bridge() (end func()) {
 		g.mu.Lock()
 		defer g.mu.Unlock()
 		g.bridges--
-		g.tell()
+		g.wake()
 	})
 }
 
@@ -112,27 +123,36 @@ func (g *gate) track(c net.Conn, state http.ConnState) {
 	defer g.mu.Unlock()
 	switch state {
 	case http.StateNew:
-		g.conns[c] = false
+		if cut := g.conns.add(c); cut != nil {
+			// Accept the next connection only when this one's descriptor is
+			// free. The goroutine that reads from it closes it.
+			g.mu.Unlock()
+			timer := time.NewTimer(cutTime)
+			select {
+			case <-cut.gone:
+			case <-timer.C:
+			}
+			timer.Stop()
+			g.mu.Lock()
+		}
 	case http.StateClosed, http.StateHijacked:
-		delete(g.conns, c)
-		g.tell()
-	default:
-		g.conns[c] = true
+		g.conns.remove(c)
+		g.wake()
+	case http.StateActive:
+		g.conns.spoke(c)
+	case http.StateIdle:
+		g.conns.idle(c)
 	}
 }
 
-// closeSilent closes connections on which no request has come yet.
+// closeSilent closes connections on which nothing was received yet.
 func (g *gate) closeSilent() {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	for c, spoke := range g.conns {
-		if !spoke {
-			c.Close()
-		}
-	}
+	g.conns.closeSilent()
 }
 
-// waited are the requests under way that must end before a handover, and the
+// waited returns the running requests that must end before a handover, and a
 // channel that is closed when that may have changed.
 func (g *gate) waited() ([]request, <-chan struct{}) {
 	g.mu.Lock()
@@ -147,7 +167,8 @@ func (g *gate) waited() ([]request, <-chan struct{}) {
 	return out, g.changed
 }
 
-// settled waits until no request that must end is under way, at most so long.
+// settled waits until no such request is running, at most for within. It
+// returns those that still are.
 func (g *gate) settled(within time.Duration) []request {
 	timer := time.NewTimer(within)
 	defer timer.Stop()
@@ -164,12 +185,11 @@ func (g *gate) settled(within time.Duration) []request {
 	}
 }
 
-// deserted waits until nobody is served any more: no request, no bridge, no
-// open connection.
+// deserted waits until there is no request, bridge or open connection.
 func (g *gate) deserted(ctx context.Context) {
 	for {
 		g.mu.Lock()
-		n, changed := len(g.under)+g.bridges+len(g.conns), g.changed
+		n, changed := len(g.under)+g.bridges+len(g.conns.all), g.changed
 		g.mu.Unlock()
 		if n == 0 {
 			return
@@ -182,7 +202,7 @@ func (g *gate) deserted(ctx context.Context) {
 	}
 }
 
-// without waits until no request of a kind is under way.
+// without waits until no request of a kind is running.
 func (g *gate) without(kind func(*request) bool) {
 	for {
 		g.mu.Lock()
@@ -198,8 +218,8 @@ func (g *gate) without(kind func(*request) bool) {
 	}
 }
 
-// forwarder answers with what the present daemon answers, whom dial reaches,
-// and asks the client to come back on another connection.
+// forwarder forwards requests to the present daemon, which dial reaches, and
+// asks the client to use a new connection next time.
 func forwarder(dial func(context.Context) (net.Conn, error)) http.Handler {
 	proxy := &httputil.ReverseProxy{
 		Transport: &http.Transport{
@@ -223,7 +243,8 @@ func forwarder(dial func(context.Context) (net.Conn, error)) http.Handler {
 		},
 	}
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		// Uploads are read while the answer is written already.
+		// The body of an upload is read while the answer is already being
+		// written.
 		_ = http.NewResponseController(w).EnableFullDuplex()
 		proxy.ServeHTTP(w, r)
 	})

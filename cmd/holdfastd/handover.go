@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package main
 
 import (
@@ -15,27 +17,34 @@ import (
 	"golang.org/x/sys/unix"
 
 	"holdfast/internal/engine"
+	"holdfast/internal/errs"
 	"holdfast/internal/failpoint"
 	"holdfast/internal/handoff"
 	"holdfast/internal/version"
 )
 
-// What a handover may take. Requests under way are waited for while new ones
-// are answered; only what lies between the two last bounds holds clients up.
+// Time limits of a handover. Running requests are waited for while new ones are
+// still answered. Clients are held up only during the last two of these steps.
 const (
 	defaultWait  = 30 * time.Second       // for requests under way, such as pulls
 	preparesIn   = 30 * time.Second       // for the successor to prepare
 	settleFirst  = 300 * time.Millisecond // for short requests, while new ones are held back
-	settleMost   = 2 * time.Second        // the same, after some tries
+	settleMost   = 2 * time.Second        // the same, in later tries
 	restoresIn   = 20 * time.Second       // for the successor to restore
-	servesIn     = 5 * time.Second        // for it to serve then
-	interruption = 10 * time.Millisecond  // how often a wait looks at signals
+	servesIn     = 5 * time.Second        // for the successor to serve after that
+	interruption = 10 * time.Millisecond  // how often a wait checks for signals
+
+	// After these times the handover can be neither completed nor reverted.
+	givesUpIn   = restoresIn + servesIn + 15*time.Second // includes the time of retiring
+	takesBackIn = restoresIn
+	// stopsIn is the remaining time once this process is asked to stop.
+	stopsIn = 3 * time.Second
 )
 
-// handedOver ends the main loop: another process is the daemon.
+// errHandedOver ends the main loop: another process is the daemon now.
 var errHandedOver = errors.New("handed over")
 
-// upgrade is a handover that a client of the API asked for.
+// upgrade is a handover that was requested through the API.
 type upgrade struct {
 	wait   time.Duration
 	result chan<- upgraded
@@ -48,10 +57,10 @@ type upgraded struct {
 	err     error
 }
 
-// handOver gives everything to a successor. Only the main loop calls it, so
-// that no reload and no stop comes between. errHandedOver: this process is the
-// daemon no more. Any other error leaves it serving, unless it can't be
-// repaired, which ends the main loop too.
+// handOver hands everything over to a successor. Only the main loop calls it,
+// so no reload or stop happens meanwhile. errHandedOver means that this process
+// is no longer the daemon. After any other error it serves again; fatal errors,
+// after which it can't, also end the main loop.
 func (d *daemon) handOver(s *handoff.Successor, signals <-chan os.Signal) (fatal error) {
 	u := d.askedBy(s.Pid())
 	began := time.Now()
@@ -67,7 +76,7 @@ func (d *daemon) handOver(s *handoff.Successor, signals <-chan os.Signal) (fatal
 
 	err := d.prepareHandOver(s, u, signals)
 	if err != nil {
-		// Nothing was given up yet.
+		// Nothing was closed yet, so only the gate has to be opened.
 		d.gate.open(d.service.Handler())
 		d.listeners.TakeBack()
 		d.listeners.Resume()
@@ -78,7 +87,7 @@ func (d *daemon) handOver(s *handoff.Successor, signals <-chan os.Signal) (fatal
 		return nil
 	}
 	held := time.Now()
-	err = d.giveUp(s)
+	err = d.within(givesUpIn, nil, func() error { return d.giveUp(s) })
 	if err == nil {
 		pause = time.Since(held)
 		log.Info("Handed over", "took", time.Since(began).Round(time.Microsecond).String(), "pause", pause.Round(time.Microsecond).String())
@@ -87,10 +96,15 @@ func (d *daemon) handOver(s *handoff.Successor, signals <-chan os.Signal) (fatal
 	}
 
 	log.Error("the handover failed, this daemon takes everything back", "error", err)
-	s.Fence(err)
-	failpoint.Here("handover.fenced")
-	if fatal := d.takeBack(); fatal != nil {
-		err = fmt.Errorf("%w; and what it left can't be taken back: %w", err, fatal)
+	fatal = d.within(takesBackIn, signals, func() error {
+		if err := s.Fence(err); err != nil {
+			return err
+		}
+		failpoint.Here("handover.fenced")
+		return d.takeBack()
+	})
+	if fatal != nil {
+		err = fmt.Errorf("%w; and the previous state can't be restored: %w", err, fatal)
 		answer(err)
 		return err
 	}
@@ -99,12 +113,37 @@ func (d *daemon) handOver(s *handoff.Successor, signals <-chan os.Signal) (fatal
 	return nil
 }
 
-// prepareHandOver comes to the moment when nothing is under way that would be
-// lost. It leaves the gate shut and accepting paused.
+// within runs a step during which this process answers no one. A step that
+// hangs, on a disk or an unreadable file, can't be interrupted. Then the
+// process exits as in a crash, and the next daemon restores its state. signals
+// may be nil. A signal to stop shortens the time for the step.
+func (d *daemon) within(limit time.Duration, signals <-chan os.Signal, step func() error) error {
+	done := make(chan error, 1)
+	go func() { done <- step() }()
+	timer := time.NewTimer(limit)
+	defer timer.Stop()
+	for {
+		select {
+		case err := <-done:
+			return err
+		case sig := <-signals:
+			d.pending = append(d.pending, sig)
+			if sig == unix.SIGTERM || sig == unix.SIGINT {
+				timer.Reset(min(limit, stopsIn))
+			}
+		case <-timer.C:
+			d.log.Error("the handover hangs and can't be reverted: this daemon exits, and the next one restores its state")
+			os.Exit(1)
+		}
+	}
+}
+
+// prepareHandOver waits for a moment without running requests that would be
+// lost. Afterwards the gate is shut and accepting is paused.
 func (d *daemon) prepareHandOver(s *handoff.Successor, u *upgrade, signals <-chan os.Signal) error {
 	for what, pair := range map[string][2]string{"data root": {s.DataRoot, d.cfg.DataRoot}, "exec root": {s.ExecRoot, d.cfg.ExecRoot}} {
 		if pair[0] != pair[1] {
-			return errdefs.ErrInvalidArgument.WithMessage(fmt.Sprintf("the new daemon has the %s %s, this one has %s: a takeover can't change it, stop and start the daemon instead", what, pair[0], pair[1]))
+			return errs.Invalid("the new daemon has the %s %s, this one has %s: a takeover can't change it, stop and start the daemon instead", what, pair[0], pair[1])
 		}
 	}
 	sockets, err := d.listeners.HandOver()
@@ -139,7 +178,7 @@ func (d *daemon) prepareHandOver(s *handoff.Successor, u *upgrade, signals <-cha
 			failpoint.Here("handover.paused")
 			return nil
 		}
-		// Something takes long: clients need not wait for it.
+		// An operation takes long. Let clients continue meanwhile.
 		d.gate.open(d.service.Handler())
 		d.listeners.Resume()
 		settle = min(2*settle, settleMost)
@@ -156,9 +195,9 @@ func (d *daemon) prepareHandOver(s *handoff.Successor, u *upgrade, signals <-cha
 	}
 }
 
-// calmDown waits until none of these requests is under way and each of these
-// containers was seen at rest. What begins meanwhile is not waited for: where
-// something always begins, that would never end.
+// calmDown waits until none of these requests is running, and each of these
+// containers was idle once. It does not wait for requests that begin meanwhile,
+// because under constant load that would never end.
 func (d *daemon) calmDown(these []request, containers []string, deadline time.Time, signals <-chan os.Signal) error {
 	tick := time.NewTicker(interruption)
 	defer tick.Stop()
@@ -178,11 +217,11 @@ func (d *daemon) calmDown(these []request, containers []string, deadline time.Ti
 			return nil
 		}
 		if time.Now().After(deadline) {
-			return errdefs.ErrUnavailable.WithMessage("the daemon is too busy to hand over, try again later or with more patience")
+			return errdefs.ErrUnavailable.WithMessage("the daemon is too busy to hand over, try again later or with a longer wait")
 		}
 		select {
 		case <-changed:
-		case <-tick.C: // containers tell nobody that they are busy no more
+		case <-tick.C: // containers send no event when they become idle
 		case sig := <-signals:
 			d.pending = append(d.pending, sig)
 			if sig == unix.SIGTERM || sig == unix.SIGINT {
@@ -192,9 +231,9 @@ func (d *daemon) calmDown(these []request, containers []string, deadline time.Ti
 	}
 }
 
-// giveUp closes what is exclusive and lets the successor have it. On an error
-// the successor may still be at it: it must be fenced before anything is taken
-// back.
+// giveUp closes what is exclusive and lets the successor take it. After an
+// error the successor may still be running: it must be fenced before anything
+// is taken back.
 func (d *daemon) giveUp(s *handoff.Successor) error {
 	clients, err := d.service.Retire(context.Background())
 	d.clients = clients
@@ -222,10 +261,11 @@ func (d *daemon) giveUp(s *handoff.Successor) error {
 		return err
 	}
 	failpoint.Here("handover.serving")
-	// Only the process that the service manager knows may name another.
+	// The service manager accepts the name of the new main process only from
+	// the present one.
 	d.tell(d.notify.Successor(s.Pid()))
 	if err := s.Released(); err != nil {
-		d.log.Warn("the successor was not told that it is alone", "error", err)
+		d.log.Warn("the successor could not be notified that the handover is complete", "error", err)
 	}
 	for _, c := range clients {
 		c.File.Close()
@@ -233,27 +273,29 @@ func (d *daemon) giveUp(s *handoff.Successor) error {
 	return nil
 }
 
-// takeBack makes this process the daemon again, as a start does: the files are
-// what the successor left.
+// takeBack makes this process the daemon again. It restores from the files as
+// at a start, because the successor may have changed them.
 func (d *daemon) takeBack() error {
+	// These files only inform users, so an error must not prevent managing the
+	// containers.
 	if err := d.lock.Rewrite(); err != nil {
-		return err
+		d.log.Warn("the lock file still names another process", "error", err)
 	}
 	if _, err := handoff.WritePidfile(d.cfg.PidfilePath()); err != nil {
-		return err
+		d.log.Warn("the pid file still names another process", "error", err)
 	}
 	if err := d.sayRoots(); err != nil {
-		d.log.Warn("commands will not find the containers while no daemon lives", "error", err)
+		d.log.Warn("commands will not find the containers while no daemon is running", "error", err)
 	}
-	next, err := compose(context.Background(), d.cfg, d.shim, d, d.log, start{handedOver: true, resume: d.service.Life(), keeper: d.keeper})
+	next, err := compose(context.Background(), d.cfg, d.shim, d, d.log, start{handedOver: true, resume: d.service.Life(), keeper: d.keeper, manager: d.manager})
 	if err != nil {
 		return err
 	}
-	// The retired one goes on for the streams that it serves.
+	// The retired service continues for the streams that it still serves.
 	go d.closeRetired(d.service, time.Now())
 	d.service = next
 	if err := next.Restore(context.Background()); err != nil {
-		return fmt.Errorf("restore what was there: %w", err)
+		return fmt.Errorf("restore containers and networks: %w", err)
 	}
 	if err := next.TakeClients(d.clients); err != nil {
 		d.log.Warn(err.Error())
@@ -264,8 +306,8 @@ func (d *daemon) takeBack() error {
 	return nil
 }
 
-// closeRetired closes a service that was retired in vain, once no stream of it
-// is left.
+// closeRetired closes a service that was retired for a failed handover, once it
+// serves no more streams.
 func (d *daemon) closeRetired(s service, since time.Time) {
 	d.gate.without(func(r *request) bool { return r.began.Before(since) })
 	if err := s.Close(); err != nil {
@@ -273,9 +315,9 @@ func (d *daemon) closeRetired(s service, since time.Time) {
 	}
 }
 
-// linger serves what is still open of this process's connections, as long as
-// there are any and a daemon lives: streams go on from files and from the
-// shims, and a new request on an old connection is answered by the daemon.
+// linger serves the remaining connections of this process while there are any
+// and a daemon is running. Streams continue from files and from the shims. A
+// new request on an old connection is forwarded to the daemon.
 func (d *daemon) linger(s *handoff.Successor, signals <-chan os.Signal) {
 	d.leaving.Store(true)
 	d.keeper.Close()
@@ -290,7 +332,8 @@ func (d *daemon) linger(s *handoff.Successor, signals <-chan os.Signal) {
 		cancel()
 	}()
 	go func() {
-		// What was meant for the daemon while it handed over is the new one's.
+		// Signals received during the handover were meant for the daemon, which
+		// is now the successor.
 		for _, sig := range d.pending {
 			_ = s.Signal(sig.(unix.Signal))
 		}
@@ -313,8 +356,8 @@ func (d *daemon) linger(s *handoff.Successor, signals <-chan os.Signal) {
 	s.Close()
 }
 
-// meet announces this process to the daemon that lives. Where there is none it
-// returns nil.
+// meet announces this process to the running daemon. It returns nil if there is
+// none.
 func (d *daemon) meet(ctx context.Context) (*handoff.Predecessor, error) {
 	p, err := handoff.Meet(ctx, d.cfg.DataRoot, d.cfg.ExecRoot, version.Version)
 	if errdefs.IsNotFound(err) {
@@ -329,13 +372,13 @@ func (d *daemon) meet(ctx context.Context) (*handoff.Predecessor, error) {
 	return p, nil
 }
 
-// take waits until everything is this process's.
+// take waits until everything belongs to this process.
 func (d *daemon) take(p *handoff.Predecessor) ([]engine.PendingClient, error) {
 	given, err := p.Take(func(what []string) {
-		d.log.Info("The old daemon waits for requests under way", "requests", strings.Join(what, ", "))
+		d.log.Info("The old daemon waits for running requests", "requests", strings.Join(what, ", "))
 	})
 	if errors.Is(err, handoff.ErrDied) {
-		d.log.Warn("the old daemon died while it handed over: going on with what it left")
+		d.log.Warn("the old daemon died during the handover: restoring its state")
 		err = nil
 	}
 	if err != nil {
@@ -355,12 +398,12 @@ func (d *daemon) take(p *handoff.Predecessor) ([]engine.PendingClient, error) {
 	return clients, nil
 }
 
-// restoreTaken restores everything before a single connection is accepted, so
-// that until the end the old daemon can go on as if nothing had been.
+// restoreTaken restores everything before the first connection is accepted. So
+// until the end the old daemon can continue as if nothing had happened.
 func (d *daemon) restoreTaken(p *handoff.Predecessor, clients []engine.PendingClient) error {
 	failpoint.Here("takeover.composed")
 	if err := d.service.Restore(context.Background()); err != nil {
-		return fmt.Errorf("restore what was there: %w", err)
+		return fmt.Errorf("restore containers and networks: %w", err)
 	}
 	failpoint.Here("takeover.restored")
 	if err := p.Ready(); err != nil && !errors.Is(err, handoff.ErrDied) {
@@ -374,5 +417,5 @@ func (d *daemon) restoreTaken(p *handoff.Predecessor, clients []engine.PendingCl
 }
 
 func unavailable(format string, args ...any) error {
-	return errdefs.ErrUnavailable.WithMessage(fmt.Sprintf(format, args...))
+	return errs.Unavailable(format, args...)
 }

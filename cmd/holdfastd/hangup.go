@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package main
 
 import (
@@ -5,18 +7,19 @@ import (
 	"time"
 )
 
-// How long a stop waits: for requests under way, and for the first word of a
-// client that has connected and asked nothing yet.
+// How long a stop waits: for running requests, and for the first bytes of a
+// client that has connected but sent nothing yet.
 const (
 	requestGrace = 2 * time.Second
 	silentGrace  = 200 * time.Millisecond
 )
 
-// hangUp ends the API: no new connections, then every stream, then what is
-// left of the requests.
+// hangUp ends the API: it stops accepting connections, then ends every stream,
+// then the remaining requests.
 func (d *daemon) hangUp() {
 	d.endRequests()
-	// http.Server.Shutdown would wait for silent connections as for requests.
+	// http.Server.Shutdown would wait for silent connections as it waits for
+	// requests.
 	timer := time.AfterFunc(silentGrace, d.gate.closeSilent)
 	defer timer.Stop()
 	ctx, cancel := context.WithTimeout(context.Background(), requestGrace)

@@ -1,9 +1,12 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package main
 
 import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
 	"os"
@@ -13,10 +16,12 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"holdfast/internal/config"
 )
 
-// output runs holdfastd with arguments that make it print and end.
+// output runs holdfastd with arguments that make it print and exit.
 func output(t *testing.T, args ...string) (code int, stdout, stderr string) {
 	t.Helper()
 	outs := [2]*os.File{}
@@ -137,6 +142,55 @@ func (f *fake) Reloaders() []config.Reloader {
 
 func (f *fake) Running() int { return 1 }
 
+// The journal adds the time itself, and expects the priority at the beginning
+// of the line.
+func TestJournalGetsPrioritiesAndNoSecondTime(t *testing.T) {
+	f, err := os.Create(filepath.Join(t.TempDir(), "journal"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	var st unix.Stat_t
+	if err := unix.Fstat(int(f.Fd()), &st); err != nil {
+		t.Fatal(err)
+	}
+	write := func() {
+		log := newLogger(f, &config.Config{LogLevel: "debug"}, new(slog.LevelVar))
+		log.Debug("a")
+		log.Info("b", "time", "noon")
+		log.With("c", 1).Warn("d")
+		log.Error("e")
+		log.Log(t.Context(), levelFatal, "f")
+	}
+	t.Setenv("JOURNAL_STREAM", fmt.Sprintf("%d:%d", st.Dev, st.Ino))
+	write()
+	got, err := os.ReadFile(f.Name())
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := `<7>level=debug msg=a
+<6>level=info msg=b time=noon
+<4>level=warning msg=d c=1
+<3>level=error msg=e
+<2>level=fatal msg=f
+`
+	if string(got) != want {
+		t.Errorf("got\n%swant\n%s", got, want)
+	}
+	// If standard error was redirected, the variable refers to another stream.
+	t.Setenv("JOURNAL_STREAM", fmt.Sprintf("%d:%d", st.Dev, st.Ino+1))
+	if err := f.Truncate(0); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := f.Seek(0, 0); err != nil {
+		t.Fatal(err)
+	}
+	write()
+	if got, _ := os.ReadFile(f.Name()); !strings.HasPrefix(string(got), "time=") {
+		t.Errorf("got\n%s", got)
+	}
+}
+
 func TestReloadTakesTheFileOrLeavesEverythingAsItWas(t *testing.T) {
 	path := write(t, `{"mtu": 1400}`)
 	flags, cfg := load(t, "--config-file", path)
@@ -188,7 +242,7 @@ func TestStackDumpShowsEveryGoroutine(t *testing.T) {
 		t.Errorf("%v %s", err, b)
 	}
 	if _, err := dumpStacks(filepath.Join(dir, "none"), time.Now()); err == nil {
-		t.Error("no error without a folder")
+		t.Error("no error without a directory")
 	}
 }
 

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package main
 
 import (
@@ -28,28 +30,28 @@ import (
 	"holdfast/internal/version"
 )
 
-// observerFD is the descriptor on which an observer hears from the command that
+// observerFD is the descriptor of an observer's connection to the command that
 // started it: a socket of type SOCK_SEQPACKET. The observer's first message is
-// empty but for one byte when it is ready, and says otherwise why it is not.
-// Every message to it brings one end of a socket pair, a connection to the API.
-// It ends with the socket.
+// a single byte if it is ready, and otherwise gives the reason. Every message
+// to the observer carries one end of a socket pair, which is a connection to
+// the API. When the socket is closed the observer exits.
 const observerFD = 3
 
 // First bytes of the observer's first message.
 const (
 	observerReady   = '+'
-	observerUnknown = '?' // no daemon of ours served that socket: nothing to observe
-	observerFailed  = '-' // a text follows
+	observerUnknown = '?' // no daemon of Holdfast served that socket: nothing to observe
+	observerFailed  = '-' // a message follows
 )
 
 // observe serves the API to one command, from the files and the shims.
 func observe(args []string) int {
 	flags := flag.NewFlagSet("observe", flag.ContinueOnError)
 	flags.SetOutput(io.Discard)
-	socket := flags.String("socket", "", "path of the API's socket that nobody answers on")
+	socket := flags.String("socket", "", "path of the API's socket on which no daemon answers")
 	execRoot := flags.String("exec-root", "", "the daemon's exec root; empty: found by the socket")
 	if err := flags.Parse(args); err != nil || *socket == "" || flags.NArg() > 0 {
-		fmt.Fprintln(os.Stderr, "holdfastd observe is started by holdfast when no daemon answers, and by nobody else")
+		fmt.Fprintln(os.Stderr, "holdfastd observe can only be started by holdfast, when no daemon answers")
 		return 125
 	}
 	control := os.NewFile(observerFD, "control")
@@ -63,19 +65,20 @@ func observe(args []string) int {
 		return 1
 	}
 	if _, err := control.Write([]byte{observerReady}); err != nil {
-		return 1 // the command has gone
+		return 1 // the command has ended
 	}
 	server := &http.Server{
 		Handler: handler, Protocols: new(http.Protocols),
 		ErrorLog: slog.NewLogLogger(slog.DiscardHandler, slog.LevelError),
 	}
 	server.Protocols.SetHTTP1(true)
-	// Nobody is left to be told of an error: the command has ended.
+	// The command has ended, so no one can receive an error.
 	_ = server.Serve(&passedConns{control})
 	return 0
 }
 
-// composeObserver puts an engine together that observes, and the API on it.
+// composeObserver builds an engine that only observes, and the API on top of
+// it.
 func composeObserver(socket, execRoot string) (http.Handler, error) {
 	roots, err := findRoots(socket, execRoot)
 	if err != nil {
@@ -94,7 +97,8 @@ func composeObserver(socket, execRoot string) (http.Handler, error) {
 	if err != nil {
 		return nil, err
 	}
-	// What is said goes to the terminal of a user who asked for something else.
+	// The log goes to the terminal of a user who runs another command, so it
+	// contains only errors.
 	log := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelError}))
 	o := engine.NewObserver(engine.Deps{
 		Store: files, Shims: guest{}, Networks: nets, Lives: lives,
@@ -111,9 +115,9 @@ func composeObserver(socket, execRoot string) (http.Handler, error) {
 	}), nil
 }
 
-// findRoots finds where the daemon that served a socket keeps things. It asks
-// the folder of the socket, then the folders of this host's configuration.
-// ErrNotFound: it was no daemon of ours.
+// findRoots finds the roots of the daemon that served a socket. It looks in the
+// directory of the socket, then in the roots of this host's configuration.
+// ErrNotFound: no daemon of Holdfast has served it.
 func findRoots(socket, execRoot string) (store.Roots, error) {
 	socket, err := filepath.Abs(socket)
 	if err != nil {
@@ -141,7 +145,7 @@ func findRoots(socket, execRoot string) (store.Roots, error) {
 	if err == nil && serves(roots.Sockets) || err != nil && !errdefs.IsNotFound(err) {
 		return roots, err
 	}
-	// After a reboot the exec root is empty, and the data root is not.
+	// After a reboot the exec root is empty, but the data root is not.
 	if serves(unixPaths(cfg.Addresses())) {
 		if _, err := os.Stat(filepath.Join(cfg.DataRoot, "containers")); err == nil {
 			return store.Roots{DataRoot: cfg.DataRoot, ExecRoot: cfg.ExecRoot}, nil
@@ -150,7 +154,7 @@ func findRoots(socket, execRoot string) (store.Roots, error) {
 	return store.Roots{}, fmt.Errorf("no daemon of Holdfast has served %s: %w", socket, errdefs.ErrNotFound)
 }
 
-// sayRoots leaves word for observers.
+// sayRoots records where the roots are, for observers.
 func (d *daemon) sayRoots() error {
 	var shown []string
 	for _, l := range d.listeners.All() {
@@ -161,24 +165,48 @@ func (d *daemon) sayRoots() error {
 	})
 }
 
-// share gives whoever may use the API's socket what an observer needs.
+// share gives the group of the API's socket access to the files that an
+// observer needs. It closes the roots to all other users, except that a socket
+// in the exec root may be open to them.
 func (d *daemon) share() error {
-	group := 0
+	var paths []string
 	for _, l := range d.listeners.All() {
-		path, ok := strings.CutPrefix(l.Shown(), "unix://")
-		if !ok {
-			continue
-		}
-		var st unix.Stat_t
-		if err := unix.Stat(path, &st); err == nil && st.Gid != 0 && st.Mode&0o020 != 0 {
-			group = int(st.Gid)
-			break
+		if path, ok := strings.CutPrefix(l.Shown(), "unix://"); ok {
+			paths = append(paths, path)
 		}
 	}
-	return store.Share(d.cfg.DataRoot, d.cfg.ExecRoot, group)
+	return store.Share(d.cfg.DataRoot, d.cfg.ExecRoot, accessOf(paths, d.cfg.ExecRoot))
 }
 
-// unixPaths are the paths of those addresses that are Unix sockets.
+// accessOf derives from the API's sockets which group gets access to the
+// containers' files, and whether other users must be able to pass through the
+// exec root.
+func accessOf(sockets []string, execRoot string) (a store.Access) {
+	const groupMayConnect, othersMayConnect = 0o020, 0o002
+	for _, path := range sockets {
+		var st unix.Stat_t
+		if unix.Stat(path, &st) != nil {
+			continue
+		}
+		group := int(st.Gid)
+		if group != 0 && st.Mode&groupMayConnect != 0 && a.Group == 0 {
+			a.Group = group
+		}
+		foreign := group != 0 && group != a.Group && st.Mode&groupMayConnect != 0
+		if (st.Mode&othersMayConnect != 0 || foreign) && below(path, execRoot) {
+			a.Everyone = true
+		}
+	}
+	return a
+}
+
+// below reports whether a path is a directory or below it.
+func below(path, dir string) bool {
+	rel, err := filepath.Rel(dir, path)
+	return err == nil && rel != ".." && !strings.HasPrefix(rel, "../")
+}
+
+// unixPaths returns the paths of the addresses that are Unix sockets.
 func unixPaths(addresses []string) []string {
 	paths := []string{}
 	for _, a := range addresses {
@@ -191,10 +219,10 @@ func unixPaths(addresses []string) []string {
 	return paths
 }
 
-// passedConns is a listener whose connections come as descriptors.
+// passedConns is a listener that receives its connections as descriptors.
 type passedConns struct{ control *os.File }
 
-// Accept waits for the next connection; io.EOF when there will be none.
+// Accept waits for the next connection. io.EOF means that there will be none.
 func (l *passedConns) Accept() (net.Conn, error) {
 	raw, err := l.control.SyscallConn()
 	if err != nil {
@@ -230,8 +258,8 @@ func (l *passedConns) Accept() (net.Conn, error) {
 	return net.FileConn(f)
 }
 
-// Close ends it.
+// Close closes the control socket.
 func (l *passedConns) Close() error { return l.control.Close() }
 
-// Addr is a formality.
+// Addr is required by net.Listener and has no meaning.
 func (l *passedConns) Addr() net.Addr { return &net.UnixAddr{Net: "unix"} }

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package main
 
 import (
@@ -11,20 +13,21 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// The processes of a container whose shim was killed get another parent: the
-// daemon, if it lives, and else the host's first process, which may be one that
-// never asks for its children. That would matter: a container's first process
-// does not end before all others of its pid namespace are reaped. And a first
-// process that is not reaped at once keeps its exit code for the next shim, on
-// any kernel.
+// When a shim is killed, the processes of its container get another parent: the
+// daemon if it is running, else the host's first process, which may never reap
+// its children. That matters, because a container's first process does not end
+// before all others of its pid namespace are reaped. The first process itself
+// is not reaped at once: as a zombie it keeps its exit code for the next shim,
+// on any kernel.
 
-// orphanTime is how long a child that has ended may wait for whoever knows it.
+// orphanTime is how long an ended child is left for another part of the daemon
+// to reap.
 const orphanTime = 10 * time.Second
 
-// reapOrphans makes the daemon the parent of orphans, and waits for them.
+// reapOrphans makes the daemon the parent of orphans, and reaps them.
 func reapOrphans(log *slog.Logger) {
 	if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); err != nil {
-		log.Warn("orphans of killed shims go to the host's first process", "error", err)
+		log.Warn("the daemon can't become the parent of orphaned processes: those of killed shims go to the host's first process", "error", err)
 		return
 	}
 	ended := make(chan os.Signal, 1)
@@ -45,9 +48,9 @@ func reapOrphans(log *slog.Logger) {
 	}()
 }
 
-// sweepOrphans reaps what nobody else will: at once a process of a container
-// that is not its first, and after a while whatever is left. seen is since when
-// others wait.
+// sweepOrphans reaps children that no other part of the daemon waits for: at
+// once a container's process that is not its first, and any other after
+// orphanTime. seen has the times since when others wait.
 func sweepOrphans(seen map[int]time.Time, now time.Time) {
 	there := map[int]bool{}
 	for _, pid := range children() {
@@ -73,7 +76,7 @@ func sweepOrphans(seen map[int]time.Time, now time.Time) {
 	}
 }
 
-// children are the daemon's, of all its threads.
+// children returns the pids of the daemon's children, of all its threads.
 func children() []int {
 	tasks, err := os.ReadDir("/proc/self/task")
 	if err != nil {
@@ -94,8 +97,8 @@ func children() []int {
 	return pids
 }
 
-// zombieOf tells of a child whether it has ended, in how many pid namespaces
-// it is, and its number in the innermost.
+// zombieOf returns whether a child has ended, the number of pid namespaces that
+// it is in, and its pid in the innermost one.
 func zombieOf(pid int) (zombie bool, depth, inner int) {
 	b, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/status")
 	if err != nil {

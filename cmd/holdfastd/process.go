@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package main
 
 import (
@@ -15,11 +17,11 @@ import (
 	"holdfast/internal/handoff"
 )
 
-// settle makes the process what a daemon is, before anything is started.
+// settle sets the process's properties before anything is started.
 func settle(cfg *config.Config, log *slog.Logger) {
 	syscall.Umask(0o022)
-	// net/http and what starts from here read proxies from the environment;
-	// the configuration is stronger than what was there.
+	// net/http and child processes read the proxies from the environment. The
+	// configuration takes precedence over the inherited values.
 	for name, value := range map[string]string{"HTTP_PROXY": cfg.HTTPProxy, "HTTPS_PROXY": cfg.HTTPSProxy, "NO_PROXY": cfg.NoProxy} {
 		if value != "" {
 			os.Setenv(name, value)
@@ -32,7 +34,7 @@ func settle(cfg *config.Config, log *slog.Logger) {
 	}
 }
 
-// findShim is the path of holdfast-shim: as configured, or beside this
+// findShim returns the path of holdfast-shim: as configured, or beside this
 // executable.
 func findShim(cfg *config.Config) (string, error) {
 	path := cfg.Shim
@@ -49,8 +51,8 @@ func findShim(cfg *config.Config) (string, error) {
 	return path, nil
 }
 
-// tlsFiles are the configured files, or those in $DOCKER_CERT_PATH or
-// ~/.docker, as dockerd has it.
+// tlsFiles returns the configured files, or those in $DOCKER_CERT_PATH or
+// ~/.docker, as in dockerd.
 func tlsFiles(cfg *config.Config) handoff.TLSFiles {
 	dir := os.Getenv("DOCKER_CERT_PATH")
 	if dir == "" {
@@ -72,7 +74,7 @@ func tlsFiles(cfg *config.Config) handoff.TLSFiles {
 	}
 }
 
-// dumpStacks writes what every goroutine does to a file in dir.
+// dumpStacks writes the stacks of all goroutines to a file in dir.
 func dumpStacks(dir string, now time.Time) (string, error) {
 	buf := make([]byte, 1<<20)
 	for {

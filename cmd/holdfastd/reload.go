@@ -1,7 +1,10 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"strings"
@@ -12,10 +15,10 @@ import (
 	"holdfast/internal/config"
 )
 
-// reload takes the file again. Whatever is wrong with it leaves the daemon as
-// it is. Only the main loop calls it.
+// reload reads the configuration again and applies it. If anything in it is
+// wrong, the daemon stays as it is. Only the main loop calls it.
 func (d *daemon) reload(ctx context.Context) (daemonapi.Plan, error) {
-	if d.ready { // before, there is nothing to be ready again from
+	if d.ready { // before that, READY=1 would come too early
 		d.tell(d.notify.Reloading())
 	}
 	status := "ready"
@@ -31,13 +34,13 @@ func (d *daemon) reload(ctx context.Context) (daemonapi.Plan, error) {
 }
 
 func (d *daemon) takeConfig(ctx context.Context) (daemonapi.Plan, error) {
-	loaded, err := config.Load(d.flags, os.ReadFile)
+	loaded, err := loadConfig(d.flags)
 	if err != nil {
 		return daemonapi.Plan{}, invalid(err)
 	}
-	plan := d.planOf(loaded)
+	plan := d.planOf(loaded, nil)
 	next, left := config.TakeLive(d.cfg, loaded)
-	parts := append([]config.Reloader{d.reloadLog()}, d.service.Reloaders()...)
+	parts := append([]config.Reloader{d.reloadLog(), d.reloadGuard()}, d.service.Reloaders()...)
 	if err := config.Reload(ctx, parts, d.cfg, next); err != nil {
 		return daemonapi.Plan{}, err
 	}
@@ -60,20 +63,23 @@ func (d *daemon) takeConfig(ctx context.Context) (daemonapi.Plan, error) {
 	return plan, nil
 }
 
-func (d *daemon) planOf(next *config.Config) daemonapi.Plan {
-	return daemonapi.Plan{File: next.ConfigFile, Changes: config.Plan(d.cfg, next, d.service.Running())}
+// planOf returns the effect of each change. unusable is the reason why next
+// can't be used, or nil.
+func (d *daemon) planOf(next *config.Config, unusable error) daemonapi.Plan {
+	return daemonapi.Plan{File: next.ConfigFile, Changes: config.Plan(d.cfg, next, d.service.Running(), unusable)}
 }
 
-// PlanReload and Reload are for the API; the main loop does them, as it does a
-// signal.
+// PlanReload and Reload serve the API. They run in the main loop, like a reload
+// by a signal.
 func (d *daemon) PlanReload(ctx context.Context) (plan daemonapi.Plan, err error) {
 	return d.inLoop(ctx, func(context.Context) (daemonapi.Plan, error) {
 		next, err := config.Read(d.flags, os.ReadFile)
 		if err != nil {
 			return daemonapi.Plan{}, invalid(err)
 		}
-		plan := d.planOf(next)
-		if err := next.Refused(); err != nil {
+		bad := usable(next)
+		plan := d.planOf(next, bad)
+		if err := errors.Join(next.Refused(), bad); err != nil {
 			plan.Error = err.Error()
 		}
 		return plan, nil
@@ -84,14 +90,14 @@ func (d *daemon) Reload(ctx context.Context) (daemonapi.Plan, error) {
 	return d.inLoop(ctx, d.reload)
 }
 
-// inLoop lets the main loop do something, and waits for it or for the client's
-// patience to end.
+// inLoop runs a function in the main loop, and waits for it or for the end of
+// ctx.
 func (d *daemon) inLoop(ctx context.Context, do func(context.Context) (daemonapi.Plan, error)) (daemonapi.Plan, error) {
 	type answer struct {
 		plan daemonapi.Plan
 		err  error
 	}
-	answers := make(chan answer, 1) // who asked may be gone
+	answers := make(chan answer, 1) // the caller may have left
 	task := func(ctx context.Context) {
 		plan, err := do(ctx)
 		answers <- answer{plan, err}
@@ -109,7 +115,7 @@ func (d *daemon) inLoop(ctx context.Context, do func(context.Context) (daemonapi
 	}
 }
 
-// invalid makes an error one of what was given to the daemon.
+// invalid marks an error as caused by the input.
 func invalid(err error) error {
 	return errdefs.ErrInvalidArgument.WithMessage(err.Error())
 }

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package main
 
 import (
@@ -13,48 +15,55 @@ import (
 	"sync/atomic"
 	"time"
 
-	"holdfast/internal/api/wire"
+	"golang.org/x/sys/unix"
+
+	"holdfast/internal/api/guard"
 	"holdfast/internal/config"
 	"holdfast/internal/engine"
 	"holdfast/internal/failpoint"
 	"holdfast/internal/handoff"
+	"holdfast/internal/handoff/systemd"
+	"holdfast/internal/store"
 	"holdfast/internal/version"
 )
 
-// service is what the daemon serves: the engine behind its API. compose makes
-// it.
+// service is what the daemon serves: the engine and its API. compose builds it.
 type service interface {
-	// Handler answers reads from the moment that it is called.
+	// Handler answers reads as soon as it is returned.
 	Handler() http.Handler
-	// Restore finds out what became of everything while no daemon lived, and
-	// takes it up again. An error means that nothing should be managed; what
-	// runs is left running.
+	// Restore finds the state of all objects after a time without a daemon, and
+	// manages them again. After an error nothing must be managed; running
+	// containers are left running.
 	Restore(ctx context.Context) error
-	// Running is how many containers run.
+	// Running returns the number of running containers.
 	Running() int
-	// Busy names what is being done that must not be interrupted.
+	// Busy names the operations that must not be interrupted.
 	Busy() []string
-	// Retire closes what only one process may have open, and gives the clients
-	// that are this process's alone. From then on requests that only follow go
-	// on, and no other may come. After an error too, only Close is left.
+	// Retire closes what only one process may have open, and returns the
+	// clients that only this process holds. After that, requests that only
+	// follow continue, and no others may be made. After an error, too, only
+	// Close may be called.
 	Retire(ctx context.Context) ([]engine.PendingClient, error)
-	// TakeClients takes over what a Retire gave, after Restore.
+	// TakeClients takes over the clients that a Retire has returned. It is
+	// called after Restore.
 	TakeClients([]engine.PendingClient) error
 	// Life is the number of this daemon's life.
 	Life() uint64
-	// Reloaders take a new configuration, in this order.
+	// Reloaders apply a new configuration, in this order.
 	Reloaders() []config.Reloader
-	// Shutdown ends what is to end with the daemon: with live-restore nothing,
-	// without it every container, by its stop signal and in its time.
-	Shutdown(ctx context.Context) error
-	// Close lets go of files, after the last request.
+	// Shutdown stops what must not outlive the daemon: nothing with
+	// live-restore, otherwise every container, with its stop signal and
+	// time-out. hostToo means that the host shuts down as well, which ends all
+	// containers anyway.
+	Shutdown(ctx context.Context, hostToo bool) error
+	// Close closes files, after the last request.
 	Close() error
 }
 
 // daemon is a running holdfastd.
 type daemon struct {
 	flags  *config.Flags
-	cfg    *config.Config // only the main loop writes it
+	cfg    *config.Config // written only by the main loop
 	log    *slog.Logger
 	level  *slog.LevelVar
 	notify *handoff.Notifier
@@ -62,34 +71,36 @@ type daemon struct {
 	service   service
 	listeners *handoff.Listeners
 	server    *http.Server
-	// requests ends when requests are to end: streams that go on for ever
-	// hang on it.
+	// requests ends when requests must end. Endless streams watch it.
 	requests    context.Context
 	endRequests context.CancelFunc
 	gate        *gate
-	failed      chan error                 // from a listener that broke
-	tasks       chan func(context.Context) // for the main loop, from the API
-	ready       bool                       // and the service manager knows it
+	guard       *guard.Guard
+	failed      chan error                 // error of a listener
+	tasks       chan func(context.Context) // functions that the API runs in the main loop
+	ready       bool                       // the service manager knows that the daemon is ready
 
 	// For a handover; see handover.go and upgrade.go.
 	inherited *handoff.Inherited
 	keeper    *handoff.Keeper
+	manager   *systemd.Manager // nil without systemd
 	lock      *handoff.Lock
 	pidfile   *handoff.Pidfile
-	control   *handoff.Control // nil: no other daemon can take over
+	control   *handoff.Control // nil if no other daemon can take over
 	shim      string
-	binary    string   // that this process was started from
-	environ   []string // that it was started with
+	binary    string   // path from which this process was started
+	environ   []string // environment with which it was started
 	leaving   atomic.Bool
+	away      atomic.Bool // the main loop hands over or stops, which may take long
 	upgrades  upgrades
-	clients   []engine.PendingClient // while they are handed over
-	pending   []os.Signal            // that came meanwhile
+	clients   []engine.PendingClient // clients that are being handed over
+	pending   []os.Signal            // signals received meanwhile
 	status    string                 // shown by the service manager
 }
 
-// serve runs the daemon until a signal ends it. The order is that of every
-// start, after a clean stop or after a crash: lock, read what is on disk,
-// listen and answer, find out what runs, say ready.
+// serve runs the daemon until a signal ends it. Every start has the same order,
+// after a clean stop and after a crash: lock, read the files, listen and
+// answer, find out what runs, report ready.
 func serve(flags *config.Flags, cfg *config.Config) error {
 	if os.Geteuid() != 0 {
 		return errors.New("holdfastd needs to be started with root privileges")
@@ -99,6 +110,9 @@ func serve(flags *config.Flags, cfg *config.Config) error {
 		gate: newGate(), environ: os.Environ(), status: "ready",
 	}
 	d.notify = handoff.NewNotifier()
+	if d.notify.Listens() {
+		d.manager = systemd.Find()
+	}
 	d.binary, _ = os.Executable()
 	d.log = newLogger(os.Stderr, cfg, d.level)
 	d.keeper = handoff.NewKeeper(d.notify, d.log)
@@ -122,7 +136,13 @@ func serve(flags *config.Flags, cfg *config.Config) error {
 			return err
 		}
 	}
-	if err := d.begin(before); err != nil {
+	begun := make(chan struct{})
+	if before != nil {
+		go d.heedWhile(begun, signals, before)
+	}
+	err = d.begin(before)
+	close(begun)
+	if err != nil {
 		if before != nil {
 			before.Failed(err)
 		}
@@ -142,17 +162,42 @@ func serve(flags *config.Flags, cfg *config.Config) error {
 		failpoint.Here("takeover.serving")
 		before.Serving()
 	}
-	// The service manager hears the process that it knows, which a successor is
-	// only now.
+	// The service manager accepts messages only from the main process, which a
+	// successor becomes only now.
 	if err := d.listeners.Store(d.notify, d.inherited); err != nil {
-		d.log.Warn("the service manager keeps no copies of the sockets: requests during a restart will be refused", "error", err)
+		d.log.Warn("the service manager could not store the sockets: requests during a restart will be refused", "error", err)
 	}
 	d.keeper.Open()
-	return d.loop(signals, started, before != nil, grown)
+	err = d.loop(signals, started, before != nil, grown)
+	if err != nil {
+		// After a failure, closing may hang too.
+		time.AfterFunc(endsIn, func() { os.Exit(1) })
+	}
+	return err
 }
 
-// begin does what comes before the first connection is accepted. A successor
-// restores in it, and leaves all files as they are when it fails.
+// endsIn is how long a failed daemon may take to exit.
+const endsIn = 15 * time.Second
+
+// heedWhile ends a successor that is asked to stop before it has become the
+// daemon. The old daemon, or the next one, completes what it has begun.
+func (d *daemon) heedWhile(begun <-chan struct{}, signals <-chan os.Signal, before *handoff.Predecessor) {
+	for {
+		select {
+		case <-begun:
+			return
+		case s := <-signals:
+			if s == unix.SIGTERM || s == unix.SIGINT {
+				d.log.Info(fmt.Sprintf("Processing signal '%s' before the takeover is done", s))
+				before.Failed(unavailable("the new daemon was asked to stop"))
+				os.Exit(1)
+			}
+		}
+	}
+}
+
+// begin runs before the first connection is accepted. In a successor it also
+// restores, and if it fails it leaves all files as they are.
 func (d *daemon) begin(before *handoff.Predecessor) (err error) {
 	var undo []func()
 	defer func() {
@@ -166,7 +211,7 @@ func (d *daemon) begin(before *handoff.Predecessor) (err error) {
 	var clients []engine.PendingClient
 	if before != nil {
 		clients, err = d.take(before)
-	} else {
+	} else if err = store.CheckForeign(d.cfg.DataRoot); err == nil {
 		d.lock, err = handoff.Acquire(ctx, d.cfg.DataRoot, d.cfg.ExecRoot)
 	}
 	if err != nil {
@@ -181,7 +226,7 @@ func (d *daemon) begin(before *handoff.Predecessor) (err error) {
 	for _, w := range d.cfg.Warnings() {
 		d.log.Warn(w)
 	}
-	if d.service, err = compose(ctx, d.cfg, d.shim, d, d.log, start{handedOver: before != nil, keeper: d.keeper}); err != nil {
+	if d.service, err = compose(ctx, d.cfg, d.shim, d, d.log, start{handedOver: before != nil, keeper: d.keeper, manager: d.manager}); err != nil {
 		return err
 	}
 	undo = append(undo, func() { _ = d.service.Close() })
@@ -192,7 +237,7 @@ func (d *daemon) begin(before *handoff.Predecessor) (err error) {
 	if before == nil {
 		return nil
 	}
-	d.listeners.Keep() // until this process is the daemon they are the other's
+	d.listeners.Keep() // until the handover is complete they belong to the old daemon
 	if err := d.restoreTaken(before, clients); err != nil {
 		return err
 	}
@@ -200,8 +245,8 @@ func (d *daemon) begin(before *handoff.Predecessor) (err error) {
 	return nil
 }
 
-// listen opens the sockets, or takes them from a predecessor. Connections wait
-// in them.
+// listen opens the sockets, or takes them over from a predecessor. Connections
+// wait in their backlog.
 func (d *daemon) listen(before *handoff.Predecessor) error {
 	var conf *tls.Config
 	if d.cfg.UseTLS() {
@@ -223,7 +268,7 @@ func (d *daemon) listen(before *handoff.Predecessor) error {
 		return err
 	}
 	if err := errors.Join(d.sayRoots(), d.share()); err != nil {
-		d.log.Warn("commands will not find the containers while no daemon lives", "error", err)
+		d.log.Warn("commands will not find the containers while no daemon is running", "error", err)
 	}
 
 	if d.control, err = handoff.ListenControl(context.Background(), d.cfg.ExecRoot, control, d.log); err != nil {
@@ -232,28 +277,36 @@ func (d *daemon) listen(before *handoff.Predecessor) error {
 	return nil
 }
 
-// serveAPI starts to accept and to answer.
+// maxHead bounds the head of a request, in bytes. The credentials of some dozen
+// registries fit into it.
+const maxHead = 256 << 10
+
+// serveAPI starts to accept connections and to answer requests.
 func (d *daemon) serveAPI() {
 	d.requests, d.endRequests = context.WithCancel(context.Background())
 	d.gate.open(d.service.Handler())
+	// The guard is in front of the gate, because requests forwarded to a
+	// successor arrive there over a Unix socket.
+	d.guard = guard.New(d.gate, d.guardRules(d.cfg), d.log)
 	d.server = &http.Server{
-		Handler: giveBackMemory(d.gate),
-		// A client may think between its head's first and last byte, but not
-		// for ever; bodies and answers are streams without a limit.
-		ReadHeaderTimeout: 5 * time.Minute,
+		Handler: giveBackMemory(d.guard),
+		// A client may pause within a head, but not for ever. Bodies and
+		// answers are streams without a limit.
+		ReadHeaderTimeout: time.Minute,
 		IdleTimeout:       10 * time.Minute,
+		MaxHeaderBytes:    maxHead,
 		BaseContext:       func(net.Listener) context.Context { return d.requests },
 		ErrorLog:          slog.NewLogLogger(d.log.Handler(), slog.LevelDebug),
 		Protocols:         new(http.Protocols),
 		ConnState:         d.gate.track,
-		ConnContext:       wire.WithConn,
+		ConnContext:       withConn,
 	}
 	d.server.Protocols.SetHTTP1(true)
 	accept := func(l net.Listener, address string) {
 		if err := d.server.Serve(l); err != nil && !errors.Is(err, http.ErrServerClosed) && !d.leaving.Load() {
 			select {
 			case d.failed <- fmt.Errorf("serve the API on %s: %w", address, err):
-			default: // one is enough to end the daemon
+			default: // one error is enough to end the daemon
 			}
 		}
 	}
@@ -263,18 +316,20 @@ func (d *daemon) serveAPI() {
 	}
 	if d.control != nil {
 		go d.control.Serve()
-		go func() { _ = d.server.Serve(d.control.Forwarded) }() // it ends with the control
+		go func() { _ = d.server.Serve(d.control.Forwarded) }() // it ends when the control is closed
 	}
 }
 
-// loop lives the daemon's life between the start and the end.
-// grown is called at the end of the start.
+// loop is the main loop between the start and the end. grown is called at the
+// end of the start.
 func (d *daemon) loop(signals <-chan os.Signal, started time.Time, isRestored bool, grown func()) error {
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
 	main, noMore := context.WithCancel(ctx)
 	defer noMore()
-	go d.notify.Watch(main)
+	go d.notify.Watch(main, d.works, func(err error) {
+		d.log.Error("the daemon is not working: the service manager's watchdog is not notified", "error", err)
+	})
 	restored := make(chan error, 1)
 	if isRestored {
 		restored <- nil
@@ -295,7 +350,7 @@ func (d *daemon) loop(signals <-chan os.Signal, started time.Time, isRestored bo
 		case err := <-restored:
 			grown()
 			if err != nil {
-				return fmt.Errorf("restore what was there: %w", err)
+				return fmt.Errorf("restore containers and networks: %w", err)
 			}
 			d.log.Info("Daemon has completed initialization", "took", time.Since(started).Round(time.Microsecond).String())
 			d.ready = true
@@ -304,7 +359,10 @@ func (d *daemon) loop(signals <-chan os.Signal, started time.Time, isRestored bo
 				successors = d.control.Successors
 			}
 		case s := <-successors:
-			if err := d.handOver(s, signals); errors.Is(err, errHandedOver) {
+			d.away.Store(true)
+			err := d.handOver(s, signals)
+			d.away.Store(false)
+			if errors.Is(err, errHandedOver) {
 				noMore()
 				d.linger(s, signals)
 				return nil
@@ -324,24 +382,33 @@ func (d *daemon) loop(signals <-chan os.Signal, started time.Time, isRestored bo
 	}
 }
 
-// stop ends what is to end, while requests are still answered: a client that
-// waits for a container that is being stopped gets its answer.
+// stop stops what must end with the daemon. Requests are still answered
+// meanwhile: a client that waits for the end of a container gets its answer.
 func (d *daemon) stop(s os.Signal, signals <-chan os.Signal) error {
+	d.away.Store(true)
 	d.log.Info(fmt.Sprintf("Processing signal '%s'", s), "live-restore", d.cfg.LiveRestore)
 	d.tell(d.notify.Stopping())
 	go forceOn(signals, d.log)
-	if err := d.service.Shutdown(context.Background()); err != nil {
-		d.log.Error("not everything could be stopped", "error", err)
+	down, err := d.manager.GoesDown(context.Background())
+	switch {
+	case err != nil:
+		d.log.Warn("it is not known whether the system goes down, the daemon stops as if it did not", "error", err)
+	case down && d.cfg.LiveRestore:
+		d.log.Info("The system is shutting down: stopping all containers")
+	}
+	if err := d.service.Shutdown(context.Background(), down); err != nil {
+		d.log.Error("some containers could not be stopped", "error", err)
 	}
 	if d.control != nil {
-		// Those that still serve a stream end with the daemon.
+		// Older processes that still serve a stream end together with the
+		// daemon.
 		d.control.Close(requestGrace)
 	}
 	d.log.Info("Daemon shutdown complete")
 	return nil
 }
 
-// tell logs what the service manager could not be told.
+// tell logs an error of a notification to the service manager.
 func (d *daemon) tell(err error) {
 	if err != nil {
 		d.log.Warn(err.Error())

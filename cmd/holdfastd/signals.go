@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package main
 
 import (
@@ -10,21 +12,22 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// catchSignals takes over every signal that the daemon answers to.
+// catchSignals catches every signal that the daemon handles.
 func catchSignals() <-chan os.Signal {
 	c := make(chan os.Signal, 16)
 	signal.Notify(c, unix.SIGHUP, unix.SIGINT, unix.SIGTERM, unix.SIGUSR1, unix.SIGQUIT)
-	// A log reader that went away must not end the daemon. SIGPIPE is caught
-	// and dropped, not ignored: children would inherit that it is ignored.
+	// A log reader that has exited must not end the daemon. SIGPIPE is caught
+	// and dropped instead of ignored, because children would inherit the
+	// ignored signal.
 	signal.Notify(make(chan os.Signal, 1), unix.SIGPIPE)
 	return c
 }
 
-// handle answers a signal and reports whether it ends the daemon.
+// handle handles a signal and reports whether it ends the daemon.
 func (d *daemon) handle(ctx context.Context, s os.Signal) (end bool) {
 	switch s {
 	case unix.SIGHUP:
-		_, _ = d.reload(ctx) // it has logged what was wrong
+		_, _ = d.reload(ctx) // it logs its own errors
 	case unix.SIGUSR1, unix.SIGQUIT:
 		path, err := dumpStacks(d.cfg.ExecRoot, time.Now())
 		if err != nil {
@@ -38,8 +41,8 @@ func (d *daemon) handle(ctx context.Context, s os.Signal) (end bool) {
 	return false
 }
 
-// forceOn ends the process when, while it stops, it is told twice more to
-// stop. What it was doing is finished by the next start.
+// forceOn exits the process at the second further signal to stop while it is
+// stopping. The next start completes what was interrupted.
 func forceOn(signals <-chan os.Signal, log *slog.Logger) {
 	told := 1
 	for s := range signals {

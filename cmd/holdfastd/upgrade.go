@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package main
 
 import (
@@ -17,18 +19,19 @@ import (
 	"golang.org/x/sys/unix"
 
 	daemonapi "holdfast/internal/api/daemon"
+	"holdfast/internal/errs"
 	"holdfast/internal/version"
 )
 
-// upgrades are the handovers that clients of the API asked for, by the process
-// that was started for each.
+// upgrades are the handovers requested through the API, by the pid of the
+// process that was started for each.
 type upgrades struct {
 	mu    sync.Mutex
 	asked map[int]*upgrade
 }
 
-// askedBy takes the request that a successor was started for; nil where it was
-// started by hand.
+// askedBy removes and returns the request for which a successor was started. It
+// is nil if the successor was started by hand.
 func (d *daemon) askedBy(pid int) *upgrade {
 	d.upgrades.mu.Lock()
 	defer d.upgrades.mu.Unlock()
@@ -40,7 +43,7 @@ func (d *daemon) askedBy(pid int) *upgrade {
 // Upgrade starts another daemon with this one's arguments and hands over to it.
 func (d *daemon) Upgrade(ctx context.Context, o daemonapi.UpgradeOptions) (daemonapi.Upgraded, error) {
 	if d.control == nil {
-		return daemonapi.Upgraded{}, errdefs.ErrFailedPrecondition.WithMessage("this daemon can't hand over: it has no handoff socket, its log says why")
+		return daemonapi.Upgraded{}, errdefs.ErrFailedPrecondition.WithMessage("this daemon can't hand over: it has no handoff socket, see its log")
 	}
 	wait := defaultWait
 	switch {
@@ -51,10 +54,10 @@ func (d *daemon) Upgrade(ctx context.Context, o daemonapi.UpgradeOptions) (daemo
 	}
 	binary := o.Binary
 	if binary == "" {
-		binary = strings.TrimSuffix(d.binary, " (deleted)") // as an upgrade puts a new file in its place
+		binary = strings.TrimSuffix(d.binary, " (deleted)") // an upgrade may have replaced the file
 	}
 	if !filepath.IsAbs(binary) {
-		return daemonapi.Upgraded{}, errdefs.ErrInvalidArgument.WithMessage(fmt.Sprintf("binary %q: want an absolute path", binary))
+		return daemonapi.Upgraded{}, errs.Invalid("binary %q: want an absolute path", binary)
 	}
 	args := slices.DeleteFunc(slices.Clone(os.Args[1:]), func(a string) bool { return a == "--takeover" || strings.HasPrefix(a, "--takeover=") })
 	if err := tryBinary(ctx, binary, args); err != nil {
@@ -66,7 +69,7 @@ func (d *daemon) Upgrade(ctx context.Context, o daemonapi.UpgradeOptions) (daemo
 	pid, pidfd, err := d.spawn(binary, append(args, "--takeover"))
 	if err != nil {
 		d.upgrades.mu.Unlock()
-		return daemonapi.Upgraded{}, errdefs.ErrInvalidArgument.WithMessage(fmt.Sprintf("start %s: %v", binary, err))
+		return daemonapi.Upgraded{}, errs.Invalid("start %s: %v", binary, err)
 	}
 	if d.upgrades.asked == nil {
 		d.upgrades.asked = map[int]*upgrade{}
@@ -85,11 +88,11 @@ func (d *daemon) Upgrade(ctx context.Context, o daemonapi.UpgradeOptions) (daemo
 		return answerOf(r)
 	case <-ended:
 		if d.askedBy(pid) == nil {
-			// It was handed over to, or refused: why, the main loop tells when it
-			// has everything back.
+			// The main loop handled the handover of this process. It sends the
+			// result when it is done, also after taking everything back.
 			return answerOf(<-result)
 		}
-		return daemonapi.Upgraded{}, errdefs.ErrFailedPrecondition.WithMessage(fmt.Sprintf("the new daemon, process %d, ended before it could take over: the daemon's log says why", pid))
+		return daemonapi.Upgraded{}, errs.Unmet("the new daemon, process %d, ended before it could take over: see the daemon's log", pid)
 	}
 }
 
@@ -100,8 +103,8 @@ func answerOf(r upgraded) (daemonapi.Upgraded, error) {
 	return daemonapi.Upgraded{Pid: r.pid, Version: r.release, Before: version.Version, Pause: r.pause}, nil
 }
 
-// tryBinary asks a binary whether it would start with these arguments, before
-// anything is done with it.
+// tryBinary checks whether a binary would start with these arguments, before
+// anything else is done with it.
 func tryBinary(ctx context.Context, binary string, args []string) error {
 	ctx, cancel := context.WithTimeout(ctx, 20*time.Second)
 	defer cancel()
@@ -122,12 +125,12 @@ func tryBinary(ctx context.Context, binary string, args []string) error {
 	if said != "" {
 		said = ": " + said
 	}
-	return errdefs.ErrInvalidArgument.WithMessage(fmt.Sprintf("%s can't be the next daemon: %v%s", binary, err, said))
+	return errs.Invalid("%s can't be the next daemon: %v%s", binary, err, said)
 }
 
-// spawn starts a process beside this one, as a child of this one's parent: it
-// is the service manager that has to notice its end, also while this process
-// still serves a stream.
+// spawn starts a process beside this one, as a child of this one's parent. The
+// service manager has to notice its end, even while this process still serves a
+// stream.
 func (d *daemon) spawn(binary string, args []string) (pid int, pidfd *os.File, err error) {
 	try := func(flags uintptr) error {
 		fd := -1
@@ -140,7 +143,7 @@ func (d *daemon) spawn(binary string, args []string) (pid int, pidfd *os.File, e
 		pid = cmd.Process.Pid
 		_ = cmd.Process.Release()
 		if fd < 0 {
-			return errors.New("the kernel gives no pidfd")
+			return errors.New("the kernel does not support pidfds")
 		}
 		if err := unix.SetNonblock(fd, true); err != nil {
 			return err
@@ -150,7 +153,7 @@ func (d *daemon) spawn(binary string, args []string) (pid int, pidfd *os.File, e
 	}
 	err = try(unix.CLONE_PARENT)
 	if errors.Is(err, unix.EINVAL) {
-		err = try(0) // the first process of a PID namespace has no parent to give it to
+		err = try(0) // the first process of a PID namespace has no parent
 	}
 	return pid, pidfd, err
 }

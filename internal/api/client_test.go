@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package api
 
 import (
@@ -14,8 +16,8 @@ import (
 )
 
 // TestMobyClientReachesEveryOperation calls each operation with the client
-// library that the docker command is built on, and looks at what arrives at the
-// engine.
+// library that the docker command is built on, and checks the call that arrives
+// at the engine.
 func TestMobyClientReachesEveryOperation(t *testing.T) {
 	ctx := t.Context()
 	seven := 7

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package api
 
 import (
@@ -18,7 +20,7 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
-// get is the answer of GET path at a version, taken apart.
+// get decodes the answer of GET path at a version.
 func get(t *testing.T, f *fake, version, path string) any {
 	t.Helper()
 	w := ask(handler(f), "GET", "/v"+version+path, "")
@@ -32,7 +34,8 @@ func get(t *testing.T, f *fake, version, path string) any {
 	return v
 }
 
-// at follows a path of keys and, for lists, [0]; ok says whether it is there.
+// at follows a path of keys and, for lists, [0]. ok reports whether the value
+// exists.
 func at(v any, path string) (any, bool) {
 	for _, key := range strings.Split(path, ".") {
 		switch c := v.(type) {
@@ -54,7 +57,7 @@ func at(v any, path string) (any, bool) {
 	return v, true
 }
 
-// absent is a field that must not be in the answer.
+// absent marks a field that must not be in the answer.
 const absent = "\x00absent"
 
 type field struct {
@@ -128,6 +131,14 @@ func TestContainerInspectInTheFormOfEachVersion(t *testing.T) {
 	}
 }
 
+func TestParentOfAnImageIsToldInAllVersions(t *testing.T) {
+	check(t, &fake{parent: "sha256:2"}, "/images/a/json", []field{
+		{"1.56", "Parent", "sha256:2"},
+		{"1.51", "Parent", "sha256:2"},
+		{"1.40", "Parent", "sha256:2"},
+	})
+}
+
 func TestImageInspectInTheFormOfEachVersion(t *testing.T) {
 	f := &fake{image: image.InspectResponse{
 		ID: "sha256:1", Size: 7, Descriptor: &ocispec.Descriptor{}, Identity: &image.Identity{},
@@ -153,7 +164,7 @@ func TestImageInspectInTheFormOfEachVersion(t *testing.T) {
 		{"1.47", "Descriptor", absent},
 		{"1.45", "Container", absent},
 		{"1.44", "Container", ""},
-		{"1.44", "ContainerConfig.Cmd", nil},
+		{"1.44", "ContainerConfig", nil},
 		{"1.44", "VirtualSize", absent},
 		{"1.44", "Created", absent},
 		{"1.43", "VirtualSize", 7},
@@ -186,7 +197,10 @@ func TestInfoInTheFormOfEachVersion(t *testing.T) {
 	check(t, &fake{}, "/info", []field{
 		{"1.52", "ContainerdCommit", map[string]string{"ID": "abc"}},
 		{"1.52", "KernelMemoryTCP", absent},
-		{"1.51", "KernelMemoryTCP", false},
+		{"1.51", "KernelMemoryTCP", absent},
+		{"1.47", "RegistryConfig.AllowNondistributableArtifactsCIDRs", absent},
+		{"1.46", "RegistryConfig.AllowNondistributableArtifactsCIDRs", nil},
+		{"1.46", "RegistryConfig.AllowNondistributableArtifactsHostnames", nil},
 		{"1.50", "BridgeNfIptables", absent},
 		{"1.49", "BridgeNfIptables", false},
 		{"1.49", "BridgeNfIp6tables", false},
@@ -208,8 +222,8 @@ func TestDiskUsageInTheFormOfEachVersion(t *testing.T) {
 	}}
 	check(t, f, "/system/df", []field{
 		{"1.53", "ImageUsage.TotalSize", 5},
-		{"1.53", "ImageUsage.Items", absent},
-		{"1.53", "Images", absent},
+		{"1.53", "ImageUsage.Items.0.Id", "i"},
+		{"1.53", "Images.0.Id", "i"}, // unless verbose is requested, as in dockerd
 		{"1.52", "ImageUsage.TotalSize", 5},
 		{"1.52", "Images.0.Id", "i"},
 		{"1.51", "ImageUsage", absent},
@@ -225,7 +239,8 @@ func TestDiskUsageInTheFormOfEachVersion(t *testing.T) {
 		{"1.52", "Images", absent},
 		{"1.51", "ImageUsage", absent},
 	})
-	check(t, f, "/system/df?type=image", []field{{"1.42", "Containers", absent}, {"1.42", "Images.0.Id", "i"}})
+	check(t, f, "/system/df?type=image", []field{{"1.42", "Containers", absent}, {"1.42", "Images.0.Id", "i"}, {"1.42", "LayersSize", 5}})
+	check(t, f, "/system/df?type=volume", []field{{"1.42", "LayersSize", absent}, {"1.53", "LayersSize", absent}})
 	if f.usage.ImageUsage.Items == nil {
 		t.Error("the engine's own answer was changed")
 	}
@@ -237,7 +252,8 @@ func TestNetworkInTheFormOfEachVersion(t *testing.T) {
 	check(t, &fake{}, "/networks/", []field{{"1.44", "0.Name", "n"}})
 }
 
-// create sends a create request at a version and returns what arrives.
+// create sends a create request at a version and returns the request that the
+// engine receives.
 func create(t *testing.T, version, body string) (*fake, container.CreateResponse) {
 	t.Helper()
 	f := &fake{}
@@ -257,7 +273,7 @@ func TestCreateRequestsOfOlderVersionsKeepTheirMeaning(t *testing.T) {
 		"Mounts":[{"Type":"bind","Source":"/a","Target":"/b","ReadOnly":true,"BindOptions":{"CreateMountpoint":true,"NonRecursive":true},"TmpfsOptions":{}},
 		{"Type":"tmpfs","Target":"/t","TmpfsOptions":{"Options":[["exec"]]}}]}}`
 	for _, c := range []struct {
-		since int // the minor version with which it came to hold
+		since int // the minor version from which it is respected
 		what  string
 		holds func(f *fake) bool
 	}{
@@ -279,7 +295,7 @@ func TestCreateRequestsOfOlderVersionsKeepTheirMeaning(t *testing.T) {
 		for minor, want := range map[int]bool{c.since: true, c.since - 1: false} {
 			f, _ := create(t, "1."+itoa(minor), body)
 			if c.holds(f) != want {
-				t.Errorf("1.%d: %s holds: %v, want %v", minor, c.what, !want, want)
+				t.Errorf("1.%d: %s is respected: %v, want %v", minor, c.what, !want, want)
 			}
 		}
 	}

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package api
 
 import (
@@ -12,7 +14,6 @@ import (
 	"testing"
 
 	"github.com/moby/moby/api/types/container"
-	"github.com/moby/moby/api/types/events"
 	"github.com/moby/moby/api/types/image"
 	"github.com/moby/moby/api/types/jsonstream"
 	"github.com/moby/moby/api/types/network"
@@ -23,16 +24,19 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"holdfast/internal/engine"
+	"holdfast/internal/engine/objects"
+	"holdfast/internal/engine/sysinfo"
+	"holdfast/internal/event"
 	"holdfast/internal/filter"
 )
 
-// fake is an engine that writes down how it was called. err is what every call
-// returns; the functions, where set, do more.
+// fake is an engine that records its calls. Every call returns err; the
+// functions, if set, do more.
 type fake struct {
 	mu    sync.Mutex
 	calls []string
 	err   error
-	late  error // after an archive has begun
+	late  error // returned after an archive has begun
 
 	created     engine.CreateOptions
 	attach      func(ctx context.Context, o engine.AttachOptions) error
@@ -42,9 +46,10 @@ type fake struct {
 	stats       func(ctx context.Context, emit func(container.StatsResponse) error) error
 	pull        func(ctx context.Context, progress func(jsonstream.Message)) error
 	load        func(ctx context.Context, src io.Reader, progress func(jsonstream.Message)) error
-	events      func(ctx context.Context, o engine.EventsOptions, send func(events.Message) error) error
+	events      func(ctx context.Context, o engine.EventsOptions, send func(event.Message) error) error
 	inspect     container.InspectResponse
 	image       image.InspectResponse
+	parent      string
 	images      []image.Summary
 	usage       system.DiskUsage
 	panicOnInfo bool
@@ -89,6 +94,10 @@ func (f *fake) ContainerList(_ context.Context, o engine.ListOptions) ([]contain
 
 func (f *fake) ContainerInspect(_ context.Context, ref string, size bool) (container.InspectResponse, error) {
 	return f.inspect, f.call("ContainerInspect", ref, size)
+}
+
+func (f *fake) ContainerMAC(string) (network.HardwareAddr, error) {
+	return network.HardwareAddr{2, 0, 0, 0, 0, 9}, nil
 }
 
 func (f *fake) ContainerStart(_ context.Context, ref string) error {
@@ -291,12 +300,12 @@ func (f *fake) ImageSave(_ context.Context, names []string, platforms []ocispec.
 	return err
 }
 
-func (f *fake) ImageList(_ context.Context, o engine.ImageListOptions) ([]image.Summary, error) {
+func (f *fake) ImageList(_ context.Context, o objects.ImageListOptions) ([]image.Summary, error) {
 	return f.images, f.call("ImageList", o)
 }
 
-func (f *fake) ImageInspect(_ context.Context, ref string, p *ocispec.Platform, manifests bool) (image.InspectResponse, error) {
-	return f.image, f.call("ImageInspect", ref, platform(p), manifests)
+func (f *fake) ImageInspect(_ context.Context, ref string, p *ocispec.Platform, manifests bool) (objects.ImageInspected, error) {
+	return objects.ImageInspected{InspectResponse: f.image, Parent: f.parent}, f.call("ImageInspect", ref, platform(p), manifests)
 }
 
 func (f *fake) ImageHistory(_ context.Context, ref string, p *ocispec.Platform) ([]image.HistoryResponseItem, error) {
@@ -309,6 +318,22 @@ func (f *fake) ImageTag(_ context.Context, src, repoTag string) error {
 
 func (f *fake) ImageRemove(_ context.Context, ref string, force, noprune bool) ([]image.DeleteResponse, error) {
 	return nil, f.call("ImageRemove", ref, force, noprune)
+}
+
+func (f *fake) ImageRemovePlatforms(_ context.Context, ref string, p []ocispec.Platform, force bool) ([]image.DeleteResponse, error) {
+	return []image.DeleteResponse{{Deleted: "sha256:1"}}, f.call("ImageRemovePlatforms", ref, p, force)
+}
+
+func (f *fake) ImageAttestations(_ context.Context, ref string, _ *ocispec.Platform, types []string, bodies bool) ([]image.AttestationStatement, error) {
+	return nil, f.call("ImageAttestations", ref, types, bodies)
+}
+
+func (f *fake) Search(_ context.Context, term string, limit int, _ filter.Args, _ *registry.AuthConfig) ([]registry.SearchResult, error) {
+	return nil, f.call("Search", term, limit)
+}
+
+func (f *fake) Distribution(_ context.Context, ref string, auth *registry.AuthConfig) (registry.DistributionInspect, error) {
+	return registry.DistributionInspect{Platforms: []ocispec.Platform{{OS: "linux", Architecture: "amd64"}}}, f.call("Distribution", ref)
 }
 
 func (f *fake) ImagesPrune(_ context.Context, a filter.Args) (image.PruneReport, error) {
@@ -368,7 +393,7 @@ func (f *fake) Info(context.Context) (system.Info, error) {
 		panic("boom")
 	}
 	return system.Info{
-		ID: "daemon", ContainerdCommit: system.Commit{ID: "abc"},
+		ID: "daemon", ContainerdCommit: system.Commit{ID: "abc"}, RegistryConfig: &registry.ServiceConfig{},
 		Runtimes: map[string]system.RuntimeWithStatus{"runc": {Runtime: system.Runtime{Path: "runc"}, Status: map[string]string{"k": "v"}}},
 	}, f.call("Info")
 }
@@ -377,14 +402,16 @@ func (f *fake) Version(context.Context) (system.VersionResponse, error) {
 	return system.VersionResponse{Version: "0.1.0"}, f.call("Version")
 }
 
-func (f *fake) Events(ctx context.Context, o engine.EventsOptions, send func(events.Message) error) error {
+func (f *fake) Events(ctx context.Context, o engine.EventsOptions, send func(event.Message) error) error {
 	if err := f.call("Events", o.Filters); err != nil {
 		return err
 	}
 	return f.events(ctx, o, send)
 }
 
-func (f *fake) DiskUsage(_ context.Context, o engine.DiskUsageOptions) (system.DiskUsage, error) {
+func (f *fake) GiveEvents(engine.GiveEventsOptions) (bool, error) { return false, nil }
+
+func (f *fake) DiskUsage(_ context.Context, o sysinfo.DiskUsageOptions) (system.DiskUsage, error) {
 	return f.usage, f.call("DiskUsage", o)
 }
 
@@ -411,8 +438,8 @@ func serve(t *testing.T, f *fake) string {
 	return path
 }
 
-// dial is the moby client of the served API, at a version or, if that is
-// empty, at the one that is negotiated.
+// dial returns a moby client of the served API, at a version or, if that is
+// empty, at the negotiated one.
 func dial(t *testing.T, path, version string) *client.Client {
 	t.Helper()
 	opts := []client.Opt{client.WithHost("unix://" + path)}

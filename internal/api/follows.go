@@ -1,18 +1,18 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package api
 
 import (
 	"net/http"
 )
 
-// Follows reports whether a request only tells what happens, for as long as
-// its client listens: events, logs, stats, a wait. Such a one goes on in a
-// daemon that has handed over, as it needs nothing that is exclusive; nor does
-// the request for the handover. Every other is waited for.
+// Follows reports whether a request only follows events, logs, stats or a wait
+// for as long as its client listens. During a handover such a request stays
+// with the old daemon, because it needs nothing that only one daemon may hold.
+// So does the request for the handover itself. A handover waits for all other
+// requests.
 func Follows(r *http.Request) bool {
-	path := r.URL.Path
-	if _, rest, ok := splitVersion(path); ok {
-		path = rest
-	}
+	_, path, _ := splitVersion(r.URL.Path)
 	segments := split(path)
 	switch {
 	case len(segments) == 1:

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package api
 
 import (
@@ -6,8 +8,8 @@ import (
 	"holdfast/internal/api/wire"
 )
 
-// router finds the route for a path. Routes are looked at in the order in which
-// they were added, under their first segment, so fixed paths must be added
+// router finds the route for a path. Routes with the same first segment are
+// tried in the order in which they were added, so fixed paths must be added
 // before those with variables in the same place.
 type router struct {
 	byFirst map[string][]entry
@@ -43,8 +45,8 @@ func (rt *router) find(method, path string) (wire.Route, map[string]string, bool
 
 func split(path string) []string { return strings.Split(strings.TrimPrefix(path, "/"), "/") }
 
-// match compares a path with a pattern. One {name...} at most takes as many
-// segments as are left over, and at least one; no variable is empty.
+// match compares a path with a pattern. At most one {name...} matches all
+// remaining segments, and at least one. No variable is empty.
 func match(pattern, path []string) (map[string]string, bool) {
 	var vars map[string]string
 	set := func(name, value string) bool {
@@ -90,9 +92,12 @@ func variable(segment string) (string, bool) {
 	return segment[1 : len(segment)-1], true
 }
 
-// splitVersion takes the version from the front of a path. ok is false if the
-// path has none.
+// splitVersion cuts the version from the front of a path. ok is false if there
+// is none. Both parts may begin with several slashes, because clients join a
+// base URL that ends with a slash and a path that begins with one. rest begins
+// with one slash.
 func splitVersion(path string) (version, rest string, ok bool) {
+	path = "/" + strings.TrimLeft(path, "/")
 	s, found := strings.CutPrefix(path, "/v")
 	if !found {
 		return "", path, false
@@ -101,5 +106,5 @@ func splitVersion(path string) (version, rest string, ok bool) {
 	if !found || version == "" || strings.Trim(version, "0123456789.") != "" {
 		return "", path, false
 	}
-	return version, "/" + rest, true
+	return version, "/" + strings.TrimLeft(rest, "/"), true
 }

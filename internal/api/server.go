@@ -1,9 +1,12 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Package api serves the Docker Engine API over HTTP: it negotiates the
 // version, finds the route, and turns errors and panics into answers. Each kind
-// of object has its folder, which declares the Backend that it needs; what all
-// of them share is in wire. It owns no state and starts nothing: listeners,
-// TLS and the engine belong to who calls New. The server in front must speak
-// HTTP/1.1 only, as attach and exec take connections over.
+// of object has its own folder, which declares the Backend that it needs;
+// shared code is in wire. The package owns no state and starts nothing:
+// listeners, TLS and the engine belong to the caller of New. The server in
+// front of it must speak HTTP/1.1 only, because attach and exec take over
+// connections.
 package api
 
 import (
@@ -27,10 +30,10 @@ import (
 )
 
 const (
-	// DefaultVersion is the newest version of the API that is served: that of
-	// the module github.com/moby/moby/api which the types come from.
+	// DefaultVersion is the newest API version that is served. It is the
+	// version of the module github.com/moby/moby/api, which has the types.
 	DefaultVersion = "1.56"
-	// DefaultMinVersion is the oldest.
+	// DefaultMinVersion is the oldest API version that is served.
 	DefaultMinVersion = "1.24"
 )
 
@@ -42,21 +45,21 @@ type Options struct {
 	Networks   network.Backend
 	System     system.Backend
 	Daemon     daemon.Backend
-	Reload     daemon.Reloader // nil: the API reloads nothing
-	Upgrade    daemon.Upgrader // nil: no other daemon is started
+	Reload     daemon.Reloader // nil: no reload by the API
+	Upgrade    daemon.Upgrader // nil: no upgrade of the daemon by the API
 
 	Log *slog.Logger // nil discards
 
-	// Version and MinVersion bound the API; empty are DefaultVersion and
-	// DefaultMinVersion.
+	// Version and MinVersion bound the API versions. Empty means DefaultVersion
+	// and DefaultMinVersion.
 	Version, MinVersion string
 	// Server is the Server header, such as "Holdfast/0.1.0 (linux)".
 	Server string
-	// Experimental says whether experimental features are on; nil is no.
+	// Experimental reports whether experimental features are on; nil means no.
 	Experimental func() bool
-	// BuilderVersion is the builder that clients are told to use: "1" for the
-	// one in the daemon, "2" for BuildKit. Empty is "1", whose request gets a
-	// clear refusal as long as there is no build.
+	// BuilderVersion is the builder that clients should use: "1" for the one in
+	// the daemon, "2" for BuildKit. Empty means "1": as long as there is no
+	// build, its request is refused with a clear message.
 	BuilderVersion string
 }
 
@@ -68,8 +71,8 @@ type server struct {
 	experimental func() bool
 }
 
-// New makes the handler of the whole API. It panics on a version that can't be
-// parsed, which only a programming error makes.
+// New returns the handler of the whole API. It panics on a version that can't
+// be parsed, which is a programming error.
 func New(o Options) http.Handler {
 	s := &server{
 		log:          o.Log,
@@ -84,18 +87,30 @@ func New(o Options) http.Handler {
 	if s.experimental == nil {
 		s.experimental = func() bool { return false }
 	}
-	builder := or(o.BuilderVersion, "1")
+	s.routes = newRouter(routesOf(o, system.Facts{Version: s.max, MinVersion: s.min, BuilderVersion: or(o.BuilderVersion, "1")}))
+	return s
+}
+
+// Operations lists the operations that New would serve, as "METHOD /path" with
+// {name} and {name...} for variables. It does not call the backends.
+func Operations(o Options) []string {
+	var all []string
+	for _, r := range routesOf(o, system.Facts{}) {
+		all = append(all, r.Method+" "+r.Path)
+	}
+	return all
+}
+
+func routesOf(o Options, facts system.Facts) []wire.Route {
 	var routes []wire.Route
-	routes = append(routes, system.Routes(o.System, system.Facts{Version: s.max, MinVersion: s.min, BuilderVersion: builder})...)
+	routes = append(routes, system.Routes(o.System, facts)...)
 	routes = append(routes, container.Routes(o.Containers)...)
 	routes = append(routes, image.Routes(o.Images)...)
 	routes = append(routes, volume.Routes(o.Volumes)...)
 	routes = append(routes, network.Routes(o.Networks)...)
 	routes = append(routes, daemon.Routes(o.Daemon, o.Reload, o.Upgrade)...)
 	routes = append(routes, emptyRoutes()...)
-	routes = append(routes, unavailableRoutes()...)
-	s.routes = newRouter(routes)
-	return s
+	return append(routes, unavailableRoutes()...)
 }
 
 func or(s, otherwise string) string {
@@ -105,7 +120,7 @@ func or(s, otherwise string) string {
 	return s
 }
 
-// errNotFound is dockerd's answer to a path or method that isn't the API's.
+// errNotFound is dockerd's answer to a path or method that is not in the API.
 var errNotFound = errdefs.ErrNotFound.WithMessage("page not found")
 
 // ServeHTTP answers one request.
@@ -130,20 +145,25 @@ func (s *server) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 	err := s.serve(tw, req)
 	switch {
 	case err == nil:
+	case wire.Gone(req, err) && tw.taken():
 	case wire.Gone(req, err):
+		// The client has left, or the daemon stops and has ended the waiting. To a
+		// client that is still there, no answer at all would be an empty 200.
+		wire.WriteError(tw, errdefs.ErrUnavailable.WithMessage("the daemon stopped before the request was done: ask again, and look first at what became of it"))
 	case tw.taken():
 		s.log.Error("request failed after its answer had begun", "method", req.Method, "path", req.URL.Path, "error", err)
 	default:
 		if code := wire.Status(err); code >= http.StatusInternalServerError && code != http.StatusNotImplemented {
 			s.log.Error("request failed", "method", req.Method, "path", req.URL.Path, "status", code, "error", err)
 		}
-		wire.WriteError(tw, err)
+		wire.Refuse(tw, req, err)
 	}
 }
 
 func (s *server) serve(w http.ResponseWriter, req *http.Request) error {
-	version, path := s.max, req.URL.Path
-	if v, rest, ok := splitVersion(path); ok {
+	version := s.max
+	v, path, ok := splitVersion(req.URL.Path)
+	if ok {
 		var err error
 		if version, err = wire.ParseVersion(v); err != nil {
 			return wire.Invalid("%w", err)
@@ -154,15 +174,21 @@ func (s *server) serve(w http.ResponseWriter, req *http.Request) error {
 		if s.max.Less(version) {
 			return wire.Invalid("client version %s is too new. Maximum supported API version is %s", v, s.max)
 		}
-		path = rest
 	}
 	route, vars, ok := s.routes.find(req.Method, path)
+	if !ok && req.Method == http.MethodOptions {
+		w.WriteHeader(http.StatusOK) // for any path, because browsers send a preflight request first
+		return nil
+	}
 	if !ok {
 		return errNotFound
 	}
 	query, err := url.ParseQuery(req.URL.RawQuery)
 	if err != nil {
 		return wire.Invalid("invalid query string: %w", err)
+	}
+	if err := wire.NoNUL(path, query); err != nil {
+		return err
 	}
 	return route.Handle(w, &wire.Request{Request: req, Version: version, Query: query, Log: s.log, Vars: vars})
 }
@@ -177,8 +203,8 @@ func (s *server) recovered(w *trackedWriter, req *http.Request, v any) {
 		return
 	}
 	if w.status != 0 {
-		// Half an answer must not look like a whole one.
+		// A partial answer must not look complete, so break the connection.
 		panic(http.ErrAbortHandler)
 	}
-	wire.WriteError(w, fmt.Errorf("internal error while serving %s %s; the daemon's log says more", req.Method, req.URL.Path))
+	wire.WriteError(w, fmt.Errorf("internal error while serving %s %s; see the daemon's log", req.Method, req.URL.Path))
 }

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package api
 
 import (
@@ -38,7 +40,7 @@ func message(t *testing.T, w *httptest.ResponseRecorder) string {
 	t.Helper()
 	var e struct{ Message string }
 	if err := json.Unmarshal(w.Body.Bytes(), &e); err != nil {
-		t.Fatalf("the answer is no error object: %q", w.Body)
+		t.Fatalf("the answer is not an error object: %q", w.Body)
 	}
 	if ct := w.Header().Get("Content-Type"); ct != "application/json" {
 		t.Errorf("content type %q, want application/json", ct)
@@ -63,6 +65,8 @@ func TestVersionGate(t *testing.T) {
 		{"/v1/version", 400, `invalid API version "1": want MAJOR.MINOR, such as 1.44`},
 		{"/v1..2/version", 400, `invalid API version "1..2": want MAJOR.MINOR, such as 1.44`},
 		{"/vx/version", 404, "page not found"},
+		{"//version", 200, ""},
+		{"//v1.44//version", 200, ""},
 	} {
 		w := ask(h, "GET", c.path, "")
 		if w.Code != c.code {
@@ -80,7 +84,7 @@ func TestVersionGate(t *testing.T) {
 
 func TestNewestVersionIsThatOfTheTypes(t *testing.T) {
 	if DefaultVersion != client.MaxAPIVersion {
-		t.Errorf("served is %s, the types are of %s", DefaultVersion, client.MaxAPIVersion)
+		t.Errorf("the served version is %s, that of the types %s", DefaultVersion, client.MaxAPIVersion)
 	}
 }
 
@@ -106,7 +110,7 @@ func TestEveryAnswerCarriesTheDaemonsHeaders(t *testing.T) {
 
 func TestUnknownPathsAndMethodsAreNotFound(t *testing.T) {
 	h := handler(&fake{})
-	for _, r := range []string{"GET /", "GET /nowhere", "PUT /info", "GET /containers", "GET /containers//json", "POST /containers/web/json", "GET /images//json", "GET /v1.44", "GET //info"} {
+	for _, r := range []string{"GET /", "GET /nowhere", "PUT /info", "GET /containers", "GET /containers//json", "POST /containers/web/json", "GET /images//json", "GET /v1.44", "GET /v1.44/containers//json"} {
 		method, path, _ := strings.Cut(r, " ")
 		w := ask(h, method, path, "")
 		if w.Code != 404 || message(t, w) != "page not found" {
@@ -126,8 +130,7 @@ func mobyAPI(t *testing.T) string {
 }
 
 // TestEveryOperationOfTheAPIIsServedOrRefused compares the routes with the
-// API's own description, of the newest version and of all before it that have
-// one in this form.
+// API's own descriptions: the newest one, and all older ones in this form.
 func TestEveryOperationOfTheAPIIsServedOrRefused(t *testing.T) {
 	dir := mobyAPI(t)
 	files, err := filepath.Glob(filepath.Join(dir, "docs", "v1.*.yaml"))
@@ -179,10 +182,10 @@ func TestWhatIsMissingSaysSo(t *testing.T) {
 	}
 }
 
-// TestWhatCannotBeThereIsEmpty: commands about other things ask for these too.
+// TestWhatCannotBeThereIsEmpty: commands about other objects request these too.
 func TestWhatCannotBeThereIsEmpty(t *testing.T) {
 	h := handler(&fake{})
-	if w := ask(h, "GET", "/plugins/a/b:c/json", ""); w.Code != 404 || message(t, w) != `plugin "a/b:c": not found` {
+	if w := ask(h, "GET", "/plugins/a/b:c/json", ""); w.Code != 404 || message(t, w) != `plugin "a/b:c" not found` {
 		t.Errorf("plugin: %d %q", w.Code, w.Body)
 	}
 	if w := ask(h, "GET", "/plugins", ""); w.Code != 200 || w.Body.String() != "[]\n" {
@@ -234,8 +237,8 @@ func TestEngineErrorsBecomeTheirStatus(t *testing.T) {
 	}
 }
 
-// TestBadInputNamesWhatWasWrong: every refusal is a 400 before the engine is
-// asked, and says which value it was.
+// TestBadInputNamesWhatWasWrong: every bad value is refused with 400 before the
+// engine is called, and the message names the value.
 func TestBadInputNamesWhatWasWrong(t *testing.T) {
 	const js = "application/json"
 	for _, c := range []struct {
@@ -248,10 +251,10 @@ func TestBadInputNamesWhatWasWrong(t *testing.T) {
 		{"filters", "GET", "/containers/json?filters=x", "", "", `invalid filters "x"`},
 		{"tail", "GET", "/containers/w/logs?stdout=1&tail=x", "", "", `invalid value "x" for parameter "tail"`},
 		{"since", "GET", "/containers/w/logs?stdout=1&since=yesterday", "", "", `"since"`},
-		{"no stream", "GET", "/containers/w/logs", "", "", "you must choose at least one stream"},
-		{"height", "POST", "/containers/w/resize?h=x&w=1", "", "", `"h"`},
-		{"width", "POST", "/containers/w/resize?h=1&w=-1", "", "", `"w"`},
-		{"exec width", "POST", "/exec/e/resize?h=1", "", "", `"w"`},
+		{"no stream", "GET", "/containers/w/logs", "", "", "must specify at least one of"},
+		{"height", "POST", "/containers/w/resize?h=x&w=1", "", "", `invalid resize height "x": invalid syntax`},
+		{"width", "POST", "/containers/w/resize?h=1&w=70000", "", "", `invalid resize width "70000": value out of range`},
+		{"exec width", "POST", "/exec/e/resize?h=1", "", "", `invalid resize width "": invalid syntax`},
 		{"condition", "POST", "/containers/w/wait?condition=never", "", "", `invalid condition: "never"`},
 		{"stats", "GET", "/containers/w/stats?stream=1&one-shot=1", "", "", "cannot have stream=true and one-shot=true"},
 		{"start with a body", "POST", "/containers/w/start", js, `{"Binds":[]}`, "non-empty request body"},
@@ -286,8 +289,8 @@ func TestBadInputNamesWhatWasWrong(t *testing.T) {
 		{"login", "POST", "/auth", js, `{"username":1}`, "field username"},
 
 		{"image create of nothing", "POST", "/images/create", "", "", `give "fromImage" to pull`},
-		{"reference", "POST", "/images/create?fromImage=UPPER", "", "", `invalid reference format: "UPPER"`},
-		{"tag", "POST", "/images/create?fromImage=a&tag=-x", "", "", `invalid tag "-x"`},
+		{"reference", "POST", "/images/create?fromImage=UPPER", "", "", `invalid reference format: repository name (library/UPPER) must be lowercase`},
+		{"tag", "POST", "/images/create?fromImage=a&tag=-x", "", "", `invalid tag format`},
 		{"pull platform", "POST", "/images/create?fromImage=a&platform=a/b/c/d", "", "", "invalid platform"},
 		{"import source", "POST", "/images/create?fromSrc=ftp://x/y", "", "", "invalid import source"},
 		{"import reference", "POST", "/images/create?fromSrc=-&repo=A", "", "", "invalid reference format"},

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package api
 
 import (
@@ -22,16 +24,16 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/moby/moby/api/pkg/stdcopy"
 	"github.com/moby/moby/api/types/container"
-	"github.com/moby/moby/api/types/events"
 	"github.com/moby/moby/api/types/jsonstream"
 	"github.com/moby/moby/client"
 	"golang.org/x/sys/unix"
 
 	"holdfast/internal/engine"
+	"holdfast/internal/event"
 )
 
 // echo plays a shim: it takes the client's socket, sends a frame or raw bytes,
-// and then sends back what it reads until the client has ended its side.
+// and then sends back all that it reads until the client has closed its side.
 func echo(raw bool, hijack func(bool) (*engine.Client, error)) error {
 	c, err := hijack(raw)
 	if err != nil {
@@ -133,9 +135,9 @@ func TestExecStreamsOverATerminal(t *testing.T) {
 	}
 }
 
-// TestHijackHead: the head differs by whether the client asked to upgrade, by
-// the version, and by whether the stream is a terminal's. What the client sends
-// in the same packet as the request must not be lost.
+// TestHijackHead: the head depends on whether the client requested an upgrade,
+// on the version, and on whether the stream is a terminal's. Data that the
+// client sends in the same packet as the request must not be lost.
 func TestHijackHead(t *testing.T) {
 	for _, c := range []struct {
 		version string
@@ -358,8 +360,8 @@ func TestWebsocketOfAnotherSitesPageIsRefused(t *testing.T) {
 	}
 }
 
-// tape is a log of fixed lines; at its end it waits for more, if follow, until
-// the context ends.
+// tape is a log of fixed lines. With follow it waits at its end until the
+// context ends.
 type tape struct {
 	ctx    context.Context
 	lines  chan engine.LogLine
@@ -472,7 +474,7 @@ func TestFollowedLogArrivesLineByLineAndEndsWithTheClient(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	// The head is there although no line is.
+	// The head is sent although there is no line yet.
 	tp := <-tapes
 	br := bufio.NewReader(r)
 	for i := range 3 {
@@ -506,7 +508,7 @@ func TestLogThatFailsOnTheWaySaysSoInTheStream(t *testing.T) {
 	}
 }
 
-// burst is a log of n equal lines, in a buffer that each call uses again.
+// burst is a log of n equal lines, in a buffer that each call reuses.
 type burst struct {
 	n   int
 	buf []byte
@@ -551,16 +553,16 @@ func (c *countingWriter) Write(p []byte) (int, error) {
 }
 
 func TestEventsInTheFormThatTheClientTakes(t *testing.T) {
-	f := &fake{events: func(_ context.Context, _ engine.EventsOptions, send func(events.Message) error) error {
-		send(events.Message{Type: "container", Action: "start", Actor: events.Actor{ID: "c1", Attributes: map[string]string{"image": "busybox"}}})
-		return send(events.Message{Type: "network", Action: "connect", Actor: events.Actor{ID: "n1"}})
+	f := &fake{events: func(_ context.Context, _ engine.EventsOptions, send func(event.Message) error) error {
+		send(event.Message{Type: "container", Action: "start", Actor: event.Actor{ID: "c1", Attributes: map[string]string{"image": "busybox"}}})
+		return send(event.Message{Type: "network", Action: "connect", Actor: event.Actor{ID: "n1"}})
 	}}
 	const first = `"Type":"container","Action":"start","Actor":{"ID":"c1","Attributes":{"image":"busybox"}}}` + "\n"
 	const second = `"Type":"network","Action":"connect","Actor":{"ID":"n1","Attributes":null}}` + "\n"
 	for _, c := range []struct{ version, accept, kind, body string }{
 		{"1.51", "", "application/json", `{"status":"start","id":"c1","from":"busybox",` + first + `{` + second},
 		{"1.51", "application/json-seq", "application/json", `{"status":"start","id":"c1","from":"busybox",` + first + `{` + second},
-		{"1.52", "", "application/x-ndjson", "{" + first + "{" + second},
+		{"1.52", "", "application/jsonl", "{" + first + "{" + second},
 		{"1.52", "application/jsonl", "application/json", "{" + first + "{" + second},
 		{"1.53", "application/jsonl, application/x-ndjson;q=0.9, application/json-seq;q=0.5", "application/jsonl", "{" + first + "{" + second},
 		{"1.53", "application/jsonl;q=0.1, application/json-seq;q=0.5", "application/json-seq", "\x1e{" + first + "\x1e{" + second},
@@ -574,13 +576,12 @@ func TestEventsInTheFormThatTheClientTakes(t *testing.T) {
 	}
 }
 
-// TestEventsSendTheirHeadBeforeTheFirst: a client starts what it wants to see
-// the events of only once it has the head; and the engine is asked for all
-// since then.
+// TestEventsSendTheirHeadBeforeTheFirst: a client waits for the head before it
+// causes events, and the engine is asked for all events since the request.
 func TestEventsSendTheirHeadBeforeTheFirst(t *testing.T) {
-	occur := make(chan events.Message)
+	occur := make(chan event.Message)
 	left := make(chan struct{})
-	f := &fake{events: func(ctx context.Context, o engine.EventsOptions, send func(events.Message) error) error {
+	f := &fake{events: func(ctx context.Context, o engine.EventsOptions, send func(event.Message) error) error {
 		defer close(left)
 		if o.Since.IsZero() || time.Since(o.Since) > time.Minute {
 			t.Errorf("since %v, want the time of the request", o.Since)
@@ -598,9 +599,9 @@ func TestEventsSendTheirHeadBeforeTheFirst(t *testing.T) {
 	}}
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
-	res := dial(t, serve(t, f), "").Events(ctx, client.EventsListOptions{}) // returns with the head
+	res := dial(t, serve(t, f), "").Events(ctx, client.EventsListOptions{}) // returns once the head is read
 	for _, id := range []string{"a", "b"} {
-		occur <- events.Message{Type: "container", Actor: events.Actor{ID: id}}
+		occur <- event.Message{Type: "container", Actor: event.Actor{ID: id}}
 		select {
 		case m := <-res.Messages:
 			if m.Actor.ID != id {
@@ -621,7 +622,7 @@ func TestEventsSendTheirHeadBeforeTheFirst(t *testing.T) {
 // TestEventsWithAnEndOnlyAreReplayedFromTheBeginning: as dockerd does.
 func TestEventsWithAnEndOnlyAreReplayedFromTheBeginning(t *testing.T) {
 	var asked engine.EventsOptions
-	f := &fake{events: func(_ context.Context, o engine.EventsOptions, _ func(events.Message) error) error {
+	f := &fake{events: func(_ context.Context, o engine.EventsOptions, _ func(event.Message) error) error {
 		asked = o
 		return nil
 	}}
@@ -715,8 +716,8 @@ func TestPullStopsWhenTheClientGoes(t *testing.T) {
 	}
 }
 
-// TestLoadAnswersWhileItReads: progress is sent long before the archive's end,
-// which must still be read whole.
+// TestLoadAnswersWhileItReads: progress is sent long before the end of the
+// archive, which must still be read to its end.
 func TestLoadAnswersWhileItReads(t *testing.T) {
 	const size = 8 << 20
 	var read int64
@@ -765,7 +766,7 @@ func TestImportDownloadsFromAURL(t *testing.T) {
 	host := strings.TrimPrefix(files.URL, "http://")
 	f := &fake{}
 	w := ask(handler(f), "POST", "/images/create?repo=a&fromSrc="+host+"/root.tar", "")
-	if w.Code != 200 || f.last() != "ImageImport(tar, docker.io/library/a:latest, , [], host)" {
+	if w.Code != 200 || f.last() != "ImageImport(tar, docker.io/library/a:latest, Imported from "+host+"/root.tar, [], host)" {
 		t.Errorf("%d %q, called %s", w.Code, w.Body, f.last())
 	}
 	f = &fake{}
@@ -774,8 +775,8 @@ func TestImportDownloadsFromAURL(t *testing.T) {
 	}
 }
 
-// TestStreamsLeaveNoDescriptorBehind: what attach takes over is closed on the
-// daemon's side, whatever the kind of connection.
+// TestStreamsLeaveNoDescriptorBehind: the daemon closes its side of a
+// connection that attach took over, whatever the kind of connection.
 func TestStreamsLeaveNoDescriptorBehind(t *testing.T) {
 	count := func() int {
 		entries, err := os.ReadDir("/proc/self/fd")

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package api
 
 import (
@@ -6,8 +8,8 @@ import (
 	"net/http"
 )
 
-// trackedWriter knows whether an answer has begun. It passes Flush and Hijack
-// on, through Unwrap and, for libraries that ask for it, as http.Hijacker.
+// trackedWriter records whether an answer has begun. It passes Flush and Hijack
+// on through Unwrap, and as http.Hijacker for libraries that check for it.
 type trackedWriter struct {
 	http.ResponseWriter
 	status   int // 0 until the head is sent
@@ -17,7 +19,7 @@ type trackedWriter struct {
 func (w *trackedWriter) taken() bool { return w.status != 0 || w.hijacked }
 
 func (w *trackedWriter) WriteHeader(code int) {
-	// 1xx other than 101 are announcements before the answer.
+	// Statuses below 200, except 101, are informational and precede the answer.
 	if w.status == 0 && (code >= 200 || code == http.StatusSwitchingProtocols) {
 		w.status = code
 	}
@@ -31,7 +33,7 @@ func (w *trackedWriter) Write(p []byte) (int, error) {
 	return w.ResponseWriter.Write(p)
 }
 
-// FlushError sends what is buffered, and the head with it.
+// FlushError sends buffered data, and the head with it.
 func (w *trackedWriter) FlushError() error {
 	if w.status == 0 {
 		w.status = http.StatusOK

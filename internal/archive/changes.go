@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package archive
 
 import (
@@ -14,8 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// OpenFolder opens a tree by a path that the host trusts, without what is
-// mounted in it.
+// OpenFolder opens the tree at a trusted path of the host, without mounts in it.
 func OpenFolder(path string) (*Root, error) {
 	dir, err := open(unix.AT_FDCWD, path, unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW)
 	if err != nil {
@@ -29,18 +30,20 @@ func OpenFolder(path string) (*Root, error) {
 	return &Root{dir, namespace}, nil
 }
 
-// PackAll writes all that is below the root as tar, with names relative to it.
+// PackAll writes everything below the root as tar, with names relative to it.
 func (r *Root) PackAll(ctx context.Context, w io.Writer) error {
 	p := &packer{ctx: ctx, tw: tar.NewWriter(w), top: r.dir, links: map[inode]string{}}
-	if err := p.walk(".", ""); err != nil {
+	if err := p.walk(); err != nil {
 		return err
 	}
 	return p.tw.Close()
 }
 
-// Changes lists what differs between two trees, each folder before what is in
-// it. A folder with changes in it is itself modified, as Docker has it. What was
-// added under a path for which made holds, and is empty, is left out.
+// Changes returns the differences between two trees, each directory before its
+// content. As in Docker, a directory with changes in it counts as modified. made
+// reports whether the engine creates a mount point at a path. Such a path is left
+// out if it was added and is empty or a link to the list of mounts, or if it is
+// empty and had another type before.
 func Changes(ctx context.Context, from, to *Root, made func(path string) bool) ([]container.FilesystemChange, error) {
 	c := &comparison{ctx: ctx, from: from.dir, to: to.dir, made: made}
 	if err := c.folder("/", true); err != nil {
@@ -56,7 +59,7 @@ type comparison struct {
 	found    []container.FilesystemChange
 }
 
-// folder compares a folder that is in to, and in from if old is set.
+// folder compares a directory of to with the same of from, if old is set.
 func (c *comparison) folder(path string, old bool) error {
 	if err := c.ctx.Err(); err != nil {
 		return err
@@ -77,10 +80,11 @@ func (c *comparison) folder(path string, old bool) error {
 		}
 		defer func() { from.Close() }()
 	}
+	replaced := map[string]bool{}
 	type folder struct {
 		path string
 		old  bool
-		at   int // in found, of what it is itself
+		at   int // index in found of the directory itself
 	}
 	var below []folder
 	add := func(path string, kind container.ChangeType) {
@@ -107,18 +111,25 @@ func (c *comparison) folder(path string, old bool) error {
 				return &os.PathError{Op: "stat", Path: at, Err: err}
 			}
 			wasDir = prior.Mode&unix.S_IFMT == unix.S_IFDIR
-			if differ(&prior, &st) || st.Mode&unix.S_IFMT == unix.S_IFREG && !sameCapability(from, to, name) {
+			if prior.Mode&unix.S_IFMT != st.Mode&unix.S_IFMT && (dir || st.Mode&unix.S_IFMT == unix.S_IFREG && st.Size == 0) && c.made(at) {
+				// The engine made it as a mount point in place of the image's file. A
+				// directory only counts if it is not empty.
+				if dir {
+					add(at, container.ChangeModify)
+					replaced[at] = true
+				}
+			} else if differ(&prior, &st) || st.Mode&unix.S_IFMT == unix.S_IFREG && !sameCapability(from, to, name) {
 				add(at, container.ChangeModify)
 			}
-		} else if dir || st.Size > 0 || !c.made(at) {
+		} else if dir || !c.made(at) || !plain(to, name, &st) {
 			add(at, container.ChangeAdd)
 		}
 		if dir {
 			below = append(below, folder{at, wasDir, len(c.found)})
 		}
 	}
-	// One folder is open at a time, however deep the trees are: what is below
-	// comes in its place afterwards.
+	// Only one directory is open at a time, however deep the trees are. Changes
+	// below it are inserted at its place afterwards.
 	to.Close()
 	if from != nil {
 		from.Close()
@@ -137,7 +148,7 @@ func (c *comparison) folder(path string, old bool) error {
 		switch {
 		case len(c.found) > 0 && !listed:
 			merged = append(merged, container.FilesystemChange{Kind: container.ChangeModify, Path: f.path})
-		case len(c.found) == 0 && listed && merged[len(merged)-1].Kind == container.ChangeAdd && c.made(f.path):
+		case len(c.found) == 0 && listed && (merged[len(merged)-1].Kind == container.ChangeAdd && c.made(f.path) || replaced[f.path]):
 			merged = merged[:len(merged)-1]
 		}
 		merged = append(merged, c.found...)
@@ -147,7 +158,21 @@ func (c *comparison) folder(path string, old bool) error {
 	return nil
 }
 
-// list opens a folder and reads its names, in order.
+// plain reports whether a file is as the engine makes it: empty, or a link to the
+// list of mounts.
+func plain(dir *os.File, name string, st *unix.Stat_t) bool {
+	if st.Mode&unix.S_IFMT != unix.S_IFLNK {
+		return st.Size == 0
+	}
+	target := make([]byte, len(mounts)+1)
+	n, err := unix.Readlinkat(int(dir.Fd()), name, target)
+	return err == nil && string(target[:n]) == mounts
+}
+
+// mounts is the target of a container's link /etc/mtab.
+const mounts = "/proc/mounts"
+
+// list opens a directory and returns its names, sorted.
 func list(root *os.File, path string) (*os.File, []string, error) {
 	dir, err := openIn(root, path, unix.O_RDONLY|unix.O_DIRECTORY, unix.RESOLVE_NO_SYMLINKS)
 	if err != nil {
@@ -162,7 +187,7 @@ func list(root *os.File, path string) (*os.File, []string, error) {
 	return dir, names, nil
 }
 
-// differ compares what Docker does: of folders neither size nor time.
+// differ compares what Docker compares: neither size nor time of directories.
 func differ(a, b *unix.Stat_t) bool {
 	if a.Mode != b.Mode || a.Uid != b.Uid || a.Gid != b.Gid || a.Rdev != b.Rdev {
 		return true
@@ -182,12 +207,12 @@ func sameCapability(a, b *os.File, name string) bool {
 	return bytes.Equal(of(a), of(b))
 }
 
-// whiteout begins the name of an entry that says that something is gone (OCI
-// image spec, layer.md).
+// whiteout begins the name of an entry that marks a removed file (OCI image spec,
+// layer.md).
 const whiteout = ".wh."
 
-// PackChanges writes changes as a layer: what was added or modified, and a
-// whiteout for what is gone.
+// PackChanges writes changes as a layer: added and modified files, and a whiteout
+// for each removed one.
 func (r *Root) PackChanges(ctx context.Context, changes []container.FilesystemChange, w io.Writer) error {
 	p := &packer{ctx: ctx, tw: tar.NewWriter(w), top: r.dir, links: map[inode]string{}}
 	for _, c := range changes {

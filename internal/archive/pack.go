@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package archive
 
 import (
@@ -15,11 +17,12 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Pack writes what a path names as tar, a folder with all below it, to what begin
-// gives when it is told of it; before that nothing is written. Names in
-// the archive begin with the path's last element, as in Docker's; a link is
-// packed itself. What goes away meanwhile is left out, and a file that shrinks
-// is filled up with zeros, as tar(1) does. Sockets can't be packed.
+// Pack writes the file at a path as tar, a directory with everything below it. It
+// calls begin with the file's properties and writes to the writer that begin
+// returns; it writes nothing before that. As in Docker, names in the archive
+// begin with the path's last element, and a link is packed as a link. Files that
+// disappear meanwhile are left out. A file that shrinks is padded with zeros, as
+// by tar(1). Sockets can't be packed.
 func (r *Root) Pack(ctx context.Context, path string, begin func(container.PathStat) io.Writer) error {
 	f, err := r.entry(path)
 	if err != nil {
@@ -37,7 +40,8 @@ func (r *Root) Pack(ctx context.Context, path string, begin func(container.PathS
 	}
 	dir, err := p.add(f, name)
 	if err == nil && dir {
-		err = p.walk(".", name+"/")
+		p.prefix = name + "/"
+		err = p.walk()
 	}
 	if err != nil {
 		return err
@@ -47,54 +51,67 @@ func (r *Root) Pack(ctx context.Context, path string, begin func(container.PathS
 
 type inode struct{ dev, ino uint64 }
 
-// packer writes one archive. It has one folder open at a time, however deep
-// the tree is, and remembers the names of files with several links.
+// packer writes one archive, depth first: a program that unpacks it sets a
+// directory's times and mode when it has finished its content. Only one directory
+// is open at a time, however deep the tree is. The packer remembers the names of
+// files with several links.
 type packer struct {
 	ctx   context.Context
 	tw    *tar.Writer
 	top   *os.File
 	links map[inode]string
+
+	prefix string // of the names of everything in top
+	path   []byte // of the packed directory, below top; ends with a slash unless it is empty
 }
 
-// walk packs what is in the folder rel of top, under the names that begin with
-// prefix.
-func (p *packer) walk(rel, prefix string) error {
-	dir, err := openIn(p.top, rel, unix.O_RDONLY|unix.O_DIRECTORY, unix.RESOLVE_NO_SYMLINKS)
+// walk packs the content of the directory at path.
+func (p *packer) walk() error {
+	dir, err := p.folder()
 	if vanished(err) {
 		return nil
 	}
 	if err != nil {
 		return err
 	}
+	defer func() { dir.Close() }()
 	names, err := dir.Readdirnames(-1)
 	if err != nil {
-		dir.Close()
 		return err
 	}
 	slices.Sort(names)
-	var below []string
-	for _, name := range names {
-		var into bool
-		if into, err = p.name(dir, name, prefix+name); err != nil {
-			break
+	for i, name := range names {
+		into, err := p.name(dir, name, p.prefix+string(p.path)+name)
+		if err != nil {
+			return err
 		}
-		if into {
-			below = append(below, name)
+		if !into {
+			continue
 		}
-	}
-	dir.Close()
-	if err != nil {
-		return err
-	}
-	for _, name := range below {
-		if err := p.walk(rel+"/"+name, prefix+name+"/"); err != nil {
+		dir.Close()
+		before := len(p.path)
+		p.path = append(append(p.path, name...), '/')
+		err = p.walk()
+		p.path = p.path[:before]
+		if err != nil || i == len(names)-1 {
+			return err
+		}
+		if dir, err = p.folder(); vanished(err) {
+			return nil
+		} else if err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// name packs one name of a folder and tells whether it is a folder to go into.
+// folder opens the directory at path.
+func (p *packer) folder() (*os.File, error) {
+	return openIn(p.top, "./"+string(p.path), unix.O_RDONLY|unix.O_DIRECTORY, unix.RESOLVE_NO_SYMLINKS)
+}
+
+// name packs one name of a directory and reports whether it is a directory to
+// descend into.
 func (p *packer) name(dir *os.File, name, as string) (bool, error) {
 	if err := p.ctx.Err(); err != nil {
 		return false, err
@@ -110,13 +127,13 @@ func (p *packer) name(dir *os.File, name, as string) (bool, error) {
 	return p.add(f, as)
 }
 
-// vanished reports that what was there a moment ago is no more, or is
-// something else.
+// vanished reports whether an error means that a file was removed or replaced
+// meanwhile.
 func vanished(err error) bool {
 	return errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ESTALE) || errors.Is(err, unix.ELOOP) || errors.Is(err, unix.ENOTDIR) || errors.Is(err, unix.ENXIO)
 }
 
-// add packs what is open by its path alone.
+// add packs a file that is open with O_PATH.
 func (p *packer) add(f *os.File, name string) (dir bool, err error) {
 	var st unix.Stat_t
 	if err := unix.Fstat(int(f.Fd()), &st); err != nil {
@@ -197,12 +214,12 @@ func (zeros) Read(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// xattrRecord is how pax names an extended attribute.
+// xattrRecord is the prefix of extended attributes in pax records.
 const xattrRecord = "SCHILY.xattr."
 
-// capability packs a file's capabilities, the one extended attribute that
-// Docker packs. Those that hold in one user namespace alone become those that
-// hold everywhere (revision 3 to 2 of linux/capability.h): the archive is for
+// capability packs a file's capabilities, which is the only extended attribute
+// that Docker packs. Capabilities for one user namespace are converted to those
+// for all (revision 3 to 2 of linux/capability.h), because the archive is used
 // elsewhere.
 func capability(f *os.File, h *tar.Header) error {
 	buf := make([]byte, 64)

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package archive
 
 import (
@@ -5,47 +7,42 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"runtime"
 	"slices"
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"holdfast/internal/osthread"
 )
 
-// Mount is what is mounted in a private tree.
+// Mount is a mount in a private tree.
 type Mount struct {
-	Source      string // on the host
-	Destination string // in the tree; made if it is missing
+	Source      string   // on the host
+	Tree        *os.File // a detached mount, instead of Source; the caller keeps ownership
+	Destination string   // in the tree; created if missing
 	ReadOnly    bool
-	NoRecursion bool // what is mounted below Source is left out
+	NoRecursion bool // without mounts below Source
 }
 
-// OpenPrivate makes a tree that nobody else sees, in a mount namespace that ends
-// with the Root, or with this process. rootfs mounts its root at a folder of the
-// host, at, and must do so on the thread that calls it.
+// OpenPrivate makes a tree that no other process sees, in a mount namespace that
+// ends with the Root or with this process. rootfs mounts the root file system at
+// a directory of the host, at. It must do so on the calling thread.
 func OpenPrivate(at string, rootfs func(target string) error, readonly bool, mounts []Mount) (*Root, error) {
-	type result struct {
-		root *Root
-		err  error
-	}
-	done := make(chan result, 1)
-	go func() {
-		// Never unlocked: the thread ends with this goroutine, and with it the
-		// namespace, but for the descriptor in Root.
-		runtime.LockOSThread()
-		root, err := private(at, rootfs, readonly, mounts)
-		done <- result{root, err}
-	}()
-	r := <-done
-	return r.root, r.err
+	var root *Root
+	// The thread ends, and the namespace then only lives by the descriptor in Root.
+	err := osthread.Run(func() (err error) {
+		root, err = private(at, rootfs, readonly, mounts)
+		return err
+	})
+	return root, err
 }
 
 func private(at string, rootfs func(string) error, readonly bool, mounts []Mount) (r *Root, err error) {
 	if err := unix.Unshare(unix.CLONE_FS | unix.CLONE_NEWNS); err != nil {
 		return nil, os.NewSyscallError("unshare", err)
 	}
-	// Nothing that is mounted here is seen on the host. What is unmounted there
-	// goes here too, as far as the host shares it.
+	// Mounts made here must not be visible on the host. Unmounts on the host
+	// propagate here, for mounts that the host shares.
 	if err := unix.Mount("", "/", "", unix.MS_SLAVE|unix.MS_REC, ""); err != nil {
 		return nil, os.NewSyscallError("mount", err)
 	}
@@ -58,7 +55,7 @@ func private(at string, rootfs func(string) error, readonly bool, mounts []Mount
 			namespace.Close()
 		}
 	}()
-	// The sources come first: the root may be mounted over one of them.
+	// Open the sources first, because the root may be mounted over one of them.
 	sources := make([]*os.File, len(mounts))
 	defer func() {
 		for _, f := range sources {
@@ -97,8 +94,8 @@ func private(at string, rootfs func(string) error, readonly bool, mounts []Mount
 			return nil, err
 		}
 	}
-	// The host's mounts are let go of: what is unmounted there while somebody
-	// reads here must be gone.
+	// Release the host's mounts: one that is unmounted there must go, even while
+	// this tree is in use.
 	if err := unix.Fchdir(int(dir.Fd())); err != nil {
 		return nil, os.NewSyscallError("fchdir", err)
 	}
@@ -111,13 +108,27 @@ func private(at string, rootfs func(string) error, readonly bool, mounts []Mount
 	return r, nil
 }
 
-// cloneTree makes a copy of a mount that is mounted nowhere yet.
+// cloneTree makes a detached copy of a mount.
 func cloneTree(m Mount) (*os.File, error) {
 	flags := uint(unix.OPEN_TREE_CLONE | unix.OPEN_TREE_CLOEXEC)
 	if !m.NoRecursion {
 		flags |= unix.AT_RECURSIVE
 	}
-	fd, err := unix.OpenTree(unix.AT_FDCWD, m.Source, flags)
+	var fd int
+	var err error
+	if m.Tree != nil {
+		// It belongs to the host's namespace and could only be cloned there. It is
+		// only attached once here, so no clone is needed.
+		fd, err = unix.FcntlInt(m.Tree.Fd(), unix.F_DUPFD_CLOEXEC, 3)
+		if err == nil {
+			err = unix.MountSetattr(fd, "", unix.AT_EMPTY_PATH|unix.AT_RECURSIVE, &unix.MountAttr{Propagation: unix.MS_SLAVE})
+			if err != nil {
+				unix.Close(fd)
+			}
+		}
+	} else {
+		fd, err = unix.OpenTree(unix.AT_FDCWD, m.Source, flags)
+	}
 	if err != nil {
 		return nil, &os.PathError{Op: "open_tree", Path: m.Source, Err: err}
 	}
@@ -136,7 +147,7 @@ func setReadOnly(f *os.File, flags uint) error {
 	return os.NewSyscallError("mount_setattr", err)
 }
 
-// attach mounts a copied mount in the tree.
+// attach mounts a detached mount in the tree.
 func (r *Root) attach(source *os.File, m Mount) error {
 	st, err := source.Stat()
 	if err != nil {
@@ -157,8 +168,8 @@ func (r *Root) attach(source *os.File, m Mount) error {
 	return os.NewSyscallError("move_mount", err)
 }
 
-// touch opens what a path names, by its path alone, and makes an empty file
-// where nothing is.
+// touch opens the file at a path with O_PATH. It creates an empty file if there
+// is none.
 func (r *Root) touch(path string) (*os.File, error) {
 	f, err := openIn(r.dir, path, unix.O_PATH, 0)
 	if !os.IsNotExist(err) {

@@ -1,13 +1,15 @@
-// Package archive moves file trees of containers: it reads them as tar, and
-// writes tar into them. It knows neither containers nor images: a tree is given
-// as a process that sees it, or as mounts that are made for it alone.
+// SPDX-License-Identifier: Apache-2.0
+
+// Package archive transfers file trees of containers: it reads them as tar, and
+// writes tar into them. It knows neither containers nor images. A tree is given
+// as a process that sees it, or as mounts that are made only for it.
 //
-// What is in a tree belongs to somebody hostile, who changes it meanwhile. A
-// path is therefore never resolved from the host's root: openat2(2) resolves it
-// within the tree, and what was opened is worked on by its descriptor or by one
-// name in it that is not followed. Nothing is run or loaded from a tree. The
-// views of the kernel in it (proc, sysfs and the like) are shown as empty
-// folders: they hold no files of the container, and links in them lead out.
+// The content of a tree is hostile and may change meanwhile. So a path is never
+// resolved from the host's root: openat2(2) resolves it within the tree. Opened
+// files are used by their descriptor, or by a name in the descriptor's directory
+// that is not followed. Nothing of a tree is executed or loaded. The kernel's
+// file systems in it (proc, sysfs and the like) are shown as empty directories:
+// they have no files of the container, and links in them lead out.
 package archive
 
 import (
@@ -23,18 +25,20 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/moby/moby/api/types/container"
 	"golang.org/x/sys/unix"
+
+	"holdfast/internal/beneath"
 )
 
-// Root is a file tree as a container sees it. It holds its mount namespace, so
-// that nothing comes to light under a mount when the container ends.
+// Root is a file tree as a container sees it. It keeps its mount namespace alive,
+// so that the files under a mount do not become visible when the container ends.
 type Root struct {
 	dir       *os.File // O_PATH
 	namespace *os.File
 }
 
-// OpenProcess opens the root of a process, with all that is mounted there. start
-// is the process's start time in clock ticks since boot. ErrNotFound: it is
-// gone.
+// OpenProcess opens the root of a process, with everything that is mounted there.
+// start is the process's start time in clock ticks since boot. ErrNotFound means
+// that the process has ended.
 func OpenProcess(pid int, start uint64) (*Root, error) {
 	gone := func(err error) error {
 		if err == nil || errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ESRCH) {
@@ -42,7 +46,7 @@ func OpenProcess(pid int, start uint64) (*Root, error) {
 		}
 		return err
 	}
-	// The folder is the process's for ever, whoever gets the number after it.
+	// The descriptor stays that of this process, even if its number is reused.
 	proc, err := open(unix.AT_FDCWD, "/proc/"+strconv.Itoa(pid), unix.O_RDONLY|unix.O_DIRECTORY)
 	if err != nil {
 		return nil, gone(err)
@@ -63,7 +67,7 @@ func OpenProcess(pid int, start uint64) (*Root, error) {
 	return &Root{dir, namespace}, nil
 }
 
-// startTime is field 22 of /proc/PID/stat.
+// startTime returns field 22 of /proc/PID/stat.
 func startTime(proc *os.File) (uint64, error) {
 	f, err := open(int(proc.Fd()), "stat", unix.O_RDONLY)
 	if err != nil {
@@ -75,7 +79,7 @@ func startTime(proc *os.File) (uint64, error) {
 	if err != nil {
 		return 0, err
 	}
-	// The name in field 2 may hold anything; the fields after it count.
+	// The name in field 2 may contain anything. The fields after it count.
 	fields := strings.Fields(string(buf[bytes.LastIndexByte(buf[:n], ')')+1 : n]))
 	if len(fields) < 20 {
 		return 0, os.ErrInvalid
@@ -83,7 +87,7 @@ func startTime(proc *os.File) (uint64, error) {
 	return strconv.ParseUint(fields[19], 10, 64)
 }
 
-// Close lets go of the tree.
+// Close releases the tree.
 func (r *Root) Close() error {
 	r.dir.Close()
 	return r.namespace.Close()
@@ -101,38 +105,49 @@ func open(dir int, name string, flags int) (*os.File, error) {
 	}
 }
 
-// reopen opens for reading what is open by its path alone.
+// reopen opens a file for reading that is open with O_PATH.
 func reopen(f *os.File, flags int) (*os.File, error) {
-	return open(unix.AT_FDCWD, self(f), flags)
+	return beneath.Reopen(f, flags)
 }
 
-// self is a name of what a descriptor stands for, for calls that take only
-// names. It leads nowhere else, whatever happens in the tree.
-func self(f *os.File) string { return "/proc/self/fd/" + strconv.Itoa(int(f.Fd())) }
+// self returns a path of a descriptor's file, for calls that only take paths. It
+// always names that file, whatever changes in the tree.
+func self(f *os.File) string { return beneath.Name(f) }
 
-// openIn opens a path within dir as if dir were the root of all. Other values
-// of resolve narrow that down.
+// openIn opens a path within dir as if dir were the root directory. Other bits of
+// resolve restrict the resolution further. A path that is longer than the kernel
+// accepts is resolved in pieces. Links may be in the first piece alone, where they
+// are followed unless resolve forbids it: the target of a link in a later one could
+// not be resolved from the root. The error for such a link is unix.ELOOP.
 func openIn(dir *os.File, path string, flags int, resolve uint64) (*os.File, error) {
-	how := unix.OpenHow{
-		Flags:   uint64(flags | unix.O_CLOEXEC),
-		Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS | resolve,
-	}
-	var err error
-	// EAGAIN: something was renamed meanwhile, and the kernel can't tell whether
-	// ".." stays within.
-	for range 1 << 10 {
-		var fd int
-		if fd, err = unix.Openat2(int(dir.Fd()), path, &how); err == nil {
-			return os.NewFile(uintptr(fd), path), nil
+	at := dir
+	for len(path) > pathPiece {
+		cut := strings.LastIndexByte(path[:pathPiece], '/')
+		if cut <= 0 {
+			break // no name is that long
 		}
-		if err != unix.EAGAIN && err != unix.EINTR {
-			break
+		next, err := beneath.OpenInRoot(at, path[:cut], unix.O_PATH|unix.O_DIRECTORY, resolve)
+		if at != dir {
+			at.Close()
 		}
+		if err != nil {
+			return nil, err
+		}
+		at, path = next, path[cut+1:]
+		resolve |= unix.RESOLVE_NO_SYMLINKS
 	}
-	return nil, &os.PathError{Op: "open", Path: path, Err: err}
+	f, err := beneath.OpenInRoot(at, path, flags, resolve)
+	if at != dir {
+		at.Close()
+	}
+	return f, err
 }
 
-// folder opens a folder, following links within the tree.
+// pathPiece is the number of bytes of a path that are resolved at once. The
+// kernel accepts less than 4096, and a tree may be deeper.
+const pathPiece = 4000
+
+// folder opens a directory, following links within the tree.
 func (r *Root) folder(path string) (*os.File, error) {
 	f, err := openIn(r.dir, path, unix.O_PATH|unix.O_DIRECTORY, 0)
 	if err != nil {
@@ -141,7 +156,7 @@ func (r *Root) folder(path string) (*os.File, error) {
 	return f, shown(f)
 }
 
-// mkdirAll is folder that makes what is missing, for root with mode 0755.
+// mkdirAll is folder, but creates missing directories, for root with mode 0755.
 func (r *Root) mkdirAll(path string) (*os.File, error) {
 	f, err := r.folder(path)
 	if err == nil || !os.IsNotExist(err) || path == "/" {
@@ -159,8 +174,8 @@ func (r *Root) mkdirAll(path string) (*os.File, error) {
 	return open(int(parent.Fd()), name, unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW)
 }
 
-// entry opens, by its path alone, what a path names. A last element that is a
-// link is opened itself, unless a slash or "/." after it asks for a folder.
+// entry opens the file at a path with O_PATH. If the last element is a link, the
+// link itself is opened, unless a slash or "/." after it requires a directory.
 func (r *Root) entry(path string) (*os.File, error) {
 	clean := filepath.Clean("/" + path)
 	if clean == "/" || folderWanted(path) {
@@ -182,8 +197,8 @@ func folderWanted(path string) bool {
 	return strings.HasSuffix(path, "/") || filepath.Base(path) == "."
 }
 
-// absolute is a path as Docker names it: from the root, and with the ending that
-// asks for a folder.
+// absolute returns a path as Docker names it: absolute, and with the suffix that
+// requires a directory.
 func absolute(path string) string {
 	clean := filepath.Clean("/" + path)
 	switch {
@@ -196,7 +211,7 @@ func absolute(path string) string {
 	return clean
 }
 
-// kernelViews are the file systems that hold no files of a container's.
+// kernelViews are the file systems that have no files of a container.
 var kernelViews = map[int64]bool{
 	unix.PROC_SUPER_MAGIC: true, unix.SYSFS_MAGIC: true, unix.CGROUP_SUPER_MAGIC: true, unix.CGROUP2_SUPER_MAGIC: true,
 	unix.DEVPTS_SUPER_MAGIC: true, 0x19800202 /* mqueue */ : true, unix.DEBUGFS_MAGIC: true, unix.TRACEFS_MAGIC: true,
@@ -212,8 +227,8 @@ func kernelView(f *os.File) (bool, error) {
 	return kernelViews[int64(st.Type)], nil
 }
 
-// shown closes what is in a view of the kernel and says that it isn't there.
-// The folder on which the view is mounted is the container's.
+// shown closes a file in one of the kernel's file systems and returns "not
+// found". The directory on which it is mounted belongs to the container.
 func shown(f *os.File) error {
 	view, err := kernelView(f)
 	if err == nil && view {
@@ -229,8 +244,8 @@ func shown(f *os.File) error {
 	return err
 }
 
-// Stat tells about what a path names, as Docker does: of a link it tells where
-// that leads in the end, as far as there is something.
+// Stat describes the file at a path, as Docker does. For a link it also reports
+// the final target, as far as it exists.
 func (r *Root) Stat(path string) (container.PathStat, error) {
 	f, err := r.entry(path)
 	if err != nil {
@@ -252,8 +267,8 @@ func (r *Root) stat(f *os.File, path string) (container.PathStat, error) {
 	return s, err
 }
 
-// target follows links by their text. What comes of it is told to clients, and
-// opened by nobody here.
+// target follows links by their text. The result is only reported to clients and
+// never opened.
 func (r *Root) target(path string) (string, error) {
 	done, rest := "/", strings.Split(path, "/")
 	for links := 0; len(rest) > 0; {
@@ -301,8 +316,8 @@ func readlinkat(dir *os.File, name string) (string, error) {
 	return string(buf[:n]), nil
 }
 
-// Open opens a file of the tree for reading, following links within it. What is
-// no regular file is refused.
+// Open opens a file of the tree for reading, following links within it. It
+// refuses anything but regular files.
 func (r *Root) Open(path string) (*os.File, error) {
 	f, err := openIn(r.dir, path, unix.O_PATH, 0)
 	if err != nil {
@@ -322,8 +337,8 @@ func (r *Root) Open(path string) (*os.File, error) {
 	return reopen(f, unix.O_RDONLY)
 }
 
-// ReadOnly reports whether the folder of a path is mounted so that nothing can
-// be written there, and, as ErrNotFound and the like, whether there is none.
+// ReadOnly reports whether the directory of a path is on a read-only mount. If
+// there is no such directory it returns ErrNotFound or the like.
 func (r *Root) ReadOnly(path string) (bool, error) {
 	f, err := r.folder(filepath.Clean("/" + path))
 	if err != nil {

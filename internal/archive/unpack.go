@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package archive
 
 import (
@@ -11,27 +13,29 @@ import (
 	"strings"
 	"time"
 
-	"github.com/containerd/errdefs"
 	"github.com/moby/go-archive/compression"
 	"golang.org/x/sys/unix"
+
+	"holdfast/internal/errs"
 )
 
 // Owner is a user and a group, by number.
 type Owner struct{ UID, GID int }
 
-// UnpackOptions say how an archive is unpacked.
+// UnpackOptions configure Unpack.
 type UnpackOptions struct {
-	// KeepKind refuses to put a folder in the place of something else, and
-	// something else in the place of a folder.
+	// KeepKind refuses to replace a directory by another file, and another file by
+	// a directory.
 	KeepKind bool
-	// Owner owns what is unpacked; nil leaves that to the archive.
+	// Owner owns the unpacked files. Nil takes the owners from the archive.
 	Owner *Owner
 }
 
-// Unpack writes the files of a tar, compressed or not, below the folder that a
-// path names. What is there is replaced, but a folder by a folder stays. Missing
-// folders are made. Links in the tree are followed within the tree. A bad
-// archive is ErrInvalidArgument; what came before stays.
+// Unpack writes the files of a tar, compressed or not, below the directory at a
+// path. Existing files are replaced, but a directory that the archive has too
+// stays. Missing directories are created. Links in the tree are followed within
+// the tree. A bad archive is ErrInvalidArgument; files that were unpacked before
+// the error stay.
 func (r *Root) Unpack(ctx context.Context, path string, src io.Reader, o UnpackOptions) error {
 	base := filepath.Clean("/" + path)
 	f, err := openIn(r.dir, base, unix.O_PATH, 0)
@@ -49,13 +53,14 @@ func (r *Root) Unpack(ctx context.Context, path string, src io.Reader, o UnpackO
 	if err != nil {
 		return err
 	}
-	in := &source{r: src}
+	in := &source{ctx: ctx, r: src}
 	plain, err := compression.DecompressStream(in)
 	if err != nil {
 		return bad("the archive can't be read: %v", errors.Join(in.err, err))
 	}
 	defer plain.Close()
-	u := &unpacker{root: r, base: base, o: o, tr: tar.NewReader(plain)}
+	u := &unpacker{ctx: ctx, root: r, base: base, o: o, tr: tar.NewReader(plain)}
+	defer u.forget()
 	for {
 		if err := ctx.Err(); err != nil {
 			return err
@@ -76,7 +81,7 @@ func (r *Root) Unpack(ctx context.Context, path string, src io.Reader, o UnpackO
 			return err
 		}
 	}
-	// The end of the archive is not yet that of what the client sends.
+	// The client may send more after the end of the archive.
 	if _, err := io.Copy(io.Discard, plain); err != nil {
 		return bad("the archive can't be read to its end: %v", err)
 	}
@@ -84,16 +89,22 @@ func (r *Root) Unpack(ctx context.Context, path string, src io.Reader, o UnpackO
 }
 
 func bad(format string, args ...any) error {
-	return errdefs.ErrInvalidArgument.WithMessage(fmt.Sprintf(format, args...))
+	return errs.Invalid(format, args...)
 }
 
-// source remembers that reading failed.
+// source records a read error, and ends with its context: the holes of a sparse
+// file can be read for hours without a byte from the client, so nothing else
+// would notice that the client is gone.
 type source struct {
+	ctx context.Context
 	r   io.Reader
 	err error
 }
 
 func (s *source) Read(p []byte) (int, error) {
+	if err := s.ctx.Err(); err != nil {
+		return 0, err
+	}
 	n, err := s.r.Read(p)
 	if err != nil && err != io.EOF {
 		s.err = err
@@ -101,29 +112,68 @@ func (s *source) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// readError marks that the archive is at fault, not the tree.
+// readError marks an error as the archive's fault, not the tree's.
 type readError struct{ cause error }
 
 func (e *readError) Error() string { return e.cause.Error() }
 func (e *readError) Unwrap() error { return e.cause }
 
 type unpacker struct {
+	ctx  context.Context
 	root *Root
 	base string
 	o    UnpackOptions
 	tr   *tar.Reader
 	dirs []dirTime
+	buf  []byte // for the content of files
+
+	// parent is the folder of the last entry, at parentPath; nil if there is none.
+	// It is not used again once the archive has replaced a folder or a link, which
+	// may be part of its path.
+	parent     *os.File
+	parentPath string
+	replaced   bool
 }
 
-// dirTime is the time of a folder, which is set when nothing more is written
-// into it.
+// copyBuffer is how many bytes of a file are read and written at once.
+const copyBuffer = 256 << 10
+
+// folder returns the folder at a path, and creates it if it is missing. It stays
+// open until another one is asked for, as the entries of a folder usually follow
+// each other.
+func (u *unpacker) folder(path string) (*os.File, error) {
+	if u.parent != nil && u.parentPath == path && !u.replaced {
+		var st unix.Stat_t
+		if err := unix.Fstat(int(u.parent.Fd()), &st); err == nil && st.Nlink > 0 {
+			return u.parent, nil
+		}
+		// The container has removed it meanwhile.
+	}
+	f, err := u.root.mkdirAll(path)
+	if err != nil {
+		return nil, err
+	}
+	u.forget()
+	u.parent, u.parentPath, u.replaced = f, path, false
+	return f, nil
+}
+
+func (u *unpacker) forget() {
+	if u.parent != nil {
+		u.parent.Close()
+		u.parent = nil
+	}
+}
+
+// dirTime is a directory's time. It is set when nothing more is written into the
+// directory.
 type dirTime struct {
 	path        string
 	atime, time time.Time
 }
 
-// place is the path, in the tree, of a name in the archive. "" is the folder
-// that is unpacked into.
+// place returns the path in the tree for a name in the archive. "" is the
+// directory that is unpacked into.
 func (u *unpacker) place(name string) (string, error) {
 	clean := filepath.Clean(strings.TrimLeft(name, "/"))
 	if clean == "." {
@@ -143,27 +193,27 @@ func (u *unpacker) entry(h *tar.Header) error {
 	if err != nil || path == "" {
 		return err
 	}
-	parent, err := u.root.mkdirAll(filepath.Dir(path))
+	parent, err := u.folder(filepath.Dir(path))
 	if err != nil {
 		return err
 	}
-	defer parent.Close()
 	name := filepath.Base(path)
-	merged, err := u.makeRoom(parent, name, h)
-	if err != nil {
-		return err
-	}
 	owner := Owner{h.Uid, h.Gid}
 	if u.o.Owner != nil {
 		owner = *u.o.Owner
+	}
+	if h.Typeflag == tar.TypeReg {
+		return u.file(parent, name, path, h, owner)
+	}
+	merged, err := u.makeRoom(parent, name, h)
+	if err != nil {
+		return err
 	}
 	fd := int(parent.Fd())
 	failed := func(op string, err error) error {
 		return &os.PathError{Op: op, Path: path, Err: err}
 	}
 	switch kind := uint32(0); h.Typeflag {
-	case tar.TypeReg:
-		return u.file(parent, name, path, h, owner)
 	case tar.TypeLink:
 		return u.link(parent, name, path, h)
 	case tar.TypeDir:
@@ -197,7 +247,7 @@ func (u *unpacker) entry(h *tar.Header) error {
 		if err := setXattrs(self(made), path, h); err != nil {
 			return err
 		}
-		// After the owner, whose change takes set-user-ID away.
+		// After chown, which clears set-user-ID.
 		if err := unix.Chmod(self(made), uint32(h.Mode&0o7777)); err != nil {
 			return failed("chmod", err)
 		}
@@ -208,7 +258,8 @@ func (u *unpacker) entry(h *tar.Header) error {
 	return setTimes(parent, name, h.AccessTime, h.ModTime)
 }
 
-// makeRoom removes what has the name, unless it is a folder and stays one.
+// makeRoom removes the file of that name, unless a directory is to stay a
+// directory.
 func (u *unpacker) makeRoom(parent *os.File, name string, h *tar.Header) (merged bool, err error) {
 	var st unix.Stat_t
 	err = unix.Fstatat(int(parent.Fd()), name, &st, unix.AT_SYMLINK_NOFOLLOW)
@@ -227,11 +278,13 @@ func (u *unpacker) makeRoom(parent *os.File, name string, h *tar.Header) (merged
 	case becomes && u.o.KeepKind:
 		return false, bad("cannot overwrite non-directory %q with directory %q", h.Name, u.base)
 	case !is:
+		u.replaced = u.replaced || st.Mode&unix.S_IFMT == unix.S_IFLNK
 		if err := unix.Unlinkat(int(parent.Fd()), name, 0); err != nil {
 			return false, &os.PathError{Op: "remove", Path: h.Name, Err: err}
 		}
 		return false, nil
 	}
+	u.replaced = true
 	root, err := os.OpenRoot(self(parent))
 	if err != nil {
 		return false, err
@@ -241,14 +294,27 @@ func (u *unpacker) makeRoom(parent *os.File, name string, h *tar.Header) (merged
 }
 
 func (u *unpacker) file(parent *os.File, name, path string, h *tar.Header, owner Owner) error {
-	fd, err := unix.Openat(int(parent.Fd()), name, unix.O_CREAT|unix.O_EXCL|unix.O_WRONLY|unix.O_NOFOLLOW|unix.O_CLOEXEC, uint32(h.Mode&0o777))
+	create := func() (int, error) {
+		return unix.Openat(int(parent.Fd()), name, unix.O_CREAT|unix.O_EXCL|unix.O_WRONLY|unix.O_NOFOLLOW|unix.O_CLOEXEC, uint32(h.Mode&0o777))
+	}
+	fd, err := create()
+	if err == unix.EEXIST {
+		if _, err := u.makeRoom(parent, name, h); err != nil {
+			return err
+		}
+		fd, err = create()
+	}
 	if err != nil {
 		return &os.PathError{Op: "create", Path: path, Err: err}
 	}
 	f := os.NewFile(uintptr(fd), path)
 	defer f.Close()
-	from := &source{r: u.tr}
-	if _, err := io.Copy(f, from); err != nil {
+	from := &source{ctx: u.ctx, r: u.tr}
+	if u.buf == nil && h.Size > 0 {
+		u.buf = make([]byte, copyBuffer)
+	}
+	// Without its method ReadFrom, which has a buffer of its own.
+	if _, err := io.CopyBuffer(struct{ io.Writer }{f}, from, u.buf); err != nil {
 		if from.err != nil {
 			return &readError{from.err}
 		}
@@ -303,7 +369,7 @@ func setXattrs(file, path string, h *tar.Header) error {
 		if !ok {
 			continue
 		}
-		// EPERM: of the kernel's own attributes not all can be set.
+		// EPERM: some of the kernel's own attributes can't be set.
 		if err := unix.Setxattr(file, name, []byte(value), 0); err != nil && err != unix.EPERM {
 			return fmt.Errorf("set the attribute %s of %s: %w", name, path, err)
 		}
@@ -322,7 +388,8 @@ func setTimes(parent *os.File, name string, atime, mtime time.Time) error {
 	return nil
 }
 
-// timespec is a time for the kernel; what no file system can hold is the epoch.
+// timespec converts a time for the kernel. A time that no file system can store
+// becomes the epoch.
 func timespec(t time.Time) unix.Timespec {
 	ts, err := unix.TimeToTimespec(t)
 	if err != nil || t.IsZero() || t.Unix() < 0 {
@@ -331,7 +398,8 @@ func timespec(t time.Time) unix.Timespec {
 	return ts
 }
 
-// times sets those of the folders, the last first. One that is gone has none.
+// times sets the times of the directories, in reverse order. Missing ones are
+// skipped.
 func (u *unpacker) times() error {
 	for i := len(u.dirs) - 1; i >= 0; i-- {
 		d := u.dirs[i]

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package cli
 
 import (
@@ -20,16 +22,16 @@ import (
 	"holdfast/internal/cli/status"
 )
 
-// defaultExecRoot is the daemon's --exec-root unless told otherwise.
+// defaultExecRoot is the default of the daemon's --exec-root.
 const defaultExecRoot = "/run/holdfast"
 
 func newDaemonCommand(docker command.Cli) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "daemon",
-		Short: "Look at the daemon, and reload it",
+		Short: "Inspect, reload and upgrade the daemon",
 		Args:  cli.NoArgs,
 		RunE:  command.ShowHelp(docker.Err()),
-		// What asks about the daemon wants no other's answer.
+		// Commands about the daemon must not be answered by an observer.
 		Annotations: map[string]string{ofDaemon: "yes"},
 	}
 	cmd.AddCommand(newStatusCommand(docker), newTimelineCommand(docker), newReloadCommand(docker), newUpgradeCommand(docker))
@@ -40,8 +42,8 @@ func newStatusCommand(docker command.Cli) *cobra.Command {
 	var format, execRoot string
 	cmd := &cobra.Command{
 		Use:   "status [OPTIONS]",
-		Short: "Show the daemon, its shims and how many of its lives the containers have outlasted",
-		Long: `Show the daemon, its shims and how many of its lives the containers have outlasted.
+		Short: "Show the daemon, its shims and how many restarts of the daemon the containers have outlasted",
+		Long: `Show the daemon, its shims and how many restarts of the daemon the containers have outlasted.
 
 When no daemon answers, the shims' own records are read instead and the exit
 code is 1.`,
@@ -89,12 +91,12 @@ func runStatus(ctx context.Context, docker command.Cli, format, execRoot string)
 	if errShims != nil {
 		return fmt.Errorf("can't list the shims: %w", errShims)
 	}
-	// The tables have said it.
+	// The printed tables contain the reason already.
 	return cli.StatusError{StatusCode: 1}
 }
 
-// execRootOf guesses the exec root from where the daemon listens; a daemon on
-// another machine has none here.
+// execRootOf derives the exec root from the daemon's address. For a daemon on
+// another machine it is empty.
 func execRootOf(host string) string {
 	u, err := url.Parse(host)
 	if err != nil || u.Scheme != "unix" {
@@ -113,7 +115,7 @@ func statusPrinter(docker command.Cli, format string) (func(status.Status) error
 	case formatter.JSONFormatKey:
 		return func(s status.Status) error {
 			if s.Containers == nil {
-				s.Containers = []status.Container{} // [], not null
+				s.Containers = []status.Container{} // encodes as [] and not as null
 			}
 			enc := json.NewEncoder(docker.Out())
 			enc.SetIndent("", "  ")

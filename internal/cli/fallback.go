@@ -1,8 +1,11 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package cli
 
 import (
 	"fmt"
 	"net/url"
+	"sync/atomic"
 
 	"github.com/docker/cli/cli/command"
 	"github.com/docker/cli/cli/context/docker"
@@ -12,13 +15,12 @@ import (
 	"holdfast/internal/cli/nodaemon"
 )
 
-// fallBack lets a command go on without a daemon where it talks to one over a
-// Unix socket: what shims can answer is answered by them. Nothing is connected
-// here.
+// fallBack lets commands work without a daemon on a Unix socket: the shims then
+// answer the requests that they can. It opens no connection by itself.
 func fallBack(cli *command.DockerCli, quiet bool) error {
 	meta, err := cli.ContextStore().GetMetadata(cli.CurrentContext())
 	if err != nil {
-		return nil // the command itself says what is wrong with the context
+		return nil // the command itself reports the error in the context
 	}
 	ep, err := docker.EndpointFromContext(meta)
 	if err != nil {
@@ -29,15 +31,19 @@ func fallBack(cli *command.DockerCli, quiet bool) error {
 		return nil
 	}
 	dialer := nodaemon.New(u.Path, func(socket string) {
-		if !quiet {
+		if !quiet && !showsHelp.Load() {
 			fmt.Fprintf(cli.Err(), "holdfast: no daemon answers on %s: asking the containers' shims\n", socket)
 		}
 	})
 	return command.WithAPIClientOptions(client.WithDialContext(dialer.DialContext))(cli)
 }
 
-// aboutDaemon reports whether a command is about the daemon, so that others'
-// answers in its place would be wrong.
+// showsHelp is set when help is shown. Help asks the daemon which commands to
+// hide, and must not wait if there is no daemon.
+var showsHelp atomic.Bool
+
+// aboutDaemon reports whether a command is about the daemon, so that answers
+// from elsewhere would be wrong.
 func aboutDaemon(cmd *cobra.Command) bool {
 	for ; cmd != nil; cmd = cmd.Parent() {
 		if v := cmd.Annotations[ofDaemon]; v != "" {
@@ -47,6 +53,6 @@ func aboutDaemon(cmd *cobra.Command) bool {
 	return false
 }
 
-// ofDaemon annotates such commands and those below them with "yes", and those
-// below them that are none with "no".
+// ofDaemon is an annotation: "yes" for commands about the daemon and those
+// below them, "no" for exceptions below them.
 const ofDaemon = "holdfast-daemon"

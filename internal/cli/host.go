@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package cli
 
 import (
@@ -12,22 +14,23 @@ import (
 )
 
 const (
-	// DefaultHost is where holdfastd listens unless told otherwise.
+	// DefaultHost is the default address of holdfastd.
 	DefaultHost = "unix:///run/holdfast/holdfast.sock"
-	// EnvHost names a daemon for holdfast alone; docker does not read it.
+	// EnvHost is the environment variable that names a daemon for holdfast
+	// alone; docker does not read it.
 	EnvHost = "HOLDFAST_HOST"
 )
 
-// target is the daemon that the command talks to, as far as we chose it.
+// target is the daemon that the command uses, as far as holdfast has chosen it.
 type target struct {
 	opts *cliflags.ClientOptions
-	// host is set when neither --host, DOCKER_HOST nor a docker context named
-	// the daemon, so that a plugin has to be told.
+	// host is set if neither --host, DOCKER_HOST nor a docker context named the
+	// daemon. A plugin must then be given the host.
 	host string
 }
 
-// chooseHost applies HOLDFAST_HOST, which goes before DOCKER_HOST and
-// DOCKER_CONTEXT, and after --host and --context.
+// chooseHost applies HOLDFAST_HOST, which takes precedence over DOCKER_HOST and
+// DOCKER_CONTEXT, but not over --host and --context.
 func chooseHost(opts *cliflags.ClientOptions) *target {
 	t := &target{opts: opts}
 	if host := os.Getenv(EnvHost); host != "" && len(opts.Hosts) == 0 && opts.Context == "" {
@@ -37,16 +40,19 @@ func chooseHost(opts *cliflags.ClientOptions) *target {
 	return t
 }
 
-// option makes Holdfast the daemon of Docker's "default" context. It runs once
+// option makes Holdfast the daemon of Docker's "default" context. It runs after
 // Docker's own rules have chosen the context, and before the endpoint is
-// resolved. With TLS asked for and no host, Docker's rule (tcp on localhost)
-// stays.
+// resolved. If TLS is requested without a host, Docker's rule (tcp on
+// localhost) applies.
 func (t *target) option() command.CLIOption {
 	return command.WithContextResolver(func(docker *command.DockerCli) (string, error) {
-		if docker.CurrentContext() == command.DefaultContextName &&
-			len(t.opts.Hosts) == 0 && os.Getenv(client.EnvOverrideHost) == "" && t.opts.TLSOptions == nil {
-			t.host = DefaultHost
+		if len(t.opts.Hosts) == 0 && os.Getenv(client.EnvOverrideHost) == "" && t.opts.TLSOptions == nil {
+			// Set it even if another context is in use, because "context ls"
+			// lists it.
 			t.opts.Hosts = []string{DefaultHost}
+			if docker.CurrentContext() == command.DefaultContextName {
+				t.host = DefaultHost
+			}
 		}
 		return "", nil
 	})

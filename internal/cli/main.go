@@ -1,9 +1,11 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Package cli is the command line: Docker's own, embedded from
-// github.com/docker/cli, under the name holdfast and with our commands beside
-// it. It talks to the daemon over the API alone, and where none answers to a
-// process that it starts in its place; the exceptions are "daemon status",
-// which then reads the shims' state files, and "demo", which starts a private
-// daemon.
+// github.com/docker/cli, under the name holdfast and with additional commands.
+// It uses only the daemon's API, or that of an observer, a process that it
+// starts when no daemon answers. There are two exceptions: "daemon status"
+// reads the shims' state files if no daemon answers, and "demo" starts a
+// private daemon.
 package cli
 
 import (
@@ -20,15 +22,14 @@ import (
 	"holdfast/internal/version"
 )
 
-// Main runs the command that os.Args names and returns the exit code: that of
-// the container for run, exec and start, 125 to 127 for errors before it ran,
-// 128 plus the signal's number when a signal ended the command, else 0 or 1.
+// Main runs the command given by os.Args and returns the exit code: that of the
+// container for run, exec and start, 125 to 127 for errors before it ran, 128
+// plus the signal's number if a signal ended the command, else 0 or 1.
 func Main() int {
 	ctx, stop := notifyContext(context.Background())
 	defer stop()
 
-	// The embedded commands read these for "version", "info" and the user
-	// agent.
+	// The embedded commands use these in "version", "info" and the user agent.
 	dockerversion.PlatformName = "Holdfast"
 	dockerversion.Version = version.Version
 	dockerversion.GitCommit = version.Commit
@@ -43,6 +44,11 @@ func Main() int {
 	}
 	if err == nil {
 		return 0
+	}
+	// Some commands report only that their context has ended, not why.
+	var sig signalError
+	if (errdefs.IsCanceled(err) || errors.Is(err, context.Canceled)) && errors.As(context.Cause(ctx), &sig) {
+		err = sig
 	}
 	if !errors.As(err, new(signalError)) && !errdefs.IsCanceled(err) && err.Error() != "" {
 		if docker != nil {
@@ -80,7 +86,8 @@ func run(ctx context.Context, docker *command.DockerCli) error {
 			return err
 		}
 	} else if len(args) > 0 {
-		// What is not ours may be a plugin: holdfast compose, holdfast buildx.
+		// An unknown command may be a plugin: holdfast compose, holdfast
+		// buildx.
 		if found, _, err := root.Find(args); err != nil || isPlugin(found) {
 			err := runPlugin(ctx, docker, root, args[0], target)
 			if err == nil || !errdefs.IsNotFound(err) {
@@ -99,7 +106,7 @@ func run(ctx context.Context, docker *command.DockerCli) error {
 	root.SetArgs(args)
 	ran, err := root.ExecuteContextC(ctx)
 	if ran != nil && ran.Name() == "run" && client.IsErrConnectionFailed(err) {
-		// Documented for run: 125 when the daemon is at fault.
+		// As documented for run: 125 if the error is the daemon's.
 		return cli.StatusError{Cause: err, Status: err.Error(), StatusCode: 125}
 	}
 	return err

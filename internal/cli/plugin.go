@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package cli
 
 import (
@@ -14,7 +16,7 @@ import (
 )
 
 // Plugins are Docker's: programs named docker-compose, docker-buildx and so on
-// in Docker's plugin folders.
+// in Docker's plugin directories.
 
 func addPluginStubs(docker command.Cli, root *cobra.Command) error {
 	return manager.AddPluginCommandStubs(docker, root)
@@ -22,8 +24,8 @@ func addPluginStubs(docker command.Cli, root *cobra.Command) error {
 
 func isPlugin(cmd *cobra.Command) bool { return cmd != nil && manager.IsPluginCommand(cmd) }
 
-// pluginCommand returns the plugin's program with the arguments that we were
-// given, or an error of kind not found.
+// pluginCommand returns the plugin's program with the arguments of this
+// command, or an error of kind not found.
 func pluginCommand(docker command.Cli, root *cobra.Command, name string) (*exec.Cmd, error) {
 	return manager.PluginRunCommand(docker, name, root)
 }
@@ -40,10 +42,10 @@ func helpOfPlugin(docker command.Cli, root *cobra.Command, args []string) error 
 	return plugin.Run()
 }
 
-// runPlugin runs a plugin in our place, with its exit code as ours.
+// runPlugin runs a plugin and returns its exit code.
 //
-// At a first signal the plugin is told by the closing of a socket that it
-// watches; on a terminal the kernel signals it as well. The third signal kills
+// At the first signal, the closing of a socket that the plugin watches tells it
+// to stop; on a terminal the kernel signals it as well. The third signal kills
 // it.
 func runPlugin(ctx context.Context, docker command.Cli, root *cobra.Command, name string, t *target) error {
 	plugin, err := pluginCommand(docker, root, name)
@@ -77,7 +79,7 @@ func runPlugin(ctx context.Context, docker command.Cli, root *cobra.Command, nam
 	})
 	select {
 	case <-forced:
-		// An error means that it has ended by itself.
+		// An error means that it has ended already.
 		_ = plugin.Process.Kill()
 		<-ended
 		forceExit(docker)

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package cli
 
 import (
@@ -17,12 +19,12 @@ func newReloadCommand(docker command.Cli) *cobra.Command {
 	var format string
 	cmd := &cobra.Command{
 		Use:   "reload [OPTIONS]",
-		Short: "Let the daemon read its configuration again, and say what became of each change",
-		Long: `Let the daemon read its configuration again, and say what became of each change.
+		Short: "Reload the daemon's configuration and show the effect of each change",
+		Long: `Reload the daemon's configuration and show the effect of each change.
 
-A change is "live", it holds for "new objects only", or it is "refused" with
-the reason; containers keep what they were created with. The exit code is 1
-when the configuration can't be used.`,
+A change is "live", applies to "new objects", "needs a restart", or is an "error"
+with the reason, in which case nothing in the file is applied. Containers keep what
+they were created with. The exit code is 1 when the configuration can't be used.`,
 		Args:              cli.NoArgs,
 		ValidArgsFunction: cobra.NoFileCompletions,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -45,13 +47,13 @@ when the configuration can't be used.`,
 				err = reload.Print(docker.Out(), plan)
 			}
 			if err == nil && plan.Error != "" {
-				return cli.StatusError{StatusCode: 1, Status: "neither a reload nor a start would take " + plan.File + ": " + plan.Error}
+				return cli.StatusError{StatusCode: 1, Status: "neither a reload nor a start would accept " + plan.File + ": " + plan.Error}
 			}
 			return err
 		},
 		DisableFlagsInUseLine: true,
 	}
-	cmd.Flags().BoolVar(&dryRun, "dry-run", false, "Say what would become of each change, and change nothing")
+	cmd.Flags().BoolVar(&dryRun, "dry-run", false, "Show the effect of each change without applying it")
 	cmd.Flags().StringVarP(&format, "format", "f", "", `Format of the output: "table" or "json"`)
 	return cmd
 }

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package cli
 
 import (
@@ -40,7 +42,7 @@ func newRoot(docker *command.DockerCli) (*cli.TopLevelCommand, *cliflags.ClientO
 			return supported(cmd, docker)
 		},
 	}
-	// A command or flag completes with file names only where it says so.
+	// A command or flag completes file names only if it asks for it.
 	root.CompletionOptions.SetDefaultShellCompDirective(cobra.ShellCompDirectiveNoFileComp)
 	root.SetIn(docker.In())
 	root.SetOut(docker.Out())
@@ -60,7 +62,7 @@ func newRoot(docker *command.DockerCli) (*cli.TopLevelCommand, *cliflags.ClientO
 
 	flagError := root.FlagErrorFunc()
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
-		// A flag can be unknown because the whole command is.
+		// A flag may be unknown because the whole command is unsupported.
 		if err := supported(cmd, docker); err != nil {
 			return err
 		}
@@ -84,10 +86,11 @@ func unknownCommand(name string) error {
 	return fmt.Errorf("holdfast: unknown command: holdfast %s\n\nRun 'holdfast --help' for more information", name)
 }
 
-// setHelp lets help know plugins and hides what the daemon can't do.
+// setHelp adds plugins to the help and hides what the daemon can't do.
 func setHelp(docker *command.DockerCli, root, helpCommand *cobra.Command) {
 	show := root.HelpFunc()
 	root.SetHelpFunc(func(cmd *cobra.Command, args []string) {
+		showsHelp.Store(true)
 		err := addPluginStubs(docker, root)
 		if err == nil && len(args) > 0 {
 			err = helpOfPlugin(docker, root, args)
@@ -124,7 +127,7 @@ func setHelp(docker *command.DockerCli, root, helpCommand *cobra.Command) {
 	}
 }
 
-// completing reports whether the shell asks what could follow.
+// completing reports whether the shell asks for completions.
 func completing(args []string) bool {
 	return slices.Contains(args, cobra.ShellCompRequestCmd) || slices.Contains(args, cobra.ShellCompNoDescRequestCmd)
 }

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 //go:build linux
 
 package cli
@@ -48,7 +50,7 @@ func TestCommandLine(t *testing.T) {
 }
 
 // startFakeDaemon is the command "daemon SOCKET STATUSFILE": an API that
-// answers to ping, and to the status with the file.
+// answers ping, and the status with the content of the file.
 func startFakeDaemon(ts *testscript.TestScript, neg bool, args []string) {
 	if neg || len(args) != 2 {
 		ts.Fatalf("usage: daemon SOCKET STATUSFILE")
@@ -100,8 +102,8 @@ func expectCode(ts *testscript.TestScript, neg bool, args []string) {
 }
 
 // expectCodeAfterSignal is the command "signal N COMMAND…": it runs the command
-// with a daemon that never answers to it, sends SIGTERM once the daemon has been
-// asked, and expects the exit code.
+// with a daemon that never answers it, sends SIGTERM once the daemon has
+// received the request, and expects the exit code.
 func expectCodeAfterSignal(ts *testscript.TestScript, neg bool, args []string) {
 	if neg || len(args) < 2 {
 		ts.Fatalf("usage: signal N COMMAND...")
@@ -122,7 +124,7 @@ func expectCodeAfterSignal(ts *testscript.TestScript, neg bool, args []string) {
 
 	cmd := exec.Command(args[1], args[2:]...)
 	cmd.Path = filepath.Join(filepath.SplitList(ts.Getenv("PATH"))[0], args[1])
-	cmd.Err = nil // of the lookup in our own PATH
+	cmd.Err = nil // the lookup was in the test's own PATH
 	cmd.Dir = ts.MkAbs(".")
 	cmd.Env = append(os.Environ(), "HOME="+ts.Getenv("HOME"), EnvHost+"=unix://"+ts.MkAbs("silent.sock"))
 	ts.Check(cmd.Start())

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package cli
 
 import (
@@ -10,12 +12,12 @@ import (
 	"github.com/docker/cli/cli/command"
 )
 
-// signalError is the cause of a context that a signal ended.
+// signalError is the cause of a context that was ended by a signal.
 type signalError struct{ os.Signal }
 
 func (signalError) Error() string { return "" }
 
-// exitCode is the shell's: 128 and the signal's number.
+// exitCode is that of a shell: 128 plus the signal's number.
 func (e signalError) exitCode() int {
 	if s, ok := e.Signal.(syscall.Signal); ok {
 		return 128 + int(s)
@@ -23,8 +25,8 @@ func (e signalError) exitCode() int {
 	return 1
 }
 
-// notifyContext gives a context that ends, with a signalError as its cause, at
-// the first signal that asks us to stop.
+// notifyContext returns a context that ends, with a signalError as its cause,
+// at the first signal to stop.
 func notifyContext(parent context.Context) (context.Context, context.CancelFunc) {
 	ctx, cancel := context.WithCancelCause(parent)
 	signals := make(chan os.Signal, 1)
@@ -55,13 +57,13 @@ func laterSignals(ctx context.Context, fn func(count int) bool) {
 	}
 }
 
-// exitAtThirdSignal ends a command that does not heed its context.
+// exitAtThirdSignal ends a command that ignores its context.
 func exitAtThirdSignal(ctx context.Context, streams command.Streams) {
 	laterSignals(ctx, func(count int) bool { return count < 3 })
 	forceExit(streams)
 }
 
-// forceExit gives the terminal back as it was and ends the process.
+// forceExit restores the terminal and ends the process.
 func forceExit(streams command.Streams) {
 	fmt.Fprintln(streams.Err(), "\ngot 3 SIGTERM/SIGINTs, forcefully exiting")
 	streams.In().RestoreTerminal()

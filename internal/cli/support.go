@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package cli
 
 import (
@@ -11,8 +13,8 @@ import (
 	"github.com/spf13/pflag"
 )
 
-// Docker's commands and flags are annotated with what they need of a daemon.
-// The names of the annotations are docker/cli's.
+// Docker's commands and flags are annotated with the features of a daemon that
+// they need. The names of the annotations are those of docker/cli.
 const (
 	needsVersion      = "version" // API version
 	needsOS           = "ostype"
@@ -20,15 +22,16 @@ const (
 	needsSwarm        = "swarm" // "", "active" or "manager"
 )
 
-// daemon answers what the needs are compared with. Its methods connect at
-// their first call, so they are called only when there is a need to compare.
+// daemon returns the properties with which the needs are compared. Its methods
+// connect when they are first called, so they are called only if there is a
+// need to compare.
 type daemon interface {
 	CurrentVersion() string
 	ServerInfo() command.ServerInfo
 }
 
-// unmet says why the daemon lacks what the annotations need, or nil. Swarm is
-// not among it: the daemon itself explains that best.
+// unmet returns an error if the daemon lacks a feature that the annotations
+// need. Swarm is not checked: the daemon explains that itself best.
 func unmet(name string, need func(string) (string, bool), d daemon) error {
 	if v, ok := need(needsVersion); ok && v != "" && versions.LessThan(d.CurrentVersion(), v) {
 		return fmt.Errorf("%s requires API version %s, but the daemon's API version is %s", name, v, d.CurrentVersion())
@@ -61,8 +64,8 @@ func needOfFlag(f *pflag.Flag) func(string) (string, bool) {
 	}
 }
 
-// supported reports whether the daemon can do the command, with the flags that
-// were given. "stack ls" needs what "stack" needs.
+// supported returns an error if the daemon lacks a feature that the command or
+// one of the given flags needs. "stack ls" also has the needs of "stack".
 func supported(cmd *cobra.Command, d daemon) error {
 	for c := cmd; c != nil; c = c.Parent() {
 		if err := unmet(cmd.CommandPath(), needOfCommand(c), d); err != nil {
@@ -78,8 +81,8 @@ func supported(cmd *cobra.Command, d daemon) error {
 	return errors.Join(errs...)
 }
 
-// checkSupportBeforeArgs makes "requires API version" win over a complaint
-// about the arguments of a command that the daemon doesn't have.
+// checkSupportBeforeArgs checks the needs of commands before their arguments,
+// so that "requires API version" is reported first.
 func checkSupportBeforeArgs(d daemon, cmd *cobra.Command) {
 	for _, sub := range cmd.Commands() {
 		checkSupportBeforeArgs(d, sub)
@@ -105,7 +108,8 @@ func annotated(cmd *cobra.Command) bool {
 	return false
 }
 
-// hideUnsupported leaves out of the help what the daemon can't do now.
+// hideUnsupported hides commands and flags that the daemon does not support
+// now.
 func hideUnsupported(cmd *cobra.Command, d daemon) {
 	hidden := func(need func(string) (string, bool)) bool {
 		return unmet("", need, d) != nil || noSwarm(need, d)
@@ -121,8 +125,8 @@ func hideUnsupported(cmd *cobra.Command, d daemon) {
 	}
 }
 
-// noSwarm reports whether the need is of a swarm that the node isn't in. A
-// daemon that doesn't say is given the benefit of the doubt.
+// noSwarm reports whether the need is a swarm and the node is not in one. If
+// the daemon does not report its state, the need counts as met.
 func noSwarm(need func(string) (string, bool), d daemon) bool {
 	role, ok := need(needsSwarm)
 	if !ok || role == "" {
@@ -141,7 +145,7 @@ func noSwarm(need func(string) (string, bool), d daemon) bool {
 	return false
 }
 
-// under reports whether the command or one above it has one of the names.
+// under reports whether the command or one of its parents has one of the names.
 func under(cmd *cobra.Command, names []string) bool {
 	for c := cmd; c != nil; c = c.Parent() {
 		if slices.Contains(names, c.Name()) {

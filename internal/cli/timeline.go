@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package cli
 
 import (
@@ -21,7 +23,7 @@ import (
 	"holdfast/internal/timeline"
 )
 
-// timelineWidth is how wide the picture is where no terminal says.
+// timelineWidth is the width of the picture if the terminal's width is unknown.
 const timelineWidth = 100
 
 func newTimelineCommand(docker command.Cli) *cobra.Command {
@@ -31,7 +33,7 @@ func newTimelineCommand(docker command.Cli) *cobra.Command {
 		Short: "Draw the lives of the daemon above the lives of the containers",
 		Long: `Draw the lives of the daemon above the lives of the containers.
 
-Each container has a line, and so has the daemon: one sees what went on while
+The daemon and each container have a line. It shows what went on while
 the daemon was stopped, crashed or upgraded. When no daemon answers, its files
 and those of the shims are read instead.`,
 		Args:              cli.NoArgs,
@@ -54,7 +56,7 @@ and those of the shims are read instead.`,
 		Annotations:           map[string]string{ofDaemon: "no"},
 	}
 	cmd.Flags().StringVar(&page, "html", "", `Write a page to this file instead ("-" for standard output)`)
-	cmd.Flags().StringVar(&since, "since", "24h", `Begin at this time, or so long ago ("2h", "7d", "2030-12-31T23:59:59"; "all" for the first record)`)
+	cmd.Flags().StringVar(&since, "since", "24h", `Begin at this time, or this long ago ("2h", "7d", "2030-12-31T23:59:59"; "all" for the first record)`)
 	cmd.Flags().StringVarP(&format, "format", "f", "", `Format of the output: "table" or "json"`)
 	return cmd
 }
@@ -88,7 +90,7 @@ func showTimeline(docker command.Cli, t timeline.Timeline, page, format string) 
 	return err
 }
 
-// fetchTimeline asks whoever answers on that connection.
+// fetchTimeline requests the timeline over a connection of dial.
 func fetchTimeline(ctx context.Context, dial func(context.Context) (net.Conn, error), since time.Time) (timeline.Timeline, error) {
 	var t timeline.Timeline
 	web := &http.Client{Transport: &http.Transport{
@@ -113,7 +115,7 @@ func fetchTimeline(ctx context.Context, dial func(context.Context) (net.Conn, er
 		if json.NewDecoder(io.LimitReader(resp.Body, 1<<20)).Decode(&refusal) != nil || refusal.Message == "" {
 			refusal.Message = resp.Status
 		}
-		return t, fmt.Errorf("the daemon tells no timeline: %s", refusal.Message)
+		return t, fmt.Errorf("the daemon has no timeline: %s", refusal.Message)
 	}
 	if err := json.NewDecoder(resp.Body).Decode(&t); err != nil {
 		return t, fmt.Errorf("read the timeline: %w", err)
@@ -121,8 +123,7 @@ func fetchTimeline(ctx context.Context, dial func(context.Context) (net.Conn, er
 	return t, nil
 }
 
-// parseSince reads a time, or how long before now it was. "all" is the zero
-// time.
+// parseSince parses a time, or a duration before now. "all" is the zero time.
 func parseSince(s string, now time.Time) (time.Time, error) {
 	if s == "all" {
 		return time.Time{}, nil
@@ -140,5 +141,5 @@ func parseSince(s string, now time.Time) (time.Time, error) {
 			return t, nil
 		}
 	}
-	return time.Time{}, fmt.Errorf("invalid --since %q: want how long ago (90m, 2h, 7d), a time (2030-12-31T23:59:59), or all", s)
+	return time.Time{}, fmt.Errorf("invalid --since %q: want a duration before now (90m, 2h, 7d), a time (2030-12-31T23:59:59), or all", s)
 }

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package cli
 
 import (
@@ -17,7 +19,7 @@ import (
 	"github.com/spf13/cobra"
 )
 
-// upgradePath is where the API starts another daemon in its place.
+// upgradePath is the API's path for upgrading the daemon.
 const upgradePath = "/holdfast/v1/upgrade"
 
 type upgradeOptions struct {
@@ -37,16 +39,16 @@ func newUpgradeCommand(docker command.Cli) *cobra.Command {
 	var shims bool
 	cmd := &cobra.Command{
 		Use:   "upgrade [OPTIONS]",
-		Short: "Put another daemon in the running one's place, without a pause for clients",
-		Long: `Put another daemon in the running one's place, without a pause for clients.
+		Short: "Replace the running daemon by another one without a pause for clients",
+		Long: `Replace the running daemon by another one without a pause for clients.
 
-The running daemon starts the other one with its own arguments and hands over
-to it. No request is refused meanwhile, and no container notices. If the other
-one does not come up, the running one goes on.
+The running daemon starts the new one with its own arguments and hands over
+to it. No request is refused meanwhile, and no container notices. If the new
+one fails to start, the running one continues.
 
-With --shims the shims of the running containers are upgraded instead: each goes
-on as another binary in its own process, with all that it holds. One that can't
-goes on as it is.`,
+With --shims the shims of the running containers are upgraded instead: each
+re-executes itself with the new binary and keeps its process and its state. A
+shim that can't be upgraded stays as it is.`,
 		Args:              cli.NoArgs,
 		ValidArgsFunction: cobra.NoFileCompletions,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -76,9 +78,9 @@ goes on as it is.`,
 		},
 		DisableFlagsInUseLine: true,
 	}
-	cmd.Flags().StringVar(&o.Binary, "binary", "", "Path of the holdfastd to start, or with --shims of the holdfast-shim, on the daemon's host (default: where the running one was started from)")
+	cmd.Flags().StringVar(&o.Binary, "binary", "", "Path of the holdfastd to start, or with --shims of the holdfast-shim, on the daemon's host (default: the path of the running one)")
 	cmd.Flags().BoolVar(&shims, "shims", false, "Upgrade the shims of the running containers instead of the daemon")
-	cmd.Flags().IntVar(&o.Wait, "wait", 0, "Seconds to wait for requests under way, such as pulls, before giving up (default 30)")
+	cmd.Flags().IntVar(&o.Wait, "wait", 0, "Seconds to wait for running requests, such as pulls, before giving up (default 30)")
 	return cmd
 }
 
@@ -92,7 +94,7 @@ func upgradeDaemon(ctx context.Context, dial func(context.Context) (net.Conn, er
 	if err != nil {
 		return upgradeAnswer{}, err
 	}
-	// The host is a formality: dial knows where to go.
+	// The URL needs a host, but dial chooses the address.
 	req, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://holdfast"+upgradePath, bytes.NewReader(body))
 	if err != nil {
 		return upgradeAnswer{}, err
@@ -114,7 +116,7 @@ func upgradeDaemon(ctx context.Context, dial func(context.Context) (net.Conn, er
 	jsonErr := json.Unmarshal(text, &a)
 	switch {
 	case resp.StatusCode == http.StatusNotFound:
-		return upgradeAnswer{}, errors.New("the daemon there can't hand over: it is of a release without upgrades in place, or another engine")
+		return upgradeAnswer{}, errors.New("this daemon can't be upgraded in place: its release does not support that, or it is another engine")
 	case resp.StatusCode != http.StatusOK && a.Message != "":
 		return upgradeAnswer{}, errors.New(a.Message)
 	case resp.StatusCode != http.StatusOK:

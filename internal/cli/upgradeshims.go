@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package cli
 
 import (
@@ -13,7 +15,7 @@ import (
 	"github.com/docker/cli/cli"
 )
 
-// upgradeShimsPath is where the API upgrades the shims.
+// upgradeShimsPath is the API's path for upgrading the shims.
 const upgradeShimsPath = "/holdfast/v1/shims/upgrade"
 
 type shimUpgrade struct {
@@ -24,8 +26,8 @@ type shimUpgrade struct {
 	Error  string `json:"error"`
 }
 
-// upgradeShims asks the daemon that dial connects to, and tells of each shim.
-// The exit code is 1 when one could not be upgraded.
+// upgradeShims asks the daemon that dial connects to, and prints the result for
+// each shim. The exit code is 1 if one could not be upgraded.
 func upgradeShims(ctx context.Context, dial func(context.Context) (net.Conn, error), binary string, out, errs io.Writer) error {
 	web := &http.Client{Transport: &http.Transport{
 		DisableKeepAlives: true,
@@ -52,7 +54,7 @@ func upgradeShims(ctx context.Context, dial func(context.Context) (net.Conn, err
 	err = json.NewDecoder(io.LimitReader(resp.Body, 64<<20)).Decode(&a)
 	switch {
 	case resp.StatusCode == http.StatusNotFound:
-		return errors.New("the daemon there can't upgrade shims: it is of a release without that, or another engine")
+		return errors.New("this daemon can't upgrade shims: its release does not support that, or it is another engine")
 	case resp.StatusCode != http.StatusOK && a.Message != "":
 		return errors.New(a.Message)
 	case resp.StatusCode != http.StatusOK:
@@ -64,7 +66,7 @@ func upgradeShims(ctx context.Context, dial func(context.Context) (net.Conn, err
 	for _, s := range a.Shims {
 		if s.Error != "" {
 			failed++
-			fmt.Fprintf(errs, "%s: not upgraded, its shim goes on as version %s: %s\n", s.Name, s.Before, s.Error)
+			fmt.Fprintf(errs, "%s: not upgraded, its shim is still version %s: %s\n", s.Name, s.Before, s.Error)
 			continue
 		}
 		fmt.Fprintf(out, "%s: its shim is now version %s (before: version %s)\n", s.Name, s.After, s.Before)

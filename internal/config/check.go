@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package config
 
 import (
@@ -10,12 +12,12 @@ import (
 	"strings"
 )
 
-// check judges the values, each by itself and against the others, and brings
-// them into one form. Every message names the option and what it wants.
+// check validates the values, individually and in combination, and normalizes
+// them. Every message names the option and what it accepts.
 func (c *Config) check() error {
 	for _, check := range []func(*Config) error{
 		checkPaths, checkLogging, checkHosts, checkLabels, checkNumbers, checkRegistries, checkProxies,
-		checkRuntimes, checkModes, checkBridge, checkDNS, checkAPI,
+		checkRuntimes, checkModes, checkBridge, checkDNS, checkAPI, checkBrowsers,
 	} {
 		if err := check(c); err != nil {
 			return err
@@ -201,6 +203,12 @@ func checkRegistries(c *Config) error {
 		}
 		c.InsecureRegistries[i] = r
 	}
+	for _, pair := range c.RegistryTokenHosts {
+		registry, host, ok := strings.Cut(pair, "=")
+		if !ok || registry == "" || host == "" || strings.ContainsAny(pair, "/ ?#@") || strings.Contains(host, "=") {
+			return fmt.Errorf("registry token host %s is not valid: want REGISTRY=HOST or REGISTRY=HOST:PORT", pair)
+		}
+	}
 	return nil
 }
 
@@ -209,7 +217,8 @@ func checkProxies(c *Config) error {
 		if p.value == "" {
 			continue
 		}
-		// "host:port" alone is a proxy too, and no URL.
+		// "host:port" without a scheme is accepted as a proxy, but does not parse as
+		// a URL.
 		if strings.Contains(p.value, "://") {
 			if u, err := url.Parse(p.value); err != nil || u.Host == "" {
 				return fmt.Errorf("invalid %s %q: want a URL such as http://proxy.example.com:3128", p.name, MaskCredentials(p.value))
@@ -226,7 +235,7 @@ var runtimeName = regexp.MustCompile(`^[a-zA-Z0-9][a-zA-Z0-9_.-]*$`)
 func checkRuntimes(c *Config) error {
 	for _, name := range sorted(c.Runtimes) {
 		r := c.Runtimes[name]
-		if name == StockRuntime {
+		if name == StockRuntime || name == ShimRuntime {
 			return fmt.Errorf("runtime name '%s' is reserved: give yours another name and make it the default-runtime", name)
 		}
 		if !runtimeName.MatchString(name) {
@@ -236,7 +245,7 @@ func checkRuntimes(c *Config) error {
 			return fmt.Errorf("runtime %q: either a path or a runtimeType must be configured", name)
 		}
 	}
-	if c.DefaultRuntime != StockRuntime {
+	if c.DefaultRuntime != StockRuntime && c.DefaultRuntime != ShimRuntime {
 		if _, ok := c.Runtimes[c.DefaultRuntime]; !ok {
 			return fmt.Errorf("specified default runtime '%s' does not exist: add it with --add-runtime or the key runtimes", c.DefaultRuntime)
 		}
@@ -284,7 +293,8 @@ func checkModes(c *Config) error {
 	return nil
 }
 
-// An interface's name, as the kernel allows it: IFNAMSIZ less the zero byte.
+// An interface name as the kernel allows it: IFNAMSIZ minus the terminating zero
+// byte.
 var ifaceName = regexp.MustCompile(`^[^\s/:]{1,15}$`)
 
 func checkBridge(c *Config) error {
@@ -298,14 +308,16 @@ func checkBridge(c *Config) error {
 	if err != nil {
 		return err
 	}
-	if _, err := hostInNetwork("bip6", c.BIP6, 6); err != nil {
+	bip6, err := hostInNetwork("bip6", c.BIP6, 6)
+	if err != nil {
 		return err
 	}
 	fixed, err := network("fixed-cidr", c.FixedCIDR, 4)
 	if err != nil {
 		return err
 	}
-	if _, err := network("fixed-cidr-v6", c.FixedCIDRv6, 6); err != nil {
+	fixed6, err := network("fixed-cidr-v6", c.FixedCIDRv6, 6)
+	if err != nil {
 		return err
 	}
 	if bip.IsValid() && fixed.IsValid() && (!bip.Masked().Contains(fixed.Addr()) || fixed.Bits() < bip.Bits()) {
@@ -315,12 +327,17 @@ func checkBridge(c *Config) error {
 		if !a.Is4() {
 			return fmt.Errorf("invalid default-gateway %s: want an IPv4 address", a)
 		}
-		if bip.IsValid() && !bip.Contains(a) {
-			return fmt.Errorf("invalid default-gateway %s: it is not within the bridge's network %s", a, bip.Masked())
+		if net := known(bip, fixed); net.IsValid() && !net.Contains(a) {
+			return fmt.Errorf("invalid default-gateway %s: it is not within the bridge's network %s", a, net.Masked())
 		}
 	}
-	if a := c.DefaultGatewayV6; a.IsValid() && !a.Is6() {
-		return fmt.Errorf("invalid default-gateway-v6 %s: want an IPv6 address", a)
+	if a := c.DefaultGatewayV6; a.IsValid() {
+		if !a.Is6() || a.Is4In6() {
+			return fmt.Errorf("invalid default-gateway-v6 %s: want an IPv6 address", a)
+		}
+		if net := known(bip6, fixed6); net.IsValid() && !net.Contains(a) && !a.IsLinkLocalUnicast() {
+			return fmt.Errorf("invalid default-gateway-v6 %s: it is not within the bridge's network %s", a, net.Masked())
+		}
 	}
 	for i, p := range c.AddressPools {
 		for _, q := range c.AddressPools[:i] {
@@ -332,7 +349,17 @@ func checkBridge(c *Config) error {
 	return nil
 }
 
-// hostInNetwork reads a host's address with the length of its network.
+// known returns the subnet that the configuration gives for the bridge's network:
+// that of the bridge's address or, if that is not set, the range of the
+// containers' addresses.
+func known(bridge, containers netip.Prefix) netip.Prefix {
+	if bridge.IsValid() {
+		return bridge
+	}
+	return containers
+}
+
+// hostInNetwork parses a host's address with its network's prefix length.
 func hostInNetwork(name, s string, family int) (netip.Prefix, error) {
 	if s == "" {
 		return netip.Prefix{}, nil
@@ -390,9 +417,9 @@ func checkDNS(c *Config) error {
 	return nil
 }
 
-// Bounds of min-api-version: the oldest and the newest version of the Engine
-// API that any release of Holdfast could be asked to hide. The API's server
-// knows its own newest one and checks again.
+// Bounds of min-api-version: the oldest version of the Engine API that any
+// release of Holdfast supports. The API's server knows its newest version and
+// checks it.
 const oldestAPI = 24
 
 func checkAPI(c *Config) error {
@@ -403,6 +430,28 @@ func checkAPI(c *Config) error {
 	}
 	if n < oldestAPI {
 		return fmt.Errorf("invalid min-api-version: minimum supported API version is 1.%d: %s", oldestAPI, c.MinAPIVersion)
+	}
+	return nil
+}
+
+// checkBrowsers validates the options for browsers' access to the API.
+func checkBrowsers(c *Config) error {
+	for _, h := range c.APIAllowedHosts {
+		if h == "*" {
+			continue
+		}
+		if h == "" || strings.ContainsAny(h, "/:*@ \t\r\n") {
+			return fmt.Errorf("invalid api-allowed-hosts %q: want a host name without scheme and port such as docker.example.com, or *", h)
+		}
+	}
+	for _, o := range c.APIAllowedOrigins {
+		if o == "*" {
+			continue
+		}
+		u, err := url.Parse(o)
+		if err != nil || u.Scheme == "" || u.Host == "" || o != u.Scheme+"://"+u.Host {
+			return fmt.Errorf("invalid api-allowed-origins %q: want an origin such as https://ui.example.com:8443, without a path, or *", o)
+		}
 	}
 	return nil
 }

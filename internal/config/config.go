@@ -1,41 +1,49 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Package config turns the command line and daemon.json into one immutable
-// Config, says what changed between two of them, and carries a change through
-// the daemon so that it happens as a whole or not at all.
+// Config, reports the differences between two of them, and applies a change to
+// the daemon as a whole or not at all.
 //
-// It owns the table of options: every flag of dockerd under its name and every
-// key of Docker's daemon.json, each with what becomes of it here. It imports
-// nothing but the standard library and touches no file, environment or clock:
-// reading is the caller's, by a function that it hands in.
+// It owns the table of options: every flag of dockerd and every key of Docker's
+// daemon.json, each with its treatment here. It only imports the standard library
+// and accesses neither files nor environment nor clock: the caller passes a
+// function that reads files.
 package config
 
 import (
+	"fmt"
 	"net/netip"
 	"path"
+	"strings"
 )
 
-// DefaultFile is read when --config-file is not given; it may be absent.
+// DefaultFile is read if --config-file is not given. It may be missing.
 const DefaultFile = "/etc/holdfast/daemon.json"
 
-// Defaults of paths.
+// Default paths.
 const (
 	DefaultDataRoot = "/var/lib/holdfast"
 	DefaultExecRoot = "/run/holdfast"
 )
 
-// StockRuntime is the name of the runtime that is always there.
+// StockRuntime is the name of the built-in runtime.
 const StockRuntime = "runc"
 
-// Config is what the daemon was told. Nobody changes it after Load; a reload
+// ShimRuntime is containerd's name for the shim of StockRuntime. Clients use it
+// as a runtime's name, so it is a built-in alias of StockRuntime.
+const ShimRuntime = "io.containerd.runc.v2"
+
+// Config is the daemon's configuration. It is immutable after Load; a reload
 // makes a new one. Fields without a comment are Docker's option of that name.
 type Config struct {
 	ConfigFile string // path that was read, or would have been
-	Shim       string // path of holdfast-shim; empty is beside the daemon's executable
+	Shim       string // path of holdfast-shim; empty means next to the daemon's executable
 
 	DataRoot string
 	ExecRoot string
-	Pidfile  string // empty is in ExecRoot; see PidfilePath
+	Pidfile  string // empty means in ExecRoot; see PidfilePath
 
-	Hosts     []string // as given, empty is the default; see Addresses
+	Hosts     []string // as given, empty means the default; see Addresses
 	Group     string   // group of the Unix socket, name or number; empty leaves it
 	TLS       bool
 	TLSVerify bool
@@ -49,16 +57,21 @@ type Config struct {
 	RawLogs   bool
 
 	LiveRestore     bool
-	ShutdownTimeout int // seconds; negative waits without end
+	ShutdownTimeout int // seconds; negative waits without limit
 	Labels          []string
 	Experimental    bool
 	Features        map[string]bool
 	MinAPIVersion   string
-	OOMScoreAdjust  int
+	// Access to the API over TCP without TLS from browsers: accepted host names of
+	// requests, and origins of web pages. "*" means all.
+	APIAllowedHosts   []string
+	APIAllowedOrigins []string
+	OOMScoreAdjust    int
 
-	StorageDriver          string // empty chooses
+	StorageDriver          string // empty chooses automatically
 	RegistryMirrors        []string
 	InsecureRegistries     []string
+	RegistryTokenHosts     []string // REGISTRY=HOST[:PORT]
 	MaxConcurrentDownloads int
 	MaxConcurrentUploads   int
 	MaxDownloadAttempts    int
@@ -70,7 +83,7 @@ type Config struct {
 	Runtimes        map[string]Runtime // without StockRuntime unless it was given
 	ExecOpts        []string           // see CgroupDriver
 	CgroupParent    string
-	CgroupnsMode    string // host, private, or empty: by the version of cgroups
+	CgroupnsMode    string // host, private, or empty: depends on the version of cgroups
 	IpcMode         string // private or shareable
 	ShmSize         int64  // bytes
 	Ulimits         map[string]Ulimit
@@ -86,7 +99,7 @@ type Config struct {
 	DNSSearch      []string
 	HostGatewayIPs []netip.Addr
 
-	Bridge           string // empty is the engine's own; "none" disables it
+	Bridge           string // empty means the engine's own; "none" disables it
 	BIP              string // CIDR of the bridge's address
 	BIP6             string
 	FixedCIDR        string
@@ -96,26 +109,27 @@ type Config struct {
 	DefaultBindIP    netip.Addr // --ip
 	AddressPools     []Pool
 	MTU              int
-	NetworkOpts      map[string]map[string]string // of new networks, by driver
+	NetworkOpts      map[string]map[string]string // for new networks, by driver
 	IPv6             bool
 	ICC              bool
 	IPMasq           bool
 	IPForward        bool
-	Iptables         bool // false: no firewall rules at all, whatever makes them
+	IPForwardNoDrop  bool
+	Iptables         bool // false: no firewall rules at all
 	Ip6tables        bool
 	UserlandProxy    bool
-	// AllowDirectRouting: other hosts may reach published ports at containers'
+	// AllowDirectRouting lets other hosts reach published ports at the containers'
 	// own addresses.
 	AllowDirectRouting bool
 
-	// other holds the values of options that have no field because nothing
-	// here reads them, by key, as pointers to the kind's type.
+	// other holds the values of options without a field, by key, as pointers to the
+	// kind's type. Nothing in the daemon reads them.
 	other map[string]any
-	// given are the keys that the user set, on either side.
+	// given are the keys that the user set, by flag or in the file.
 	given    map[string]bool
 	warnings []string
-	// refused are the options that can't be used, with the reason; only Read
-	// leaves any.
+	// refused are the options that can't be used, with the reason. Only Read leaves
+	// any.
 	refused map[string]string
 }
 
@@ -132,20 +146,20 @@ type Ulimit struct {
 	Hard int64
 }
 
-// Pool is a range that networks take their subnets from.
+// Pool is a range of addresses from which networks get their subnets.
 type Pool struct {
-	Base netip.Prefix
-	Size int // length of the prefix of each subnet
+	Base netip.Prefix `json:"base"`
+	Size int          `json:"size"` // prefix length of each subnet
 }
 
 // Given reports whether the user set the daemon.json key, by flag or file.
 func (c *Config) Given(key string) bool { return c.given[key] }
 
-// Warnings name the options that were taken without effect, and why. They are
-// to be logged once, when the daemon starts or reloads.
+// Warnings returns the options that were accepted without effect, and why. The
+// daemon logs them once when it starts or reloads.
 func (c *Config) Warnings() []string { return c.warnings }
 
-// Addresses are where the API listens: Hosts, or the socket in ExecRoot.
+// Addresses returns where the API listens: Hosts, or the socket in ExecRoot.
 func (c *Config) Addresses() []string {
 	if len(c.Hosts) == 0 {
 		return []string{"unix://" + path.Join(c.ExecRoot, "holdfast.sock")}
@@ -160,8 +174,8 @@ func (c *Config) Addresses() []string {
 	return out
 }
 
-// PidfilePath is where the daemon writes its process ID, for people and
-// scripts; nothing here trusts it.
+// PidfilePath returns where the daemon writes its process ID for users and
+// scripts. The daemon itself does not rely on the file.
 func (c *Config) PidfilePath() string {
 	if c.Pidfile != "" {
 		return c.Pidfile
@@ -169,21 +183,55 @@ func (c *Config) PidfilePath() string {
 	return path.Join(c.ExecRoot, "holdfastd.pid")
 }
 
-// CgroupDriver is cgroupfs, systemd, or empty where the user left the choice.
+// CgroupDriver returns cgroupfs, systemd, or "" if the user did not choose.
 func (c *Config) CgroupDriver() string {
 	opts, err := parseExecOpts(c.ExecOpts)
 	if err != nil {
-		return "" // Load has refused it
+		return "" // Load has refused any other value
 	}
 	return opts["native.cgroupdriver"]
 }
 
-// UseTLS reports whether TCP listeners speak TLS: --tls, or --tlsverify at
-// all, even as false, which is TLS without a check of clients.
+// ExposedWarnings returns a warning for each address at which the API is served
+// without authentication.
+func (c *Config) ExposedWarnings() []string {
+	var out []string
+	for _, a := range c.Addresses() {
+		rest, tcp := strings.CutPrefix(a, "tcp://")
+		switch {
+		case !tcp:
+		case !c.UseTLS():
+			out = append(out, fmt.Sprintf("WARNING: API is accessible on http://%s without encryption: whoever can open a connection to it has root on this host. Use --tlsverify, or the unix socket alone", rest))
+		case !c.VerifyClients():
+			out = append(out, fmt.Sprintf("WARNING: API is accessible on https://%s without TLS client verification: whoever can open a connection to it has root on this host. Use --tlsverify", rest))
+		}
+	}
+	return out
+}
+
+// HostNames returns the names, not addresses, on which the API is configured to
+// listen.
+func (c *Config) HostNames() []string {
+	var names []string
+	for _, a := range c.Addresses() {
+		rest, tcp := strings.CutPrefix(a, "tcp://")
+		if !tcp || strings.HasPrefix(rest, "[") {
+			continue
+		}
+		name, _, _ := strings.Cut(rest, ":")
+		if _, err := netip.ParseAddr(name); err != nil && name != "" {
+			names = append(names, name)
+		}
+	}
+	return names
+}
+
+// UseTLS reports whether TCP listeners use TLS: with --tls, or with --tlsverify
+// at all. Even --tlsverify=false means TLS, without verification of clients.
 func (c *Config) UseTLS() bool { return c.TLS || c.TLSVerify || c.given["tlsverify"] }
 
-// VerifyClients reports whether clients must show a certificate that
-// TLSCACert signed: always with TLS, unless --tlsverify=false says no.
+// VerifyClients reports whether clients need a certificate that TLSCACert signed.
+// With TLS they do, unless --tlsverify=false is given.
 func (c *Config) VerifyClients() bool {
 	return c.UseTLS() && (c.TLSVerify || !c.given["tlsverify"])
 }

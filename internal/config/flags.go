@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package config
 
 import (
@@ -5,12 +7,12 @@ import (
 	"strings"
 )
 
-// Flags is a command line, read but not yet joined with a file.
+// Flags is a parsed command line, not yet merged with a file.
 type Flags struct {
 	Help     bool
 	Version  bool
 	Validate bool // check the configuration and exit
-	Takeover bool // take over from the daemon that runs, if one does
+	Takeover bool // take over from the running daemon, if there is one
 
 	given []given
 	set   map[*Option]any // pointers to the values that were given
@@ -21,7 +23,7 @@ type given struct {
 	arg    string
 }
 
-// ParseFlags reads arguments, without the program's name, in the GNU manner:
+// ParseFlags parses arguments, without the program's name, in GNU style:
 // --flag=value, --flag value, -f value, -fvalue, and for bools --flag or
 // --flag=false.
 func ParseFlags(args []string) (*Flags, error) {
@@ -128,11 +130,11 @@ func (f *Flags) take(o *Option, as, value string, has bool, rest []string) ([]st
 	return rest, nil
 }
 
-// apply writes the flags that were given into c.
+// apply sets the given flags in c.
 func (f *Flags) apply(c *Config) error {
 	for _, g := range f.given {
-		// Each occurrence is applied in order, so that lists add up and the
-		// last of the others wins.
+		// Each occurrence is applied in order, so that lists accumulate and otherwise
+		// the last one wins.
 		if err := setText(g.option.Kind, c.pointer(g.option), g.arg); err != nil {
 			return err
 		}
@@ -141,7 +143,7 @@ func (f *Flags) apply(c *Config) error {
 	return nil
 }
 
-// Usage is the text of --help.
+// Usage returns the text of --help.
 func Usage() string {
 	var b strings.Builder
 	b.WriteString("Usage:  holdfastd [OPTIONS]\n\nThe daemon of Holdfast, a container engine whose containers never notice it.\n\nOptions:\n")

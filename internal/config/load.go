@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package config
 
 import (
@@ -8,18 +10,19 @@ import (
 	"io/fs"
 	"net/url"
 	"reflect"
+	"slices"
 	"sort"
 	"strings"
 	"unicode/utf8"
 )
 
-// Load joins the command line with the file that it names, by the rules of
-// dockerd: nothing may be given on both sides, the file's empty values are
-// defaults, every key must be known. readFile returns a file's content; an
-// error of the kind fs.ErrNotExist is fine for the default file alone.
+// Load merges the command line with the file that it names, by the rules of
+// dockerd: no option may be given in both, empty values in the file mean the
+// default, and every key must be known. readFile returns a file's content.
+// fs.ErrNotExist is only accepted for the default file.
 //
-// On an error nothing is to be changed: the message says what was wrong and
-// where, and a running daemon goes on with what it has.
+// After an error a running daemon keeps its configuration. The message says what
+// was wrong and where.
 func Load(f *Flags, readFile func(name string) ([]byte, error)) (*Config, error) {
 	c, err := Read(f, readFile)
 	if err != nil {
@@ -31,8 +34,8 @@ func Load(f *Flags, readFile func(name string) ([]byte, error)) (*Config, error)
 	return c, nil
 }
 
-// Refused is the error of Load for a configuration that Read took: options
-// that can't be used; nil if there are none.
+// Refused returns the error that Load would return for a configuration from Read:
+// options that can't be used. It returns nil if there are none.
 func (c *Config) Refused() error {
 	var refused []string
 	for i := range table {
@@ -46,8 +49,8 @@ func (c *Config) Refused() error {
 	return errors.New(strings.Join(refused, "; "))
 }
 
-// Read is Load for who only wants to know: options that are refused are no
-// error, but Plan names them. The result is not to be run with.
+// Read is Load for inspection only: refused options are no error, but Plan
+// reports them. The daemon must not run with the result.
 func Read(f *Flags, readFile func(name string) ([]byte, error)) (*Config, error) {
 	c, err := defaults()
 	if err != nil {
@@ -75,12 +78,12 @@ func Read(f *Flags, readFile func(name string) ([]byte, error)) (*Config, error)
 	return c, nil
 }
 
-// defaults is a Config with every option's default.
+// defaults returns a Config with every option's default.
 func defaults() (*Config, error) {
 	c := &Config{other: map[string]any{}, given: map[string]bool{}}
 	for i := range table {
 		o := &table[i]
-		p := c.pointer(o) // all of them now, so that nobody writes c.other later
+		p := c.pointer(o) // creates all pointers now, so that c.other is not written later
 		if o.Default == "" {
 			continue
 		}
@@ -91,7 +94,7 @@ func defaults() (*Config, error) {
 	return c, nil
 }
 
-// pointer is where an option's value is kept.
+// pointer returns where an option's value is stored.
 func (c *Config) pointer(o *Option) any {
 	if o.field != nil {
 		return o.field(c)
@@ -104,7 +107,7 @@ func (c *Config) pointer(o *Option) any {
 	return p
 }
 
-// directive is one key of the file, with its place for messages.
+// directive is one key of the file, with its position for messages.
 type directive struct {
 	key    string
 	raw    json.RawMessage
@@ -154,9 +157,9 @@ func (c *Config) file(f *Flags, data []byte) error {
 			continue
 		}
 		c.given[o.name()] = true
-		// Into a fresh value first: what is empty keeps the default, as in
-		// dockerd, so that its full example of a file can be used as it is.
-		// An empty bool is false and no default.
+		// Decode into a new value first: as in dockerd an empty value keeps the
+		// default, so that dockerd's full example of a file can be used as it is. An
+		// empty bool is false and not the default.
 		p := newPointer(o.Kind)
 		if err := setJSON(o.Kind, p, d.raw); err != nil {
 			return fmt.Errorf("%s: %s: %w", place(text, d.offset), d.key, err)
@@ -165,7 +168,15 @@ func (c *Config) file(f *Flags, data []byte) error {
 		if o.Kind != Bool && empty(v) {
 			continue
 		}
-		if o.Kind == Runtimes { // the one key that may be on both sides
+		if o.Key == "hosts" && handedOver(f, o) {
+			for _, host := range *p.(*[]string) {
+				if !slices.Contains(c.Hosts, host) {
+					c.Hosts = append(c.Hosts[:len(c.Hosts):len(c.Hosts)], host)
+				}
+			}
+			continue
+		}
+		if o.Kind == Runtimes { // runtimes may also be given in both
 			into := o.field(c).(*map[string]Runtime)
 			for name, r := range *p.(*map[string]Runtime) {
 				if _, twice := (*into)[name]; twice {
@@ -196,14 +207,14 @@ func byKey(key string) *Option {
 	return nil
 }
 
-// directives lists the keys of the file's one object. Those of a group such as
-// "proxies" are lifted out of it, as in dockerd.
+// directives returns the keys of the file's object. As in dockerd, the keys of a
+// group such as "proxies" are moved to the top level.
 func directives(text []byte) ([]directive, error) {
 	var probe any
 	if err := json.Unmarshal(text, &probe); err != nil {
 		var syntax *json.SyntaxError
 		if errors.As(err, &syntax) {
-			// Offset counts the bytes that were read, the bad one included.
+			// Offset includes the byte that caused the error.
 			return nil, fmt.Errorf("%s: %w", place(text, int(syntax.Offset)-1), err)
 		}
 		return nil, err
@@ -245,8 +256,8 @@ func isGroup(key string) bool {
 	return false
 }
 
-// object reads the members of a valid JSON object that starts at base in the
-// file.
+// object parses the members of a valid JSON object that starts at offset base of
+// the file.
 func object(text []byte, base int) ([]directive, error) {
 	dec := json.NewDecoder(bytes.NewReader(text))
 	if _, err := dec.Token(); err != nil {
@@ -267,7 +278,7 @@ func object(text []byte, base int) ([]directive, error) {
 	return out, nil
 }
 
-// place says where in the file an offset is, both counted from one.
+// place returns the line and column of an offset, both counted from one.
 func place(text []byte, offset int) string {
 	offset = max(0, min(offset, len(text)))
 	before := text[:offset]
@@ -276,12 +287,12 @@ func place(text []byte, offset int) string {
 	return fmt.Sprintf("line %d, column %d", line, column)
 }
 
-// conflicts lists what is on both sides, in the order of the flags' names and
-// in dockerd's words.
+// conflicts returns the options that are given in both, sorted by flag and in
+// dockerd's format.
 func conflicts(f *Flags, found map[*Option]directive) []string {
 	var options []*Option
 	for o := range f.set {
-		if _, both := found[o]; both && o.Kind != Runtimes {
+		if _, both := found[o]; both && o.Kind != Runtimes && !handedOver(f, o) {
 			options = append(options, o)
 		}
 	}
@@ -290,7 +301,7 @@ func conflicts(f *Flags, found map[*Option]directive) []string {
 	for _, o := range options {
 		d := found[o]
 		var v any
-		_ = json.Unmarshal(d.raw, &v) // it was valid before
+		_ = json.Unmarshal(d.raw, &v) // it was validated before
 		flag, file := text(f.set[o]), fmt.Sprint(v)
 		if o.Parent == "proxies" {
 			flag, file = MaskCredentials(flag), MaskCredentials(file)
@@ -300,7 +311,15 @@ func conflicts(f *Flags, found map[*Option]directive) []string {
 	return out
 }
 
-// MaskCredentials hides the user and password of a URL.
+// handedOver reports whether the command line only has sockets of a service
+// manager for an option. The service's unit sets them, so the file may add
+// further addresses.
+func handedOver(f *Flags, o *Option) bool {
+	hosts, ok := f.set[o].(*[]string)
+	return ok && o.Key == "hosts" && !slices.ContainsFunc(*hosts, func(h string) bool { return !strings.HasPrefix(h, "fd://") })
+}
+
+// MaskCredentials replaces the user and password of a URL.
 func MaskCredentials(raw string) string {
 	u, err := url.Parse(raw)
 	if err != nil || u.User == nil {
@@ -310,8 +329,9 @@ func MaskCredentials(raw string) string {
 	return u.String()
 }
 
-// support marks as refused or warns about the options that were given without being
-// honoured. A value that asks for nothing, or for what is so anyway, passes.
+// support marks options that are given but not supported as refused, or warns
+// about them. It accepts a value that requests nothing, or that describes what
+// Holdfast does anyway.
 func (c *Config) support() error {
 	for i := range table {
 		o := &table[i]
@@ -349,8 +369,8 @@ func (c *Config) support() error {
 	return nil
 }
 
-// harmless knows the values of unsupported options that describe what Holdfast
-// does anyway.
+// harmless reports whether a value of an unsupported option describes what
+// Holdfast does anyway.
 func harmless(o *Option, v any) bool {
 	switch o.Key {
 	case "firewall-backend":

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package config
 
 import (
@@ -11,7 +13,7 @@ import (
 	"testing"
 )
 
-// load is Load with a file's content; "-" is no file.
+// load calls Load with a file's content; "-" means no file.
 func load(t *testing.T, file string, args ...string) (*Config, error) {
 	t.Helper()
 	f, err := ParseFlags(args)
@@ -35,8 +37,28 @@ func mustLoad(t *testing.T, file string, args ...string) *Config {
 	return c
 }
 
-// dockerdFlags are the flags of dockerd 29, hidden and formerly deprecated
-// ones included.
+// The unit of the service has -H fd:// on its command line.
+func TestHostsOfTheFileComeBesideTheSocketsOfTheServiceManager(t *testing.T) {
+	for _, tc := range []struct {
+		file string
+		args []string
+		want []string
+	}{
+		{`{"hosts": ["tcp://127.0.0.1:2375", "unix:///x.sock"]}`, []string{"-H", "fd://"}, []string{"fd://", "tcp://127.0.0.1:2375", "unix:///x.sock"}},
+		{`{"hosts": ["fd://", "unix:///x.sock"]}`, []string{"-H", "fd://"}, []string{"fd://", "unix:///x.sock"}},
+		{`{"hosts": []}`, []string{"-H", "fd://a", "-H", "fd://b"}, []string{"fd://a", "fd://b"}},
+	} {
+		if got := mustLoad(t, tc.file, tc.args...).Hosts; !slices.Equal(got, tc.want) {
+			t.Errorf("%s beside %v: got %v, want %v", tc.file, tc.args, got, tc.want)
+		}
+	}
+	if _, err := load(t, `{"hosts": ["unix:///x.sock"]}`, "-H", "fd://", "-H", "unix:///y.sock"); err == nil || !strings.Contains(err.Error(), "both as a flag and in the configuration file") {
+		t.Errorf("an address on both sides: %v", err)
+	}
+}
+
+// dockerdFlags are the flags of dockerd 29, including hidden and formerly
+// deprecated ones.
 const dockerdFlags = `add-runtime allow-direct-routing allow-nondistributable-artifacts api-cors-header authorization-plugin bip bip6
 bridge bridge-accept-fwmark cdi-spec-dir cgroup-parent config-file containerd containerd-namespace containerd-plugins-namespace
 cpu-rt-period cpu-rt-runtime cri-containerd data-root debug default-address-pool default-cgroupns-mode default-gateway
@@ -97,8 +119,9 @@ func TestHonouredOptionIsReadFromFlagAndFile(t *testing.T) {
 		"bip": "10.1.0.1/16", "bip6": "fd00::1/64", "fixed-cidr": "10.1.2.0/24", "fixed-cidr-v6": "fd00::/80",
 		"default-cgroupns-mode": "private", "default-ipc-mode": "shareable", "default-runtime": "runc", "default-gateway-v6": "fd00::2",
 		"exec-opt": "native.cgroupdriver=cgroupfs", "host": "tcp://127.0.0.1:2375", "label": "a=b", "log-format": "json", "log-level": "warn",
-		"min-api-version": "1.40", "registry-mirror": "https://mirror.example.com/", "dns-search": "example.com",
-		"http-proxy": "http://proxy.example.com:3128", "https-proxy": "proxy.example.com:3128",
+		"min-api-version": "1.40", "registry-mirror": "https://mirror.example.com/", "dns-search": "example.com", "registry-token-host": "registry.example.com=auth.example.net",
+		"api-allowed-origin": "https://ui.example.com:8443",
+		"http-proxy":         "http://proxy.example.com:3128", "https-proxy": "proxy.example.com:3128",
 	}
 	for _, o := range Options() {
 		if o.Support != Honoured || o.Flag == "config-file" || o.Key == "" {
@@ -143,8 +166,8 @@ func TestHonouredOptionIsReadFromFlagAndFile(t *testing.T) {
 
 func text1(p any) string { return text(p) }
 
-// emptyValues is a file in which every key stands with a value that asks for
-// nothing, as in the full example of Docker's documentation.
+// emptyValues returns a file in which every key has an empty value, as in the
+// full example of Docker's documentation.
 func emptyValues() string {
 	m := map[string]any{}
 	for _, o := range Options() {
@@ -216,7 +239,7 @@ func TestFlagAndFileTogetherStopTheStart(t *testing.T) {
 	for _, tc := range []struct {
 		name, file string
 		args       []string
-		want       string // empty: no conflict
+		want       string // empty means no conflict
 	}{
 		{"live-restore", `{"live-restore": true}`, []string{"--live-restore"}, "live-restore: (from flag: true, from file: true)"},
 		{"false too", `{"live-restore": false}`, []string{"--live-restore=false"}, "live-restore: (from flag: false, from file: false)"},
@@ -325,6 +348,8 @@ func TestBadValueIsNamedWithWhatToDo(t *testing.T) {
 		{"--registry-mirror=mirror:5000", "must use either 'https://' or 'http://'"},
 		{"--registry-mirror=https://m/?q=1", "query or fragment"},
 		{"--insecure-registry=a:b", "invalid port"},
+		{"--registry-token-host=registry.example.com", "want REGISTRY=HOST"},
+		{"--registry-token-host=a=https://b", "want REGISTRY=HOST"},
 		{"--http-proxy=http://", "want a URL"},
 		{"--max-concurrent-downloads=0", "want 1 or more"},
 		{"--mtu=1", "invalid default MTU: 1"},
@@ -335,6 +360,10 @@ func TestBadValueIsNamedWithWhatToDo(t *testing.T) {
 		{"--host-gateway-ip=10.0.0.1,10.0.0.2", "only one IPv4"},
 		{"--min-api-version=1.12", "minimum supported API version is 1.24"},
 		{"--min-api-version=v1.44", "without \"v\""},
+		{"--api-allowed-host=http://ui.example.com", "without scheme and port"},
+		{"--api-allowed-host=ui.example.com:2375", "without scheme and port"},
+		{"--api-allowed-origin=ui.example.com", "want an origin such as"},
+		{"--api-allowed-origin=https://ui.example.com/", "without a path"},
 		{"-Hftp://x", "unsupported proto 'ftp'"},
 		{"-Hunix://x", "want an absolute path"},
 		{"-Htcp://h:99999", "invalid port 99999"},
@@ -451,20 +480,4 @@ func TestUsageNamesEveryFlagThatIsNotHidden(t *testing.T) {
 	if len(flags) < 90 || !sort.StringsAreSorted(flags[:len(flags)-4]) {
 		t.Errorf("%d flags, sorted: %v", len(flags), sort.StringsAreSorted(flags[:len(flags)-4]))
 	}
-}
-
-func FuzzLoad(f *testing.F) {
-	f.Add(emptyValues())
-	f.Add(`{"runtimes": {"x": {"runtimeType": "io.containerd.runc.v2", "options": {"BinaryName": "x"}}}, "proxies": null}`)
-	f.Add(`{"default-address-pools": [{"base": "10.0.0.0/8", "size": 24}], "dns": "1.1.1.1", "default-shm-size": 5}`)
-	f.Fuzz(func(t *testing.T, file string) {
-		flags, err := ParseFlags([]string{"--label", "a=b", "--debug"})
-		if err != nil {
-			t.Fatal(err)
-		}
-		c, err := Load(flags, func(string) ([]byte, error) { return []byte(file), nil })
-		if (c == nil) == (err == nil) {
-			t.Errorf("config %v, error %v", c, err)
-		}
-	})
 }

@@ -1,36 +1,43 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package config
 
 import (
 	"context"
+	"encoding/json"
+	"errors"
 	"fmt"
 	"reflect"
 	"sort"
 )
 
-// Effect is what becomes of a changed option.
+// Effect is what happens with a changed option.
 type Effect string
 
-// Effects.
+// The values of Effect.
 const (
-	// EffectLive: it holds from then on, for all that it concerns.
+	// EffectLive: it takes effect at once for everything that it concerns.
 	EffectLive Effect = "live"
-	// EffectNewObjects: it holds for what is created from then on. What is
-	// there keeps what it has.
-	EffectNewObjects Effect = "new objects only"
-	// EffectRefused: it is not taken, and nothing is changed by it.
-	EffectRefused Effect = "refused"
-	// EffectNone: it is taken with a warning and changes nothing.
+	// EffectNewObjects: it takes effect for objects that are created from then on.
+	// Existing ones keep the old value.
+	EffectNewObjects Effect = "new objects"
+	// EffectRestart: it only takes effect at a start. A reload applies the rest of
+	// the file.
+	EffectRestart Effect = "needs a restart"
+	// EffectError: it can't be used. Nothing of the file is applied.
+	EffectError Effect = "error"
+	// EffectNone: it is accepted with a warning and has no effect.
 	EffectNone Effect = "nothing"
 )
 
-// reloadable reports whether SIGHUP takes an option of the class.
+// reloadable reports whether SIGHUP applies an option of the class.
 func (c Class) reloadable() bool { return c == Live || c == NewObjects }
 
-// OnReload is what SIGHUP does with a change of the option.
+// OnReload returns what SIGHUP does with a change of the option.
 func (o *Option) OnReload() Effect {
 	switch {
 	case o.Support == Refused:
-		return EffectRefused
+		return EffectError
 	case o.Support == Ignored:
 		return EffectNone
 	case o.Class == Live:
@@ -38,16 +45,15 @@ func (o *Option) OnReload() Effect {
 	case o.Class == NewObjects:
 		return EffectNewObjects
 	}
-	return EffectRefused
+	return EffectRestart
 }
 
-// OnRestart is what the next start of the daemon does with a change of the
-// option. For the class Root it is what happens unless a container stands
-// against it.
+// OnRestart returns what the next start of the daemon does with a change of the
+// option. For the class Root a container may prevent it.
 func (o *Option) OnRestart() Effect {
 	switch {
 	case o.Support == Refused:
-		return EffectRefused
+		return EffectError
 	case o.Support == Ignored:
 		return EffectNone
 	case o.Class == NewObjects || o.Class == NewAtStart:
@@ -56,11 +62,12 @@ func (o *Option) OnRestart() Effect {
 	return EffectLive
 }
 
-// atStart is why a reload leaves an option that only a start takes.
-const atStart = "taken when the daemon starts"
+// atStart is the reason why a reload does not apply an option of the other
+// classes.
+const atStart = "applied when the daemon starts"
 
-// Why says why a change is refused, or what running containers have of it;
-// empty where the effect says it all.
+// Why returns why a change is refused, or how it affects running containers. It
+// is empty if the effect says it all.
 func (o *Option) Why() string {
 	switch {
 	case o.Support != Honoured:
@@ -73,35 +80,72 @@ func (o *Option) Why() string {
 	return atStart
 }
 
-// Planned is a changed option with what becomes of it.
+// Planned is a changed option with its effect.
 type Planned struct {
 	Key string `json:"key"`
-	Old string `json:"old"` // as a flag would show it, without credentials
-	New string `json:"new"`
-	// Reload and Restart are what SIGHUP and what a restart do with it.
+	// Old and New are the values in the form of daemon.json, without credentials.
+	Old any `json:"old"`
+	New any `json:"new"`
+	// Reload and Restart are the effects of SIGHUP and of a restart.
 	Reload  Effect `json:"reload"`
 	Restart Effect `json:"restart"`
 	Why     string `json:"why,omitempty"`
 }
 
-// Plan says what would become of each changed option. kept is how many
-// containers would be left behind by another data root.
-func Plan(old, new *Config, kept int) []Planned {
+// Plan returns the effect of each changed option. kept is the number of
+// containers that a change of the data root would leave behind. unusable is the
+// reason if new can't be used on this host, or nil; a KeyError names the key.
+func Plan(old, new *Config, kept int, unusable error) []Planned {
 	plan := []Planned{}
 	for _, c := range Diff(old, new) {
 		o := byName(c.Key)
-		p := Planned{Key: c.Key, Old: c.Old, New: c.New, Reload: o.OnReload(), Restart: o.OnRestart(), Why: o.Why()}
+		p := Planned{Key: c.Key, Old: value(o, old.pointer(o)), New: value(o, new.pointer(o)), Reload: o.OnReload(), Restart: o.OnRestart(), Why: o.Why()}
 		if o.Support == Refused && new.refused[c.Key] == "" {
-			// Back to the default, or to what is so anyway.
+			// The change goes back to the default, or to what Holdfast does anyway.
 			p.Reload, p.Restart, p.Why = EffectNone, EffectNone, ""
 		}
 		if o.Class == Root && kept > 0 && old.ExecRoot == new.ExecRoot {
-			p.Restart = EffectRefused
+			p.Restart = EffectError
 			p.Why = fmt.Sprintf("%s of the old data root run: stop them first, or give the new data root an exec-root and a bridge of its own", containers(kept))
+		}
+		if bad := new.refused[c.Key]; bad != "" {
+			p.Reload, p.Restart, p.Why = EffectError, EffectError, bad
+		}
+		var key *KeyError
+		if errors.As(unusable, &key) && key.Key == c.Key {
+			p.Reload, p.Restart, p.Why = EffectError, EffectError, key.Err.Error()
 		}
 		plan = append(plan, p)
 	}
 	return plan
+}
+
+// KeyError is the reason why the value of a key can't be used.
+type KeyError struct {
+	Key string
+	Err error // what is wrong, and what to do
+}
+
+func (e *KeyError) Error() string { return e.Key + ": " + e.Err.Error() }
+func (e *KeyError) Unwrap() error { return e.Err }
+
+// value returns an option's value in the form of daemon.json, without
+// credentials. A nil list or map becomes an empty one.
+func value(o *Option, p any) any {
+	v := reflect.ValueOf(p).Elem()
+	switch {
+	case o.Parent == "proxies":
+		return MaskCredentials(v.String())
+	case o.Kind == Object && v.Kind() == reflect.String:
+		if text := v.String(); json.Valid([]byte(text)) {
+			return json.RawMessage(text)
+		}
+	case v.Kind() == reflect.Slice && v.IsNil():
+		return []any{}
+	case v.Kind() == reflect.Map && v.IsNil():
+		return map[string]any{}
+	}
+	return v.Interface()
 }
 
 func containers(n int) string {
@@ -124,11 +168,11 @@ func byName(name string) *Option {
 type Change struct {
 	Key   string
 	Class Class
-	Old   string // as a flag would show it, without credentials
+	Old   string // as a flag's value, without credentials
 	New   string
 }
 
-// Diff lists what changed, by key.
+// Diff returns the changed options, sorted by key.
 func Diff(old, new *Config) []Change {
 	var out []Change
 	for i := range table {
@@ -147,14 +191,14 @@ func Diff(old, new *Config) []Change {
 	return out
 }
 
-// same compares two values; an empty list or map is as good as none.
+// same compares two values. An empty list or map equals nil.
 func same(a, b any) bool {
 	x, y := reflect.ValueOf(a).Elem(), reflect.ValueOf(b).Elem()
 	return empty(x) && empty(y) || reflect.DeepEqual(x.Interface(), y.Interface())
 }
 
-// TakeLive is old with those options of new that a reload takes: what a running
-// daemon goes on with after it. left are the changed keys that wait for a
+// TakeLive returns old with those options of new that a reload applies, which is
+// the running daemon's new configuration. left are the changed keys that need a
 // restart.
 func TakeLive(old, new *Config) (merged *Config, left []Change) {
 	m := *old
@@ -187,16 +231,16 @@ func TakeLive(old, new *Config) (merged *Config, left []Change) {
 	return &m, left
 }
 
-// Reloader is a part of the daemon that has to be told of a new configuration.
+// Reloader is a part of the daemon that applies a new configuration.
 type Reloader interface {
 	Name() string
-	// Prepare does all that can fail. commit then makes the change and can't
-	// fail; rollback undoes what Prepare did. Exactly one of the two is
-	// called if err is nil, none if it isn't. Either may be nil.
+	// Prepare does everything that can fail. commit then makes the change and can't
+	// fail; rollback undoes what Prepare did. If err is nil exactly one of the two
+	// is called, otherwise none. Either may be nil.
 	Prepare(ctx context.Context, old, new *Config) (commit, rollback func(), err error)
 }
 
-// NewReloader is a Reloader made of a function.
+// NewReloader returns a Reloader that calls a function.
 func NewReloader(name string, prepare func(ctx context.Context, old, new *Config) (commit, rollback func(), err error)) Reloader {
 	return reloader{name, prepare}
 }
@@ -212,9 +256,9 @@ func (r reloader) Prepare(ctx context.Context, old, new *Config) (func(), func()
 	return r.prepare(ctx, old, new)
 }
 
-// Reload carries a change through: every part prepares, in order, and only
-// when all have done so every part commits, in order. On the first error those
-// that had prepared roll back, the last one first, and nothing has changed.
+// Reload applies a change: every part prepares, in order, and only if all succeed
+// every part commits, in order. On the first error the parts that had prepared
+// roll back, in reverse order, and nothing has changed.
 func Reload(ctx context.Context, list []Reloader, old, new *Config) error {
 	var commits, rollbacks []func()
 	for _, r := range list {

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package config
 
 import (
@@ -27,7 +29,7 @@ func TestDiffNamesChangedKeysWithTheirClass(t *testing.T) {
 }
 
 func TestLiveKeysAreThoseThatAReloadTakes(t *testing.T) {
-	want := "allow-nondistributable-artifacts authorization-plugins debug insecure-registries labels live-restore log-level max-concurrent-downloads max-concurrent-uploads max-download-attempts registry-mirrors runtimes shutdown-timeout"
+	want := "allow-nondistributable-artifacts api-allowed-hosts api-allowed-origins authorization-plugins debug insecure-registries labels live-restore log-level max-concurrent-downloads max-concurrent-uploads max-download-attempts registry-mirrors registry-token-hosts runtimes shutdown-timeout"
 	live := map[string]bool{}
 	for _, o := range Options() {
 		if o.Class == Live {
@@ -70,15 +72,15 @@ func TestPlanSaysWhatBecomesOfEachChange(t *testing.T) {
 		t.Fatal(err)
 	}
 	want := map[string][2]Effect{
-		"bip":          {EffectRefused, EffectNewObjects},
+		"bip":          {EffectRestart, EffectNewObjects},
 		"containerd":   {EffectNone, EffectNone},
-		"data-root":    {EffectRefused, EffectRefused},
+		"data-root":    {EffectRestart, EffectError},
 		"debug":        {EffectLive, EffectLive},
 		"dns":          {EffectNewObjects, EffectNewObjects},
-		"hosts":        {EffectRefused, EffectLive},
-		"userns-remap": {EffectRefused, EffectRefused},
+		"hosts":        {EffectRestart, EffectLive},
+		"userns-remap": {EffectError, EffectError},
 	}
-	plan := Plan(old, new, 2)
+	plan := Plan(old, new, 2, nil)
 	if len(plan) != len(want) {
 		t.Errorf("got %v", plan)
 	}
@@ -86,27 +88,27 @@ func TestPlanSaysWhatBecomesOfEachChange(t *testing.T) {
 		if got := [2]Effect{p.Reload, p.Restart}; got != want[p.Key] {
 			t.Errorf("%s: got %q, want %q", p.Key, got, want[p.Key])
 		}
-		if (p.Reload == EffectRefused || p.Reload == EffectNone) && p.Why == "" {
+		if (p.Reload == EffectRestart || p.Reload == EffectError || p.Reload == EffectNone) && p.Why == "" {
 			t.Errorf("%s is not taken, and no word why", p.Key)
 		}
 		if p.Key == "data-root" && !strings.Contains(p.Why, "2 containers of the old data root run") {
 			t.Error(p.Why)
 		}
 	}
-	for _, p := range Plan(old, new, 0) {
+	for _, p := range Plan(old, new, 0, nil) {
 		if p.Key == "data-root" && p.Restart != EffectLive {
 			t.Errorf("without containers: %+v", p)
 		}
 	}
-	// Taking a refused value out again is no refusal.
-	for _, p := range Plan(new, old, 0) {
+	// Removing a refused value is not refused.
+	for _, p := range Plan(new, old, 0, nil) {
 		if p.Key == "userns-remap" && p.Reload != EffectNone {
 			t.Errorf("%+v", p)
 		}
 	}
 }
 
-// recorder is a part that writes down what is asked of it.
+// recorder returns a part that records its calls.
 func recorder(log *[]string, name string, fail error) Reloader {
 	return NewReloader(name, func(context.Context, *Config, *Config) (func(), func(), error) {
 		*log = append(*log, "prepare "+name)

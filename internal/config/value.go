@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package config
 
 import (
@@ -13,7 +15,7 @@ import (
 	"strings"
 )
 
-// newPointer makes the holder of an option that has no field in Config.
+// newPointer returns storage for an option that has no field in Config.
 func newPointer(k Kind) any {
 	switch k {
 	case Bool:
@@ -45,8 +47,8 @@ func newPointer(k Kind) any {
 	}
 }
 
-// setText takes a flag's argument. Kinds that may be given several times add
-// to what is there.
+// setText sets a value from a flag's argument. For kinds that may be given
+// several times it adds to the existing values.
 func setText(k Kind, ptr any, s string) error {
 	switch p := ptr.(type) {
 	case *bool:
@@ -155,7 +157,7 @@ func put[V any](m *map[string]V, k string, v V) {
 	(*m)[k] = v
 }
 
-// setJSON takes a value of daemon.json.
+// setJSON sets a value from daemon.json.
 func setJSON(k Kind, ptr any, raw json.RawMessage) error {
 	if string(raw) == "null" {
 		return nil
@@ -257,7 +259,7 @@ func setJSON(k Kind, ptr any, raw json.RawMessage) error {
 	return nil
 }
 
-// plain decodes raw, and says what was wanted where that fails.
+// plain decodes raw. If that fails, the error says what was wanted.
 func plain(raw json.RawMessage, p any, want string) error {
 	if err := json.Unmarshal(raw, p); err != nil {
 		return fmt.Errorf("want %s, not %s", want, short(raw))
@@ -273,9 +275,9 @@ func short(raw json.RawMessage) string {
 	return s
 }
 
-// runtimesFromJSON accepts what Docker's file may hold for a runtime. Here a
-// runtime is a command; the one shim of containerd that is only another name
-// for a command is understood, the others have no place to run in.
+// runtimesFromJSON parses what Docker's file may have for a runtime. Holdfast
+// runs a runtime as a command. So of containerd's shims it only accepts the one
+// that is an alias of such a command.
 func runtimesFromJSON(raw json.RawMessage, into *map[string]Runtime) error {
 	var m map[string]struct {
 		Path    string
@@ -291,7 +293,7 @@ func runtimesFromJSON(raw json.RawMessage, into *map[string]Runtime) error {
 			return fmt.Errorf("runtime %q: cannot use both path and runtimeType", name)
 		}
 		if r.Type != "" {
-			if r.Type != "io.containerd.runc.v2" {
+			if r.Type != ShimRuntime {
 				return fmt.Errorf("runtime %q: runtimeType %q is a shim of containerd, which is not used here: give the path of an OCI runtime", name, r.Type)
 			}
 			r.Path = StockRuntime
@@ -310,8 +312,7 @@ func runtimesFromJSON(raw json.RawMessage, into *map[string]Runtime) error {
 	return nil
 }
 
-// text is how a flag's value is shown, in the form that dockerd gives it in
-// its message on conflicts.
+// text formats a flag's value as dockerd does in its message about conflicts.
 func text(ptr any) string {
 	switch p := ptr.(type) {
 	case *bool:
@@ -365,9 +366,9 @@ func sorted[V any](m map[string]V) []string {
 	return keys
 }
 
-// ParseBytes reads a size as Docker does: a number, perhaps with a fraction,
-// and perhaps a unit b, k, m, g, t or p, with or without "b" or "ib" after it,
-// all of them powers of 1024.
+// ParseBytes parses a size as Docker does: a number, optionally with a fraction,
+// and optionally a unit b, k, m, g, t or p, with or without "b" or "ib" after it.
+// All units are powers of 1024.
 func ParseBytes(s string) (int64, error) {
 	bad := fmt.Errorf("invalid size: '%s': want a number with an optional unit b, k, m, g, t or p", s)
 	num := strings.TrimRight(s, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ ")
@@ -390,7 +391,7 @@ func ParseBytes(s string) (int64, error) {
 	return int64(n * scale), nil
 }
 
-// FormatBytes writes a size with a binary unit.
+// FormatBytes formats a size with a binary unit.
 func FormatBytes(n int64) string {
 	f, units := float64(n), []string{"B", "KiB", "MiB", "GiB", "TiB", "PiB"}
 	i := 0
@@ -409,7 +410,7 @@ func parseIP(s string) (netip.Addr, error) {
 	return a.Unmap(), nil
 }
 
-// parsePool reads base=CIDR,size=BITS.
+// parsePool parses base=CIDR,size=BITS.
 func parsePool(s string) (Pool, error) {
 	fields, err := csv.NewReader(strings.NewReader(s)).Read()
 	if err != nil {
@@ -447,7 +448,7 @@ func newPool(base string, size int) (Pool, error) {
 	return Pool{Base: p.Masked(), Size: size}, nil
 }
 
-// parseUlimit reads name=soft[:hard].
+// parseUlimit parses name=soft[:hard].
 func parseUlimit(s string) (Ulimit, error) {
 	name, v, ok := strings.Cut(s, "=")
 	if !ok {
@@ -468,7 +469,7 @@ func parseUlimit(s string) (Ulimit, error) {
 	return u, checkUlimit(u)
 }
 
-// ulimitNames are the limits of setrlimit(2) that containers may be given.
+// ulimitNames are the limits of setrlimit(2) that can be set for containers.
 var ulimitNames = []string{"as", "core", "cpu", "data", "fsize", "locks", "memlock", "msgqueue", "nice", "nofile", "nproc", "rss", "rtprio", "rttime", "sigpending", "stack"}
 
 func checkUlimit(u Ulimit) error {
@@ -484,7 +485,8 @@ func checkUlimit(u Ulimit) error {
 	return fmt.Errorf("invalid ulimit type: %s: want one of %s", u.Name, strings.Join(ulimitNames, ", "))
 }
 
-// objectFromCSV reads key=value,… of a flag whose file form is an object.
+// objectFromCSV parses key=value,… of a flag whose value in the file is an
+// object.
 func objectFromCSV(s string) (string, error) {
 	fields, err := csv.NewReader(strings.NewReader(s)).Read()
 	if err != nil {
@@ -505,8 +507,8 @@ func objectFromCSV(s string) (string, error) {
 	return string(b), err
 }
 
-// cleanPath wants an absolute path: what the daemon's working directory is
-// must not matter.
+// cleanPath requires an absolute path, because a relative one would depend on the
+// daemon's working directory.
 func cleanPath(what, p string) (string, error) {
 	if !path.IsAbs(p) {
 		return p, fmt.Errorf("invalid %s %q: want an absolute path", what, p)

@@ -1,14 +1,16 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package container
 
-// ShimSeen is what became of the attempt to reach a container's shim.
+// ShimSeen is the outcome of an attempt to reach a container's shim.
 type ShimSeen uint8
 
 const (
-	// ShimNone: nobody listens, nobody will.
+	// ShimNone: no process listens on the shim's socket, and none will.
 	ShimNone ShimSeen = iota
-	// ShimAnswers: it said hello.
+	// ShimAnswers: the shim has answered Hello.
 	ShimAnswers
-	// ShimSilent: it may be there and did not answer in time.
+	// ShimSilent: the shim may be running, but did not answer in time.
 	ShimSilent
 
 	numShimSeen
@@ -18,22 +20,23 @@ var shimSeenNames = [numShimSeen]string{"no shim", "shim answers", "shim silent"
 
 func (s ShimSeen) String() string { return shimSeenNames[s] }
 
-// Record is the last that a shim wrote of this life, told by the shim itself
-// or read from its files.
+// Record is the last status of this life that a shim recorded. The shim reports
+// it, or it is read from the shim's files.
 type Record uint8
 
 const (
-	// RecordNone: nothing was written of this life.
+	// RecordNone: there is no record of this life.
 	RecordNone Record = iota
-	// RecordCreated: the shim was there, the runtime was not called yet.
+	// RecordCreated: the shim has started, and has not called the runtime yet.
 	RecordCreated
-	// RecordRunning, RecordPaused, RecordRestarting: as the states.
+	// RecordRunning, RecordPaused, RecordRestarting: see the states of these names.
 	RecordRunning
 	RecordPaused
 	RecordRestarting
-	// RecordExited: it ended for good; the exit record is exact.
+	// RecordExited: the container has ended and the shim does not restart it. The
+	// exit record is exact.
 	RecordExited
-	// RecordRemoved: it ended and --rm was carried out.
+	// RecordRemoved: the container has ended, and the shim has carried --rm out.
 	RecordRemoved
 
 	numRecords
@@ -45,11 +48,17 @@ var recordNames = [numRecords]string{
 
 func (r Record) String() string { return recordNames[r] }
 
+// Alive reports whether the container runs or will run again, according to the
+// record.
+func (r Record) Alive() bool {
+	return r == RecordRunning || r == RecordPaused || r == RecordRestarting
+}
+
 // Observation is what a new daemon found of a container.
 type Observation struct {
 	Shim   ShimSeen
 	Record Record
-	// Process: the container's process lives, told by its pid and start time.
+	// Process: the container's process lives, identified by its pid and start time.
 	Process bool
 }
 
@@ -57,24 +66,25 @@ type Observation struct {
 type Verdict uint8
 
 const (
-	// Keep: leave it as it is, Created or Exited.
+	// Keep: leave the container as it is, Created or Exited.
 	Keep Verdict = iota
-	// Adopt: subscribe to its shim and go on.
+	// Adopt: subscribe to the container's shim.
 	Adopt
-	// Retry: nothing could be observed, so nothing is changed; ask again.
+	// Retry: nothing could be observed, so nothing is changed. Observe again later.
 	Retry
-	// Watch: its process runs without a shim; watch it and take its end.
+	// Watch: the container's process runs without a shim. Start a new shim.
 	Watch
-	// HaltLeft: live restore is off; stop what a crash left running, then ask
-	// again with what is seen then.
+	// HaltLeft: live restore is off. Stop the container that a crash of the daemon
+	// left running, then apply its restart policy.
 	HaltLeft
-	// Lose: it ran, and its end was seen by nobody: exited, code unknown.
+	// Lose: the container ran, and no process observed its end. It is exited, and
+	// its exit code is unknown.
 	Lose
-	// Abort: a start that a crash interrupted before anything ran.
+	// Abort: roll back a start that a crash interrupted before the container ran.
 	Abort
-	// Run: start it by its restart policy.
+	// Run: start the container because of its restart policy.
 	Run
-	// Clear: finish its removal.
+	// Clear: finish the container's removal.
 	Clear
 
 	numVerdicts
@@ -86,19 +96,19 @@ var verdictNames = [numVerdicts]string{
 
 func (v Verdict) String() string { return verdictNames[v] }
 
-// Rules are what Reconcile needs to know of a container's wishes.
+// Rules are what Reconcile needs to know of what is desired of a container.
 type Rules struct {
 	Desired     Desired
 	LiveRestore bool
 	// AutoRemove: --rm.
 	AutoRemove bool
-	// Restart: the policy asks for a run after the end that Observation tells
-	// (see ShouldRun). It has no say while the shim lives.
+	// Restart: the restart policy asks for another run after the observed end (see
+	// ShouldRun). It is ignored while the shim lives.
 	Restart bool
 }
 
-// Reconcile decides what a new daemon does with a container that it found. It
-// is total; testdata/reconcile.golden shows every case.
+// Reconcile decides what a new daemon does about a container that it found. It is
+// a total function: testdata/reconcile.golden shows every case.
 func Reconcile(r Rules, o Observation) Verdict {
 	if r.Desired == DesiredRemoved {
 		if o.Shim == ShimSilent {
@@ -112,10 +122,11 @@ func Reconcile(r Rules, o Observation) Verdict {
 	case ShimAnswers:
 		switch o.Record {
 		case RecordExited, RecordRemoved:
-			// On its way out: its last words come over the subscription.
+			// The shim is about to exit: its last report comes over the subscription.
 			return Adopt
 		case RecordCreated, RecordNone:
-			// The daemon died between the shim's start and the runtime's.
+			// The daemon died after the shim had started and before it called the
+			// runtime.
 			return Abort
 		}
 		if r.LiveRestore {
@@ -124,7 +135,7 @@ func Reconcile(r Rules, o Observation) Verdict {
 		return HaltLeft
 	}
 
-	// Nobody listens.
+	// No shim runs.
 	if o.Process {
 		if r.LiveRestore {
 			return Watch
@@ -149,31 +160,12 @@ func Reconcile(r Rules, o Observation) Verdict {
 		return Abort
 	}
 	if r.Desired == DesiredRunning {
-		// The intent was persisted, and /run knows nothing: a reboot, or a
-		// crash before the shim was started.
+		// The intent was persisted, and there is no record in the run directory: a
+		// reboot, or a crash before the shim was started.
 		return Lose
 	}
 	if r.Restart {
 		return Run
 	}
 	return Keep
-}
-
-// ShouldRun says whether a restart policy starts a container when a daemon
-// comes up: always does even after a manual stop, unless-stopped only without
-// one, on-failure after an end that was one, within its limit.
-// Source: Docker's documentation of restart policies.
-func ShouldRun(p RestartPolicy, d Desired, hasRun bool, exitCode, restarts int) bool {
-	if !hasRun {
-		return false
-	}
-	switch p.Name {
-	case "always":
-		return true
-	case "unless-stopped":
-		return d == DesiredRunning
-	case "on-failure":
-		return d == DesiredRunning && exitCode != 0 && (p.MaxRetries == 0 || restarts < p.MaxRetries)
-	}
-	return false
 }

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package container
 
 // State is where a container is in its life. It is one value; the booleans
@@ -5,34 +7,37 @@ package container
 type State uint8
 
 const (
-	// Created: made, never run.
+	// Created: the container exists and has never run.
 	Created State = iota
 	// Starting: a start is under way and ends in Running or back in Exited or
 	// Created.
 	Starting
 	// Running: the container's process lives.
 	Running
-	// Paused: it lives, frozen.
+	// Paused: the process lives and is frozen.
 	Paused
-	// Restarting: it has ended and the restart policy's delay runs.
+	// Restarting: the process has ended, and the restart policy's delay runs.
 	Restarting
-	// Stopping: a stop was asked and the process has yet to go.
-	Stopping
-	// Exited: it has run and will not run again by itself.
+	// Ending: the container's last process has ended, and what it used of the
+	// host is being given back. A container that was asked to stop remains Running
+	// until its process ends: a stop may take any time, and meanwhile every request
+	// for a running container works.
+	Ending
+	// Exited: the container has run and will not run again by itself.
 	Exited
 	// Removing: removal has begun.
 	Removing
-	// Dead: removal failed half way; it can be tried again.
+	// Dead: removal failed half way. It can be tried again.
 	Dead
-	// Unknown: its shim can't be reached, so nothing can be said and nothing
-	// is undone.
+	// Unknown: the container's shim can't be reached. Whether the container runs
+	// is not known, so nothing of it is undone.
 	Unknown
 
 	numStates
 )
 
 var stateNames = [numStates]string{
-	"created", "starting", "running", "paused", "restarting", "stopping",
+	"created", "starting", "running", "paused", "restarting", "ending",
 	"exited", "removing", "dead", "unknown",
 }
 
@@ -43,19 +48,19 @@ func (s State) String() string {
 	return "invalid"
 }
 
-// Alive reports whether the container occupies its resources: its network,
-// its mounts and its name in /run are in use.
+// Alive reports whether the container may use its resources on the host: its
+// network, its mounts and its run directory.
 func (s State) Alive() bool {
 	switch s {
-	case Starting, Running, Paused, Restarting, Stopping, Unknown:
+	case Starting, Running, Paused, Restarting, Ending, Unknown:
 		return true
 	}
 	return false
 }
 
-// Docker gives the state in the words of the Engine API. Transient states
-// show as the state that they lead away from: hasRun tells whether a container
-// that is starting shows as exited or as created.
+// Docker returns the state under its name in the Engine API. A transient state
+// shows as the state before it. A container that is starting shows as exited if
+// it has run before (hasRun), and as created otherwise.
 func (s State) Docker(hasRun bool) string {
 	switch s {
 	case Starting:
@@ -63,7 +68,7 @@ func (s State) Docker(hasRun bool) string {
 			return "exited"
 		}
 		return "created"
-	case Stopping, Unknown:
+	case Ending, Unknown:
 		return "running"
 	}
 	return s.String()

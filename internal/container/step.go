@@ -1,7 +1,9 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package container
 
-// Input is what can happen to a container: something that a user asks, or
-// something that was seen of it.
+// Input is what can happen to a container: a request by a user or by a policy,
+// or an observation.
 type Input uint8
 
 const (
@@ -14,265 +16,253 @@ const (
 	AskForceRemove
 	AskExec
 	AskAttach
-	AskChange // rename, update
-	AskFiles  // read or write its files
+	AskJoin    // hand an attached client to the shim
+	AskShim    // any other call to the shim
+	AskChange  // rename, update
+	AskNetwork // connect, disconnect
+	AskFiles   // read or write the container's files
+	AskCommit  // freeze the container to commit it
 
+	SawShim        // a shim is connected
+	SawShimGone    // the connection to the shim ended before the shim reported an end
+	SawSilence     // the shim does not answer
+	SawNoSuccessor // no shim can be started for the running container
+	SawStarted     // the start was successful
+	SawStartFailed // the start has failed, and was rolled back
 	SawRunning
-	SawStartFailed
 	SawPaused
 	SawRestarting
-	SawExited
-	SawRemoved
+	SawEnded     // the shim reported the end of the last run
+	SawEndUnseen // the container has ended, and no shim reported it
+	SawGivenBack // what the last run used of the host was given back
+	SawExited    // another daemon has handled the end of the last run
+	SawRemoving  // the removal was recorded
 	SawRemoveFailed
-	SawLost
+	SawCommitOver
+	SawFilesReturned
+	SawRestartBegin // by a user
+	SawRestartOver
 
 	numInputs
 )
 
 var inputNames = [numInputs]string{
-	"ask start", "ask stop", "ask kill", "ask pause", "ask unpause",
-	"ask remove", "ask force remove", "ask exec", "ask attach", "ask change", "ask files",
-	"saw running", "saw start failed", "saw paused", "saw restarting",
-	"saw exited", "saw removed", "saw remove failed", "saw lost",
+	"ask start", "ask stop", "ask kill", "ask pause", "ask unpause", "ask remove", "ask force remove",
+	"ask exec", "ask attach", "ask join", "ask shim", "ask change", "ask network", "ask files", "ask commit",
+	"saw shim", "saw shim gone", "saw silence", "saw no successor", "saw started", "saw start failed",
+	"saw running", "saw paused", "saw restarting", "saw ended", "saw end unseen", "saw given back",
+	"saw exited", "saw removing", "saw remove failed", "saw commit over", "saw files returned",
+	"saw restart begin", "saw restart over",
 }
 
-func (i Input) String() string {
-	if i < numInputs {
-		return inputNames[i]
-	}
-	return "invalid"
-}
+func (i Input) String() string { return nameOf(inputNames[:], i) }
 
-// Action is what is to be done about an Input.
+// ask reports whether an input is a request. The others are observations.
+func (i Input) ask() bool { return i < SawShim }
+
+// Action is what the caller of Step has to do about an Input.
 type Action uint8
 
 const (
-	// Accept: nothing to do but to be in the next state.
-	Accept Action = iota
-	// Nothing: what was asked is so already (HTTP 304).
+	undecided Action = iota // the table has no entry
+	// Accept: enter the next phase, and nothing else.
+	Accept
+	// Nothing: the container already is as requested (HTTP 304).
 	Nothing
-	// Wait: ask again when the present state has passed.
+	// Wait: try again when the present phase is over.
 	Wait
-	// Refuse: it can't be done in this state; Outcome.Why says why.
+	// Refuse: the request is impossible in this state. Outcome.Why is the reason.
 	Refuse
-	// Launch: prepare, start a shim and run.
+	// Launch: prepare the container, spawn its shim and run it.
 	Launch
-	// Halt: the stop signal, the time-out, then SIGKILL.
+	// Halt: send the stop signal, and SIGKILL after the time-out. Several halts
+	// may be under way at the same time.
 	Halt
 	// Signal: deliver a signal.
 	Signal
 	// Freeze and Thaw: pause and resume.
 	Freeze
 	Thaw
-	// Remove: take away what is left of it.
+	// Remove: record the removal, then remove all that is left of the container.
 	Remove
-	// HaltAndRemove: SIGKILL first.
+	// HaltAndRemove: SIGKILL, then Remove.
 	HaltAndRemove
+	// Search: observe what is left of a container whose shim has gone.
+	Search
+	// GiveBack: release what the last run used of the host.
+	GiveBack
+	// AutoRemove: remove the container because of --rm.
+	AutoRemove
 
 	numActions
 )
 
 var actionNames = [numActions]string{
-	"accept", "nothing", "wait", "refuse", "launch", "halt", "signal",
-	"freeze", "thaw", "remove", "halt and remove",
+	"undecided", "accept", "nothing", "wait", "refuse", "launch", "halt", "signal",
+	"freeze", "thaw", "remove", "halt and remove", "search", "give back", "auto-remove",
 }
 
-func (a Action) String() string {
-	if a < numActions {
-		return actionNames[a]
-	}
-	return "invalid"
-}
+func (a Action) String() string { return nameOf(actionNames[:], a) }
 
-// Outcome is the answer of Step.
+// Outcome is the result of Step.
 type Outcome struct {
-	Next State
+	Next Phase
 	Do   Action
-	// Why says in Docker's words why an input is refused; the sentence begins
-	// after "container NAME".
+	// Why is the reason of a refusal, worded as in Docker. It continues a sentence
+	// that begins with "container NAME".
 	Why string
 }
 
-// Step is the lifecycle: what an input means in a state. It is total, and has
-// no memory beside its arguments. testdata/step.golden shows it whole.
-func Step(s State, in Input) Outcome {
-	switch in {
-	case AskStart:
-		switch s {
-		case Created, Exited:
-			return Outcome{Starting, Launch, ""}
-		case Starting, Stopping:
-			return Outcome{s, Wait, ""}
-		case Running, Restarting:
-			return Outcome{s, Nothing, ""}
-		case Paused:
-			return refuse(s, "is paused, unpause it instead of starting it")
-		}
-	case AskStop:
-		switch s {
-		case Created, Exited, Removing, Dead:
-			return Outcome{s, Nothing, ""}
-		case Running, Paused, Restarting:
-			return Outcome{Stopping, Halt, ""}
-		case Starting, Stopping:
-			return Outcome{s, Wait, ""}
-		}
-	case AskKill:
-		switch s {
-		case Running, Paused, Stopping:
-			return Outcome{s, Signal, ""}
-		case Restarting:
-			return Outcome{Stopping, Halt, ""}
-		case Starting:
-			return Outcome{s, Wait, ""}
-		case Created, Exited:
-			return refuse(s, "is not running")
-		}
-	case AskPause:
-		switch s {
-		case Running:
-			return Outcome{s, Freeze, ""}
-		case Paused:
-			return refuse(s, "is already paused")
-		case Starting:
-			return Outcome{s, Wait, ""}
-		case Restarting:
-			return refuse(s, "is restarting, wait until the container is running")
-		case Created, Exited, Stopping:
-			return refuse(s, "is not running")
-		}
-	case AskUnpause:
-		switch s {
-		case Paused:
-			return Outcome{s, Thaw, ""}
-		case Starting:
-			return Outcome{s, Wait, ""}
-		case Created, Running, Restarting, Stopping, Exited:
-			return refuse(s, "is not paused")
-		}
-	case AskRemove:
-		switch s {
-		case Created, Exited, Dead:
-			return Outcome{Removing, Remove, ""}
-		case Starting:
-			return Outcome{s, Wait, ""}
-		case Running, Stopping:
-			return refuse(s, "is running: stop the container before removing or force remove")
-		case Paused:
-			return refuse(s, "is paused and must be unpaused first: unpause and stop it before removing or force remove")
-		case Restarting:
-			return refuse(s, "is restarting: stop the container before removing or force remove")
-		}
-	case AskForceRemove:
-		switch s {
-		case Created, Exited, Dead:
-			return Outcome{Removing, Remove, ""}
-		case Starting:
-			return Outcome{s, Wait, ""}
-		case Running, Paused, Restarting, Stopping, Unknown:
-			return Outcome{Removing, HaltAndRemove, ""}
-		}
-	case AskExec:
-		switch s {
-		case Running:
-			return Outcome{s, Accept, ""}
-		case Starting:
-			return Outcome{s, Wait, ""}
-		case Paused:
-			return refuse(s, "is paused, unpause the container before exec")
-		case Restarting:
-			return refuse(s, "is restarting, wait until the container is running")
-		case Created, Exited, Stopping:
-			return refuse(s, "is not running")
-		}
-	case AskAttach:
-		switch s {
-		case Created, Running, Stopping, Exited:
-			return Outcome{s, Accept, ""}
-		case Starting:
-			return Outcome{s, Wait, ""}
-		case Paused:
-			return refuse(s, "is paused, unpause the container before attach")
-		case Restarting:
-			return refuse(s, "is restarting, wait until the container is running")
-		}
-	case AskChange:
-		switch s {
-		case Removing, Dead:
-		case Starting:
-			return Outcome{s, Wait, ""}
-		default:
-			return Outcome{s, Accept, ""}
-		}
-
-	case AskFiles:
-		switch s {
-		case Created, Running, Paused, Restarting, Exited:
-			return Outcome{s, Accept, ""}
-		case Starting, Stopping:
-			return Outcome{s, Wait, ""}
-		}
-
-	case SawRunning:
-		switch s {
-		case Starting, Running, Paused, Restarting, Unknown, Created, Exited:
-			return Outcome{Running, Accept, ""}
-		}
-		return Outcome{s, Accept, ""}
-	case SawStartFailed:
-		if s == Starting {
-			// Created or Exited: Settle knows which.
-			return Outcome{Exited, Accept, ""}
-		}
-		return Outcome{s, Accept, ""}
-	case SawPaused:
-		switch s {
-		case Running, Unknown, Starting:
-			return Outcome{Paused, Accept, ""}
-		}
-		return Outcome{s, Accept, ""}
-	case SawRestarting:
-		switch s {
-		case Running, Paused, Unknown, Starting:
-			return Outcome{Restarting, Accept, ""}
-		}
-		return Outcome{s, Accept, ""}
-	case SawExited:
-		switch s {
-		case Removing, Dead:
-			return Outcome{s, Accept, ""}
-		}
-		return Outcome{Exited, Accept, ""}
-	case SawRemoved:
-		return Outcome{Removing, Accept, ""}
-	case SawRemoveFailed:
-		return Outcome{Dead, Accept, ""}
-	case SawLost:
-		switch s {
-		case Starting, Running, Paused, Restarting, Stopping:
-			return Outcome{Unknown, Accept, ""}
-		}
-		return Outcome{s, Accept, ""}
-	}
-
-	switch s {
-	case Removing:
-		return refuse(s, "is marked for removal")
-	case Dead:
-		return refuse(s, "is dead: its removal failed half way, remove it again")
-	case Unknown:
-		return refuse(s, "can't be reached: its shim does not answer")
-	}
-	return refuse(s, "is "+s.String())
+// cell is what an input means in a state. With the zero value a request is
+// refused with the state's sentence of refusals, and an observation changes
+// nothing.
+type cell struct {
+	do    Action
+	to    State // if moves
+	moves bool
+	why   string
 }
 
-func refuse(s State, why string) Outcome { return Outcome{s, Refuse, why} }
+// row is what an input means in each state.
+type row [numStates]cell
 
-// Settle is the state of a container that nothing runs of: Exited if it ever
-// ran, else Created.
-func Settle(hasRun bool) State {
-	if hasRun {
-		return Exited
+func stay(do Action) cell           { return cell{do: do} }
+func move(to State, do Action) cell { return cell{do: do, to: to, moves: true} }
+func refuse(why string) cell        { return cell{do: Refuse, why: why} }
+
+// refusals are the reasons for refusing a request in a state, where the table has
+// none.
+var refusals = func() (whys [numStates]string) {
+	for s := range numStates {
+		whys[s] = "is " + s.String()
 	}
-	return Created
+	whys[Removing] = "is marked for removal"
+	whys[Dead] = "is dead: its removal failed half way, remove it again"
+	whys[Unknown] = "can't be reached: its shim does not answer"
+	return whys
+}()
+
+var (
+	accept, wait, nothing = stay(Accept), stay(Wait), stay(Nothing)
+
+	notRunning   = refuse("is not running")
+	notPaused    = refuse("is not paused")
+	isRestarting = refuse("is restarting, wait until the container is running")
+)
+
+// table is the part of the lifecycle that depends on the state alone.
+var table = [numInputs]row{
+	AskStart: {
+		Created: move(Starting, Launch), Exited: move(Starting, Launch),
+		Starting: wait, Ending: wait,
+		Running: nothing, Restarting: nothing,
+		Paused: refuse("is paused, unpause it instead of starting it"),
+	},
+	AskStop: {
+		Created: nothing, Exited: nothing, Removing: nothing, Dead: nothing,
+		// A stop that is under way does not matter: each has its own signal and
+		// time-out.
+		Running: stay(Halt), Paused: stay(Halt), Restarting: stay(Halt),
+		Starting: wait, Ending: wait,
+	},
+	AskKill: {
+		Running: stay(Signal), Paused: stay(Signal), Restarting: stay(Halt),
+		Starting: wait, Ending: wait,
+		Created: notRunning, Exited: notRunning,
+	},
+	AskPause: {
+		Running: stay(Freeze), Paused: refuse("is already paused"), Starting: wait, Restarting: isRestarting,
+		Created: notRunning, Exited: notRunning, Ending: notRunning,
+	},
+	AskUnpause: {
+		Paused: stay(Thaw), Starting: wait,
+		Created: notPaused, Running: notPaused, Restarting: notPaused, Ending: notPaused, Exited: notPaused,
+	},
+	AskRemove: {
+		Created: stay(Remove), Exited: stay(Remove), Dead: stay(Remove),
+		Starting: wait, Ending: wait,
+		Running:    refuse("is running: stop the container before removing or force remove"),
+		Paused:     refuse("is paused and must be unpaused first: unpause and stop it before removing or force remove"),
+		Restarting: refuse("is restarting: stop the container before removing or force remove"),
+	},
+	AskForceRemove: {
+		Created: stay(Remove), Exited: stay(Remove), Dead: stay(Remove), Ending: stay(Remove),
+		Running: stay(HaltAndRemove), Paused: stay(HaltAndRemove), Restarting: stay(HaltAndRemove), Unknown: stay(HaltAndRemove),
+		Starting: wait,
+	},
+	AskExec: {
+		Running: accept, Starting: wait,
+		Paused:     refuse("is paused, unpause the container before exec"),
+		Restarting: isRestarting,
+		Created:    notRunning, Exited: notRunning, Ending: notRunning,
+	},
+	AskAttach: {
+		Created: accept, Running: accept, Ending: accept, Exited: accept, Starting: wait,
+		Paused:     refuse("is paused, unpause the container before attach"),
+		Restarting: isRestarting,
+	},
+	AskJoin: {
+		Starting: wait,
+		Created:  accept, Running: accept, Paused: accept, Restarting: accept, Ending: accept,
+		Exited: accept, Removing: accept, Dead: accept, Unknown: accept,
+	},
+	AskShim: {
+		Created: accept, Starting: accept, Running: accept, Paused: accept, Restarting: accept, Ending: accept,
+		Exited: accept, Removing: accept, Dead: accept, Unknown: accept,
+	},
+	AskChange: {
+		Starting: wait,
+		Created:  accept, Running: accept, Paused: accept, Restarting: accept, Ending: accept, Exited: accept, Unknown: accept,
+	},
+	AskNetwork: {
+		// While the networks are being released a new one must wait: its interface
+		// and addresses would never be released.
+		Starting: wait, Ending: wait,
+		Created: accept, Running: accept, Paused: accept, Restarting: accept, Exited: accept, Unknown: accept,
+	},
+	AskFiles: {
+		Created: accept, Running: accept, Paused: accept, Restarting: accept, Exited: accept,
+		Starting: wait, Ending: wait,
+	},
+	AskCommit: {
+		Starting: wait,
+		Created:  accept, Running: accept, Paused: accept, Restarting: accept, Ending: accept, Exited: accept, Unknown: accept,
+	},
+
+	SawSilence: {
+		Starting: move(Unknown, Accept), Running: move(Unknown, Accept), Paused: move(Unknown, Accept),
+		Restarting: move(Unknown, Accept), Ending: move(Unknown, Accept),
+	},
+	SawRunning: {
+		Starting: move(Running, Accept), Paused: move(Running, Accept), Restarting: move(Running, Accept),
+		Unknown: move(Running, Accept), Created: move(Running, Accept), Exited: move(Running, Accept),
+	},
+	SawPaused: {
+		Running: move(Paused, Accept), Unknown: move(Paused, Accept), Starting: move(Paused, Accept),
+	},
+	SawRestarting: {
+		Running: move(Restarting, Accept), Paused: move(Restarting, Accept),
+		Unknown: move(Restarting, Accept), Starting: move(Restarting, Accept),
+	},
+	SawEnded: {
+		Created: move(Ending, GiveBack), Starting: move(Ending, GiveBack), Running: move(Ending, GiveBack), Paused: move(Ending, GiveBack),
+		Restarting: move(Ending, GiveBack), Exited: move(Ending, GiveBack), Unknown: move(Ending, GiveBack),
+		// The removal that is under way does the rest.
+		Removing: stay(GiveBack), Dead: stay(GiveBack),
+	},
+	SawEndUnseen: {
+		Starting: move(Ending, GiveBack), Running: move(Ending, GiveBack), Paused: move(Ending, GiveBack),
+		Restarting: move(Ending, GiveBack), Unknown: move(Ending, GiveBack),
+	},
+	SawGivenBack: {Ending: move(Exited, Accept)},
+	SawExited: {
+		Created: move(Exited, Accept), Starting: move(Exited, Accept), Running: move(Exited, Accept), Paused: move(Exited, Accept),
+		Restarting: move(Exited, Accept), Ending: move(Exited, Accept), Unknown: move(Exited, Accept),
+	},
+	SawRemoving: {
+		Created: move(Removing, Accept), Starting: move(Removing, Accept), Running: move(Removing, Accept), Paused: move(Removing, Accept),
+		Restarting: move(Removing, Accept), Ending: move(Removing, Accept), Exited: move(Removing, Accept), Dead: move(Removing, Accept),
+		Unknown: move(Removing, Accept),
+	},
+	SawRemoveFailed: {Removing: move(Dead, Accept)},
 }

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package engine
 
 import (
@@ -15,23 +17,27 @@ import (
 	"golang.org/x/sys/unix"
 
 	"holdfast/internal/container"
-	"holdfast/internal/failpoint"
+	"holdfast/internal/engine/namefiles"
+	"holdfast/internal/errs"
 	"holdfast/internal/network"
 	"holdfast/internal/shim/proto"
 )
 
-// request is the container as it was asked for, with the image's defaults
-// merged in: what Spec.API holds.
+// request is the API request that created a container, with the image's defaults
+// merged in. Spec.API stores it.
 type request struct {
 	Config     *moby.Config
 	HostConfig *moby.HostConfig
 	Networking *mobynet.NetworkingConfig `json:",omitempty"`
-	Kept       *kept                     `json:",omitempty"` // nil: see Config.of
-	// ImageEnv and so on are not kept: an image may go, the container stays.
+	// Only: Networking names all networks of the container, and
+	// HostConfig.NetworkMode adds none. Without it, as in earlier releases, the
+	// container joins both.
+	Only bool `json:",omitempty"`
+	// Fixed is nil in requests of early releases, see Config.fixedOf.
+	Fixed *fixedOptions `json:"Kept,omitempty"`
 }
 
-// view is a container as readers see it: a consistent picture that never
-// changes once it is published.
+// view is a snapshot of a container for readers. It is consistent and immutable.
 type view struct {
 	spec    container.Spec
 	req     request
@@ -39,9 +45,12 @@ type view struct {
 	sandbox network.Sandbox
 	state   container.State
 	rec     proto.State
-	shim    Shim // for asking it; nil when there is none
-	places  []place
-	linked  []netip.Addr // where links of the default network lead
+	ran     proto.State     // see actor
+	shim    Shim            // nil if none is connected
+	halting bool            // a stop is under way
+	due     <-chan struct{} // closed when the start by the restart policy is over; nil if none is due
+	places  []namefiles.Place
+	linked  []netip.Addr // the addresses that links of the default network lead to
 
 	listed atomic.Pointer[listed] // see summary
 }
@@ -49,62 +58,38 @@ type view struct {
 // hasRun reports whether the container's process ever ran.
 func (v *view) hasRun() bool { return !v.rec.Started.IsZero() }
 
-// actor is one container. Its loop is the only one that changes it: everything
-// that is asked of the container or seen of it passes through mail as a
-// function, and what takes time runs outside and reports back through mail.
+// actor is one container. Only its loop changes it: every request and every
+// observation reaches the loop as a function in mail. What takes time runs in
+// another goroutine, which reports back through mail.
 type actor struct {
-	e   *Engine
-	id  string
-	log *slog.Logger
+	e       *Engine
+	id      string
+	log     *slog.Logger
+	effects effects
 
-	mail *mailbox
-	quit chan struct{}        // closed, by the loop, when the container is gone
-	view atomic.Pointer[view] // the last published picture
+	*loop
+	view atomic.Pointer[view] // the last published snapshot
 
-	// All below belongs to the loop.
+	// Only the loop accesses the fields below.
 	spec    container.Spec
 	req     request
 	mounts  []mountPoint
 	sandbox network.Sandbox
-	state   container.State
-	rec     proto.State     // the last seen of the shim, of this life or the last
-	shim    Shim            // nil when there is none
-	before  container.State // that the last accepted input led away from
-	parked  []func()        // inputs that wait for the present state to pass
-	// returning: what the last run used of the host is being given back, with
-	// the sandbox as it was when that began.
-	returning bool
-	waiters   []waiter
-	clients   []attachment // attached before the start
-	// death is the end of the last run, until it is journalled.
-	death *proto.Entry
-	// restarts counts the restarts asked by users that are under way: between
-	// the stop and the start --rm does not strike.
-	restarts int
-	// launching: a start is under way, which takes back what it did if it
-	// fails. endedAtOnce: the shim told of the end before the start returned.
-	launching, endedAtOnce bool
-	// replacing: a shim that was killed gets a successor, and what is asked
-	// waits for it. halting is how a stop that is under way was asked for.
-	replacing bool
-	halting   proto.Stop
-	// committing: a commit is under way that freezes the container.
-	committing bool
-	// lent counts those who work on the container's files, see borrow.
-	lent int
-	held held // has a lock of its own
+	phase   container.Phase // changed by enter alone
+	rec     proto.State     // the shim's last known record, of this life or the last one
+	ran     proto.State     // the last record with a process, for as long as the end of that run is not shown
+	shim    Shim            // nil unless the phase is Linked
+	ending  ending
+	waiters waiters
+	clients []attachment  // attached before the start
+	halts   []*halting    // stops that are under way
+	lag     *lag          // nil if the daemon knows all that the shim has answered clients
+	due     chan struct{} // closed when the start by the restart policy is over; nil if none is due
+	// descriptors has its own lock.
+	descriptors descriptors
 }
 
-// waiter waits for the end of a run, or for the removal.
-type waiter struct {
-	on  moby.WaitCondition
-	ch  chan moby.WaitResponse // buffered
-	ctx context.Context        // of who waits
-	// held is the client, where a shim can answer it; nil otherwise.
-	held *heldWait
-}
-
-// attachment is a client that came before the container ran.
+// attachment is a client that attached before the container ran.
 type attachment struct {
 	attach proto.Attach
 	client *Client
@@ -113,118 +98,91 @@ type attachment struct {
 func newActor(e *Engine, spec *container.Spec, d asked) *actor {
 	a := &actor{
 		e: e, id: spec.ID,
-		log:  e.log.With("container", spec.ID[:12]),
-		mail: newMailbox(),
-		quit: make(chan struct{}),
-		spec: *spec, req: d.req, mounts: d.mounts, sandbox: d.sandbox,
+		log:     e.log.With("container", spec.ID[:12]),
+		effects: e.effects,
+		loop:    newLoop(),
+		spec:    *spec, req: d.req, mounts: d.mounts, sandbox: d.sandbox,
+		descriptors: descriptors{id: spec.ID, log: e.log.With("container", spec.ID[:12]), runDir: e.store.RunDir, keeper: e.activeKeeper},
 	}
 	a.publish()
 	return a
 }
 
-// loop runs until the container is gone, and answers all that came before.
-func (a *actor) loop() {
-	for {
-		for _, fn := range a.mail.take() {
-			fn()
-		}
-		select {
-		case <-a.quit:
-			if a.mail.close() {
-				return
-			}
-		default:
-			<-a.mail.wake
-		}
-	}
-}
-
-// post hands a function to the loop, and never waits for it. After the
-// container is gone it does nothing and says so.
-func (a *actor) post(fn func()) bool { return a.mail.put(fn) }
-
-// gone reports whether the container is no more, in the loop.
-func (a *actor) gone() bool {
-	select {
-	case <-a.quit:
-		return true
-	default:
-		return false
-	}
-}
-
-// publish makes the present picture the one that readers see.
+// publish makes a snapshot of the container's present state the one that readers
+// see.
 func (a *actor) publish() {
-	a.hold()
-	v := &view{spec: a.spec, req: a.req, mounts: a.mounts, sandbox: a.sandbox, state: a.state, rec: a.rec, shim: a.shim}
-	v.places = a.e.placesOf(v)
+	shim := a.shim
+	if a.e.observes.Load() {
+		shim = nil
+	}
+	a.descriptors.update(a.rec, shim, a.req.Config)
+	switch {
+	case a.rec.Pid != 0:
+		a.ran = a.rec
+	case !a.phase.State.Alive() || a.rec.Status == proto.StatusRestarting:
+		a.ran = proto.State{}
+	}
+	v := &view{spec: a.spec, req: a.req, mounts: a.mounts, sandbox: a.sandbox, state: a.phase.State, rec: a.rec, ran: a.ran, shim: a.shim, halting: len(a.halts) > 0, due: a.due}
+	v.places = placesOf(a.e.networks, v)
 	v.linked = linkedAt(v)
 	before := a.view.Swap(v)
+	if a.lag.over(a) {
+		a.lag = nil
+	}
 	if len(v.req.HostConfig.Links) > 0 {
-		a.e.links.Store(true)
+		a.e.index.links.Store(true)
 	}
 	if len(v.linked) > 0 && (before == nil || !slices.Equal(before.linked, v.linked)) {
-		a.e.relink(a)
+		a.e.names.relink(a)
 	}
 	if before != nil && !reflect.DeepEqual(before.places, v.places) {
-		a.e.updateNames()
+		a.e.names.update()
 	}
 }
 
-// to moves to a state and asks again what waited for this.
-func (a *actor) to(s container.State) {
-	moved := a.state != s
-	a.state = s
-	a.publish()
-	if s == container.Paused && a.spec.Committing && !a.committing && !a.e.observes.Load() {
-		// Frozen by a commit that no daemon knows any more.
-		a.committing = true
-		go a.thawAfterCommit()
+// enter sets the phase and publishes it. Nothing else changes the phase.
+func (a *actor) enter(p container.Phase) {
+	if p.Link != container.Linked {
+		a.shim = nil
 	}
-	if moved {
+	a.phase = p
+	a.publish()
+}
+
+// step applies an input to the lifecycle, and retries the parked inputs if the
+// phase has changed. The caller carries out the outcome's action.
+func (a *actor) step(in container.Input) container.Outcome {
+	before := a.phase
+	o := before.Step(in, a.facts())
+	a.enter(o.Next)
+	if o.Next != before {
 		a.unpark()
 	}
+	return o
 }
 
-// unpark asks again what waited for the last state to pass.
-func (a *actor) unpark() {
-	parked := a.parked
-	a.parked = nil
-	for _, again := range parked {
-		again()
-	}
+func (a *actor) facts() container.Facts {
+	return container.Facts{HasRun: a.hasRun(), AutoRemove: a.req.HostConfig.AutoRemove}
 }
 
-// saw takes an observation through the lifecycle.
-func (a *actor) saw(in container.Input) {
-	o := container.Step(a.state, in)
-	if in == container.SawStartFailed && o.Next == container.Exited {
-		o.Next = container.Settle(!a.rec.Started.IsZero())
-	}
-	a.to(o.Next)
-}
-
-// ask brings a user's input before the loop, and act carries out what Step
-// says. act calls done from wherever it ends, and the first answer counts. The
-// context ends the waiting; the effect goes on.
+// ask applies a request to the lifecycle, in the loop, and calls act with the
+// action that Step returns. act reports the result by calling done, from any
+// goroutine; only the first call counts. The context ends the waiting, not the
+// effect.
 func (a *actor) ask(ctx context.Context, in container.Input, act func(do container.Action, done func(error))) error {
 	result := make(chan error, 1)
 	done := func(err error) {
 		select {
 		case result <- err:
-		default: // answered before, which must not hold up the loop
+		default: // already answered; the loop must not block
 		}
 	}
 	var try func()
 	try = func() {
 		if ctx.Err() != nil {
-			return // nobody waits, and nothing was begun
+			return // the caller has gone, and nothing was begun
 		}
-		if a.replacing || a.lentAgainst(in) {
-			a.parked = append(a.parked, try)
-			return
-		}
-		o := container.Step(a.state, in)
+		o := a.phase.Step(in, a.facts())
 		switch o.Do {
 		case container.Wait:
 			a.parked = append(a.parked, try)
@@ -233,13 +191,12 @@ func (a *actor) ask(ctx context.Context, in container.Input, act func(do contain
 		case container.Refuse:
 			done(a.refusal(in, o.Why))
 		default:
-			a.before = a.state
-			a.to(o.Next)
+			a.enter(o.Next)
 			act(o.Do, done)
 		}
 	}
 	if !a.post(try) {
-		return notFound("No such container: %s", a.id)
+		return errs.NotFound("No such container: %s", a.id)
 	}
 	select {
 	case err := <-result:
@@ -251,177 +208,70 @@ func (a *actor) ask(ctx context.Context, in container.Input, act func(do contain
 		case err := <-result:
 			return err
 		default:
-			return notFound("No such container: %s", a.id)
+			return errs.NotFound("No such container: %s", a.id)
 		}
 	}
 }
 
-// refusal is the sentence for a refused input.
+// refusal is the error for a refused request, worded as in Docker.
 func (a *actor) refusal(in container.Input, why string) error {
-	if a.state == container.Unknown {
-		return unavailable("container %s %s", a.spec.Name, why)
+	if a.phase.State == container.Unknown {
+		return errs.Unavailable("container %s %s", a.spec.Name, why)
 	}
 	switch in {
 	case container.AskRemove:
-		if a.state == container.Removing {
-			return conflict("removal of container %s is already in progress", a.spec.Name)
+		if a.phase.State == container.Removing {
+			return errs.Conflict("removal of container %s is already in progress", a.spec.Name)
 		}
-		return conflict("cannot remove container %q: container %s", "/"+a.spec.Name, why)
+		return errs.Conflict("cannot remove container %q: container %s", a.spec.Name, why)
 	case container.AskForceRemove:
-		return conflict("removal of container %s is already in progress", a.spec.Name)
+		return errs.Conflict("removal of container %s is already in progress", a.spec.Name)
 	case container.AskKill:
-		return conflict("cannot kill container: %s: container %s %s", a.spec.Name, a.id, why)
-	}
-	return conflict("container %s %s", a.id, why)
-}
-
-// seen takes what the shim tells. The shim's events come in their order.
-func (a *actor) seen(ev proto.Event) {
-	if ev.State.Life != a.spec.Life && a.rec.Life == a.spec.Life {
-		return // a word of an earlier life, late
-	}
-	a.rec = ev.State
-	final := ev.Action == proto.ActionDie && ev.State.Status != proto.StatusRestarting
-	if ev.Seq > 0 && ev.Action != proto.ActionExited && !final {
-		// Before anybody is told: who has an answer finds the event.
-		a.e.record(a, ev.Entry, ev.State.Life)
-	}
-	switch ev.Action {
-	case proto.ActionStart:
-		a.saw(container.SawRunning)
-	case proto.ActionDie:
-		if final {
-			// Who reads of the death may remove the container at once: it is told
-			// when that is possible. Should the daemon die before, the next one
-			// finds it in the shim's journal.
-			a.death = &ev.Entry
-			break
-		}
-		a.tell(ev.State)
-		a.saw(container.SawRestarting)
-	case proto.ActionExited:
-		a.heed()
-		a.ended()
-	default:
-		switch ev.State.Status {
-		case proto.StatusRestarting:
-			a.saw(container.SawRestarting)
-		case proto.StatusPaused:
-			a.saw(container.SawPaused)
-		case proto.StatusRunning:
-			if a.state == container.Paused {
-				a.saw(container.SawRunning)
-			}
+		return errs.Conflict("cannot kill container: %s: container %s %s", a.spec.Name, a.id, why)
+	case container.AskUnpause:
+		return errs.Conflict("Container %s %s", a.id, why)
+	case container.AskExec:
+		if a.phase.State == container.Paused {
+			return errs.Conflict("Container %s %s", a.spec.Name, why)
 		}
 	}
-	a.publish()
+	return errs.Conflict("container %s %s", a.id, why)
 }
 
-// tell answers those who wait for the end of a run.
-func (a *actor) tell(rec proto.State) {
-	a.waiters = slices.DeleteFunc(a.waiters, func(w waiter) bool {
-		if w.on == moby.WaitConditionRemoved {
-			return false
-		}
-		w.ch <- waitResponse(rec)
-		return true
-	})
-}
-
-// notRunning answers those who wait for a container that came not to run.
-func (a *actor) notRunning() {
-	a.waiters = slices.DeleteFunc(a.waiters, func(w waiter) bool {
-		if w.on != moby.WaitConditionNotRunning {
-			return false
-		}
-		w.ch <- waitResponse(a.exit())
-		return true
-	})
-}
-
-// waitResponse tells the exit code. The API's Error is for waits that failed,
-// not for containers that did.
-func waitResponse(rec proto.State) moby.WaitResponse {
-	return moby.WaitResponse{StatusCode: int64(rec.ExitCode)}
-}
-
-// ended: no run of this life follows. What the container used is given back,
-// and --rm is carried out.
-func (a *actor) ended() {
-	if a.launching {
-		a.endedAtOnce = true // the start's own undoing, or the end after it
-		return
-	}
-	shim, sandbox, mounts := a.shim, a.sandbox, a.mounts
-	a.shim = nil
-	rm := a.req.HostConfig.AutoRemove && a.restarts == 0 && a.state != container.Removing
-	if a.state == container.Removing || a.state == container.Dead {
-		a.tellDeath()
-		return // the removal does the rest
-	}
-	// Until the shim is gone and the network is given back nothing may start
-	// again: Stopping makes the inputs wait.
-	a.returning = true
-	a.to(container.Stopping)
-	go func() {
-		if shim != nil {
-			<-shim.Done()
-		}
-		failpoint.Here("end.seen")
-		a.e.giveBack(a.id, sandbox, mounts)
-		failpoint.Here("end.gave-back")
-		a.post(func() {
-			a.returning = false
-			if a.state != container.Stopping {
-				a.tellDeath()
-				a.e.emitGivenBack(a.id, sandbox, mounts)
-				return
-			}
-			a.state = container.Step(a.state, container.SawExited).Next
-			a.publish()
-			a.tellDeath()
-			failpoint.Here("end.told")
-			a.e.emitGivenBack(a.id, sandbox, mounts)
-			a.tell(a.rec)
-			a.unpark()
-			if rm {
-				a.removeSelf()
-			}
-		})
-	}()
-}
-
-// tellDeath journals the end of the last run.
-func (a *actor) tellDeath() {
-	if a.death != nil {
-		a.e.record(a, *a.death, a.rec.Life)
-		a.death = nil
+// carryOut performs the action that follows from an observation, in the loop.
+func (a *actor) carryOut(o container.Outcome) {
+	switch o.Do {
+	case container.GiveBack:
+		a.giveBack()
+	case container.Search:
+		a.e.restorer.search(a)
+	case container.AutoRemove:
+		a.removeSelf()
 	}
 }
 
 // removeSelf carries out --rm, in the loop.
 func (a *actor) removeSelf() {
 	if a.e.observes.Load() {
-		if !a.e.retired.Load() { // a successor's removal is told by the journal
-			a.vanish()
+		if !a.e.retired.Load() { // a retired engine learns of the successor's removal from the journal
+			a.e.restorer.forget(a)
 		}
 		return
 	}
-	o := container.Step(a.state, container.AskRemove)
-	if o.Do != container.Remove {
-		return
+	switch a.phase.Step(container.AskRemove, a.facts()).Do {
+	case container.Wait: // a request uses the container's files
+		a.parked = append(a.parked, a.removeSelf)
+	case container.Remove:
+		a.remove(RemoveOptions{Volumes: true}, func(err error) {
+			if err != nil {
+				a.log.Error("automatic removal failed, the next start of the daemon retries it", "error", err)
+			}
+		})
 	}
-	a.before = a.state
-	a.to(o.Next)
-	a.remove(RemoveOptions{Volumes: true}, func(err error) {
-		if err != nil {
-			a.log.Error("automatic removal failed, it is tried again at the next start", "error", err)
-		}
-	})
 }
 
-// save persists the spec as it is now, in the loop. An observer leaves that to
-// the next daemon, which finds in the shim's record what the user wanted.
+// save persists the spec, in the loop. An observer leaves that to the next daemon,
+// which finds in the shim's record what the user requested.
 func (a *actor) save() error {
 	if a.e.observes.Load() {
 		return nil
@@ -429,9 +279,9 @@ func (a *actor) save() error {
 	return a.e.store.WriteSpec(&a.spec)
 }
 
-// saveEnding is save before the container is stopped or removed. A full disk is
-// no reason to refuse what makes room: it is done without a record, and should
-// the daemon die meanwhile, the user asks again.
+// saveEnding is save before a stop or a removal. A full disk must not prevent what
+// frees space, so the container is then stopped or removed without a record. If
+// the daemon dies meanwhile, the user has to repeat the request.
 func (a *actor) saveEnding() error {
 	err := a.save()
 	if errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) {
@@ -441,22 +291,24 @@ func (a *actor) saveEnding() error {
 	return err
 }
 
-// attributes are what every event of the container carries.
-func (a *actor) attributes() map[string]string {
-	at := make(map[string]string, len(a.req.Config.Labels)+2)
-	for k, v := range a.req.Config.Labels {
+// attributesOf returns the attributes that every event of a container has.
+func attributesOf(spec container.Spec, req request) map[string]string {
+	at := make(map[string]string, len(req.Config.Labels)+2)
+	for k, v := range req.Config.Labels {
 		at[k] = v
 	}
-	at["name"] = a.spec.Name
-	at["image"] = a.req.Config.Image
+	at["name"] = spec.Name
+	at["image"] = req.Config.Image
 	return at
 }
 
-// emit journals something that the daemon did to the container.
+// emit journals an event for something that the daemon did to the container.
 func (a *actor) emit(action string, extra map[string]string) {
-	at := a.attributes()
+	at := attributesOf(a.spec, a.req)
 	for k, v := range extra {
 		at[k] = v
 	}
-	a.e.emit("container", action, a.id, at, time.Now())
+	a.e.journal.emit("container", action, a.id, at, time.Now())
 }
+
+func (a *actor) hasRun() bool { return !a.rec.Started.IsZero() }

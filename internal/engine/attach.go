@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package engine
 
 import (
@@ -12,13 +14,14 @@ import (
 	"github.com/moby/term"
 
 	"holdfast/internal/container"
+	"holdfast/internal/errs"
 	"holdfast/internal/logs/reader"
 	"holdfast/internal/shim/proto"
 )
 
-// ContainerAttach connects a client to a container's streams. The client's
-// socket is handed to the shim; the daemon is out of it afterwards. A client
-// that comes before the start waits for it.
+// ContainerAttach connects a client to a container's streams. The daemon hands the
+// client's socket to the shim and takes no further part. A client that attaches
+// before the start waits for the start.
 func (e *Engine) ContainerAttach(ctx context.Context, ref string, o AttachOptions) error {
 	a, err := e.find(ctx, ref)
 	if err != nil {
@@ -28,10 +31,10 @@ func (e *Engine) ContainerAttach(ctx context.Context, ref string, o AttachOption
 	if err != nil {
 		return err
 	}
-	// The answer tells the client that it is attached: it may ask for the start
-	// right after. So the loop does nothing else between the answer and the
-	// joining. That the answer is given from here is for its request to be there
-	// still.
+	// After the response the client counts as attached, and may request the start
+	// at once. Therefore the loop does nothing else between the response and join.
+	// The response is written by this goroutine, because the HTTP request is only
+	// valid until ContainerAttach returns.
 	turn, answered, asked := make(chan *view, 1), make(chan attachment), make(chan error, 1)
 	release := sync.OnceFunc(func() { close(answered) })
 	defer release()
@@ -51,6 +54,9 @@ func (e *Engine) ContainerAttach(ctx context.Context, ref string, o AttachOption
 	case v = <-turn:
 	}
 	raw := v.req.Config.Tty
+	if !raw {
+		keys = nil // without a terminal every byte is data
+	}
 	c, err := o.Hijack(raw)
 	if err != nil {
 		return err
@@ -63,25 +69,29 @@ func (e *Engine) ContainerAttach(ctx context.Context, ref string, o AttachOption
 		answered <- joined
 		return <-asked
 	}
-	release() // a log is read at the client's pace
+	release() // the loop must not wait for a client that reads the log slowly
 	if o.Logs {
 		if err := e.replay(ctx, v, o, raw, c.File); err != nil && ctx.Err() == nil {
 			fmt.Fprintf(c.File, "Error grabbing logs: %v\r\n", err)
 		}
 	}
-	if !o.Stream || !a.post(func() { a.join(joined) }) {
+	if !o.Stream {
+		a.emit("attach", nil)
+		return c.File.Close()
+	}
+	if !a.post(func() { a.join(joined) }) {
 		return c.File.Close()
 	}
 	return nil
 }
 
-// join gives a client to the shim, or keeps it for the start, in the loop.
+// join hands a client to the shim, or stores it until the start, in the loop.
 func (a *actor) join(at attachment) {
 	switch {
-	case a.state == container.Starting, a.replacing:
+	case a.phase.Step(container.AskJoin, a.facts()).Do == container.Wait:
 		a.parked = append(a.parked, func() { a.join(at) })
 		return
-	case a.shim == nil && (a.state == container.Created || a.state == container.Exited):
+	case a.shim == nil && (a.phase.State == container.Created || a.phase.State == container.Exited):
 		a.clients = append(a.clients, at)
 	case a.shim == nil:
 		at.client.File.Close()
@@ -89,7 +99,7 @@ func (a *actor) join(at attachment) {
 	default:
 		shim := a.shim
 		go func() {
-			err := a.insist(context.Background(), shim, func(s Shim) error {
+			err := a.callShim(context.Background(), shim, func(s Shim) error {
 				return s.Attach(context.Background(), at.attach, at.client.File)
 			})
 			if err != nil {
@@ -101,7 +111,7 @@ func (a *actor) join(at attachment) {
 	a.emit("attach", nil)
 }
 
-// replay writes what the log holds so far.
+// replay writes the existing content of the log to a client.
 func (e *Engine) replay(ctx context.Context, v *view, o AttachOptions, raw bool, to *os.File) error {
 	r, err := openLog(ctx, e.store, v, reader.Options{Tail: -1, Stdout: o.Stdout, Stderr: o.Stderr})
 	if err != nil {
@@ -131,14 +141,15 @@ func (e *Engine) replay(ctx context.Context, v *view, o AttachOptions, raw bool,
 	}
 }
 
-// detachKeys reads the client's key sequence; empty is Docker's ctrl-p,ctrl-q.
+// detachKeys parses the client's key sequence. An empty one means ctrl-p,ctrl-q, as
+// in Docker.
 func detachKeys(keys string) ([]byte, error) {
 	if keys == "" {
 		return []byte{16, 17}, nil
 	}
 	b, err := term.ToBytes(keys)
 	if err != nil {
-		return nil, invalid("Invalid detach keys (%s) provided: %v", keys, err)
+		return nil, errs.Invalid("Invalid detach keys (%s) provided: %v", keys, err)
 	}
 	return b, nil
 }
@@ -150,39 +161,43 @@ func (e *Engine) ContainerResize(ctx context.Context, ref string, height, width 
 		return err
 	}
 	return a.withShim(ctx, "is not running", func(s Shim) error {
-		if err := s.Resize(ctx, height, width); err != nil {
-			return err
+		// As in Docker, a container without a terminal accepts a size and journals the
+		// event.
+		if a.view.Load().req.Config.Tty {
+			if err := s.Resize(ctx, height, width); err != nil {
+				return err
+			}
 		}
 		a.emit("resize", map[string]string{"height": fmt.Sprint(height), "width": fmt.Sprint(width)})
 		return nil
 	})
 }
 
-// withShim calls fn with the container's shim, outside the loop. Without one
-// it refuses with a sentence that begins with the container.
+// withShim calls fn with the container's shim, outside the loop. Without a shim it
+// returns a conflict: why continues a sentence that begins with the container.
 func (a *actor) withShim(ctx context.Context, why string, fn func(Shim) error) error {
 	got := make(chan Shim, 1)
 	var look func()
 	look = func() {
-		if a.state == container.Starting && a.shim == nil || a.replacing {
+		if a.phase.Step(container.AskShim, a.facts()).Do == container.Wait {
 			a.parked = append(a.parked, look)
 			return
 		}
 		got <- a.shim
 	}
 	if !a.post(look) {
-		return notFound("No such container: %s", a.id)
+		return errs.NotFound("No such container: %s", a.id)
 	}
 	select {
 	case s := <-got:
 		if s == nil {
-			return conflict("container %s %s", a.id, why)
+			return errs.Conflict("container %s %s", a.id, why)
 		}
-		return a.insist(ctx, s, fn)
+		return a.callShim(ctx, s, fn)
 	case <-ctx.Done():
 		return ctx.Err()
 	case <-a.quit:
-		return notFound("No such container: %s", a.id)
+		return errs.NotFound("No such container: %s", a.id)
 	}
 }
 
@@ -193,7 +208,7 @@ func (e *Engine) ContainerLogs(ctx context.Context, ref string, o LogsOptions) (
 		return nil, false, err
 	}
 	if !o.Stdout && !o.Stderr {
-		return nil, false, invalid("Bad parameters: you must choose at least one stream")
+		return nil, false, errs.Invalid("must specify at least one of 'stdout' or 'stderr'")
 	}
 	v := a.view.Load()
 	ro := reader.Options{Since: o.Since, Until: o.Until, Tail: o.Tail, Stdout: o.Stdout, Stderr: o.Stderr}
@@ -211,12 +226,13 @@ func (e *Engine) ContainerLogs(ctx context.Context, ref string, o LogsOptions) (
 	return logReader{r}, v.req.Config.Tty, nil
 }
 
-// ends is closed when the container has ended for good, or is gone.
+// ends returns a channel that is closed when the container has ended and its shim
+// does not restart it, or when it is removed.
 func (a *actor) ends() <-chan struct{} {
 	ch := make(chan struct{})
 	var look func()
 	look = func() {
-		if a.state.Alive() {
+		if a.phase.State.Alive() {
 			a.parked = append(a.parked, look)
 			return
 		}

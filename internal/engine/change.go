@@ -1,35 +1,42 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package engine
 
 import (
 	"context"
 	"encoding/json"
+	"fmt"
 	"strings"
 
 	moby "github.com/moby/moby/api/types/container"
 
 	"holdfast/internal/container"
 	"holdfast/internal/engine/oci"
+	"holdfast/internal/errs"
 	"holdfast/internal/shim/proto"
 )
 
-// ContainerRename gives a container another name.
+// ContainerRename renames a container.
 func (e *Engine) ContainerRename(ctx context.Context, ref, name string) error {
 	a, err := e.find(ctx, ref)
 	if err != nil {
 		return err
 	}
-	if name == "" || !validName.MatchString(name) {
-		return invalid("Invalid container name (%s), only [a-zA-Z0-9][a-zA-Z0-9_.-] are allowed", name)
+	if name == "" {
+		return errs.Invalid("Neither old nor new names may be empty")
+	}
+	if !validName.MatchString(name) {
+		return errs.Invalid("Error when allocating new name: Invalid container name (/%s), only [a-zA-Z0-9][a-zA-Z0-9_.-] are allowed", name)
 	}
 	name = strings.TrimPrefix(name, "/")
 	return a.ask(ctx, container.AskChange, func(_ container.Action, done func(error)) {
 		old := a.spec.Name
 		if name == old {
-			done(invalid("Renaming a container with the same name as its current name"))
+			done(errs.Invalid("Renaming a container with the same name as its current name"))
 			return
 		}
 		if err := e.index.reserve(name, a.id); err != nil {
-			done(err)
+			done(fmt.Errorf("Error when allocating new name: %w", err))
 			return
 		}
 		a.spec.Name = name
@@ -42,11 +49,12 @@ func (e *Engine) ContainerRename(ctx context.Context, ref, name string) error {
 		e.index.release(old, a.id)
 		a.publish()
 		a.emit("rename", map[string]string{"oldName": "/" + old})
-		shim, at := a.shim, a.attributes()
+		shim, at := a.shim, attributesOf(a.spec, a.req)
 		go func() {
 			if shim != nil {
-				// The name in what the shim journals; nothing hangs on it.
-				err := a.insist(context.Background(), shim, func(s Shim) error {
+				// This only changes the name in the shim's journal entries, so an error
+				// does not fail the rename.
+				err := a.callShim(context.Background(), shim, func(s Shim) error {
 					return s.Update(context.Background(), proto.Update{Attributes: at})
 				})
 				if err != nil {
@@ -58,14 +66,15 @@ func (e *Engine) ContainerRename(ctx context.Context, ref, name string) error {
 	})
 }
 
-// ContainerUpdate changes limits and the restart policy, also while running.
+// ContainerUpdate changes limits and the restart policy, also of a running
+// container.
 func (e *Engine) ContainerUpdate(ctx context.Context, ref string, u moby.UpdateConfig) (moby.UpdateResponse, error) {
-	r := moby.UpdateResponse{Warnings: []string{}}
+	r := moby.UpdateResponse{}
 	a, err := e.find(ctx, ref)
 	if err != nil {
 		return r, err
 	}
-	var warnings []string // of the loop until it has answered
+	var warnings []string // written by the loop before it answers
 	err = a.ask(ctx, container.AskChange, func(_ container.Action, done func(error)) {
 		h, resources, w, err := oci.Update(e.host, a.req.HostConfig, u)
 		if err != nil {
@@ -85,11 +94,11 @@ func (e *Engine) ContainerUpdate(ctx context.Context, ref string, u moby.UpdateC
 		go func() {
 			var err error
 			if shim != nil {
-				err = a.insist(context.Background(), shim, func(s Shim) error { return s.Update(context.Background(), msg) })
+				err = a.callShim(context.Background(), shim, func(s Shim) error { return s.Update(context.Background(), msg) })
 			}
 			a.post(func() {
 				if err == nil {
-					err = a.update(u)
+					err = recordUpdate(a, u)
 				}
 				done(err)
 			})
@@ -102,9 +111,10 @@ func (e *Engine) ContainerUpdate(ctx context.Context, ref string, u moby.UpdateC
 	return r, nil
 }
 
-// update records a change that is in force, in the loop. It is judged once
-// more, as another may have been recorded meanwhile, and both are to last.
-func (a *actor) update(u moby.UpdateConfig) error {
+// recordUpdate records a change that is in force, in the loop. The change is applied to
+// the present request once more, because another update may have been recorded
+// meanwhile and must not be lost.
+func recordUpdate(a *actor, u moby.UpdateConfig) error {
 	h, _, _, err := oci.Update(a.e.host, a.req.HostConfig, u)
 	if err != nil {
 		return err
@@ -125,7 +135,8 @@ func (a *actor) update(u moby.UpdateConfig) error {
 	return nil
 }
 
-// saveRequest puts a changed request into the spec, in the loop.
+// saveRequest puts a changed request into the spec, in the loop. It does not
+// persist the spec.
 func (a *actor) saveRequest(req request) error {
 	raw, err := req.encode()
 	if err != nil {

@@ -1,11 +1,15 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package engine
 
 import (
 	"context"
 	"io"
 	"strings"
+	"time"
 
 	"github.com/containerd/errdefs"
+	"github.com/distribution/reference"
 	dockerspec "github.com/moby/docker-image-spec/specs-go/v1"
 	moby "github.com/moby/moby/api/types/container"
 	"github.com/opencontainers/go-digest"
@@ -13,6 +17,7 @@ import (
 
 	"holdfast/internal/archive"
 	"holdfast/internal/container"
+	"holdfast/internal/errs"
 	"holdfast/internal/failpoint"
 	images "holdfast/internal/image"
 )
@@ -22,15 +27,15 @@ type CommitOptions struct {
 	Ref             string // repository and tag; empty is none
 	Author, Comment string
 	Changes         []string
-	Pause           bool         // freeze the container meanwhile
-	Config          *moby.Config // before the container's; may be nil
+	Pause           bool         // freeze the container during the commit
+	Config          *moby.Config // takes precedence over the container's; may be nil
 }
 
 // ContainerCommit makes an image of a container and returns its ID.
-func (e *Engine) ContainerCommit(ctx context.Context, ref string, o CommitOptions) (id string, err error) {
-	err = e.withRootfs(ctx, ref, func(a *actor, v *view, root *archive.Root) error {
+func (t *trees) ContainerCommit(ctx context.Context, ref string, o CommitOptions) (id string, err error) {
+	err = t.withRootfs(ctx, ref, func(a *actor, v *view, root *archive.Root) error {
 		if v.spec.Image.ManifestType == "" {
-			return notImplemented("container %s was created by a release that did not record the manifest of its image: export it instead", v.spec.Name)
+			return errs.NotImplemented("container %s was created by a release that did not record the manifest of its image: export it instead", v.spec.Name)
 		}
 		config := imageConfig(v.req.Config)
 		if o.Config != nil {
@@ -39,20 +44,20 @@ func (e *Engine) ContainerCommit(ctx context.Context, ref string, o CommitOption
 			config = imageConfig(&own)
 		}
 		c := images.Commit{
-			Base: ocispec.Descriptor{MediaType: v.spec.Image.ManifestType, Digest: digest.Digest(v.spec.Image.Manifest), Size: v.spec.Image.ManifestSize},
-			Ref:  o.Ref, Author: o.Author, Comment: o.Comment, CreatedBy: strings.Join(v.req.Config.Cmd, " "),
+			Base:   ocispec.Descriptor{MediaType: v.spec.Image.ManifestType, Digest: digest.Digest(v.spec.Image.Manifest), Size: v.spec.Image.ManifestSize},
+			Parent: v.spec.Image.ID, Ref: o.Ref, Author: o.Author, Comment: o.Comment, CreatedBy: strings.Join(v.req.Config.Cmd, " "),
 			Config: config, Changes: o.Changes,
 		}
-		id, err = e.images.Commit(ctx, c, func(w io.Writer) (any bool, err error) {
+		id, err = t.images.Commit(ctx, c, func(w io.Writer) (any bool, err error) {
 			if o.Pause {
-				thaw, err := a.freezeToCommit(ctx)
+				thaw, err := t.freezeToCommit(ctx, a)
 				if err != nil {
 					return false, err
 				}
 				defer thaw()
 			}
 			failpoint.Here("commit.frozen")
-			changes, err := e.changes(ctx, v, root)
+			changes, err := t.changes(ctx, v, root)
 			if err != nil {
 				return false, err
 			}
@@ -64,74 +69,84 @@ func (e *Engine) ContainerCommit(ctx context.Context, ref string, o CommitOption
 			return err
 		}
 		failpoint.Here("commit.recorded")
-		a.emit("commit", map[string]string{"comment": o.Comment, "imageID": id, "imageRef": o.Ref})
+		a.emit("commit", map[string]string{"comment": o.Comment, "imageID": id, "imageRef": familiarRef(o.Ref)})
 		return nil
 	})
 	return id, err
 }
 
-// freezeToCommit freezes a container that runs, and the function that is returned
-// thaws it. Should the daemon die, its shim does. That it is frozen for this, and
-// not by its user, is recorded first all the same: where the shim can't, the
-// next daemon does.
-func (a *actor) freezeToCommit(ctx context.Context) (thaw func(), err error) {
+// freezeToCommit freezes a running container, and returns a function that thaws
+// it. If the daemon dies, the shim thaws the container. First it is recorded that
+// a commit, and not the user, freezes the container: if the shim can't thaw it,
+// the next daemon does.
+func (t *trees) freezeToCommit(ctx context.Context, a *actor) (thaw func(), err error) {
 	none := func() {}
 	if a.view.Load().state != container.Running {
 		return none, nil
 	}
-	err = a.ask(ctx, container.AskChange, func(_ container.Action, done func(error)) {
-		if a.committing {
-			done(conflict("container %s is being committed already", a.spec.Name))
-			return
-		}
-		a.committing = true
-		done(a.setCommitting(true))
+	noted := false // accessed by the loop alone
+	err = a.ask(ctx, container.AskCommit, func(_ container.Action, done func(error)) {
+		noted = true
+		done(setCommitting(a, true))
 	})
 	if err != nil {
-		if !errdefs.IsConflict(err) {
-			a.commitOver()
-		}
+		a.post(func() {
+			if noted { // the client stopped waiting, or the record could not be written
+				a.step(container.SawCommitOver)
+				_ = setCommitting(a, false) // after an error the next save writes it
+			}
+		})
 		return none, err
 	}
 	failpoint.Here("commit.noted")
 	err = a.freeze(context.WithoutCancel(ctx), container.AskPause, "pause", Shim.PauseLent)
 	switch {
-	case errdefs.IsConflict(err): // it has ended, or its user was quicker
-		a.commitOver()
+	case errdefs.IsConflict(err): // the container has ended, or its user has paused it meanwhile
+		t.recordCommitOver(a)
 		return none, nil
 	case err != nil:
-		a.thawAfterCommit()
+		t.thawAfterCommit(a)
 		return none, err
 	}
-	return a.thawAfterCommit, nil
+	return func() { t.thawAfterCommit(a) }, nil
 }
 
-// thawAfterCommit thaws a container that was frozen to be committed, by this
-// daemon or by one that died in it.
-func (a *actor) thawAfterCommit() {
-	err := a.freeze(context.Background(), container.AskUnpause, "unpause", Shim.Resume)
-	failpoint.Here("commit.thawed")
-	if err != nil && !errdefs.IsConflict(err) {
-		a.log.Error("not thawed after a commit", "error", err)
-		a.post(func() { a.committing = false }) // see to
-		return
+// Backoff for a container that can't be thawed after a commit.
+const (
+	thawFirst = 100 * time.Millisecond
+	thawMost  = 30 * time.Second
+)
+
+// thawAfterCommit thaws a container that was frozen for a commit, by this daemon
+// or by one that died during the commit.
+func (t *trees) thawAfterCommit(a *actor) {
+	for wait := (backoff{thawFirst, thawMost}); ; {
+		err := a.freeze(context.Background(), container.AskUnpause, "unpause", Shim.Resume)
+		failpoint.Here("commit.thawed")
+		if err == nil || errdefs.IsConflict(err) || isNotFound(err) {
+			break
+		}
+		a.log.Error("the container is not thawed after a commit, retrying", "error", err)
+		if !wait.wait(a) {
+			return // the container is removed, or the next daemon thaws it
+		}
 	}
-	a.commitOver()
+	t.recordCommitOver(a)
 }
 
-// commitOver records that no commit freezes the container any more.
-func (a *actor) commitOver() {
+// recordCommitOver records that the commit no longer freezes the container.
+func (t *trees) recordCommitOver(a *actor) {
 	err := a.ask(context.Background(), container.AskChange, func(_ container.Action, done func(error)) {
-		a.committing = false
-		done(a.setCommitting(false))
+		a.step(container.SawCommitOver)
+		done(setCommitting(a, false))
 	})
 	if err != nil && !isNotFound(err) {
-		a.log.Warn("it was not recorded that a commit is over", "error", err)
+		a.log.Warn("the end of a commit could not be recorded", "error", err)
 	}
 }
 
-// setCommitting records that a commit freezes the container, in the loop.
-func (a *actor) setCommitting(on bool) error {
+// setCommitting records whether a commit freezes the container, in the loop.
+func setCommitting(a *actor, on bool) error {
 	if a.spec.Committing == on {
 		return nil
 	}
@@ -171,4 +186,13 @@ func imageConfig(c *moby.Config) dockerspec.DockerOCIImageConfig {
 		}
 	}
 	return out
+}
+
+// familiarRef is the short form of a reference: without the default registry.
+func familiarRef(ref string) string {
+	named, err := reference.ParseNormalizedNamed(ref)
+	if err != nil {
+		return ref
+	}
+	return reference.FamiliarString(named)
 }

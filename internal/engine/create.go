@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package engine
 
 import (
@@ -7,6 +9,7 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"fmt"
+	"log/slog"
 	"maps"
 	"os"
 	"regexp"
@@ -15,145 +18,219 @@ import (
 	"time"
 
 	"github.com/containerd/platforms"
+	dockerspec "github.com/moby/docker-image-spec/specs-go/v1"
 	moby "github.com/moby/moby/api/types/container"
 	mobynet "github.com/moby/moby/api/types/network"
 
 	"holdfast/internal/container"
 	"holdfast/internal/engine/oci"
+	"holdfast/internal/errs"
 	"holdfast/internal/failpoint"
 	images "holdfast/internal/image"
 )
 
 var validName = regexp.MustCompile(`^/?[a-zA-Z0-9][a-zA-Z0-9_.-]+$`)
 
-// ContainerCreate makes a container and does not start it.
-func (e *Engine) ContainerCreate(ctx context.Context, o CreateOptions) (moby.CreateResponse, error) {
-	none := moby.CreateResponse{}
-	if err := e.ready(ctx); err != nil {
-		return none, err
-	}
-	if o.Request.Config == nil {
-		return none, invalid("config cannot be empty in order to create a container")
-	}
-	id := newID()
-	name := strings.TrimPrefix(o.Name, "/")
-	if o.Name != "" && !validName.MatchString(o.Name) {
-		return none, invalid("Invalid container name (%s), only [a-zA-Z0-9][a-zA-Z0-9_.-] are allowed", o.Name)
-	}
-	if o.Request.Config.Image == "" {
-		return none, invalid("no image was named: give one in Config.Image")
-	}
+// creator creates containers.
+type creator struct {
+	*progress
+	config   *settings
+	store    Store
+	images   Images
+	networks Networks
+	volumes  Volumes
+	host     oci.Host
+	hostNow  func() oci.Host // see Engine.hostNow
+	log      *slog.Logger
+	index    *index
+	journal  *journal
+	names    *nameService
+	mounter  *mounter
+	newActor func(spec *container.Spec, d asked) *actor
+}
 
-	img, err := e.images.Resolve(ctx, o.Request.Config.Image, o.Platform)
-	if err != nil {
+// ContainerCreate creates a container without starting it.
+func (cr *creator) ContainerCreate(ctx context.Context, o CreateOptions) (moby.CreateResponse, error) {
+	none := moby.CreateResponse{}
+	if err := cr.ready(ctx); err != nil {
 		return none, err
 	}
-	cfg := e.config.Load()
-	req, err := e.complete(id, o, img)
-	if err != nil {
+	c := creation{creator: cr, CreateOptions: o, cfg: cr.config.Load(), id: newID()}
+	if err := c.check(ctx); err != nil {
 		return none, err
 	}
-	// What is judged is the client's own configuration, not the image's.
-	warnings, err := oci.Validate(e.host, o.Request.Config, req.HostConfig, cfg.Defaults)
-	if err != nil {
+	defer c.undo.rollBack()
+	if err := c.reserveName(); err != nil {
 		return none, err
 	}
-	if err := e.checkPeers(req); err != nil {
+	if err := c.makeVolumes(ctx); err != nil {
 		return none, err
 	}
-	if n := req.Networking; n != nil {
+	if err := c.describe(); err != nil {
+		return none, err
+	}
+	if err := c.makeFiles(ctx); err != nil {
+		return none, err
+	}
+	if err := c.record(); err != nil {
+		return none, err
+	}
+	a := cr.newActor(&c.spec, asked{req: c.req, mounts: c.mounts})
+	cr.index.add(a)
+	if len(a.view.Load().places) > 0 {
+		cr.names.update()
+	}
+	go a.run()
+	c.release()
+	c.undo.commit()
+	cr.journal.created(c.spec, c.req, time.Now())
+	failpoint.Here("create.told")
+	if err := cr.store.EndCreate(c.id); err != nil {
+		cr.log.Warn("the creation could not be marked as complete: the next start of the daemon does that", "container", c.id, "error", err)
+	}
+	if c.warnings == nil {
+		c.warnings = []string{}
+	}
+	return moby.CreateResponse{ID: c.id, Warnings: c.warnings}, nil
+}
+
+// creation is a container that is being created. The spec is written last, when
+// everything that it refers to exists. If the daemon dies before that, the next
+// daemon rolls the creation back.
+type creation struct {
+	*creator
+	CreateOptions
+	cfg      *Config
+	id       string
+	img      images.Image
+	req      request
+	warnings []string
+	undo     undo
+	mounts   []mountPoint
+	release  func() // see resolveMounts
+	spec     container.Spec
+}
+
+// check completes and validates the request. It changes nothing.
+func (c *creation) check(ctx context.Context) (err error) {
+	config := c.Request.Config
+	if config == nil {
+		return errs.Invalid("config cannot be empty in order to create a container")
+	}
+	if c.Name != "" && !validName.MatchString(c.Name) {
+		return errs.Invalid("Invalid container name (%s), only [a-zA-Z0-9][a-zA-Z0-9_.-] are allowed", c.Name)
+	}
+	if config.Image == "" {
+		return errs.Invalid("no image was specified: set Config.Image")
+	}
+	if c.img, err = c.images.Resolve(ctx, config.Image, c.Platform); err != nil {
+		return err
+	}
+	if c.req, err = c.complete(c.id, c.CreateOptions, c.img); err != nil {
+		return err
+	}
+	// Only the client's configuration is validated, not the image's.
+	if c.warnings, err = oci.Validate(c.hostNow(), config, c.req.HostConfig, c.cfg.Defaults); err != nil {
+		return err
+	}
+	mode := string(c.req.HostConfig.NetworkMode) // before checkPeers replaces a container's name by its ID
+	if err := c.checkPeers(c.req); err != nil {
+		return err
+	}
+	if n := c.req.Networking; n != nil && c.req.Only {
+		if err := c.networks.ValidateCombination(mode, n.EndpointsConfig); err != nil {
+			return err
+		}
 		for _, name := range slices.Sorted(maps.Keys(n.EndpointsConfig)) {
-			if err := e.networks.Judge(name, n.EndpointsConfig[name]); err != nil {
-				return none, err
+			if err := c.networks.ValidateEndpoint(name, n.EndpointsConfig[name]); err != nil {
+				return err
 			}
 		}
 	}
-	if o.Platform == nil && !platforms.Default().Match(img.Platform) {
-		warnings = append(warnings, fmt.Sprintf("The requested image's platform (%s) does not match the detected host platform (%s) and no specific platform was requested",
-			platforms.FormatAll(img.Platform), platforms.FormatAll(platforms.DefaultSpec())))
+	if c.Platform == nil && !platforms.Default().Match(c.img.Platform) {
+		c.warnings = append(c.warnings, fmt.Sprintf("The requested image's platform (%s) does not match the detected host platform (%s) and no specific platform was requested",
+			platforms.FormatAll(c.img.Platform), platforms.FormatAll(platforms.DefaultSpec())))
 	}
+	if len(linksOf(c.req)) > 0 {
+		c.warnings = append(c.warnings, "Links on the default bridge network are deprecated and will be removed in a future release. Use a custom network instead.")
+	}
+	return nil
+}
 
-	var u undo
-	defer u.fail()
-	if name == "" {
-		name, err = e.newName(id)
+// reserveName reserves the requested name, or a random one.
+func (c *creation) reserveName() (err error) {
+	c.spec.Name = strings.TrimPrefix(c.Name, "/")
+	if c.spec.Name == "" {
+		c.spec.Name, err = c.index.newName(c.id)
 	} else {
-		err = e.index.reserve(name, id)
+		err = c.index.reserve(c.spec.Name, c.id)
 	}
 	if err != nil {
-		return none, err
+		return err
 	}
-	u.add(func() { e.index.release(name, id) })
+	c.undo.add(func() { c.index.release(c.spec.Name, c.id) })
+	return nil
+}
 
-	// The spec is written last, when all that it speaks of is there: until then
-	// a crash leaves what the next daemon takes back.
-	u.add(func() { _ = e.store.RemoveContainer(id) })
-	if err := e.store.BeginCreate(id); err != nil {
-		return none, err
+// makeVolumes marks the creation as begun, and creates the volumes.
+func (c *creation) makeVolumes(ctx context.Context) (err error) {
+	c.undo.add(func() { _ = c.store.RemoveContainer(c.id) })
+	if err := c.store.BeginCreate(c.id); err != nil {
+		return err
 	}
 	failpoint.Here("create.begun")
+	var rollBack func()
+	c.mounts, c.release, rollBack, err = c.resolveMounts(ctx, c.id, c.req)
+	c.undo.add(rollBack)
+	return err
+}
 
-	mounts, release, takeBack, err := e.resolveMounts(id, req)
-	u.add(takeBack)
-	if err != nil {
-		return none, err
+// describe completes the spec.
+func (c *creation) describe() (err error) {
+	defaults, host := c.cfg.Defaults, c.req.HostConfig
+	c.spec = container.Spec{
+		Schema: container.SpecSchema, ID: c.id, Name: c.spec.Name, Created: time.Now().UTC(),
+		Desired:    container.DesiredCreated,
+		Image:      imageOf(c.Request.Config.Image, c.img),
+		Runtime:    host.Runtime,
+		Restart:    restartPolicy(host.RestartPolicy),
+		AutoRemove: host.AutoRemove,
+		StopSignal: c.req.Config.StopSignal, StopTimeout: c.req.Config.StopTimeout,
+		CgroupDriver: defaults.CgroupDriver, CgroupParent: cmp.Or(host.CgroupParent, defaults.CgroupParent),
 	}
+	if c.spec.API, err = c.req.encode(); err != nil {
+		return err
+	}
+	c.spec.Mounts, err = json.Marshal(c.mounts)
+	return err
+}
 
-	spec := container.Spec{
-		Schema: container.SpecSchema, ID: id, Name: name, Created: time.Now().UTC(),
-		Desired: container.DesiredCreated,
-		Image: container.Image{
-			Ref: o.Request.Config.Image, ID: img.ID, Manifest: img.Manifest,
-			Platform: platforms.Format(img.Platform),
-			Snapshot: img.Snapshot, Storage: img.Storage, LayerBytes: img.LayerBytes,
-			ManifestType: img.ManifestType, ManifestSize: img.ManifestSize,
-		},
-		Runtime:    req.HostConfig.Runtime,
-		Restart:    restartPolicy(req.HostConfig.RestartPolicy),
-		AutoRemove: req.HostConfig.AutoRemove,
-		StopSignal: req.Config.StopSignal, StopTimeout: req.Config.StopTimeout,
-		CgroupDriver: cfg.Defaults.CgroupDriver, CgroupParent: cmp.Or(req.HostConfig.CgroupParent, cfg.Defaults.CgroupParent),
-	}
-	if spec.API, err = req.encode(); err != nil {
-		return none, err
-	}
-	if spec.Mounts, err = json.Marshal(mounts); err != nil {
-		return none, err
-	}
-
+// makeFiles makes the root file system, and copies from it to empty volumes.
+func (c *creation) makeFiles(ctx context.Context) error {
 	failpoint.Here("create.made-volumes")
-	dir := e.store.ContainerDir(id)
-	u.add(func() { _ = e.images.RemoveRootfs(context.Background(), dir) })
-	if err := e.images.PrepareRootfs(ctx, img, dir); err != nil {
-		return none, fmt.Errorf("prepare the root file system: %w", err)
+	dir := c.store.ContainerDir(c.id)
+	c.undo.add(func() { _ = c.images.RemoveRootfs(context.Background(), dir) })
+	if err := c.images.PrepareRootfs(ctx, c.img, dir); err != nil {
+		return fmt.Errorf("prepare the root file system: %w", err)
+	}
+	if err := c.mounter.holdImages(ctx, dir, c.mounts); err != nil {
+		return err
 	}
 	failpoint.Here("create.prepared")
-	if err := e.copyUp(ctx, spec, mounts); err != nil {
-		return none, err
+	if err := c.mounter.copyUp(ctx, c.spec, c.mounts); err != nil {
+		return err
 	}
 	failpoint.Here("create.copied")
-	if err := e.store.WriteSpec(&spec); err != nil {
-		return none, err
+	return nil
+}
+
+// record writes the spec: from then on the container exists.
+func (c *creation) record() error {
+	if err := c.store.WriteSpec(&c.spec); err != nil {
+		return err
 	}
 	failpoint.Here("create.recorded")
-	if err := e.store.EndCreate(id); err != nil {
-		e.log.Warn("the next start finishes the creation", "container", id, "error", err)
-	}
-
-	a := newActor(e, &spec, asked{req: req, mounts: mounts})
-	e.index.add(a)
-	if len(a.view.Load().places) > 0 {
-		e.updateNames()
-	}
-	go a.loop()
-	release()
-	u.keep()
-	a.emit("create", nil)
-	failpoint.Here("create.told")
-	if warnings == nil {
-		warnings = []string{}
-	}
-	return moby.CreateResponse{ID: id, Warnings: warnings}, nil
+	return nil
 }
 
 func newID() string {
@@ -162,9 +239,9 @@ func newID() string {
 	return hex.EncodeToString(b)
 }
 
-// complete merges the image's and the daemon's defaults into what was asked.
-func (e *Engine) complete(id string, o CreateOptions, img images.Image) (request, error) {
-	cfg := e.config.Load()
+// complete merges the image's and the daemon's defaults into the client's request.
+func (cr *creator) complete(id string, o CreateOptions, img images.Image) (request, error) {
+	cfg := cr.config.Load()
 	c := *o.Request.Config
 	h := moby.HostConfig{}
 	if o.Request.HostConfig != nil {
@@ -172,39 +249,49 @@ func (e *Engine) complete(id string, o CreateOptions, img images.Image) (request
 	}
 	mergeImage(&c, img)
 	if len(c.Entrypoint) == 0 && len(c.Cmd) == 0 {
-		return request{}, invalid("no command specified")
+		return request{}, errs.Invalid("no command specified")
 	}
-	if c.Hostname == "" && !h.NetworkMode.IsHost() && !h.NetworkMode.IsContainer() && !h.UTSMode.IsHost() {
+	if c.Hostname == "" && !h.NetworkMode.IsHost() && !h.NetworkMode.IsContainer() {
 		c.Hostname = id[:12]
 	}
 	if h.NetworkMode == "" || h.NetworkMode == "default" {
 		h.NetworkMode = mobynet.NetworkBridge
-		if c.NetworkDisabled {
-			h.NetworkMode = mobynet.NetworkNone
-		}
 	}
-	if (h.NetworkMode.IsHost() || h.UTSMode.IsHost()) && c.Hostname == "" {
+	if h.NetworkMode.IsHost() && c.Hostname == "" {
 		c.Hostname, _ = os.Hostname()
 	}
-	oci.Adapt(e.host, &h, cfg.Defaults)
+	h.Links = slices.Clone(h.Links)
+	oci.Adapt(cr.host, &h, cfg.Defaults)
 	if h.PortBindings == nil {
 		h.PortBindings = mobynet.PortMap{}
-	}
-	for port := range h.PortBindings {
-		if c.ExposedPorts == nil {
-			c.ExposedPorts = mobynet.PortSet{}
-		}
-		c.ExposedPorts[port] = struct{}{}
 	}
 	if c.Labels == nil {
 		c.Labels = map[string]string{}
 	}
-	return request{Config: &c, HostConfig: &h, Networking: o.Request.NetworkingConfig, Kept: cfg.keep()}, nil
+	r := request{Config: &c, HostConfig: &h, Networking: resolveDefault(o.Request.NetworkingConfig), Fixed: cfg.fixOptions()}
+	// As in Docker, the network mode only counts in requests that name no networks.
+	r.Only = r.Networking != nil && len(r.Networking.EndpointsConfig) > 0 && !c.NetworkDisabled
+	return r, nil
 }
 
-// mergeImage fills in from the image what the user left out, by Docker's
-// rules: an entrypoint of the user's drops the image's command; environment,
-// labels, ports and volumes are joined, the user's winning.
+// resolveDefault replaces the alias "default" by the name of the default network.
+func resolveDefault(nc *mobynet.NetworkingConfig) *mobynet.NetworkingConfig {
+	if nc == nil {
+		return nil
+	}
+	es, byRole := nc.EndpointsConfig[mobynet.NetworkDefault]
+	if _, byName := nc.EndpointsConfig[mobynet.NetworkBridge]; !byRole || byName {
+		return nc
+	}
+	out := cloneNetworking(nc)
+	delete(out.EndpointsConfig, mobynet.NetworkDefault)
+	out.EndpointsConfig[mobynet.NetworkBridge] = es
+	return out
+}
+
+// mergeImage takes from the image what the user left out, by Docker's rules. An
+// entrypoint of the user discards the image's command. Environment, labels, ports
+// and volumes are merged, and the user's values take precedence.
 func mergeImage(c *moby.Config, img images.Image) {
 	i := img.Config
 	if c.User == "" {
@@ -213,73 +300,27 @@ func mergeImage(c *moby.Config, img images.Image) {
 	for p := range i.ExposedPorts {
 		port, err := mobynet.ParsePort(p)
 		if err != nil {
-			continue // an image's mistake keeps nobody from running it
+			continue // an invalid port in an image must not prevent running it
 		}
 		if c.ExposedPorts == nil {
 			c.ExposedPorts = mobynet.PortSet{}
 		}
 		c.ExposedPorts[port] = struct{}{}
 	}
-	have := map[string]bool{}
-	for _, kv := range c.Env {
-		k, _, _ := strings.Cut(kv, "=")
-		have[k] = true
-	}
-	env := slices.Clone(c.Env)
-	for _, kv := range i.Env {
-		if k, _, _ := strings.Cut(kv, "="); !have[k] {
-			env = append(env, kv)
-		}
-	}
-	c.Env = env
+	c.Env = mergeEnv(c.Env, i.Env)
 	if len(i.Labels) > 0 {
 		labels := maps.Clone(i.Labels)
 		maps.Copy(labels, c.Labels)
 		c.Labels = labels
 	}
-	if len(c.Entrypoint) == 0 {
-		if len(c.Cmd) == 0 {
-			c.Cmd = i.Cmd
-		}
-		if c.Entrypoint == nil {
-			c.Entrypoint = i.Entrypoint
-		}
-	}
-	// [""] is how clients say "no entrypoint at all".
-	if len(c.Entrypoint) == 1 && c.Entrypoint[0] == "" {
-		c.Entrypoint = nil
-	}
+	mergeCommand(c, i)
 	if i.Healthcheck != nil {
-		if c.Healthcheck == nil {
-			h := *i.Healthcheck
-			c.Healthcheck = &h
-		} else {
-			h := *c.Healthcheck
-			if len(h.Test) == 0 {
-				h.Test = i.Healthcheck.Test
-			}
-			if h.Interval == 0 {
-				h.Interval = i.Healthcheck.Interval
-			}
-			if h.Timeout == 0 {
-				h.Timeout = i.Healthcheck.Timeout
-			}
-			if h.StartPeriod == 0 {
-				h.StartPeriod = i.Healthcheck.StartPeriod
-			}
-			if h.StartInterval == 0 {
-				h.StartInterval = i.Healthcheck.StartInterval
-			}
-			if h.Retries == 0 {
-				h.Retries = i.Healthcheck.Retries
-			}
-			c.Healthcheck = &h
-		}
+		c.Healthcheck = mergeHealthcheck(c.Healthcheck, *i.Healthcheck)
 	}
 	if c.WorkingDir == "" {
 		c.WorkingDir = i.WorkingDir
 	}
-	// A copy, without the empty one that clients send.
+	// A copy of the image's map, or of both; an empty one of the client is dropped.
 	volumes := maps.Clone(i.Volumes)
 	if len(c.Volumes) > 0 {
 		volumes = maps.Clone(c.Volumes)
@@ -294,37 +335,90 @@ func mergeImage(c *moby.Config, img images.Image) {
 	}
 }
 
-// checkPeers refuses modes and links that name a container which isn't there.
-// That is not "not found": of a create, clients take this for a missing image,
-// and pull it.
-func (e *Engine) checkPeers(req request) error {
-	h := req.HostConfig
-	for _, m := range []struct {
-		option, peer string
-		used         bool
-	}{
-		{"network", h.NetworkMode.ConnectedContainer(), h.NetworkMode.IsContainer()},
-		{"ipc", h.IpcMode.Container(), h.IpcMode.IsContainer()},
-		{"pid", h.PidMode.Container(), h.PidMode.IsContainer()},
-	} {
-		if !m.used {
-			continue
+func mergeEnv(own, image []string) []string {
+	have := map[string]bool{}
+	for _, kv := range own {
+		k, _, _ := strings.Cut(kv, "=")
+		have[k] = true
+	}
+	env := slices.Clone(own)
+	for _, kv := range image {
+		if k, _, _ := strings.Cut(kv, "="); !have[k] {
+			env = append(env, kv)
 		}
-		if _, err := e.index.find(m.peer); err != nil {
-			return invalid("%s mode container:%s: %v", m.option, m.peer, err)
+	}
+	return env
+}
+
+func mergeCommand(c *moby.Config, i dockerspec.DockerOCIImageConfig) {
+	if len(c.Entrypoint) == 0 {
+		if len(c.Cmd) == 0 {
+			c.Cmd = i.Cmd
+		}
+		if c.Entrypoint == nil {
+			c.Entrypoint = i.Entrypoint
+		}
+	}
+	// Clients send [""] to reset the entrypoint.
+	if len(c.Entrypoint) == 1 && c.Entrypoint[0] == "" {
+		c.Entrypoint = nil
+	}
+}
+
+// mergeHealthcheck returns the container's health check, with the image's values where
+// the user gave none. own may be nil.
+func mergeHealthcheck(own *moby.HealthConfig, image dockerspec.HealthcheckConfig) *moby.HealthConfig {
+	if own == nil {
+		return &image
+	}
+	h := *own
+	if len(h.Test) == 0 {
+		h.Test = image.Test
+	}
+	h.Interval = cmp.Or(h.Interval, image.Interval)
+	h.Timeout = cmp.Or(h.Timeout, image.Timeout)
+	h.StartPeriod = cmp.Or(h.StartPeriod, image.StartPeriod)
+	h.StartInterval = cmp.Or(h.StartInterval, image.StartInterval)
+	h.Retries = cmp.Or(h.Retries, image.Retries)
+	return &h
+}
+
+// checkPeers refuses modes and links that name a container which does not exist.
+// The error is "invalid", not "not found": clients take the latter, in the answer
+// to a create, for a missing image, and pull it.
+//
+// In the modes it replaces the container's name by its ID, as in Docker, so that
+// they refer to the same container even if names change.
+func (cr *creator) checkPeers(req request) error {
+	h := req.HostConfig
+	for _, j := range joinsOf(req) {
+		a, err := cr.index.find(j.ref)
+		if err != nil {
+			return errs.Invalid("%s mode container:%s: %v", strings.ToLower(j.what), j.ref, err)
+		}
+		switch mode := "container:" + a.id; j.what {
+		case "network":
+			h.NetworkMode = moby.NetworkMode(mode)
+		case "IPC":
+			h.IpcMode = moby.IpcMode(mode)
+		case "PID":
+			h.PidMode = moby.PidMode(mode)
 		}
 	}
 	if h.NetworkMode.IsUserDefined() {
-		return nil // there a link is one more name, looked up when it is asked for
+		return nil // on such a network a link is a name that is resolved when it is looked up
 	}
-	for _, l := range h.Links {
-		name, _, err := oci.ParseLink(l)
+	for i, l := range h.Links {
+		name, alias, err := oci.ParseLink(l)
 		if err != nil {
 			return err
 		}
-		if _, err := e.index.find(name); err != nil {
-			return invalid("could not get container for %s: %v", name, err)
+		a, err := cr.index.find(name)
+		if err != nil {
+			return errs.Invalid("could not get container for %s: %v", name, err)
 		}
+		// By ID: the container may be renamed.
+		h.Links[i] = a.id + ":" + alias
 	}
 	return nil
 }

@@ -1,8 +1,10 @@
-// Package engine is what the daemon does: it keeps one actor per container,
-// brings what users ask and what shims tell before the lifecycle of package
-// container, and carries out what that says through the small interfaces in
-// ports.go. It owns no file format, no kernel object and no HTTP; and nothing
-// that a running container needs passes through it.
+// SPDX-License-Identifier: Apache-2.0
+
+// Package engine is the daemon's core. It has one actor per container, which
+// passes users' requests and shims' reports to the lifecycle of package container
+// and carries out the resulting actions, through the small interfaces in
+// ports.go. It owns no file format, no kernel object and no HTTP. Nothing that a
+// running container needs passes through it.
 package engine
 
 import (
@@ -12,32 +14,38 @@ import (
 	"maps"
 	"os"
 	"strconv"
-	"sync"
 	"sync/atomic"
 	"time"
 
 	"holdfast/internal/config"
+	"holdfast/internal/container"
+	"holdfast/internal/engine/objects"
 	"holdfast/internal/engine/oci"
-	"holdfast/internal/event"
+	"holdfast/internal/engine/sysinfo"
 )
 
-// Config is the daemon's configuration with what was found for it on the host.
-// It never changes; a reload puts another in its place. Values hold for what
-// is created after, except LiveRestore, Labels and ShutdownTimeout.
+// Config is the daemon's configuration together with values detected on the host.
+// It is immutable; a reload replaces it. New values apply to objects that are
+// created afterwards, except LiveRestore, Labels and ShutdownTimeout.
 type Config struct {
 	*config.Config
 	ShimPath string       // of the shim's binary
 	Defaults oci.Defaults // of containers
 }
 
-// runtimes are the OCI runtimes by name, the one that is always there too.
+// settings is the daemon's present configuration. A reload replaces it.
+type settings = atomic.Pointer[Config]
+
+// runtimes returns the OCI runtimes by name, including the built-in ones.
 func (c *Config) runtimes() map[string]config.Runtime {
-	all := map[string]config.Runtime{config.StockRuntime: {Path: config.StockRuntime}}
+	all := map[string]config.Runtime{
+		config.StockRuntime: {Path: config.StockRuntime}, config.ShimRuntime: {Path: config.StockRuntime},
+	}
 	maps.Copy(all, c.Runtimes)
 	return all
 }
 
-// Deps are the parts that the engine is made of.
+// Deps are the engine's dependencies.
 type Deps struct {
 	Store    Store
 	Shims    Shims
@@ -50,16 +58,31 @@ type Deps struct {
 	Log      *slog.Logger
 	Release  string
 	ID       string // of this daemon's data root
-	// HandedOver: a daemon that lived until now gave everything to this one, so
-	// that what runs is to be kept, whatever live restore says.
+	// HandedOver: the predecessor handed over to this daemon. Running containers
+	// are adopted even if live restore is off.
 	HandedOver bool
 	// Keeper may be nil.
 	Keeper Keeper
+	// EventServer may be nil.
+	EventServer EventServer
 }
 
-// Engine is the daemon's core. Its exported methods are the backends that the
-// API's rooms ask for; each takes a container by name, ID or ID prefix.
+// Engine is the daemon's core. Its exported methods, together with those of the
+// embedded types, implement the backends that the API's packages declare. A container
+// is given by name, ID or ID prefix.
 type Engine struct {
+	*objects.Images
+	*objects.Volumes
+	*objects.Networks
+	*sysinfo.System
+	*trees
+	*creator
+	*inspector
+	*eventStreams
+	*execs
+	*waits
+	*progress
+
 	store    Store
 	shims    Shims
 	images   Images
@@ -72,49 +95,89 @@ type Engine struct {
 	log      *slog.Logger
 	release  string
 	id       string
-	started  time.Time
+	config   *settings
 
-	config atomic.Pointer[Config]
-	index  *index
-	stats  statsHub
-	names  nameFiles
-	// listeners counts the clients of Events.
-	listeners atomic.Int64
-
-	// observes: this is an Observer's, or was retired: it changes nothing by
-	// itself. It is never taken back.
-	observes atomic.Bool
-	links    atomic.Bool // some container has links
-	// retired: it observes because a successor does the rest.
-	retired atomic.Bool
-	// handedOver: see Deps.
-	handedOver bool
-	// unread are the containers whose records can't be used; set by Load alone.
-	unread []string
-	// restored is closed when every container was looked at; what would change
-	// something waits for it, what reads does not.
-	restored chan struct{}
-	// closing is closed when the daemon ends.
-	closing   chan struct{}
-	closeOnce sync.Once
+	// The parts that actors and requests share. Each has only the fields that it
+	// needs. A part calls those above it, and none below.
+	index     *index
+	journal   *journal
+	names     *nameService
+	runtimes  *runtimes
+	stats     *statsHub
+	records   *records
+	effects   *hostEffects
+	scheduler *scheduler
+	losses    *losses
+	stopper   *stopper
+	endpoints *endpoints
+	adopter   *adopter
+	replacer  *replacer
+	restorer  *restorer
 }
 
-// New makes an engine that knows nothing yet; Load and Restore follow.
+// New returns an engine without containers. Call Load and then Restore.
 func New(d Deps, cfg *Config) *Engine {
 	e := &Engine{
 		store: d.Store, shims: d.Shims, images: d.Images, networks: d.Networks,
 		volumes: d.Volumes, events: d.Events, lives: d.Lives, keeper: d.Keeper, host: d.Host, log: d.Log,
-		release: d.Release, id: d.ID, handedOver: d.HandedOver, started: time.Now(),
-		index:    newIndex(),
-		restored: make(chan struct{}),
-		closing:  make(chan struct{}),
+		release: d.Release, id: d.ID,
+		progress: newProgress(d.HandedOver),
+		config:   &settings{},
 	}
 	e.config.Store(cfg)
+	e.makeParts(d)
+	e.makeBackends(d)
 	return e
 }
 
-// SetConfig puts a new configuration in place, and journals it. Running
-// containers keep theirs.
+// makeParts makes the shared parts.
+func (e *Engine) makeParts(d Deps) {
+	p := e.progress
+	e.index = newIndex(p)
+	e.journal = &journal{d.Events, d.Networks, d.Log}
+	e.names = newNameService(p, d, e.index)
+	e.runtimes = &runtimes{e.config, d.Host}
+	e.stats = &statsHub{host: d.Host}
+	e.records = &records{p, d.Store, d.Shims, d.Lives, d.Log}
+	e.effects = newEffects(e)
+	e.scheduler = &scheduler{p, e.index}
+	e.losses = &losses{e.journal, e.scheduler}
+	e.stopper = &stopper{e.losses}
+	e.endpoints = &endpoints{d.Store, d.Networks, e.index, e.journal, e.names}
+	e.adopter = &adopter{e.config, e.losses, e.endpoints}
+	e.replacer = &replacer{p, e.adopter, e.losses, e.stopper}
+	e.restorer = &restorer{
+		progress: p, config: e.config, store: d.Store, shims: d.Shims, images: d.Images, networks: d.Networks, volumes: d.Volumes,
+		host: d.Host, log: d.Log, index: e.index, journal: e.journal, names: e.names, records: e.records, effects: e.effects,
+		scheduler: e.scheduler, losses: e.losses, stopper: e.stopper, adopter: e.adopter, replacer: e.replacer, stats: e.stats,
+	}
+}
+
+// makeBackends makes the embedded types that answer requests.
+func (e *Engine) makeBackends(d Deps) {
+	p := e.progress
+	e.trees = &trees{p, d.Store, d.Images, e.index, e.journal, e.effects.mounter, d.Log}
+	e.restorer.trees = e.trees
+	e.inspector = &inspector{p, d.Store, d.Images, d.Networks, d.Host, e.index, e.records}
+	e.eventStreams = &eventStreams{progress: p, events: d.Events, server: d.EventServer, log: d.Log}
+	e.creator = &creator{
+		progress: p, config: e.config, store: d.Store, images: d.Images, networks: d.Networks, volumes: d.Volumes,
+		host: d.Host, hostNow: e.hostNow, log: d.Log, index: e.index, journal: e.journal, names: e.names, mounter: e.effects.mounter,
+		newActor: func(spec *container.Spec, d asked) *actor { return newActor(e, spec, d) },
+	}
+	e.execs = &execs{e.index, e.effects.bundler}
+	e.waits = &waits{e.index}
+	e.System = newSystem(e)
+	emit := func(typ, action, id string, attributes map[string]string) {
+		e.journal.emit(typ, action, id, attributes, time.Now())
+	}
+	e.Images = objects.NewImages(d.Images, users{e}, emit)
+	e.Volumes = objects.NewVolumes(d.Volumes, users{e}, emit, d.Log)
+	e.Networks = objects.NewNetworks(d.Networks, users{e}, emit)
+}
+
+// SetConfig replaces the configuration and journals the reload. Existing
+// containers keep the options that they were created with.
 func (e *Engine) SetConfig(cfg *Config) {
 	e.config.Store(cfg)
 	name, _ := os.Hostname()
@@ -125,7 +188,7 @@ func (e *Engine) SetConfig(cfg *Config) {
 		}
 		return string(b)
 	}
-	e.emit("daemon", "reload", e.id, map[string]string{
+	e.journal.emit("daemon", "reload", e.id, map[string]string{
 		"name": name, "live-restore": strconv.FormatBool(cfg.LiveRestore), "debug": strconv.FormatBool(cfg.Debug),
 		"labels": list(cfg.Labels), "registry-mirrors": list(cfg.RegistryMirrors), "insecure-registries": list(cfg.InsecureRegistries),
 		"shutdown-timeout": strconv.Itoa(cfg.ShutdownTimeout), "max-concurrent-downloads": strconv.Itoa(cfg.MaxConcurrentDownloads),
@@ -133,67 +196,18 @@ func (e *Engine) SetConfig(cfg *Config) {
 	}, time.Now())
 }
 
-// ready waits until the restore is done.
-func (e *Engine) ready(ctx context.Context) error {
-	select {
-	case <-e.restored:
+// activeKeeper returns the Keeper; nil if there is none or the engine only
+// observes.
+func (e *Engine) activeKeeper() Keeper {
+	if e.observes.Load() {
 		return nil
-	default:
 	}
-	select {
-	case <-e.restored:
-		return nil
-	case <-e.closing:
-		return unavailable("the daemon is shutting down")
-	case <-ctx.Done():
-		return ctx.Err()
-	}
+	return e.keeper
 }
 
-// find finds a container for an effect, once all are restored.
+// find is index.findForChange.
 func (e *Engine) find(ctx context.Context, ref string) (*actor, error) {
-	if err := e.ready(ctx); err != nil {
-		return nil, err
-	}
-	return e.index.find(ref)
-}
-
-// record journals what a shim saw. An entry that is there already, because an
-// earlier daemon took it, is left as it is.
-func (e *Engine) record(a *actor, entry shimEntry, life uint64) {
-	e.append(a.message(entry, life), entry.Time)
-}
-
-// message is a shim's entry as an event of the API.
-func (a *actor) message(entry shimEntry, life uint64) event.Message {
-	at := a.attributes()
-	for k, v := range entry.Attributes {
-		at[k] = v
-	}
-	action := entry.Action
-	if h := entry.Attributes["health"]; h != "" {
-		action += ": " + h
-		delete(at, "health")
-	}
-	return event.Message{
-		Type: "container", Action: action, Scope: "local",
-		Actor: event.Actor{ID: a.id, Attributes: at},
-		Time:  entry.Time.Unix(), TimeNano: entry.Time.UnixNano(),
-		Source: entrySource(a.id, life, entry.Seq),
-	}
-}
-
-// emit journals what the daemon did.
-func (e *Engine) emit(typ, action, id string, attributes map[string]string, at time.Time) {
-	e.append(event.Message{Type: typ, Action: action, Actor: event.Actor{ID: id, Attributes: attributes}}, at)
-}
-
-func (e *Engine) append(m event.Message, at time.Time) {
-	m.Scope = "local"
-	m.Time, m.TimeNano = at.Unix(), at.UnixNano()
-	if _, err := e.events.Append(m); err != nil {
-		e.log.Error("event not journalled", "type", m.Type, "action", m.Action, "id", m.Actor.ID, "error", err)
-	}
+	return e.index.findForChange(ctx, ref)
 }
 
 // Experimental reports whether experimental features are on.

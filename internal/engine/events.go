@@ -1,37 +1,41 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package engine
 
 import (
 	"context"
 	"errors"
 	"io"
-	"strings"
+	"log/slog"
+	"sync/atomic"
 
-	"github.com/moby/moby/api/types/events"
-
+	"holdfast/internal/errs"
 	"holdfast/internal/event"
-	"holdfast/internal/filter"
+	"holdfast/internal/eventserver"
 )
 
-// Events replays the journal from Since on, in the order of the events' own
-// times, and follows it until Until, the context's end, or the daemon's.
-func (e *Engine) Events(ctx context.Context, o EventsOptions, emit func(events.Message) error) error {
-	known := []string{"config", "container", "daemon", "event", "image", "label", "network", "node", "plugin", "scope", "secret", "service", "type", "volume"}
-	if err := o.Filters.Check(known...); err != nil {
-		return invalid("%v", err)
+// eventStreams serves clients that follow events.
+type eventStreams struct {
+	*progress
+	events Events
+	server EventServer // may be nil
+	log    *slog.Logger
+	// listeners counts the clients of Events.
+	listeners atomic.Int64
+}
+
+// Events replays the journal from Since on, in the order of the events' own times.
+// It then follows the journal until Until, or until the context or the daemon
+// ends.
+func (s *eventStreams) Events(ctx context.Context, o EventsOptions, emit func(event.Message) error) error {
+	if err := o.Filters.Check(event.Filters...); err != nil {
+		return errs.Invalid("%v", err)
 	}
-	sub := e.events.Subscribe(o.Since, o.Until, func(m event.Message) bool { return eventMatches(o.Filters, m) })
+	sub := s.events.Subscribe(o.Since, o.Until, func(m event.Message) bool { return event.Match(o.Filters, m) })
 	defer sub.Close()
-	e.listeners.Add(1)
-	defer e.listeners.Add(-1)
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	go func() {
-		select {
-		case <-e.closing:
-			cancel()
-		case <-ctx.Done():
-		}
-	}()
+	s.listeners.Add(1)
+	defer s.listeners.Add(-1)
+	sub.EndWith(s.closing)
 	for {
 		m, err := sub.Next(ctx)
 		if errors.Is(err, io.EOF) || ctx.Err() != nil {
@@ -40,47 +44,48 @@ func (e *Engine) Events(ctx context.Context, o EventsOptions, emit func(events.M
 		if err != nil {
 			return err
 		}
-		err = emit(events.Message{
-			Type: events.Type(m.Type), Action: events.Action(m.Action),
-			Actor: events.Actor{ID: m.Actor.ID, Attributes: m.Actor.Attributes},
-			Scope: m.Scope, Time: m.Time, TimeNano: m.TimeNano,
-		})
-		if err != nil {
+		if err := emit(m); err != nil {
 			return err
 		}
 	}
 }
 
-// eventMatches applies the filters of an events call, by Docker's rules: an
-// object's own kind is named by ID or name; labels are in the attributes.
-func eventMatches(f filter.Args, m event.Message) bool {
-	action, _, _ := strings.Cut(m.Action, ":")
-	if !f.Exact("type", m.Type) || !f.Exact("scope", m.Scope) || !f.KV("label", m.Actor.Attributes) {
-		return false
+// GiveEvents hands a client that follows events to the event server, which serves
+// it even after this daemon has ended. It returns false, without an effect, if
+// the caller has to serve the client by Events.
+func (s *eventStreams) GiveEvents(o GiveEventsOptions) (bool, error) {
+	if err := o.Filters.Check(event.Filters...); err != nil {
+		return false, errs.Invalid("%v", err)
 	}
-	if f.Has("event") && !f.Exact("event", m.Action) && !f.Exact("event", action) {
-		return false
+	if s.server == nil || s.observes.Load() {
+		return false, nil
 	}
-	for _, kind := range []string{"container", "image", "volume", "network", "daemon"} {
-		if !f.Has(kind) {
-			continue
-		}
-		if m.Type != kind {
-			// An image filter also takes the events of its containers.
-			if kind == "image" && m.Type == "container" && f.Exact("image", m.Actor.Attributes["image"]) {
-				continue
-			}
-			return false
-		}
-		name := m.Actor.Attributes["name"]
-		if !f.Prefix(kind, m.Actor.ID) && !f.Exact(kind, name) && !f.Exact(kind, strings.TrimSuffix(name, ":latest")) {
-			return false
-		}
+	r := eventserver.Request{
+		From: s.events.End(), Since: o.Since, Until: o.Until, Filters: o.Filters,
+		Legacy: o.Legacy, Sequence: o.Sequence,
 	}
-	for _, kind := range []string{"config", "node", "plugin", "secret", "service"} {
-		if f.Has(kind) {
-			return false
-		}
+	if !eventserver.Fits(r) {
+		return false, nil
 	}
-	return true
+	if err := s.server.Ready(); err != nil {
+		s.log.Warn("the event server can't be started: the client's events end when this daemon ends", "error", err)
+		return false, nil
+	}
+	c, head, err := o.Hijack()
+	if err != nil {
+		return false, err
+	}
+	defer c.File.Close()
+	r.Head = head
+	return true, s.server.Serve(c.File, r)
+}
+
+// count counts the clients of events that this daemon knows. It does not
+// include clients that an earlier daemon passed to its event server.
+func (s *eventStreams) count() int {
+	n := int(s.listeners.Load())
+	if s.server != nil {
+		n += s.server.Clients()
+	}
+	return n
 }

@@ -1,25 +1,29 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package engine
 
 import (
 	"context"
-	"encoding/binary"
 	"encoding/json"
 	"errors"
 	"os"
 	"slices"
 	"strings"
 
-	"github.com/containerd/errdefs"
 	moby "github.com/moby/moby/api/types/container"
 
 	"holdfast/internal/container"
+	"holdfast/internal/errs"
 	"holdfast/internal/shim/proto"
 )
 
-// exitCannotInvoke is what the shell calls 126: the command can't be invoked.
-const exitCannotInvoke = 126
+// execs serves exec sessions, which the containers' shims own.
+type execs struct {
+	index   *index
+	bundler *bundler
+}
 
-// execInfo is the exec session in the API's terms; the shim keeps it.
+// execInfo describes an exec session for the API. The shim stores it.
 type execInfo struct {
 	Entrypoint string   `json:"entrypoint"`
 	Arguments  []string `json:"arguments"`
@@ -30,19 +34,17 @@ type execInfo struct {
 	Stdout     bool     `json:"stdout,omitempty"`
 	Stderr     bool     `json:"stderr,omitempty"`
 	DetachKeys []byte   `json:"detachKeys,omitempty"`
-	// Failure is why it can't be started: the container has no such user. As in
-	// Docker its start tells so, in the output and by the exit code.
-	Failure string `json:"failure,omitempty"`
 }
 
-// ExecCreate prepares a command to be run in a running container.
-func (e *Engine) ExecCreate(ctx context.Context, ref string, r moby.ExecCreateRequest) (string, error) {
-	a, err := e.find(ctx, ref)
+// ExecCreate creates an exec session for a command in a running container, and
+// returns its ID.
+func (x *execs) ExecCreate(ctx context.Context, ref string, r moby.ExecCreateRequest) (string, error) {
+	a, err := x.index.findForChange(ctx, ref)
 	if err != nil {
 		return "", err
 	}
 	if len(r.Cmd) == 0 {
-		return "", invalid("No exec command specified")
+		return "", errs.Invalid("No exec command specified")
 	}
 	keys, err := detachKeys(r.DetachKeys)
 	if err != nil {
@@ -51,23 +53,18 @@ func (e *Engine) ExecCreate(ctx context.Context, ref string, r moby.ExecCreateRe
 	if err := a.ask(ctx, container.AskExec, func(_ container.Action, done func(error)) { done(nil) }); err != nil {
 		return "", err
 	}
-	process, uid, gid, err := e.execProcess(a.view.Load(), r)
-	failure := ""
-	if errdefs.IsInvalidArgument(err) && r.User != "" {
-		nobody := r
-		nobody.User = ""
-		nobody.Cmd = []string{""} // whoever starts it nevertheless runs nothing
-		failure = err.Error()
-		process, uid, gid, err = e.execProcess(a.view.Load(), nobody)
-	}
+	process, uid, gid, err := x.bundler.execProcess(a.view.Load(), r)
 	if err != nil {
 		return "", err
 	}
-	info, err := json.Marshal(execInfo{
-		Failure:    failure,
+	session := execInfo{
 		Entrypoint: r.Cmd[0], Arguments: r.Cmd[1:], Tty: r.Tty, User: r.User, Privileged: r.Privileged,
-		Stdin: r.AttachStdin, Stdout: r.AttachStdout, Stderr: r.AttachStderr, DetachKeys: keys,
-	})
+		Stdin: r.AttachStdin, Stdout: r.AttachStdout, Stderr: r.AttachStderr,
+	}
+	if r.DetachKeys != "" {
+		session.DetachKeys = keys // as in Docker, inspect only shows keys that the client set
+	}
+	info, err := json.Marshal(session)
 	if err != nil {
 		return "", err
 	}
@@ -82,22 +79,23 @@ func (e *Engine) ExecCreate(ctx context.Context, ref string, r moby.ExecCreateRe
 	if err != nil {
 		return "", err
 	}
-	e.index.addExec(id, a.id)
-	a.emit("exec_create: "+strings.Join(r.Cmd, " "), map[string]string{"execID": id})
+	x.index.addExec(id, a.id)
+	a.emit("exec_create: "+r.Cmd[0]+" "+strings.Join(r.Cmd[1:], " "), map[string]string{"execID": id})
 	return id, nil
 }
 
-// ExecStart runs it: detached, or with the client's socket handed to the shim.
-func (e *Engine) ExecStart(ctx context.Context, id string, o ExecStartOptions) error {
-	a, st, err := e.exec(ctx, id)
+// ExecStart runs an exec session's command. Unless it is detached, the client's
+// socket is handed to the shim.
+func (x *execs) ExecStart(ctx context.Context, id string, o ExecStartOptions) error {
+	a, st, err := x.session(ctx, id)
 	if err != nil {
 		return err
 	}
 	if st.Running {
-		return conflict("exec %s is already running", id)
+		return errs.Conflict("exec %s is already running", id)
 	}
 	if st.Started {
-		return conflict("exec %s has already run", id)
+		return errs.Conflict("exec %s has already run", id)
 	}
 	if err := a.ask(ctx, container.AskExec, func(_ container.Action, done func(error)) { done(nil) }); err != nil {
 		return err
@@ -110,9 +108,6 @@ func (e *Engine) ExecStart(ctx context.Context, id string, o ExecStartOptions) e
 	if o.ConsoleSize != nil {
 		start.ConsoleSize = *o.ConsoleSize
 	}
-	if info.Failure != "" && o.Detach {
-		return invalid("%s", info.Failure)
-	}
 	var client *os.File
 	if !o.Detach {
 		c, err := o.Hijack(info.Tty)
@@ -122,46 +117,43 @@ func (e *Engine) ExecStart(ctx context.Context, id string, o ExecStartOptions) e
 		client, start.Pending = c.File, c.Pending
 		defer client.Close()
 	}
-	if info.Failure != "" {
-		_, _ = client.Write(execOutput(info.Tty, info.Failure+"\r\n"))
-		return nil
-	}
-	a.emit("exec_start: "+strings.Join(append([]string{info.Entrypoint}, info.Arguments...), " "), map[string]string{"execID": id})
+	a.emit("exec_start: "+info.Entrypoint+" "+strings.Join(info.Arguments, " "), map[string]string{"execID": id})
 	return a.withShim(ctx, "is not running", func(s Shim) error {
 		_, err := s.ExecStart(ctx, start, client)
 		var call *proto.Error
 		if client != nil && errors.As(err, &call) && call.Kind == proto.KindRuntime {
-			return nil // the client has read it, and the exit code tells
+			return nil // the shim has written the error to the client, and the exit code reports it
 		}
 		return err
 	})
 }
 
-// execOutput is text in an exec's output: as it is on a terminal, else in a frame
-// of stdout.
-func execOutput(tty bool, text string) []byte {
-	if tty {
-		return []byte(text)
-	}
-	head := [8]byte{1}
-	binary.BigEndian.PutUint32(head[4:], uint32(len(text)))
-	return append(head[:], text...)
-}
-
-// ExecResize sets the size of an exec's terminal, in characters.
-func (e *Engine) ExecResize(ctx context.Context, id string, height, width uint) error {
-	a, err := e.execOwner(ctx, id)
+// ExecResize sets the size of an exec session's terminal, in characters. A session
+// that has not started gets the size at its start. Without a terminal nothing is
+// done.
+func (x *execs) ExecResize(ctx context.Context, id string, height, width uint) error {
+	a, st, err := x.session(ctx, id)
 	if err != nil {
 		return err
+	}
+	var info execInfo
+	if err := json.Unmarshal(st.Info, &info); err != nil {
+		return err
+	}
+	switch {
+	case st.Started && !st.Running:
+		return errs.NotFound("exec %s has ended", id)
+	case !info.Tty:
+		return nil
 	}
 	return a.withShim(ctx, "is not running", func(s Shim) error {
 		return s.ExecResize(ctx, id, height, width)
 	})
 }
 
-// ExecInspect tells about an exec session.
-func (e *Engine) ExecInspect(ctx context.Context, id string) (moby.ExecInspectResponse, error) {
-	a, st, err := e.exec(ctx, id)
+// ExecInspect returns the state of an exec session.
+func (x *execs) ExecInspect(ctx context.Context, id string) (moby.ExecInspectResponse, error) {
+	a, st, err := x.session(ctx, id)
 	if err != nil {
 		return moby.ExecInspectResponse{}, err
 	}
@@ -172,7 +164,7 @@ func (e *Engine) ExecInspect(ctx context.Context, id string) (moby.ExecInspectRe
 	r := moby.ExecInspectResponse{
 		ID: id, Running: st.Running, ContainerID: a.id, Pid: st.Pid,
 		OpenStdin: info.Stdin, OpenStdout: info.Stdout, OpenStderr: info.Stderr,
-		DetachKeys: info.DetachKeys, CanRemove: st.Started && !st.Running,
+		DetachKeys: append([]byte{}, info.DetachKeys...),
 		ProcessConfig: &moby.ExecProcessConfig{
 			Tty: info.Tty, Entrypoint: info.Entrypoint, Arguments: info.Arguments,
 			Privileged: &info.Privileged, User: info.User,
@@ -181,24 +173,20 @@ func (e *Engine) ExecInspect(ctx context.Context, id string) (moby.ExecInspectRe
 	if st.Started && !st.Running {
 		r.ExitCode = &st.ExitCode
 	}
-	if info.Failure != "" {
-		code := exitCannotInvoke
-		r.ExitCode, r.CanRemove = &code, true
-	}
 	return r, nil
 }
 
-func (e *Engine) execOwner(ctx context.Context, id string) (*actor, error) {
-	if err := e.ready(ctx); err != nil {
+func (x *execs) owner(ctx context.Context, id string) (*actor, error) {
+	if err := x.index.ready(ctx); err != nil {
 		return nil, err
 	}
-	return e.index.byExec(id)
+	return x.index.byExec(id)
 }
 
-// exec asks the shim about a session; of a container that has ended the last
-// state tells.
-func (e *Engine) exec(ctx context.Context, id string) (*actor, proto.ExecState, error) {
-	a, err := e.execOwner(ctx, id)
+// session returns the container and the state of an exec session. The state comes
+// from the shim, or from the shim's last record if the container has ended.
+func (x *execs) session(ctx context.Context, id string) (*actor, proto.ExecState, error) {
+	a, err := x.owner(ctx, id)
 	if err != nil {
 		return nil, proto.ExecState{}, err
 	}
@@ -212,7 +200,7 @@ func (e *Engine) exec(ctx context.Context, id string) (*actor, proto.ExecState, 
 		if err != nil {
 			return nil, proto.ExecState{}, err
 		}
-		return nil, proto.ExecState{}, notFound("No such exec instance: %s", id)
+		return nil, proto.ExecState{}, errs.NotFound("No such exec instance: %s", id)
 	}
 	return a, rec.Execs[i], nil
 }

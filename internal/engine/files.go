@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package engine
 
 import (
@@ -15,14 +17,24 @@ import (
 	"holdfast/internal/network"
 )
 
-// sandboxFiles writes /etc/hosts, /etc/resolv.conf and /etc/hostname of a life.
-// A container that is in another's network namespace has those of that one.
-func (e *Engine) sandboxFiles(spec container.Spec, req request, sandbox network.Sandbox) (oci.Files, error) {
-	f, err := e.filesOf(spec, req)
+// sandboxFiles makes the files that are mounted in containers.
+type sandboxFiles struct {
+	config   *settings
+	store    Store
+	networks Networks
+	index    *index
+	names    *nameService
+}
+
+// write writes /etc/hosts, /etc/resolv.conf and /etc/hostname for a life. A
+// container that joins another's network namespace uses the files of that
+// container.
+func (s *sandboxFiles) write(spec container.Spec, req request, sandbox network.Sandbox) (oci.Files, error) {
+	f, err := s.paths(spec, req)
 	if err != nil || req.HostConfig.NetworkMode.IsContainer() {
 		return f, err
 	}
-	in, resolv, err := e.fileInputs(req, sandbox)
+	in, resolv, err := s.inputs(req, sandbox)
 	if err != nil {
 		return f, err
 	}
@@ -39,20 +51,20 @@ func (e *Engine) sandboxFiles(spec container.Spec, req request, sandbox network.
 		return f, err
 	}
 	if sandbox.Named() {
-		return f, e.writeView(spec.ID, req, sandbox, resolv.Upstream)
+		return f, s.names.writeView(spec.ID, req, sandbox, resolv.Upstream)
 	}
 	return f, nil
 }
 
-// moveFiles brings the files of a running container up to date that has joined or
-// left a network. What somebody in the container has written into them stays. It
-// may be repeated.
-func (e *Engine) moveFiles(spec container.Spec, req request, sandbox network.Sandbox) error {
-	f, err := e.filesOf(spec, req)
+// update updates the files of a running container that has joined or left a
+// network. It preserves changes that were made in the container. It is
+// idempotent.
+func (s *sandboxFiles) update(spec container.Spec, req request, sandbox network.Sandbox) error {
+	f, err := s.paths(spec, req)
 	if err != nil {
 		return err
 	}
-	in, resolv, err := e.fileInputs(req, sandbox)
+	in, resolv, err := s.inputs(req, sandbox)
 	if err != nil {
 		return err
 	}
@@ -65,7 +77,7 @@ func (e *Engine) moveFiles(spec container.Spec, req request, sandbox network.San
 		want = oci.Relink(want, in.Links)
 	}
 	if !bytes.Equal(have, want) {
-		// In place: the container has it mounted.
+		// Written in place, because the file is bind-mounted in the container.
 		if err := os.WriteFile(f.Hosts, want, 0o644); err != nil {
 			return err
 		}
@@ -79,25 +91,14 @@ func (e *Engine) moveFiles(spec container.Spec, req request, sandbox network.San
 		}
 	}
 	if sandbox.Named() {
-		return e.writeView(spec.ID, req, sandbox, resolv.Upstream)
+		return s.names.writeView(spec.ID, req, sandbox, resolv.Upstream)
 	}
 	return nil
 }
 
-// bringFiles does so for a container that was found, if a daemon may have died
-// before it could.
-func (a *actor) bringFiles() {
-	if !a.sandbox.Moved {
-		return
-	}
-	if err := a.e.moveFiles(a.spec, a.req, a.sandbox); err != nil {
-		a.log.Warn("the container's files of names were not brought up to date", "error", err)
-	}
-}
-
-// writeResolv writes a resolv.conf, and beside it what tells it from one that
-// somebody in the container has changed. That comes last: cut off in between,
-// the file counts as changed, and is left alone.
+// writeResolv writes a resolv.conf and, in a file beside it, its hash, which shows
+// whether it was changed in the container. The hash is written last: after a
+// crash in between, the file counts as changed and is left alone.
 func writeResolv(path string, content []byte) error {
 	if err := os.WriteFile(path, content, 0o644); err != nil {
 		return err
@@ -107,9 +108,9 @@ func writeResolv(path string, content []byte) error {
 
 func resolvHash(content []byte) []byte { return fmt.Appendf(nil, "%x", sha256.Sum256(content)) }
 
-// writtenByUs: nobody has changed the file since writeResolv. Earlier releases
-// left no hash; by their first line they can be told from no change but one
-// below it.
+// writtenByUs reports whether the file is as writeResolv wrote it. Earlier releases
+// wrote no hash. Their files are recognised by the first line, so that changes
+// below it are not noticed.
 func writtenByUs(path string, content []byte) bool {
 	hash, err := os.ReadFile(path + ".hash")
 	if err != nil {
@@ -118,25 +119,22 @@ func writtenByUs(path string, content []byte) bool {
 	return bytes.Equal(hash, resolvHash(content))
 }
 
-// filesOf names the files that a container has mounted.
-func (e *Engine) filesOf(spec container.Spec, req request) (oci.Files, error) {
-	dir := e.store.ContainerDir(spec.ID)
-	if mode := req.HostConfig.NetworkMode; mode.IsContainer() {
-		peer, err := e.index.find(mode.ConnectedContainer())
-		if err != nil {
-			return oci.Files{}, err
-		}
-		dir = e.store.ContainerDir(peer.id)
+// paths returns the paths of the files that are mounted in a container.
+func (s *sandboxFiles) paths(spec container.Spec, req request) (oci.Files, error) {
+	owner, err := s.index.ownerOf(&view{spec: spec, req: req}, networkOf)
+	if err != nil {
+		return oci.Files{}, err
 	}
+	dir := s.store.ContainerDir(owner.spec.ID)
 	return oci.Files{
 		Hosts: filepath.Join(dir, "hosts"), Resolv: filepath.Join(dir, "resolv.conf"), Hostname: filepath.Join(dir, "hostname"),
 	}, nil
 }
 
-// fileInputs are what a sandbox makes of them.
-func (e *Engine) fileInputs(req request, sandbox network.Sandbox) (oci.HostsInput, oci.Resolv, error) {
+// inputs returns what the content of the files is made from.
+func (s *sandboxFiles) inputs(req request, sandbox network.Sandbox) (oci.HostsInput, oci.Resolv, error) {
 	h := req.HostConfig
-	kept := e.config.Load().of(req)
+	fixed := s.config.Load().fixedOf(req)
 	var own, gateways []netip.Addr
 	v6 := false
 	for _, ep := range sandbox.Endpoints {
@@ -145,19 +143,22 @@ func (e *Engine) fileInputs(req request, sandbox network.Sandbox) (oci.HostsInpu
 				own = append(own, a.Address.Addr())
 				v6 = v6 || a.Address.Addr().Is6()
 			}
-			if a.BridgeAddress.IsValid() {
-				gateways = append(gateways, a.BridgeAddress.Addr())
+			if a.BridgeAddress.IsValid() && len(gateways) == 0 {
+				gateways = append(gateways, a.BridgeAddress.Addr()) // used if there is no default network
 			}
 		}
 	}
-	if len(kept.HostGatewayIPs) > 0 {
-		gateways = kept.HostGatewayIPs
+	if all := s.networks.HostGateway(); len(all) > 0 {
+		gateways = all
+	}
+	if len(fixed.HostGatewayIPs) > 0 {
+		gateways = fixed.HostGatewayIPs
 	}
 	in := oci.HostsInput{
 		Hostname: req.Config.Hostname, Domainname: req.Config.Domainname,
-		Addresses: own, ExtraHosts: h.ExtraHosts, HostGateway: gateways, IPv6: true,
+		Addresses: own, ExtraHosts: h.ExtraHosts, HostGateway: gateways, IPv6: !withoutIPv6(req),
 	}
-	in.Links = e.legacyLinks(req, sandbox)
+	in.Links = s.names.legacyLinks(req, sandbox)
 	if h.NetworkMode.IsHost() {
 		base, err := os.ReadFile("/etc/hosts")
 		if err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -175,13 +176,13 @@ func (e *Engine) fileInputs(req request, sandbox network.Sandbox) (oci.HostsInpu
 	}
 	return in, oci.ResolvConf(oci.ResolvInput{
 		Internal: internal,
-		Host:     host, DNS: firstSet(h.DNS, kept.DNS), Search: firstSet(h.DNSSearch, kept.DNSSearch),
-		Options: firstSet(h.DNSOptions, kept.DNSOptions), HostNetwork: h.NetworkMode.IsHost(), IPv6: v6,
+		Host:     host, DNS: firstSet(h.DNS, fixed.DNS), Search: firstSet(h.DNSSearch, fixed.DNSSearch),
+		Options: firstSet(h.DNSOptions, fixed.DNSOptions), HostNetwork: h.NetworkMode.IsHost(), IPv6: v6,
 	}), nil
 }
 
-// firstSet is a container's own list, or else that of the daemon which created
-// it.
+// firstSet is a container's own list, or if that is empty the list of the daemon
+// which created it.
 func firstSet[T any](own, daemon []T) []T {
 	if len(own) > 0 {
 		return own

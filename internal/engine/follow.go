@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package engine
 
 import (
@@ -6,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"strconv"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -15,16 +18,16 @@ import (
 	"holdfast/internal/shim/proto"
 )
 
-// follows is a Shim that follows the log for clients; those of earlier releases
-// don't.
-type follows interface {
+// logFollower is implemented by shims that follow the log for clients. Shims of
+// earlier releases do not implement it.
+type logFollower interface {
 	Follow(ctx context.Context, p proto.Follow, client, log *os.File) error
 }
 
-// ContainerFollow follows a running container's log for a client whose
-// connection is a socket. The daemon sends what rotation has put aside, and
-// gives the client to the shim when it comes to the active file, with the place
-// in it. It reports false, with nothing done, where there is nothing to follow.
+// ContainerFollow follows a running container's log for a client whose connection
+// is a socket. The daemon sends the rotated files. When it reaches the active file
+// it hands the client to the shim, together with the offset in the file. It
+// returns false, without an effect, if the caller has to serve the client.
 func (e *Engine) ContainerFollow(ctx context.Context, ref string, o FollowOptions) (bool, error) {
 	a, err := e.index.find(ref)
 	if err != nil {
@@ -34,7 +37,7 @@ func (e *Engine) ContainerFollow(ctx context.Context, ref string, o FollowOption
 	if !o.Follow || !v.state.Alive() || v.shim == nil || !o.Until.IsZero() && o.Until.Before(time.Now()) {
 		return false, nil
 	}
-	if _, ok := v.shim.(follows); !ok {
+	if _, ok := v.shim.(logFollower); !ok {
 		return false, nil
 	}
 	ctx, cancel := context.WithCancel(ctx)
@@ -46,7 +49,10 @@ func (e *Engine) ContainerFollow(ctx context.Context, ref string, o FollowOption
 	}
 	defer log.Close()
 	raw := v.req.Config.Tty
-	c, head, err := o.Hijack(raw)
+	// With chunks a client can distinguish the end of the log from the end of the
+	// process that sends it.
+	chunked := v.shim.Hello().Chunks
+	c, head, err := o.Hijack(raw, chunked)
 	if err != nil {
 		return false, err
 	}
@@ -60,28 +66,32 @@ func (e *Engine) ContainerFollow(ctx context.Context, ref string, o FollowOption
 			}
 		}
 	}()
-	f := following{actor: a, o: o, client: c.File, head: head, log: log, enc: format.Encoder{Raw: raw, Timestamps: o.Timestamps, Details: o.Details}}
+	f := logClient{actor: a, o: o, client: c.File, head: head, chunked: chunked, log: log, enc: format.Encoder{Raw: raw, Timestamps: o.Timestamps, Details: o.Details}}
 	return true, f.run(ctx)
 }
 
-// following is such a client while it is the daemon's.
-type following struct {
+// logClient is a client of ContainerFollow until it is handed to the shim.
+type logClient struct {
 	actor  *actor
 	o      FollowOptions
 	client *os.File
-	head   []byte // not yet written
+	head   []byte // of the response; nil once it is written
 	log    *reader.Reader
 	enc    format.Encoder
-	tried  *os.File // the file that the shim did not take
+	tried  *os.File // the file with which the shim has refused the client
+	// chunked: the response's body is chunked. The last chunk is only sent at the
+	// end of the log.
+	chunked bool
 }
 
-// run serves the client until the shim has it, or to the end.
-func (f *following) run(ctx context.Context) error {
+// run serves the client until the shim has taken it over, or until the end of the
+// log.
+func (f *logClient) run(ctx context.Context) error {
 	var out []byte
 	for {
 		if file, offset, ok := f.log.Active(); ok && file != f.tried {
-			given, err := f.give(ctx, file, offset)
-			if given || err != nil {
+			done, err := f.handOver(ctx, file, offset)
+			if done || err != nil {
 				return err
 			}
 			f.tried = file
@@ -95,30 +105,46 @@ func (f *following) run(ctx context.Context) error {
 		line, err := f.log.Next()
 		switch {
 		case err == nil:
-		case errors.Is(err, io.EOF), ctx.Err() != nil:
+		case errors.Is(err, io.EOF):
+			if f.chunked {
+				_, _ = f.client.WriteString("0\r\n\r\n")
+			}
+			return nil
+		case ctx.Err() != nil:
 			return nil
 		default:
 			out = f.enc.Append(out[:0], format.Line{Time: time.Now(), Source: "stderr", Line: fmt.Appendf(nil, "Error grabbing logs: %v\n", err)})
-			_, _ = f.client.Write(out)
+			_ = f.write(out)
 			return fmt.Errorf("read the log: %w", err)
 		}
 		out = f.enc.Append(out[:0], line)
-		if _, err := f.client.Write(out); err != nil {
+		if err := f.write(out); err != nil {
 			return nil // the client has gone
 		}
 	}
 }
 
-// give makes the client the shim's. False: it is still the daemon's.
-func (f *following) give(ctx context.Context, file *os.File, offset int64) (bool, error) {
-	shim, ok := f.actor.view.Load().shim.(follows)
-	if !ok {
+// write sends a part of the log to the client.
+func (f *logClient) write(p []byte) error {
+	if f.chunked && len(p) > 0 {
+		p = append(append(strconv.AppendInt(nil, int64(len(p)), 16), "\r\n"...), append(p, "\r\n"...)...)
+	}
+	_, err := f.client.Write(p)
+	return err
+}
+
+// handOver hands the client to the shim. It returns false if the daemon still has
+// to serve the client.
+func (f *logClient) handOver(ctx context.Context, file *os.File, offset int64) (bool, error) {
+	at := f.actor.view.Load().shim
+	shim, ok := at.(logFollower)
+	if !ok || f.chunked && !at.Hello().Chunks {
 		return false, nil
 	}
-	ctx, cancel := context.WithTimeout(ctx, giveTimeout)
+	ctx, cancel := context.WithTimeout(ctx, handOverTimeout)
 	defer cancel()
 	err := shim.Follow(ctx, proto.Follow{
-		Offset: offset, Head: f.head, Stdout: f.o.Stdout, Stderr: f.o.Stderr, Raw: f.enc.Raw, Timestamps: f.o.Timestamps, Details: f.o.Details,
+		Offset: offset, Head: f.head, Chunked: f.chunked, Stdout: f.o.Stdout, Stderr: f.o.Stderr, Raw: f.enc.Raw, Timestamps: f.o.Timestamps, Details: f.o.Details,
 		Since: f.o.Since, Until: f.o.Until, Within: f.enc.Within,
 	}, f.client, file)
 	switch {
@@ -127,6 +153,6 @@ func (f *following) give(ctx context.Context, file *os.File, offset int64) (bool
 	case errdefs.IsConflict(err), errdefs.IsNotImplemented(err), errdefs.IsUnavailable(err):
 		return false, nil
 	}
-	// It may have the client, and then nobody else may write to it.
+	// The shim may have taken the client over, so the daemon must not write to it.
 	return false, err
 }

@@ -1,9 +1,12 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package engine
 
 import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 	"syscall"
 	"time"
@@ -12,11 +15,13 @@ import (
 	"github.com/moby/sys/signal"
 
 	"holdfast/internal/container"
+	"holdfast/internal/errs"
 	"holdfast/internal/failpoint"
 	"holdfast/internal/shim/proto"
 )
 
-// ContainerStop stops a container and waits until it is gone.
+// ContainerStop stops a container and waits until it has ended and its resources
+// are given back.
 func (e *Engine) ContainerStop(ctx context.Context, ref string, o StopOptions) error {
 	a, err := e.find(ctx, ref)
 	if err != nil {
@@ -25,15 +30,15 @@ func (e *Engine) ContainerStop(ctx context.Context, ref string, o StopOptions) e
 	return a.stop(ctx, o, true)
 }
 
-// stop halts a container. manual says that the user wants it stopped; the
-// daemon's own end does not.
+// stop halts a container. manual means that the user requested it; a stop by the
+// daemon's own shutdown is not manual.
 func (a *actor) stop(ctx context.Context, o StopOptions, manual bool) error {
 	how, err := haltOf(o)
 	if err != nil {
 		return err
 	}
 	err = a.ask(ctx, container.AskStop, func(_ container.Action, done func(error)) {
-		a.halt(how, manual, func(err error) {
+		a.e.stopper.halt(a, how, manual, func(err error) {
 			if err == nil && manual {
 				a.emit("stop", nil)
 			}
@@ -61,49 +66,106 @@ func haltOf(o StopOptions) (proto.Stop, error) {
 	return how, nil
 }
 
-// halt ends the container's life, in the loop and in the state Stopping. done
-// is called when what it used is given back.
-func (a *actor) halt(how proto.Stop, manual bool, done func(error)) {
-	how.User = manual && a.restarts == 0
-	a.halting = how
-	was := a.spec.Desired
+// halting is a stop that is under way. Several clients may stop a container at the
+// same time: each stop has its own signal and time-out, and the first SIGKILL that
+// is due ends the container.
+type halting struct {
+	how  proto.Stop
+	kill time.Time // when SIGKILL is due; zero for never
+	was  container.Desired
+	done func(error) // idempotent
+}
+
+// left is the stop as it is sent to another shim: with the remaining time.
+func (h *halting) left() proto.Stop {
+	how := h.how
+	how.Default, how.Timeout = false, -1
+	if !h.kill.IsZero() {
+		how.Timeout = max(int((time.Until(h.kill)+time.Second-1)/time.Second), 0)
+	}
+	return how
+}
+
+// stopper stops containers, through their shims or without.
+type stopper struct{ losses *losses }
+
+// halt begins a stop, in the loop. The container remains Running until its process
+// ends: all requests for a running container still work, including another stop.
+// done is called when what the container used is given back.
+func (s *stopper) halt(a *actor, how proto.Stop, manual bool, done func(error)) {
+	how.User = manual && a.phase.Restarts == 0
+	h := &halting{how: how, was: a.spec.Desired, done: done}
 	if how.User {
-		if err := a.want(container.DesiredStopped); err != nil {
-			a.to(a.before)
+		if err := a.persistDesired(container.DesiredStopped); err != nil {
 			done(err)
 			return
 		}
 		failpoint.Here("halt.recorded")
 	}
 	if manual {
-		a.emitKill(how.Signal)
+		a.emit("kill", killAttributes(a.spec, how.Signal))
 	}
-	shim := a.shim
-	var failure error
-	a.afterStop(func() { done(failure) })
-	if shim == nil {
-		a.haltUnshimmed(how)
+	if wait := haltTime(a.spec, how); wait >= 0 {
+		h.kill = time.Now().Add(wait)
+	}
+	a.halts = append(a.halts, h)
+	a.publish()
+	a.afterEnd(func() {
+		a.removeHalt(h)
+		done(nil)
+	})
+	if a.shim == nil {
+		s.haltUnshimmed(a, h)
 		return
 	}
+	s.send(a, a.shim, h, how)
+}
+
+// haltTime is how long a stop waits before it sends SIGKILL; negative means that it
+// never does.
+func haltTime(spec container.Spec, how proto.Stop) time.Duration {
+	if !how.Default {
+		return time.Duration(how.Timeout) * time.Second
+	}
+	if t := spec.StopTimeout; t != nil {
+		return time.Duration(*t) * time.Second
+	}
+	return 10 * time.Second
+}
+
+// send passes a stop to a shim, in the loop.
+func (s *stopper) send(a *actor, shim Shim, h *halting, how proto.Stop) {
 	go func() {
 		_, err := shim.Stop(context.Background(), how)
 		failpoint.Here("halt.stopped")
 		if err == nil || errdefs.IsUnavailable(err) {
-			return // its last words tell the rest, or that there are none
+			return // the shim's last report follows, or its connection ends without one
 		}
 		a.log.Error("the shim could not stop the container", "error", err)
 		a.post(func() {
-			if a.state == container.Stopping && a.shim == shim {
-				failure = errors.Join(err, a.want(was))
-				a.to(stateOf(a.rec))
+			if a.shim == shim && slices.Contains(a.halts, h) {
+				a.removeHalt(h)
+				h.done(errors.Join(err, a.persistDesired(h.was)))
 			}
 		})
 	}()
 }
 
-// want persists what is wanted of the container, in the loop. What can't be
-// persisted is not wanted.
-func (a *actor) want(d container.Desired) error {
+// resend passes the stops that are under way to another shim, in the loop.
+func (s *stopper) resend(a *actor, shim Shim) {
+	for _, h := range a.halts {
+		s.send(a, shim, h, h.left())
+	}
+}
+
+func (a *actor) removeHalt(h *halting) {
+	a.halts = slices.DeleteFunc(a.halts, func(o *halting) bool { return o == h })
+	a.publish()
+}
+
+// persistDesired persists the container's desired state, in the loop. On an error
+// the desired state is unchanged.
+func (a *actor) persistDesired(d container.Desired) error {
 	was := a.spec.Desired
 	if d == was {
 		return nil
@@ -121,11 +183,15 @@ func (a *actor) want(d container.Desired) error {
 	return err
 }
 
-// afterStop runs fn once the state has passed on from Stopping.
-func (a *actor) afterStop(fn func()) {
+// afterEnd runs fn, in the loop, once the present life is over.
+func (a *actor) afterEnd(fn func()) {
+	life := a.spec.Life
 	var again func()
 	again = func() {
-		if a.state == container.Stopping {
+		// In the state Removing only the end of the process matters: the removal gives
+		// back the rest.
+		over := a.spec.Life != life || !a.phase.State.Alive() && (a.phase.State != container.Removing || a.shim == nil)
+		if !over {
 			a.parked = append(a.parked, again)
 			return
 		}
@@ -134,8 +200,8 @@ func (a *actor) afterStop(fn func()) {
 	a.parked = append(a.parked, again)
 }
 
-// ContainerRestart stops a container, if it runs, and starts it. Who asks may
-// stop to wait; a restart that has begun is carried out.
+// ContainerRestart stops a container, if it runs, and starts it. The caller may stop
+// waiting; a restart that has begun is carried out.
 func (e *Engine) ContainerRestart(ctx context.Context, ref string, o StopOptions) error {
 	a, err := e.find(ctx, ref)
 	if err != nil {
@@ -155,9 +221,9 @@ func (e *Engine) ContainerRestart(ctx context.Context, ref string, o StopOptions
 }
 
 func (a *actor) restart(ctx context.Context, o StopOptions) error {
-	// --rm must not strike between the two halves.
-	a.post(func() { a.restarts++ })
-	defer a.post(func() { a.restarts-- })
+	// --rm must not remove the container between the stop and the start.
+	a.post(func() { a.step(container.SawRestartBegin) })
+	defer a.post(func() { a.step(container.SawRestartOver) })
 	if err := a.stop(ctx, o, true); err != nil && !errors.Is(err, errNothing) {
 		return err
 	}
@@ -168,53 +234,53 @@ func (a *actor) restart(ctx context.Context, o StopOptions) error {
 	return nil
 }
 
-// ContainerKill sends a signal: by name, with or without SIG, or by number.
-// Empty is SIGKILL.
+// ContainerKill sends a signal to a container's process. The signal is given by
+// name, with or without SIG, or by number; empty means SIGKILL.
 func (e *Engine) ContainerKill(ctx context.Context, ref, name string) error {
 	a, err := e.find(ctx, ref)
 	if err != nil {
-		return err
+		return fmt.Errorf("cannot kill container: %s: %w", ref, err)
 	}
 	sig := syscall.SIGKILL
 	if name != "" {
 		if sig, err = parseSignal(name); err != nil {
-			return err
+			return fmt.Errorf("cannot kill container: %s: %w", ref, err)
 		}
 	}
 	return a.ask(ctx, container.AskKill, func(do container.Action, done func(error)) {
-		// What ends the container by the user's wish is no failure to restart
-		// from.
-		manual := sig == syscall.SIGKILL || sig == a.stopSignal()
+		// After an end that the user requested the restart policy must not start the
+		// container again.
+		manual := sig == syscall.SIGKILL || sig == stopSignal(a.spec)
 		if do == container.Halt {
-			a.halt(proto.Stop{Signal: int(sig), Default: true}, true, done)
+			a.e.stopper.halt(a, proto.Stop{Signal: int(sig), Default: true}, true, done)
 			return
 		}
 		was := a.spec.Desired
 		if manual {
-			if err := a.want(container.DesiredStopped); err != nil {
+			if err := a.persistDesired(container.DesiredStopped); err != nil {
 				done(err)
 				return
 			}
 		}
-		a.emitKill(int(sig))
+		a.emit("kill", killAttributes(a.spec, int(sig)))
 		shim := a.shim
 		if shim == nil {
-			done(a.signalUnshimmed(sig))
+			done(signalProcess(a.spec, a.rec, sig))
 			return
 		}
 		gone := make(chan struct{})
 		if sig == syscall.SIGKILL {
-			// The answer is due when the container is gone, as in Docker.
-			a.afterStop(func() { close(gone) })
+			// As in Docker, the answer is sent when the container has ended.
+			a.afterEnd(func() { close(gone) })
 		}
 		go func() {
-			err := a.insist(context.Background(), shim, func(s Shim) error {
+			err := a.callShim(context.Background(), shim, func(s Shim) error {
 				return s.Kill(context.Background(), proto.Kill{Signal: int(sig), Manual: manual, User: manual})
 			})
 			if err != nil && manual {
 				a.await(func() {
 					if a.shim == shim && a.spec.Desired == container.DesiredStopped {
-						err = errors.Join(err, a.want(was))
+						err = errors.Join(err, a.persistDesired(was))
 					}
 				})
 			}
@@ -240,7 +306,7 @@ func (e *Engine) ContainerPause(ctx context.Context, ref string) error {
 	return a.freeze(ctx, container.AskPause, "pause", Shim.Pause)
 }
 
-// ContainerUnpause thaws them.
+// ContainerUnpause thaws a container's processes.
 func (e *Engine) ContainerUnpause(ctx context.Context, ref string) error {
 	a, err := e.find(ctx, ref)
 	if err != nil {
@@ -249,6 +315,7 @@ func (e *Engine) ContainerUnpause(ctx context.Context, ref string) error {
 	return a.freeze(ctx, container.AskUnpause, "unpause", Shim.Resume)
 }
 
+// freeze pauses or unpauses the container by a call to its shim.
 func (a *actor) freeze(ctx context.Context, in container.Input, action string, call func(Shim, context.Context) (proto.State, error)) error {
 	return a.ask(ctx, in, func(_ container.Action, done func(error)) {
 		shim := a.shim
@@ -259,10 +326,10 @@ func (a *actor) freeze(ctx context.Context, in container.Input, action string, c
 		go func() {
 			var rec proto.State
 			again := false
-			err := a.insist(context.Background(), shim, func(s Shim) (err error) {
+			err := a.callShim(context.Background(), shim, func(s Shim) (err error) {
 				rec, err = call(s, context.Background())
 				if found := s.Hello().State; again && errdefs.IsConflict(err) && (found.Status == proto.StatusPaused) == (in == container.AskPause) {
-					rec, err = found, nil // the last shim was killed after it had done it
+					rec, err = found, nil // the previous shim did it before it was killed
 				}
 				again = true
 				return err
@@ -270,9 +337,20 @@ func (a *actor) freeze(ctx context.Context, in container.Input, action string, c
 			a.post(func() {
 				if err == nil {
 					// The container may have ended since the shim answered.
-					if rec.Seq >= a.rec.Seq && (a.state == container.Running || a.state == container.Paused) {
-						a.rec = rec
-						a.to(stateOf(rec))
+					if s := a.phase.State; rec.Seq >= a.rec.Seq && (s == container.Running || s == container.Paused) {
+						switch {
+						case rec.Status == proto.StatusPaused:
+							a.rec = rec
+							a.step(container.SawPaused)
+						case rec.Status == proto.StatusRunning:
+							a.rec = rec
+							a.step(container.SawRunning)
+						case in == container.AskUnpause:
+							// It ran, and ended before the shim answered. Its end follows
+							// as an event; until then it is not shown as paused.
+							a.rec.Status = proto.StatusRunning
+							a.step(container.SawRunning)
+						}
 					}
 					a.emit(action, nil)
 				}
@@ -282,39 +360,34 @@ func (a *actor) freeze(ctx context.Context, in container.Input, action string, c
 	})
 }
 
-// stopSignal is the container's own.
-func (a *actor) stopSignal() syscall.Signal {
-	if sig, err := parseSignal(a.spec.StopSignal); err == nil {
+// stopSignal is the signal that stops the container by default.
+func stopSignal(spec container.Spec) syscall.Signal {
+	if sig, err := parseSignal(spec.StopSignal); err == nil {
 		return sig
 	}
 	return syscall.SIGTERM
 }
 
-func (a *actor) emitKill(sig int) {
+// killAttributes are the attributes of the event of a signal; 0 is the one that stops
+// the container by default.
+func killAttributes(spec container.Spec, sig int) map[string]string {
 	if sig == 0 {
-		sig = int(a.stopSignal())
+		sig = int(stopSignal(spec))
 	}
-	a.emit("kill", map[string]string{"signal": strconv.Itoa(sig)})
+	return map[string]string{"signal": strconv.Itoa(sig)}
 }
 
-// parseSignal takes a signal's name or number.
+// lastSignal is SIGRTMAX.
+const lastSignal = 64
+
+// parseSignal parses a signal's name or number.
 func parseSignal(name string) (syscall.Signal, error) {
 	sig, err := signal.ParseSignal(name)
-	if err != nil {
-		return 0, invalid("Invalid signal: %s", name)
+	switch {
+	case err != nil:
+		return 0, errs.Invalid("invalid signal: %s", name)
+	case sig < 0 || sig > lastSignal:
+		return 0, errs.Invalid("the linux daemon does not support signal %d", sig)
 	}
 	return sig, nil
-}
-
-// stateOf is the state that a shim's record tells.
-func stateOf(rec proto.State) container.State {
-	switch rec.Status {
-	case proto.StatusRunning:
-		return container.Running
-	case proto.StatusPaused:
-		return container.Paused
-	case proto.StatusRestarting:
-		return container.Restarting
-	}
-	return container.Settle(!rec.Started.IsZero())
 }

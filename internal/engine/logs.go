@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package engine
 
 import (
@@ -10,7 +12,7 @@ import (
 )
 
 // logConfig is what the shim needs to write a container's log.
-func (e *Engine) logConfig(spec container.Spec, req request) (proto.Log, error) {
+func logConfig(s Store, spec container.Spec, req request) (proto.Log, error) {
 	c, err := oci.ParseLog(req.HostConfig.LogConfig)
 	if err != nil {
 		return proto.Log{}, err
@@ -24,7 +26,7 @@ func (e *Engine) logConfig(spec container.Spec, req request) (proto.Log, error) 
 		return proto.Log{}, err
 	}
 	return proto.Log{
-		Driver: c.Driver, Path: e.store.LogPath(spec.ID, c.Driver),
+		Driver: c.Driver, Path: s.LogPath(spec.ID, c.Driver),
 		MaxSize: c.MaxSize, MaxFiles: c.MaxFiles, Compress: c.Compress, Attrs: attrs,
 	}, nil
 }
@@ -39,5 +41,10 @@ func (l logReader) Close() error { return l.r.Close() }
 
 func openLog(ctx context.Context, s Store, v *view, o reader.Options) (*reader.Reader, error) {
 	driver := v.req.HostConfig.LogConfig.Type
-	return reader.Open(ctx, reader.Config{Driver: driver, Path: s.LogPath(v.spec.ID, driver)}, o)
+	cfg := reader.Config{Driver: driver, Path: s.LogPath(v.spec.ID, driver)}
+	// A configuration that can't be parsed must not prevent reading the log.
+	if log, err := logConfig(s, v.spec, v.req); err == nil {
+		cfg.Attrs = log.Attrs
+	}
+	return reader.Open(ctx, cfg, o)
 }

@@ -1,12 +1,13 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package engine
 
 import "sync"
 
-// mailbox is a queue of functions for one loop. Putting never waits, so that
-// the loop itself may put; and nothing is lost: what was put is taken, unless
-// put has said no.
+// mailbox is an unbounded queue of functions for one loop. put never blocks, so that
+// the loop may call it, too. Every function for which put returned true is taken.
 type mailbox struct {
-	wake chan struct{} // one token: there is something to take
+	wake chan struct{} // has one token if the queue may be non-empty
 
 	mu     sync.Mutex // guards all below
 	queue  []func()
@@ -15,7 +16,7 @@ type mailbox struct {
 
 func newMailbox() *mailbox { return &mailbox{wake: make(chan struct{}, 1)} }
 
-// put adds a function. It reports false, and adds nothing, once the mailbox is
+// put adds a function. It returns false, and adds nothing, once the mailbox is
 // closed.
 func (m *mailbox) put(fn func()) bool {
 	m.mu.Lock()
@@ -31,7 +32,7 @@ func (m *mailbox) put(fn func()) bool {
 	return true
 }
 
-// take gives all that was put since the last time, in order.
+// take returns the functions that were put since the last call, in order.
 func (m *mailbox) take() []func() {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -40,7 +41,7 @@ func (m *mailbox) take() []func() {
 	return queue
 }
 
-// close closes the mailbox, unless there is something left to take.
+// close closes the mailbox if it is empty, and reports whether it did.
 func (m *mailbox) close() bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package engine
 
 import (
@@ -5,8 +7,8 @@ import (
 	"math/rand/v2"
 )
 
-// Containers without a name get one of these: a word of how a thing holds,
-// and a word of what holds at sea.
+// A container that is created without a name gets one from an adjective and a
+// nautical noun.
 var (
 	nameHow = []string{
 		"able", "ample", "bold", "brisk", "calm", "clear", "deft", "eager", "even", "fair",
@@ -26,17 +28,17 @@ var (
 	}
 )
 
-// newName reserves a name for an ID that came without one.
-func (e *Engine) newName(id string) (string, error) {
+// newName reserves a random name for an ID.
+func (r *index) newName(id string) (string, error) {
 	for try := range 20 {
 		name := nameHow[rand.IntN(len(nameHow))] + "_" + nameWhat[rand.IntN(len(nameWhat))]
 		if try > 5 {
 			name = fmt.Sprintf("%s%d", name, rand.IntN(1000))
 		}
-		if e.index.reserve(name, id) == nil {
+		if r.reserve(name, id) == nil {
 			return name, nil
 		}
 	}
 	name := id[:12]
-	return name, e.index.reserve(name, id)
+	return name, r.reserve(name, id)
 }

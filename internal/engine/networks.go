@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package engine
 
 import (
@@ -8,109 +10,18 @@ import (
 	"maps"
 	"os"
 	"slices"
-	"time"
 
 	moby "github.com/moby/moby/api/types/container"
 	mobynet "github.com/moby/moby/api/types/network"
 
 	"holdfast/internal/container"
+	"holdfast/internal/errs"
 	"holdfast/internal/failpoint"
-	"holdfast/internal/filter"
 	"holdfast/internal/network"
 	"holdfast/internal/shim/proto"
 )
 
-// emitNetworks journals that a container joined its networks, or left them.
-func (e *Engine) emitNetworks(action string, s network.Sandbox) {
-	for _, ep := range s.Endpoints {
-		e.emitEndpoint(action, s.Container, ep)
-	}
-}
-
-func (e *Engine) emitEndpoint(action, id string, ep network.Endpoint) {
-	driver := ""
-	if n, err := e.networks.Network(ep.NetworkID); err == nil {
-		driver = n.Driver
-	}
-	e.emit("network", action, ep.NetworkID, map[string]string{"container": id, "name": ep.Network, "type": driver}, time.Now())
-}
-
-// NetworkList lists networks.
-func (e *Engine) NetworkList(ctx context.Context, f filter.Args) ([]mobynet.Summary, error) {
-	return e.networks.List(f)
-}
-
-// NetworkInspect tells about a network and the containers on it.
-func (e *Engine) NetworkInspect(ctx context.Context, ref, scope string, verbose bool) (mobynet.Inspect, error) {
-	if scope != "" && scope != "local" {
-		return mobynet.Inspect{}, notFound("network %s not found in scope %s", ref, scope)
-	}
-	return e.networks.Inspect(ref, func(id string) string {
-		if a, err := e.index.find(id); err == nil {
-			return a.view.Load().spec.Name
-		}
-		return ""
-	})
-}
-
-// NetworkCreate creates a network.
-func (e *Engine) NetworkCreate(ctx context.Context, r mobynet.CreateRequest) (mobynet.CreateResponse, error) {
-	if err := e.ready(ctx); err != nil {
-		return mobynet.CreateResponse{}, err
-	}
-	id, err := e.networks.Create(context.WithoutCancel(ctx), r)
-	if err != nil {
-		return mobynet.CreateResponse{}, err
-	}
-	e.emitNetwork("create", id)
-	return mobynet.CreateResponse{ID: id}, nil
-}
-
-func (e *Engine) emitNetwork(action, ref string) {
-	if n, err := e.networks.Network(ref); err == nil {
-		e.emit("network", action, n.ID, map[string]string{"name": n.Name, "type": n.Driver}, time.Now())
-	}
-}
-
-// NetworkRemove removes a network that no running container is on.
-func (e *Engine) NetworkRemove(ctx context.Context, ref string) error {
-	if err := e.ready(ctx); err != nil {
-		return err
-	}
-	n, err := e.networks.Remove(context.WithoutCancel(ctx), ref)
-	if err == nil {
-		e.emit("network", "destroy", n.ID, map[string]string{"name": n.Name, "type": n.Driver}, time.Now())
-	}
-	return err
-}
-
-// NetworksPrune removes the networks that no container names.
-func (e *Engine) NetworksPrune(ctx context.Context, f filter.Args) (mobynet.PruneReport, error) {
-	none := mobynet.PruneReport{NetworksDeleted: []string{}}
-	if err := e.ready(ctx); err != nil {
-		return none, err
-	}
-	if err := f.Check("label", "label!", "until"); err != nil {
-		return none, invalid("%v", err)
-	}
-	until, err := untilOf(f)
-	if err != nil {
-		return none, err
-	}
-	used := map[string]bool{}
-	for _, a := range e.index.all() {
-		for name := range e.networkSettings(a.view.Load()).Networks {
-			if n, err := e.networks.Network(name); err == nil {
-				used[n.ID] = true
-			}
-		}
-	}
-	report, err := e.networks.Prune(context.WithoutCancel(ctx), f, until, func(id string) bool { return used[id] })
-	e.emitPrune("network", 0)
-	return report, err
-}
-
-// NetworkConnect puts a container on a network, while it runs or not.
+// NetworkConnect connects a container, running or not, to a network.
 func (e *Engine) NetworkConnect(ctx context.Context, ref string, r mobynet.ConnectRequest) error {
 	a, err := e.find(ctx, r.Container)
 	if err != nil {
@@ -120,44 +31,41 @@ func (e *Engine) NetworkConnect(ctx context.Context, ref string, r mobynet.Conne
 	if es == nil {
 		es = &mobynet.EndpointSettings{}
 	}
-	return a.askNetwork(ctx, func() error { return a.connect(ref, es) })
+	return e.endpoints.ask(ctx, a, func() error { return e.endpoints.connect(a, ref, es) })
 }
 
-// askNetwork brings a change of a container's networks before the loop. While
-// what its last run used is given back it waits: the kernel's side of a network
-// that was added meanwhile would be nobody's.
-func (a *actor) askNetwork(ctx context.Context, change func() error) error {
-	return a.ask(ctx, container.AskChange, func(_ container.Action, done func(error)) {
-		var try func()
-		try = func() {
-			o := container.Step(a.state, container.AskChange)
-			switch {
-			case a.returning, o.Do == container.Wait:
-				a.parked = append(a.parked, try)
-			case o.Do == container.Refuse:
-				done(a.refusal(container.AskChange, o.Why))
-			default:
-				done(change())
-			}
-		}
-		try()
-	})
+// ask performs a change of a container's networks in the container's loop.
+func (nw *endpoints) ask(ctx context.Context, a *actor, change func() error) error {
+	return a.ask(ctx, container.AskNetwork, func(_ container.Action, done func(error)) { done(change()) })
 }
 
-// connect does it, in the loop: a few milliseconds of netlink.
-func (a *actor) connect(ref string, es *mobynet.EndpointSettings) error {
+// endpoints changes the networks and links of containers, in their loops.
+type endpoints struct {
+	store    Store
+	networks Networks
+	index    *index
+	journal  *journal
+	names    *nameService
+}
+
+// connect connects the container to a network, in the loop. It takes a few
+// milliseconds of netlink.
+func (nw *endpoints) connect(a *actor, ref string, es *mobynet.EndpointSettings) error {
 	mode := a.req.HostConfig.NetworkMode
 	if mode.IsHost() || mode.IsContainer() {
-		return forbidden("container sharing network namespace with another container or host cannot be connected to any other network")
+		return errs.Forbidden("container sharing network namespace with another container or host cannot be connected to any other network")
 	}
-	n, err := a.e.networks.Check(ref, es)
+	if a.req.Config.NetworkDisabled {
+		return errs.Forbidden("container %s was created without networking (NetworkDisabled): it can't be connected to a network", a.spec.Name)
+	}
+	n, err := nw.networks.CheckConnect(ref, es)
 	if err != nil {
 		return err
 	}
 	req := a.req
 	req.HostConfig, req.Networking = clonePtr(req.HostConfig), cloneNetworking(req.Networking)
-	if _, on := a.e.networkSettings(a.view.Load()).Networks[n.Name]; on {
-		return forbidden("endpoint with name %s already exists in network %s", a.spec.Name, n.Name)
+	if _, on := networkSettings(nw.networks, a.view.Load()).Networks[n.Name]; on {
+		return errs.Forbidden("endpoint with name %s already exists in network %s", a.spec.Name, n.Name)
 	}
 	req.Networking.EndpointsConfig[n.Name] = es.Copy()
 	if mode.IsNone() {
@@ -167,46 +75,52 @@ func (a *actor) connect(ref string, es *mobynet.EndpointSettings) error {
 	if !a.joined() {
 		return a.saveChanged(req, a.sandbox)
 	}
-	next, reserved, err := a.e.networks.With(a.sandbox, networkRequest(a.spec, req), n.ID, es)
+	next, reserved, err := nw.networks.AddEndpoint(a.sandbox, networkRequest(a.spec, req), n.ID, es)
 	if err != nil {
 		return err
 	}
 	defer closeReserved(reserved)
-	return a.changeSandbox(req, next, reserved, "connect", next.Endpoints[len(next.Endpoints)-1])
+	return nw.changeSandbox(a, req, next, reserved, "connect", next.Endpoints[len(next.Endpoints)-1])
 }
 
-// NetworkDisconnect takes a container off a network.
+// NetworkDisconnect disconnects a container from a network.
 func (e *Engine) NetworkDisconnect(ctx context.Context, ref string, r mobynet.DisconnectRequest) error {
 	a, err := e.find(ctx, r.Container)
 	if err != nil {
 		return err
 	}
-	return a.askNetwork(ctx, func() error { return a.disconnect(ref) })
+	return e.endpoints.ask(ctx, a, func() error { return e.endpoints.disconnect(a, ref) })
 }
 
-func (a *actor) disconnect(ref string) error {
-	on := a.e.networkSettings(a.view.Load()).Networks
+func (nw *endpoints) disconnect(a *actor, ref string) error {
+	on := networkSettings(nw.networks, a.view.Load()).Networks
 	name := ref
-	if n, err := a.e.networks.Network(ref); err == nil {
+	if n, err := nw.networks.Network(ref); err == nil {
 		name = n.Name
 	} else if _, named := on[ref]; !named {
 		return err
 	}
 	if _, is := on[name]; !is {
-		return forbidden("container %s is not connected to network %s", a.id, name)
+		if a.joined() { // Docker has two sentences, and tools match both
+			return errs.Forbidden("container %s is not connected to network %s", a.id, name)
+		}
+		return errs.Forbidden("container %s is not connected to the network %s", a.id, name)
 	}
 	req := a.req
 	req.HostConfig, req.Networking = clonePtr(req.HostConfig), cloneNetworking(req.Networking)
-	delete(req.Networking.EndpointsConfig, name)
-	if req.HostConfig.NetworkMode.NetworkName() == name {
-		// Another of its networks is the first one now, or none is.
-		req.HostConfig.NetworkMode = mobynet.NetworkNone
-		for _, other := range slices.Sorted(maps.Keys(on)) {
-			if other != name {
-				req.HostConfig.NetworkMode = moby.NetworkMode(other)
-				break
-			}
+	for key := range req.Networking.EndpointsConfig {
+		n, err := nw.networks.Network(key)
+		if key == name || err == nil && n.Name == name || key == mobynet.NetworkDefault && name == mobynet.NetworkBridge {
+			delete(req.Networking.EndpointsConfig, key) // the key may be the network's ID
 		}
+	}
+	switch left := len(req.Networking.EndpointsConfig); {
+	case left == 0 && (req.Only || req.HostConfig.NetworkMode.NetworkName() == name):
+		req.HostConfig.NetworkMode = mobynet.NetworkNone
+	case req.HostConfig.NetworkMode.NetworkName() == name:
+		// As in Docker, inspect still shows the requested mode. From now on only the
+		// endpoints count.
+		req.Only = true
 	}
 	if !a.joined() {
 		return a.saveChanged(req, a.sandbox)
@@ -216,54 +130,64 @@ func (a *actor) disconnect(ref string) error {
 		return a.saveChanged(req, a.sandbox)
 	}
 	gone := a.sandbox.Endpoints[i]
-	next, err := a.e.networks.Without(a.sandbox, name)
+	next, err := nw.networks.RemoveEndpoint(a.sandbox, name)
 	if err != nil {
 		return err
 	}
-	return a.changeSandbox(req, next, nil, "disconnect", gone)
+	return nw.changeSandbox(a, req, next, nil, "disconnect", gone)
 }
 
-// joined: the container has its network in the kernel.
-func (a *actor) joined() bool { return a.state.Alive() && a.sandbox.ID != "" }
+// joined reports whether the container's network exists in the kernel.
+func (a *actor) joined() bool { return a.phase.State.Alive() && a.sandbox.ID != "" }
 
-// changeSandbox stores a running container's next sandbox, makes the kernel and
-// the shim agree, and tells. What fails half way is made good by the next
-// restore: the record says what shall be.
-func (a *actor) changeSandbox(req request, next network.Sandbox, reserved []network.Reserved, action string, ep network.Endpoint) error {
+// changeSandbox persists a running container's next sandbox, applies it to the
+// kernel and the shim, and journals the event. What fails half way is completed by
+// the next restore, according to the record.
+func (nw *endpoints) changeSandbox(a *actor, req request, next network.Sandbox, reserved []network.Reserved, action string, ep network.Endpoint) error {
 	before, was := a.sandbox, a.req
 	if err := a.saveChanged(req, next); err != nil {
-		a.e.networks.Revert(before, next)
+		nw.networks.Revert(before, next)
 		return errors.Join(err, a.saveChanged(was, before))
 	}
 	failpoint.Here("network.recorded")
-	if err := a.e.networks.Change(context.Background(), before, next); err != nil {
-		return fmt.Errorf("%s %s: %w", action, a.spec.Name, err)
+	if err := nw.networks.ApplySandbox(context.Background(), before, next); err != nil {
+		err = fmt.Errorf("%s %s: %w", action, a.spec.Name, err)
+		if action != "connect" {
+			return err // the next restore removes what is left of the endpoint
+		}
+		// Roll back: the record must not name a network that the container can't
+		// reach.
+		nw.networks.Revert(before, next)
+		if uerr := nw.networks.ApplySandbox(context.Background(), next, before); uerr != nil {
+			a.log.Warn("a failed connection to a network could not be rolled back completely", "error", uerr)
+		}
+		return errors.Join(err, a.saveChanged(was, before))
 	}
 	failpoint.Here("network.changed")
-	if err := a.e.moveFiles(a.spec, a.req, a.sandbox); err != nil {
-		a.log.Warn("the container's hosts file was not brought up to date", "error", err)
+	if err := a.effects.updateFiles(a.spec, a.req, a.sandbox); err != nil {
+		a.log.Warn("the container's hosts file could not be updated", "error", err)
 	}
 	if a.shim != nil {
 		if !before.Named() && a.sandbox.Named() {
-			if err := a.e.serveNames(context.Background(), a.shim, a.id, a.sandbox); err != nil {
-				a.log.Warn("names do not resolve in the container until it is started again", "error", err)
+			if err := a.effects.serveNames(context.Background(), a.shim, a.id, a.sandbox); err != nil {
+				a.log.Warn("the container's name server could not be set up: names do not resolve in the container until it is started again", "error", err)
 			}
 		}
-		a.leadPorts(a.shim, a.sandbox, reserved)
+		nw.updateShimPorts(a, a.shim, a.sandbox, reserved)
 	}
-	a.e.emitEndpoint(action, a.id, ep)
+	nw.journal.endpoint(action, a.id, ep)
 	return nil
 }
 
-// leadPorts tells a shim where its container's ports lead, after that has
-// joined or left a network. Sockets that the shim doesn't have go along, or
-// after it has said so.
-func (a *actor) leadPorts(shim Shim, s network.Sandbox, reserved []network.Reserved) {
+// updateShimPorts informs a shim of the targets of its container's published ports,
+// after the container has joined or left a network. New sockets are sent with it.
+// Sockets that the shim reports as missing are bound and sent in a second call.
+func (nw *endpoints) updateShimPorts(a *actor, shim Shim, s network.Sandbox, reserved []network.Reserved) {
 	if len(s.Ports) == 0 {
 		return
 	}
-	tell := func(m proto.Ports, reserved []network.Reserved) (proto.PortsReply, error) {
-		m.Netlink = a.e.networks.TeardownBatch(s)
+	send := func(m proto.Ports, reserved []network.Reserved) (proto.PortsReply, error) {
+		m.Netlink = nw.networks.TeardownBatch(s)
 		files := make([]*os.File, 0, len(reserved))
 		for _, r := range reserved {
 			m.New = append(m.New, proto.Port{Proto: r.Proto, Target: r.Target})
@@ -271,8 +195,8 @@ func (a *actor) leadPorts(shim Shim, s network.Sandbox, reserved []network.Reser
 		}
 		return shim.Ports(context.Background(), m, files...)
 	}
-	reply, err := tell(proto.Ports{Ports: a.e.networks.Leads(s)}, reserved)
-	if nets, ok := a.e.networks.(reserver); ok && err == nil && len(reply.Missing) > 0 {
+	reply, err := send(proto.Ports{Ports: nw.networks.PortTargets(s)}, reserved)
+	if nets, ok := nw.networks.(reserver); ok && err == nil && len(reply.Missing) > 0 {
 		missing := s
 		missing.Ports = nil
 		for _, i := range reply.Missing {
@@ -281,11 +205,11 @@ func (a *actor) leadPorts(shim Shim, s network.Sandbox, reserved []network.Reser
 		again := nets.Reserve(context.Background(), missing)
 		defer closeReserved(again)
 		if len(again) > 0 {
-			_, err = tell(proto.Ports{}, again)
+			_, err = send(proto.Ports{}, again)
 		}
 	}
 	if err != nil {
-		a.log.Warn("what the container's shim forwards of its published ports goes on to the address from before, until it is started again", "error", err)
+		a.log.Warn("the shim could not be informed of a changed address: until the container is started again, the published ports that the shim forwards lead to the previous address", "error", err)
 	}
 }
 

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package engine
 
 import (
@@ -20,42 +22,47 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"holdfast/internal/container"
+	"holdfast/internal/engine/objects"
+	"holdfast/internal/engine/sysinfo"
+	"holdfast/internal/errs"
 	"holdfast/internal/event"
 	"holdfast/internal/filter"
 	"holdfast/internal/shim/proto"
 )
 
-// Observer is an engine where no daemon lives. It reads the files that the last
-// daemon and the shims wrote, asks the shims, and tells them what users want of
-// running containers. It takes no lock, writes no file, restores and adopts
-// nothing: whatever it does is done by a shim, and the next daemon finds it
-// there. What only a daemon can do is refused by name.
+// Observer is an engine for commands while no daemon runs. It reads the files of the
+// last daemon and of the shims, and passes users' requests for running containers
+// to the shims. It takes no lock, writes no file, and restores and adopts nothing:
+// its effects are performed and recorded by shims, where the next daemon finds
+// them. A request that needs a daemon is refused with an error that says so.
 //
-// Several may live at once, and one may overlap with a daemon that starts.
+// Several observers may run at the same time, and also while a daemon starts.
 type Observer struct {
 	*Engine
+	refusedImages
 	history History
 	seen    *observedEvents
 }
 
-// History reads the events from since on that match, from the files of the
-// last daemon's journal and in the order of their time.
+// History returns the events from since on for which match returns true, from the
+// files of the last daemon's journal, ordered by time.
 type History func(since time.Time, match func(event.Message) bool) ([]event.Message, error)
 
-// NewObserver makes an observer that knows nothing yet; Observe follows. Of the
-// parts it needs Store, Shims, Networks, Lives, Host and Log. The networks are
-// asked for what they know, and for nothing else.
+// NewObserver returns an observer without containers. Call Observe next. Of the
+// dependencies it needs Store, Shims, Networks, Lives, Host and Log. It only reads
+// from Networks.
 func NewObserver(d Deps, history History, cfg *Config) *Observer {
 	seen := newObservedEvents()
 	d.Events, d.Volumes = seen, nil
 	d.Lives = observedLives{d.Lives}
 	e := New(d, cfg)
 	e.images = observedImages{e: e}
+	e.inspector.images = e.images
 	e.observes.Store(true)
-	return &Observer{e, history, seen}
+	return &Observer{Engine: e, history: history, seen: seen}
 }
 
-// Observe looks at every container once and follows those that live.
+// Observe observes every container once, and follows those that run.
 func (o *Observer) Observe(ctx context.Context) error {
 	if err := o.Load(); err != nil {
 		return err
@@ -66,78 +73,68 @@ func (o *Observer) Observe(ctx context.Context) error {
 	g.SetLimit(32)
 	for i, a := range actors {
 		g.Go(func() error {
-			found[i] = o.look(ctx, a)
+			found[i] = o.restorer.observe(ctx, a)
 			return nil
 		})
 	}
 	_ = g.Wait()
 	for i, a := range actors {
-		o.show(a, found[i])
-		go a.loop()
+		o.restorer.applyObserved(a, found[i])
+		go a.run()
 	}
 	close(o.restored)
 	return nil
 }
 
-// show makes of what was seen what a daemon would show of it, before the
-// actor's loop runs or within it.
-func (e *Engine) show(a *actor, f found) {
+// applyObserved is apply for an observer: it shows what a daemon would show, and
+// changes nothing. It is called in the actor's loop or before the loop runs.
+func (r *restorer) applyObserved(a *actor, f found) {
 	a.rec = f.rec
 	for _, x := range f.rec.Execs {
-		e.index.addExec(x.Exec, a.id)
+		r.index.addExec(x.Exec, a.id)
 	}
+	a.enter(a.phase.Shown(f.verdict, f.seen, a.hasRun()))
 	switch {
 	case f.verdict == container.Retry:
-		a.state = container.Unknown
-		go a.retry()
+		go r.observeUntilKnown(a)
 	case f.verdict == container.Clear:
-		// Removed but for what a daemon does about it.
+		// The shim has removed the container, except for what needs a daemon.
 		if a.spec.Desired != container.DesiredRemoved {
-			e.index.remove(a.id, a.spec.Name)
+			r.index.remove(a.id, a.spec.Name)
 		}
-		a.state = container.Removing
 	case f.shim != nil:
-		a.adopt(f.shim)
-	case f.process:
-		a.state = stateOf(f.rec)
-		if !a.state.Alive() {
-			a.state = container.Running
-		}
-		go a.watchProcess(f.rec)
+		r.adopter.attach(a, f.shim)
+	case f.seen.Process && f.rec.Pid != 0: // not between two runs
+		go r.losses.watchProcess(a, f.rec)
 	case f.verdict == container.Lose:
-		a.lose()
-		a.state = container.Exited
-	default:
-		a.state = container.Settle(a.hasRun())
+		a.recordLostEnd()
 	}
 	a.publish()
+	a.unpark()
 }
 
-// vanish is the end of a container with --rm, in the loop: for who asks here it
-// is gone, and the next daemon takes away what the shim could not.
-func (a *actor) vanish() {
-	a.e.index.remove(a.id, a.spec.Name)
-	a.e.stats.forget(a.id)
-	a.to(container.Removing)
-	for _, w := range a.waiters {
-		w.ch <- waitResponse(a.exit())
-	}
-	a.waiters = nil
+// forget removes a container from the observer's memory, in the loop. Its files are
+// the daemon's: the next daemon removes what the shim could not.
+func (r *restorer) forget(a *actor) {
+	r.index.remove(a.id, a.spec.Name)
+	r.stats.forget(a.id)
+	a.step(container.SawRemoving)
+	a.waiters.removed(a.exit())
 	close(a.quit)
 }
 
-// heeded is what is wanted of a container when its shim was told of a wish that
-// no daemon could write down.
-func heeded(spec *container.Spec, rec proto.State) container.Desired {
+// desiredOf is a container's desired state. If a user stopped the container through
+// an observer, only the shim has recorded the stop, and not the spec.
+func desiredOf(spec *container.Spec, rec proto.State) container.Desired {
 	if rec.UserStopped && rec.Life == spec.Life && spec.Desired == container.DesiredRunning {
 		return container.DesiredStopped
 	}
 	return spec.Desired
 }
 
-// heed writes such a wish down.
-func (a *actor) heed() {
-	if d := heeded(&a.spec, a.rec); d != a.spec.Desired {
+// recordUserStop persists a stop by a user that only the shim has recorded.
+func (a *actor) recordUserStop() {
+	if d := desiredOf(&a.spec, a.rec); d != a.spec.Desired {
 		a.spec.Desired = d
 		if err := a.save(); err != nil {
 			a.log.Error("the stop by a user could not be recorded", "error", err)
@@ -145,73 +142,73 @@ func (a *actor) heed() {
 	}
 }
 
-// observedLives is the record of the daemon's lives as an observer has it:
-// after the last one the present moment, with no daemon in it.
+// observedLives is the record of the daemons' lives for an observer: the recorded
+// lives, followed by one that begins now and belongs to no daemon.
 type observedLives struct{ Lives }
 
-// List returns the lives; the last one is nobody's.
+// List returns the lives. The last one belongs to no daemon.
 func (l observedLives) List() []event.Life {
 	boot, _ := os.ReadFile("/proc/sys/kernel/random/boot_id")
 	return append(slices.Clone(l.Lives.List()), event.Life{BootID: strings.TrimSpace(string(boot)), Start: time.Now()})
 }
 
-// needsDaemon is the refusal of what an observer can't do.
+// needsDaemon is the error for a request that needs a daemon.
 func needsDaemon(what string) error {
-	return unavailable("%s needs the daemon, and none answers: start holdfastd", what)
+	return errs.Unavailable("%s needs the daemon, and none answers: start holdfastd", what)
 }
 
-// ContainerCreate is the daemon's.
+// ContainerCreate needs the daemon.
 func (o *Observer) ContainerCreate(context.Context, CreateOptions) (moby.CreateResponse, error) {
 	return moby.CreateResponse{}, needsDaemon("creating a container")
 }
 
-// ContainerStart is the daemon's: it makes the network and the mounts.
+// ContainerStart needs the daemon, which sets up the network and the mounts.
 func (o *Observer) ContainerStart(context.Context, string) error {
 	return needsDaemon("starting a container")
 }
 
-// ContainerRestart is the daemon's, as its second half is.
+// ContainerRestart needs the daemon, as ContainerStart does.
 func (o *Observer) ContainerRestart(context.Context, string, StopOptions) error {
 	return needsDaemon("restarting a container")
 }
 
-// ContainerRemove is the daemon's: it owns the files.
+// ContainerRemove needs the daemon, which owns the files.
 func (o *Observer) ContainerRemove(context.Context, string, RemoveOptions) error {
 	return needsDaemon("removing a container")
 }
 
-// ContainerRename is the daemon's: names are in files that it writes.
+// ContainerRename needs the daemon, which writes the specs.
 func (o *Observer) ContainerRename(context.Context, string, string) error {
 	return needsDaemon("renaming a container")
 }
 
-// ContainerUpdate is the daemon's: limits are in files that it writes.
+// ContainerUpdate needs the daemon, which writes the specs.
 func (o *Observer) ContainerUpdate(context.Context, string, moby.UpdateConfig) (moby.UpdateResponse, error) {
 	return moby.UpdateResponse{}, needsDaemon("updating a container")
 }
 
-// ContainersPrune is the daemon's.
+// ContainersPrune needs the daemon.
 func (o *Observer) ContainersPrune(context.Context, filter.Args) (moby.PruneReport, error) {
 	return moby.PruneReport{}, needsDaemon("removing containers")
 }
 
-// ContainerCommit is the daemon's, which has the images.
+// ContainerCommit needs the daemon, which has the image database open.
 func (o *Observer) ContainerCommit(context.Context, string, CommitOptions) (string, error) {
 	return "", needsDaemon("committing a container")
 }
 
-// ContainerExport is the daemon's, which has the root file system mounted.
+// ContainerExport needs the daemon, which mounts the root file system.
 func (o *Observer) ContainerExport(context.Context, string, func() io.Writer) error {
 	return needsDaemon("exporting a container")
 }
 
-// ContainerChanges is the daemon's, which has the image.
+// ContainerChanges needs the daemon, which mounts the image.
 func (o *Observer) ContainerChanges(context.Context, string) ([]moby.FilesystemChange, error) {
 	return nil, needsDaemon("comparing a container with its image")
 }
 
-// ContainerAttach attaches to what runs. A client that waits for a start would
-// wait for a daemon.
+// ContainerAttach attaches to a running container. Attaching before the start needs
+// the daemon.
 func (o *Observer) ContainerAttach(ctx context.Context, ref string, opts AttachOptions) error {
 	a, err := o.index.find(ref)
 	if err != nil {
@@ -223,49 +220,67 @@ func (o *Observer) ContainerAttach(ctx context.Context, ref string, opts AttachO
 	return o.Engine.ContainerAttach(ctx, ref, opts)
 }
 
-// The images are the daemon's: no two processes may have their database open.
+// refusedImages refuses requests for images, which need the daemon: only one process
+// can have the image database open.
+type refusedImages struct{}
 
-func (o *Observer) ImagePull(context.Context, string, *ocispec.Platform, *registry.AuthConfig, bool, func(jsonstream.Message)) error {
+func (refusedImages) ImagePull(context.Context, string, *ocispec.Platform, *registry.AuthConfig, bool, func(jsonstream.Message)) error {
 	return needsDaemon("pulling an image")
 }
 
-func (o *Observer) ImagePush(context.Context, string, *ocispec.Platform, *registry.AuthConfig, bool, func(jsonstream.Message)) error {
+func (refusedImages) ImagePush(context.Context, string, *ocispec.Platform, *registry.AuthConfig, bool, func(jsonstream.Message)) error {
 	return needsDaemon("pushing an image")
 }
 
-func (o *Observer) ImageImport(context.Context, io.Reader, string, string, []string, *ocispec.Platform) (string, error) {
+func (refusedImages) ImageImport(context.Context, io.Reader, string, string, []string, *ocispec.Platform) (string, error) {
 	return "", needsDaemon("importing an image")
 }
 
-func (o *Observer) ImageLoad(context.Context, io.Reader, []ocispec.Platform, func(jsonstream.Message)) error {
+func (refusedImages) ImageLoad(context.Context, io.Reader, []ocispec.Platform, func(jsonstream.Message)) error {
 	return needsDaemon("loading images")
 }
 
-func (o *Observer) ImageSave(context.Context, []string, []ocispec.Platform, func() io.Writer) error {
+func (refusedImages) ImageSave(context.Context, []string, []ocispec.Platform, func() io.Writer) error {
 	return needsDaemon("saving an image")
 }
 
-func (o *Observer) ImageList(context.Context, ImageListOptions) ([]image.Summary, error) {
+func (refusedImages) ImageList(context.Context, objects.ImageListOptions) ([]image.Summary, error) {
 	return nil, needsDaemon("listing images")
 }
 
-func (o *Observer) ImageInspect(context.Context, string, *ocispec.Platform, bool) (image.InspectResponse, error) {
-	return image.InspectResponse{}, needsDaemon("inspecting an image")
+func (refusedImages) ImageInspect(context.Context, string, *ocispec.Platform, bool) (objects.ImageInspected, error) {
+	return objects.ImageInspected{}, needsDaemon("inspecting an image")
 }
 
-func (o *Observer) ImageHistory(context.Context, string, *ocispec.Platform) ([]image.HistoryResponseItem, error) {
+func (refusedImages) ImageHistory(context.Context, string, *ocispec.Platform) ([]image.HistoryResponseItem, error) {
 	return nil, needsDaemon("an image's history")
 }
 
-func (o *Observer) ImageTag(context.Context, string, string) error {
-	return needsDaemon("tagging an image")
+func (refusedImages) ImageAttestations(context.Context, string, *ocispec.Platform, []string, bool) ([]image.AttestationStatement, error) {
+	return nil, needsDaemon("an image's attestations")
 }
 
-func (o *Observer) ImageRemove(context.Context, string, bool, bool) ([]image.DeleteResponse, error) {
+func (refusedImages) Distribution(context.Context, string, *registry.AuthConfig) (registry.DistributionInspect, error) {
+	return registry.DistributionInspect{}, needsDaemon("asking a registry")
+}
+
+func (refusedImages) Search(context.Context, string, int, filter.Args, *registry.AuthConfig) ([]registry.SearchResult, error) {
+	return nil, needsDaemon("searching a registry")
+}
+
+func (refusedImages) ImageRemovePlatforms(context.Context, string, []ocispec.Platform, bool) ([]image.DeleteResponse, error) {
 	return nil, needsDaemon("removing an image")
 }
 
-func (o *Observer) ImagesPrune(context.Context, filter.Args) (image.PruneReport, error) {
+func (refusedImages) ImageTag(context.Context, string, string) error {
+	return needsDaemon("tagging an image")
+}
+
+func (refusedImages) ImageRemove(context.Context, string, bool, bool) ([]image.DeleteResponse, error) {
+	return nil, needsDaemon("removing an image")
+}
+
+func (refusedImages) ImagesPrune(context.Context, filter.Args) (image.PruneReport, error) {
 	return image.PruneReport{}, needsDaemon("removing images")
 }
 
@@ -325,15 +340,15 @@ func (o *Observer) Version(context.Context) (system.VersionResponse, error) {
 	return system.VersionResponse{}, needsDaemon("the daemon's version")
 }
 
-func (o *Observer) DiskUsage(context.Context, DiskUsageOptions) (system.DiskUsage, error) {
+func (o *Observer) DiskUsage(context.Context, sysinfo.DiskUsageOptions) (system.DiskUsage, error) {
 	return system.DiskUsage{}, needsDaemon("disk usage")
 }
 
-func (o *Observer) Auth(context.Context, registry.AuthConfig) (registry.AuthResponse, error) {
+func (refusedImages) Auth(context.Context, registry.AuthConfig) (registry.AuthResponse, error) {
 	return registry.AuthResponse{}, needsDaemon("logging in to a registry")
 }
 
-// DaemonStatus is of a daemon that lives.
-func (o *Observer) DaemonStatus(context.Context) (Status, error) {
-	return Status{}, needsDaemon("its status")
+// DaemonStatus needs the daemon.
+func (o *Observer) DaemonStatus(context.Context) (sysinfo.Status, error) {
+	return sysinfo.Status{}, needsDaemon("its status")
 }

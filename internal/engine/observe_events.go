@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package engine
 
 import (
@@ -7,24 +9,23 @@ import (
 	"time"
 
 	"github.com/containerd/errdefs"
-	"github.com/moby/moby/api/types/events"
 
 	"holdfast/internal/event"
 	"holdfast/internal/shim/proto"
 )
 
-// observedEvents keeps what shims tell while an observer lives. It is no
-// journal: those have one writer each, and an observer is none.
+// observedEvents stores, in memory, what shims report while an observer runs. The
+// journal on disk has one writer, the daemon.
 type observedEvents struct {
 	mu    sync.Mutex
 	list  []event.Message
-	grown chan struct{} // closed and replaced when something came
+	grown chan struct{} // closed and replaced when an event is added
 }
 
 func newObservedEvents() *observedEvents { return &observedEvents{grown: make(chan struct{})} }
 
-// Append takes what a shim tells. What users do through an observer is told by
-// nobody: no daemon was there.
+// Append adds an event that a shim reported. It ignores events of the engine itself:
+// actions through an observer have no events, as no daemon performed them.
 func (o *observedEvents) Append(m event.Message) (bool, error) {
 	if m.Source == "" {
 		return false, nil
@@ -37,24 +38,32 @@ func (o *observedEvents) Append(m event.Message) (bool, error) {
 	return true, nil
 }
 
-// after is what came after the first n, and what is closed when there is more.
+// after returns the events after the first n, and a channel that is closed when more
+// are added.
 func (o *observedEvents) after(n int) ([]event.Message, <-chan struct{}) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	return slices.Clone(o.list[n:]), o.grown
 }
 
-// Subscribe is not asked for by an Observer.
+// Forget does nothing: an observer removes no container.
+func (*observedEvents) Forget(string) {}
+
+// End is not called by an Observer, which hands no client to the event server.
+func (o *observedEvents) End() event.Position { return event.Position{} }
+
+// Subscribe is not called by an Observer.
 func (o *observedEvents) Subscribe(time.Time, time.Time, func(event.Message) bool) *event.Subscription {
 	return nil
 }
 
-// past is what the last daemon's journal tells, and those of the shims for what
-// came after; told are the sources of it all.
-func (o *Observer) past(since time.Time, match func(event.Message) bool) (past []event.Message, told map[string]bool, err error) {
-	told = map[string]bool{}
+// past returns the past events: those of the last daemon's journal, and later ones of
+// the shims' journals. sources contains the source of every event that was read, so
+// that none is sent twice.
+func (o *Observer) past(since time.Time, match func(event.Message) bool) (past []event.Message, sources map[string]bool, err error) {
+	sources = map[string]bool{}
 	past, err = o.history(since, func(m event.Message) bool {
-		told[m.Source] = true
+		sources[m.Source] = true
 		return match(m)
 	})
 	if err != nil {
@@ -67,38 +76,31 @@ func (o *Observer) past(since time.Time, match func(event.Message) bool) (past [
 		}
 		life := a.view.Load().rec.Life
 		for _, entry := range entries {
-			m := a.message(entry, life)
-			if entry.Action == proto.ActionExited || told[m.Source] {
+			m := messageOf(a.id, attributesOf(a.spec, a.req), entry, life)
+			if entry.Action == proto.ActionExited || sources[m.Source] {
 				continue
 			}
-			told[m.Source] = true
+			sources[m.Source] = true
 			if !m.At().Before(since) && match(m) {
 				past = append(past, m)
 			}
 		}
 	}
 	slices.SortStableFunc(past, func(a, b event.Message) int { return a.At().Compare(b.At()) })
-	return past, told, nil
+	return past, sources, nil
 }
 
-// Events replays what the journals hold and follows what the shims tell.
-func (o *Observer) Events(ctx context.Context, opts EventsOptions, emit func(events.Message) error) error {
+// Events replays the journals and then follows the shims' reports.
+func (o *Observer) Events(ctx context.Context, opts EventsOptions, emit func(event.Message) error) error {
 	match := func(m event.Message) bool {
-		return eventMatches(opts.Filters, m) && (opts.Until.IsZero() || !m.At().After(opts.Until))
+		return event.Match(opts.Filters, m) && (opts.Until.IsZero() || !m.At().After(opts.Until))
 	}
-	send := func(m event.Message) error {
-		return emit(events.Message{
-			Type: events.Type(m.Type), Action: events.Action(m.Action),
-			Actor: events.Actor{ID: m.Actor.ID, Attributes: m.Actor.Attributes},
-			Scope: m.Scope, Time: m.Time, TimeNano: m.TimeNano,
-		})
-	}
-	past, told, err := o.past(opts.Since, match)
+	past, sources, err := o.past(opts.Since, match)
 	if err != nil {
 		return err
 	}
 	for _, m := range past {
-		if err := send(m); err != nil {
+		if err := emit(m); err != nil {
 			return err
 		}
 	}
@@ -111,10 +113,10 @@ func (o *Observer) Events(ctx context.Context, opts EventsOptions, emit func(eve
 		came, more := o.seen.after(seen)
 		seen += len(came)
 		for _, m := range came {
-			if told[m.Source] || m.At().Before(opts.Since) || !match(m) {
+			if sources[m.Source] || m.At().Before(opts.Since) || !match(m) {
 				continue
 			}
-			if err := send(m); err != nil {
+			if err := emit(m); err != nil {
 				return err
 			}
 		}

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package engine
 
 import (
@@ -13,14 +15,15 @@ import (
 	images "holdfast/internal/image"
 )
 
-// observedImages is what containers' own records tell of images. The Observer
-// lets nothing else through to Images, whose database is a daemon's.
+// observedImages answers from containers' records. The Observer calls no other method
+// of Images, whose database belongs to the daemon.
 type observedImages struct {
 	Images // nil
 	e      *Engine
 }
 
-// Resolve finds the image of a container that was made from that name or ID.
+// Resolve finds an image by the records of containers that were created from that
+// name or ID.
 func (o observedImages) Resolve(_ context.Context, name string, _ *ocispec.Platform) (images.Image, error) {
 	want := familiar(name)
 	var newest *view
@@ -36,8 +39,9 @@ func (o observedImages) Resolve(_ context.Context, name string, _ *ocispec.Platf
 	return images.Image{ID: newest.spec.Image.ID}, nil
 }
 
-// Means takes every container's word: only a daemon's database says more.
-func (observedImages) Means(context.Context) (func(ref, id string) bool, error) {
+// ReferenceMatcher accepts what each container's record gives: only a daemon's
+// image database knows more.
+func (observedImages) ReferenceMatcher(context.Context) (func(ref, id string) bool, error) {
 	return func(string, string) bool { return true }, nil
 }
 
@@ -49,8 +53,8 @@ func familiar(name string) string {
 	return reference.TagNameOnly(named).String()
 }
 
-// RootfsUsage sums up what a container has written, where that is a layer of
-// its own.
+// RootfsUsage is the size in bytes of what a container has written, if the storage
+// driver stores that in a separate layer.
 func (observedImages) RootfsUsage(dir string) (int64, error) {
 	usage, err := images.LayerUsage(filepath.Clean(dir))
 	if errors.Is(err, fs.ErrNotExist) {

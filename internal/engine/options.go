@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package engine
 
 import (
@@ -30,34 +32,35 @@ type ListOptions struct {
 // StopOptions are the arguments of stop and restart.
 type StopOptions struct {
 	Signal  string // empty is the container's own
-	Timeout *int   // seconds; -1 waits without end; nil is the container's own
+	Timeout *int   // seconds; -1 means no limit; nil is the container's own
 }
 
 // RemoveOptions are the arguments of DELETE /containers/{id}.
 type RemoveOptions struct {
 	Force   bool
-	Volumes bool // anonymous volumes too
+	Volumes bool // also remove anonymous volumes
 	Link    bool
 }
 
 // AttachOptions are the arguments of POST /containers/{id}/attach.
 type AttachOptions struct {
 	Stdin, Stdout, Stderr bool
-	Stream                bool // follow what comes
-	Logs                  bool // replay what was
+	Stream                bool // send the output from now on
+	Logs                  bool // send the existing log first
 	DetachKeys            string
-	// Hijack is called once the container is known to take the client. It
-	// writes the response's head; raw says that the bytes will be those of a
-	// terminal, not Docker's multiplexed frames.
+	// Hijack is called once it is known that the client can be attached. It writes
+	// the response's head. raw means that the streams are those of a terminal, and
+	// not Docker's multiplexed frames.
 	Hijack func(raw bool) (*Client, error)
 }
 
-// Client is a client's connection without its HTTP: a socket that can be
-// given to another process.
+// Client is a client's connection after HTTP has ended on it: a socket that can be
+// passed to another process.
 type Client struct {
-	// File is owned by who gets it, and is to be closed after the hand-over.
+	// File belongs to the receiver of the Client, which closes it after the
+	// handover.
 	File *os.File
-	// Pending is what the client had sent and the HTTP server had read.
+	// Pending contains bytes of the client that the HTTP server has read already.
 	Pending []byte
 }
 
@@ -66,17 +69,18 @@ type LogsOptions struct {
 	Stdout, Stderr bool
 	Follow         bool
 	Since, Until   time.Time // zero is no bound
-	Tail           int       // lines; -1 is all
+	Tail           int       // number of lines; -1 is all
 }
 
-// FollowOptions are LogsOptions of a client whose connection can be given to
-// another process.
+// FollowOptions are LogsOptions for a client whose connection can be passed to another
+// process.
 type FollowOptions struct {
 	LogsOptions
 	Timestamps, Details bool
-	// Hijack is called once the log is open. It gives the connection and the
-	// response's head, not yet written, of a body that ends with the connection.
-	Hijack func(raw bool) (*Client, []byte, error)
+	// Hijack is called once the log is open. It returns the connection and the
+	// response's head, which it has not written. The body is chunked, or else ends
+	// with the connection.
+	Hijack func(raw, chunked bool) (*Client, []byte, error)
 }
 
 // LogLine is one line (or a part of a line longer than 16 KiB) of a log.
@@ -95,6 +99,17 @@ type ExecStartOptions struct {
 	Tty         bool
 	ConsoleSize *[2]uint // rows, columns
 	Hijack      func(raw bool) (*Client, error)
+}
+
+// GiveEventsOptions are EventsOptions for a client whose connection can be passed to
+// another process.
+type GiveEventsOptions struct {
+	EventsOptions
+	Legacy   bool // see event.Message.Answer
+	Sequence bool // see eventserver.Request
+	// Hijack takes the connection over from HTTP. It returns the response's head,
+	// which it has not written and which announces a chunked body.
+	Hijack func() (*Client, []byte, error)
 }
 
 // EventsOptions are the arguments of GET /events.

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package engine
 
 import (
@@ -5,9 +7,9 @@ import (
 	"sync/atomic"
 )
 
-// inParallel calls fn for 0 to n-1, so many at once, and returns when all are
-// done. A worker does one after the other: what a goroutine costs, most of it
-// the growth of its stack, is not paid for each.
+// inParallel calls fn for 0 to n-1, in the given number of goroutines, and returns
+// when all calls are done. There is not one goroutine per call, because most of a
+// goroutine's cost is the growth of its stack.
 func inParallel(n, workers int, fn func(i int)) {
 	var next atomic.Int64
 	var wg sync.WaitGroup

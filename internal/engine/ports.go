@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package engine
 
 import (
@@ -8,63 +10,95 @@ import (
 	"time"
 
 	moby "github.com/moby/moby/api/types/container"
-	"github.com/moby/moby/api/types/image"
-	"github.com/moby/moby/api/types/jsonstream"
 	mobynet "github.com/moby/moby/api/types/network"
-	"github.com/moby/moby/api/types/registry"
-	"github.com/moby/moby/api/types/volume"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"holdfast/internal/container"
+	"holdfast/internal/engine/objects"
 	"holdfast/internal/event"
-	"holdfast/internal/filter"
+	"holdfast/internal/eventserver"
 	images "holdfast/internal/image"
 	"holdfast/internal/network"
 	"holdfast/internal/shim/client"
 	"holdfast/internal/shim/proto"
 	"holdfast/internal/store"
-	volumes "holdfast/internal/volume"
 )
 
-// Store is where specs lie. Implementations write durably and whole.
+// Store stores specs, and has the folders of containers. Implementations write
+// durably and atomically.
 type Store interface {
+	Paths
+	Creations
 	WriteSpec(*container.Spec) error
-	// BeginCreate marks a container's folder as half made until EndCreate, and
-	// NoteVolume what is made along with it; Unborn are the marks that a crash
-	// left, for the next daemon to take back.
+	// LoadAll returns the specs that can be used, and those that can't.
+	LoadAll() ([]*container.Spec, []store.Broken, error)
+	Removals
+	RemoveRunDir(id string) error
+	// RunDirs returns the IDs of all run directories.
+	RunDirs() ([]string, error)
+}
+
+// Removals removes the records of containers.
+type Removals interface {
+	RemoveContainer(id string) error
+	// SetAside removes a container: from then on it is gone. Aside returns it, also to
+	// the next daemon, until DeleteAside deletes its files.
+	SetAside(id string) error
+	DeleteAside(id string) error
+	Aside() ([]store.Aside, error)
+}
+
+// Creations marks creations that are incomplete.
+type Creations interface {
+	// BeginCreate marks a container's creation as incomplete until EndCreate.
+	// NoteVolume adds a volume that is created with it. Unborn returns the marks
+	// that a crash left, so that the next daemon completes these creations or rolls
+	// them back.
 	BeginCreate(id string) error
 	NoteVolume(id, name string) error
 	EndCreate(id string) error
 	Unborn() ([]store.Unborn, error)
-	// LoadAll gives the specs that can be used, and those that can't.
-	LoadAll() ([]*container.Spec, []store.Broken, error)
-	RemoveContainer(id string) error
-	RemoveRunDir(id string) error
-	// RunDirs are the IDs of all run directories.
-	RunDirs() ([]string, error)
+}
 
+// Paths are the folders and files of containers.
+type Paths interface {
 	ContainerDir(id string) string
 	LogPath(id, driver string) string
 	RunDir(id string) string
+	// NamesDir is the folder of the files from which shims read the names in each
+	// network.
+	NamesDir() string
 	Bundle(id string) string
 	Rootfs(id string) string
 }
 
-// Keeper keeps descriptors beyond this process's life, where the host has
-// something that does. Names are the caller's.
+// Keeper stores descriptors beyond this process's life, such as the service manager
+// does. The caller chooses the names.
 type Keeper interface {
-	// Keep stores a copy of a descriptor in place of any other of that name.
+	// Keep stores a copy of a descriptor. It replaces one of the same name.
 	Keep(name string, fd int)
 	Forget(name string)
-	// Take gives what an earlier daemon has kept under a name, or nil.
+	// Take returns the descriptor that an earlier daemon stored under a name, or nil.
 	Take(name string) *os.File
 }
 
-// Shim is one container's shim, from the daemon's side. Every method's context
-// ends the waiting, never the effect.
+// Shim is the daemon's connection to one container's shim. A method's context ends
+// the waiting, not the effect.
 type Shim interface {
+	ShimProcess
+	ShimSessions
 	Hello() proto.HelloReply
 	Subscribe(ctx context.Context, after uint64, fn func(proto.Event)) error
+	Names(ctx context.Context, n proto.Names, udp, tcp *os.File) error
+	Ports(ctx context.Context, p proto.Ports, sockets ...*os.File) (proto.PortsReply, error)
+	Shutdown(ctx context.Context) error
+	// Done is closed when the connection has ended.
+	Done() <-chan struct{}
+	Close() error
+}
+
+// ShimProcess are a shim's calls for the container's process.
+type ShimProcess interface {
 	Start(ctx context.Context) (proto.State, error)
 	Stop(ctx context.Context, s proto.Stop) (proto.State, error)
 	Kill(ctx context.Context, k proto.Kill) error
@@ -72,115 +106,137 @@ type Shim interface {
 	PauseLent(ctx context.Context) (proto.State, error)
 	Resume(ctx context.Context) (proto.State, error)
 	Update(ctx context.Context, u proto.Update) error
+	State(ctx context.Context) (proto.State, error)
+}
+
+// ShimSessions are a shim's calls for attached clients and exec sessions.
+type ShimSessions interface {
 	Resize(ctx context.Context, height, width uint) error
-	Names(ctx context.Context, n proto.Names, udp, tcp *os.File) error
-	Ports(ctx context.Context, p proto.Ports, sockets ...*os.File) (proto.PortsReply, error)
 	Attach(ctx context.Context, a proto.Attach, f *os.File) error
 	ExecCreate(ctx context.Context, c proto.ExecCreate) error
 	ExecStart(ctx context.Context, s proto.ExecStart, f *os.File) (proto.ExecState, error)
 	ExecResize(ctx context.Context, exec string, height, width uint) error
-	State(ctx context.Context) (proto.State, error)
-	Shutdown(ctx context.Context) error
-	// Done is closed when the connection has ended.
-	Done() <-chan struct{}
-	Close() error
 }
 
-// Shims starts shims and finds those that are there.
+// Shims spawns shims and connects to running ones.
 type Shims interface {
 	Spawn(ctx context.Context, o client.Options) (Shim, error)
 	Dial(ctx context.Context, runDir string) (Shim, error)
-	// State is the last that the shim wrote in its run directory, Exit the
-	// durable copy that it left at its end. Neither there: errdefs.ErrNotFound.
+	// State reads the last record that the shim wrote in its run directory, and Exit
+	// the durable record of the end. If there is none, the error is
+	// errdefs.ErrNotFound.
 	State(runDir string) (proto.State, error)
 	Exit(dataDir string) (proto.State, error)
 	Journal(runDir string, after uint64) ([]proto.Entry, error)
 }
 
-// Images is the image store, and what becomes of images in containers.
+// Images is the image store, and the root file systems of containers.
 type Images interface {
+	objects.ImageStore
+	Rootfses
 	Driver() string
 	Resolve(ctx context.Context, name string, platform *ocispec.Platform) (images.Image, error)
-	Means(ctx context.Context) (func(ref, id string) bool, error)
+	ReferenceMatcher(ctx context.Context) (func(ref, id string) bool, error)
+	// Tree returns what is at a path in an image whose layers are held, as a detached
+	// read-only mount.
+	Tree(ctx context.Context, snapshot, storage, dir, path string) (*os.File, error)
+	// PinSnapshots sets which snapshots containers use, and PinLayers protects an image's
+	// layers from removal until RemoveRootfs of dir.
+	PinSnapshots(ctx context.Context, snapshots []string) error
+	PinLayers(ctx context.Context, img images.Image, dir string) error
+
+	Commit(ctx context.Context, c images.Commit, layer func(io.Writer) (bool, error)) (string, error)
+}
+
+// Rootfses are the root file systems of containers.
+type Rootfses interface {
 	PrepareRootfs(ctx context.Context, img images.Image, dir string) error
 	MountRootfs(ctx context.Context, snapshot, storage, dir, target string, readonly bool) error
-	// RootfsMounter is MountRootfs for a thread with a mount namespace of its own.
+	// RootfsMounter is MountRootfs for a thread with its own mount namespace.
 	RootfsMounter(ctx context.Context, snapshot, storage, dir string, readonly bool) (func(target string) error, error)
 	UnmountRootfs(target string) error
 	RemoveRootfs(ctx context.Context, dir string) error
 	RootfsUsage(dir string) (int64, error)
-	Hold(ctx context.Context, snapshots []string) error
-
-	Pull(ctx context.Context, ref string, platform *ocispec.Platform, auth *registry.AuthConfig, all bool, progress func(jsonstream.Message)) error
-	Push(ctx context.Context, ref string, platform *ocispec.Platform, auth *registry.AuthConfig, all bool, progress func(jsonstream.Message)) error
-	Import(ctx context.Context, src io.Reader, ref, message string, changes []string, platform *ocispec.Platform) (string, error)
-	Load(ctx context.Context, src io.Reader, platforms []ocispec.Platform, progress func(jsonstream.Message)) error
-	Commit(ctx context.Context, c images.Commit, layer func(io.Writer) (bool, error)) (string, error)
-	Save(ctx context.Context, names []string, platforms []ocispec.Platform, begin func() io.Writer) error
-	List(ctx context.Context, o images.ListOptions) ([]image.Summary, error)
-	Inspect(ctx context.Context, name string, platform *ocispec.Platform) (image.InspectResponse, error)
-	History(ctx context.Context, name string, platform *ocispec.Platform) ([]image.HistoryResponseItem, error)
-	Tag(ctx context.Context, src, dst string) error
-	Remove(ctx context.Context, name string, force, prune bool, users func(imageID string) []images.User) ([]image.DeleteResponse, error)
-	Prune(ctx context.Context, f filter.Args, used func(imageID string) bool) (image.PruneReport, error)
-	DiskUsage(ctx context.Context, containers func(imageID string) int64) (image.DiskUsage, error)
-	Auth(ctx context.Context, auth registry.AuthConfig) (string, error)
 }
 
-// Networks gives containers their network.
+// Networks sets up the networks of containers.
 type Networks interface {
+	objects.NetworkStore
+	Sandboxes
+	Endpoints
 	Restore(ctx context.Context, sandboxes map[string]network.Sandbox, unread []string) error
+	Settings(s network.Sandbox) *moby.NetworkSettings
+	Idle(r network.Request) *moby.NetworkSettings
+	Subnets(ref string) []netip.Prefix
+	HostGateway() []netip.Addr
+}
+
+// Sandboxes makes and removes what a container has of the network.
+type Sandboxes interface {
 	Prepare(ctx context.Context, r network.Request) (network.Sandbox, []network.Reserved, error)
 	Join(ctx context.Context, s network.Sandbox) error
 	Publish(ctx context.Context, s network.Sandbox) error
 	TeardownBatch(s network.Sandbox) [][]byte
 	Release(ctx context.Context, s network.Sandbox) error
-	Settings(s network.Sandbox) *moby.NetworkSettings
-	Idle(r network.Request) *moby.NetworkSettings
-
-	List(f filter.Args) ([]mobynet.Summary, error)
-	Inspect(ref string, name func(container string) string) (mobynet.Inspect, error)
-	Network(ref string) (mobynet.Network, error)
-	Subnets(ref string) []netip.Prefix
+	// ApplyLegacyLinks applies the present legacy links of a running container's sandbox.
+	ApplyLegacyLinks(ctx context.Context, s network.Sandbox) error
 	ListenNames(s network.Sandbox) (udp, tcp *os.File, err error)
-	Create(ctx context.Context, r mobynet.CreateRequest) (string, error)
-	Remove(ctx context.Context, ref string) (mobynet.Network, error)
-	Prune(ctx context.Context, f filter.Args, until time.Time, used func(id string) bool) (mobynet.PruneReport, error)
+	// PortTargets returns where a shim has to forward the sandbox's ports to.
+	PortTargets(s network.Sandbox) []proto.Port
+}
 
-	// Judge judges the settings that a container is created with for a network.
-	Judge(ref string, es *mobynet.EndpointSettings) error
+// Endpoints changes which networks a container is on.
+type Endpoints interface {
+	// ValidateEndpoint checks the settings of one network that a container is
+	// created with. ValidateCombination checks that its networks go together.
+	ValidateEndpoint(ref string, es *mobynet.EndpointSettings) error
+	ValidateCombination(mode string, endpoints map[string]*mobynet.EndpointSettings) error
+	// CheckConnect checks whether a container that does not run can be connected.
+	CheckConnect(ref string, es *mobynet.EndpointSettings) (mobynet.Network, error)
 
-	// With and Without give a running container's sandbox with one network more
-	// or less; Change makes the kernel agree; Check judges it for a container
-	// that does not run.
-	With(s network.Sandbox, r network.Request, ref string, es *mobynet.EndpointSettings) (network.Sandbox, []network.Reserved, error)
-	Without(s network.Sandbox, ref string) (network.Sandbox, error)
+	// AddEndpoint and RemoveEndpoint return a running container's sandbox with one
+	// network more or less, in memory only. ApplySandbox makes the kernel agree.
+	// Revert takes back a sandbox that was not stored or not applied.
+	AddEndpoint(s network.Sandbox, r network.Request, ref string, es *mobynet.EndpointSettings) (network.Sandbox, []network.Reserved, error)
+	RemoveEndpoint(s network.Sandbox, ref string) (network.Sandbox, error)
 	Revert(from, to network.Sandbox)
-	Leads(s network.Sandbox) []proto.Port
-	Change(ctx context.Context, from, to network.Sandbox) error
-	Check(ref string, es *mobynet.EndpointSettings) (mobynet.Network, error)
+	ApplySandbox(ctx context.Context, from, to network.Sandbox) error
 }
 
 // Volumes is the local volume driver.
 type Volumes interface {
-	Create(o volumes.CreateOptions) (v volume.Volume, created bool, err error)
-	Get(name string) (volume.Volume, error)
-	List() []volume.Volume
-	Remove(name string) error
-	// Hold keeps a volume from removal until release is called.
+	objects.VolumeStore
+	// Hold protects a volume from removal until release is called.
 	Hold(name string) (release func(), err error)
-	Usage(ctx context.Context, name string) (int64, error)
-	CopyUp(rootfs, path, name string) error
-	// Restore tells which containers have which volumes mounted.
+	// Fills reports whether CopyUp has something to copy from path.
+	Fills(rootfs, path string) (bool, error)
+	CopyUp(rootfs, path, name, subpath string) error
+	// Restore sets which containers have which volumes mounted.
 	Restore(users map[string][]string) error
 	Mount(ctx context.Context, name, container string) (string, error)
+	// Subtree returns what is at a path in a mounted volume, as a detached mount.
+	Subtree(name, path string) (*os.File, error)
 	Unmount(name, container string) error
 }
 
-// Events is the journal of everything that happened.
+// Events is the journal of all events.
 type Events interface {
 	Append(event.Message) (bool, error)
+	// Forget drops the sources with a prefix, of which no event will come again.
+	Forget(prefix string)
+	End() event.Position
 	Subscribe(since, until time.Time, match func(event.Message) bool) *event.Subscription
+}
+
+// EventServer is another process that serves clients of the journal. Its clients stay
+// connected when the daemon ends.
+type EventServer interface {
+	// Ready starts the process if it does not run. After success Serve can be called.
+	Ready() error
+	// Serve passes a client to the process. The caller still owns client.
+	Serve(client *os.File, r eventserver.Request) error
+	// Clients returns how many clients the process has.
+	Clients() int
 }
 
 // Lives is the record of the daemon's lives over this data root.

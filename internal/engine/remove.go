@@ -1,23 +1,28 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package engine
 
 import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/containerd/errdefs"
 	moby "github.com/moby/moby/api/types/container"
 
 	"holdfast/internal/container"
+	"holdfast/internal/engine/objects"
+	"holdfast/internal/errs"
 	"holdfast/internal/failpoint"
 	"holdfast/internal/filter"
 	"holdfast/internal/shim/proto"
 )
 
-// ContainerRemove removes a container, with Force also one that runs.
+// ContainerRemove removes a container, with Force also a running one.
 func (e *Engine) ContainerRemove(ctx context.Context, ref string, o RemoveOptions) error {
 	if o.Link {
-		return invalid("links between containers are not kept as objects, there is none to remove: leave out the option link")
+		return e.removeLink(ctx, ref)
 	}
 	a, err := e.find(ctx, ref)
 	if err != nil {
@@ -29,29 +34,25 @@ func (e *Engine) ContainerRemove(ctx context.Context, ref string, o RemoveOption
 	}
 	return a.ask(ctx, in, func(do container.Action, done func(error)) {
 		if do == container.HaltAndRemove {
-			a.emitKill(9)
+			a.emit("kill", killAttributes(a.spec, 9))
 		}
 		a.remove(o, done)
 	})
 }
 
-// remove takes the container away, in the loop and in the state Removing. The
-// intent is persisted first, so that the next daemon finishes what a crash
-// interrupts.
+// remove begins the container's removal, in the loop. The intent is persisted first,
+// so that the next daemon finishes a removal that a crash interrupts. If that
+// fails, nothing was begun.
 func (a *actor) remove(o RemoveOptions, done func(error)) {
 	was := a.spec
 	a.spec.Desired, a.spec.RemoveVolumes = container.DesiredRemoved, o.Volumes
 	if err := a.saveEnding(); err != nil {
-		// Nothing was begun.
 		a.spec = was
-		a.to(a.before)
-		if a.state == container.Unknown {
-			go a.retry()
-		}
+		a.step(container.SawRemoveFailed) // the state is Removing if a crash interrupted the removal
 		done(fmt.Errorf("remove %s: %w", a.spec.Name, err))
 		return
 	}
-	a.publish()
+	a.step(container.SawRemoving)
 	failpoint.Here("remove.recorded")
 	clients := a.clients
 	a.clients = nil
@@ -60,34 +61,39 @@ func (a *actor) remove(o RemoveOptions, done func(error)) {
 		for _, c := range clients {
 			c.client.File.Close()
 		}
-		err := a.e.takeAway(shim, spec, mounts, func() {
-			a.e.giveBack(spec.ID, sandbox, mounts)
+		err := a.effects.deleteContainer(shim, spec, mounts, func() {
+			a.effects.giveBack(spec.ID, sandbox, mounts)
 			if shim != nil {
-				// After the end, which the loop tells.
-				a.await(func() { a.e.emitGivenBack(spec.ID, sandbox, mounts) })
+				// These events come after the event of the end, which the loop journals.
+				a.await(func() { a.e.journal.givenBack(spec.ID, sandbox, mounts) })
 			}
 		})
-		a.post(func() {
-			if err != nil {
+		if err != nil {
+			a.post(func() {
 				a.log.Error("removal failed", "error", err)
-				a.saw(container.SawRemoveFailed)
+				a.step(container.SawRemoveFailed)
 				done(fmt.Errorf("remove %s: %w", spec.Name, err))
-				return
-			}
+			})
+			return
+		}
+		a.await(func() {
 			a.e.index.remove(a.id, a.spec.Name)
 			a.e.stats.forget(a.id)
 			if len(a.view.Load().places) > 0 {
-				a.e.updateNames()
+				a.e.names.update()
 			}
-			if a.rec.Status != proto.StatusRemoved { // the shim has told it else
-				a.emit("destroy", nil)
+			if a.rec.Status != proto.StatusRemoved { // else the shim has journalled it
+				a.e.journal.destroyed(a.spec, a.req)
 			}
 			failpoint.Here("remove.told")
-			for _, w := range a.waiters {
-				w.ch <- waitResponse(a.exit())
+		})
+		a.effects.forget(spec.ID)
+		failpoint.Here("remove.forgotten")
+		a.post(func() {
+			a.waiters.removed(a.exit())
+			if err := holdSnapshots(context.Background(), a.e.images, a.e.index); err != nil {
+				a.log.Warn("the set of layers in use could not be updated: layers of the removed container may stay", "error", err)
 			}
-			a.waiters = nil
-			a.e.imagesUnused(a.spec.Image)
 			done(nil)
 			a.unpark()
 			close(a.quit)
@@ -95,47 +101,61 @@ func (a *actor) remove(o RemoveOptions, done func(error)) {
 	}()
 }
 
-// takeAway removes all that is a container's, on the host and on disk.
-// Everything in it may have been done before. The record goes last: as long as
-// something of the container is left, the record says whose it is.
-func (e *Engine) takeAway(shim Shim, spec container.Spec, mounts []mountPoint, giveBack func()) error {
+// deleteContainer removes everything that belongs to a container, on the host and on
+// disk. It is idempotent. The record is removed last, so that as long as something
+// is left, it has an owner. It is only set aside, so that the next daemon can
+// journal the removal if this one dies before it does.
+func (h *hostEffects) deleteContainer(shim Shim, spec container.Spec, mounts []mountPoint, giveBack func()) error {
 	ctx := context.Background()
 	if shim != nil {
-		if err := e.putOut(shim, spec); err != nil {
-			return fmt.Errorf("kill its process: %w", err)
+		if err := h.stopShim(shim, spec); err != nil {
+			return fmt.Errorf("kill the container's process: %w", err)
 		}
-	} else if err := e.killUnshimmed(spec.ID); err != nil {
+		if err := h.runtimes.removeCgroups(spec); err != nil {
+			return err
+		}
+	} else if err := h.killUnshimmed(spec.ID); err != nil {
 		return err
 	}
 	failpoint.Here("remove.halted")
 	giveBack()
 	failpoint.Here("remove.gave-back")
 	if spec.RemoveVolumes {
-		e.removeAnonymous(mounts)
+		h.removeAnonymous(mounts)
 		failpoint.Here("remove.removed-volumes")
 	}
-	if err := e.clearRun(spec.ID); err != nil {
+	if err := h.mounter.clearRun(spec.ID); err != nil {
 		return err
 	}
 	failpoint.Here("remove.cleared-run-directory")
-	if err := e.images.RemoveRootfs(ctx, e.store.ContainerDir(spec.ID)); err != nil {
+	if err := h.images.RemoveRootfs(ctx, h.store.ContainerDir(spec.ID)); err != nil {
 		return fmt.Errorf("remove its files: %w", err)
 	}
 	failpoint.Here("remove.removed-files")
-	err := e.store.RemoveContainer(spec.ID)
-	failpoint.Here("remove.removed-record")
+	err := h.store.SetAside(spec.ID)
+	failpoint.Here("remove.set-aside")
 	return err
 }
 
-// ContainersPrune removes all containers that don't run.
-func (e *Engine) ContainersPrune(ctx context.Context, f filter.Args) (moby.PruneReport, error) {
-	report := moby.PruneReport{ContainersDeleted: []string{}}
-	if err := f.Check("label", "label!", "until"); err != nil {
-		return report, invalid("%v", err)
+// forget deletes what deleteContainer has left, when the event of the removal is
+// journalled.
+func (h *hostEffects) forget(id string) {
+	if err := h.store.DeleteAside(id); err != nil {
+		h.log.Warn("the files of a removed container could not be deleted, the next start of the daemon retries it", "container", id[:12], "error", err)
+		return
 	}
-	until, err := untilOf(f)
+	h.journal.events.Forget(id + "/")
+}
+
+// ContainersPrune removes all containers that do not run.
+func (e *Engine) ContainersPrune(ctx context.Context, f filter.Args) (moby.PruneReport, error) {
+	report := moby.PruneReport{}
+	if err := f.Check("label", "label!", "until"); err != nil {
+		return report, errs.Invalid("%v", err)
+	}
+	until, err := f.Until(time.Now())
 	if err != nil {
-		return report, err
+		return report, errs.Invalid("%v", err)
 	}
 	for _, a := range e.index.all() {
 		if ctx.Err() != nil {
@@ -147,7 +167,7 @@ func (e *Engine) ContainersPrune(ctx context.Context, f filter.Args) (moby.Prune
 		default:
 			continue
 		}
-		if !until.IsZero() && !v.spec.Created.Before(until) || !labelsMatch(f, v.req.Config.Labels) {
+		if !until.IsZero() && !v.spec.Created.Before(until) || !f.Labels(v.req.Config.Labels) {
 			continue
 		}
 		size, _ := e.images.RootfsUsage(e.store.ContainerDir(a.id))
@@ -156,11 +176,11 @@ func (e *Engine) ContainersPrune(ctx context.Context, f filter.Args) (moby.Prune
 			report.ContainersDeleted = append(report.ContainersDeleted, a.id)
 			report.SpaceReclaimed += uint64(size)
 		case errors.Is(err, errdefs.ErrConflict), errors.Is(err, errdefs.ErrNotFound):
-			// It started or went meanwhile: no longer ours to prune.
+			// The container was started or removed meanwhile.
 		default:
 			return report, err
 		}
 	}
-	e.emitPrune("container", report.SpaceReclaimed)
+	objects.Emit(func(typ, action, id string, at map[string]string) { e.journal.emit(typ, action, id, at, time.Now()) }).Pruned("container", report.SpaceReclaimed)
 	return report, nil
 }

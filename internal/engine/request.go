@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package engine
 
 import (
@@ -10,11 +12,11 @@ import (
 	moby "github.com/moby/moby/api/types/container"
 )
 
-// A request has over a hundred members and mostly says something with a dozen
-// of them. What says nothing is not stored: a daemon that starts reads all
-// requests, and reading is what it does most.
+// A request has over a hundred members, of which mostly a dozen are set. Members with
+// zero values are not stored, because a daemon that starts decodes all requests,
+// which is most of its work.
 
-// encode is the request as a spec keeps it.
+// encode encodes the request for Spec.API.
 func (r request) encode() (json.RawMessage, error) {
 	config, err := terse(r.Config, noConfig())
 	if err != nil {
@@ -26,23 +28,24 @@ func (r request) encode() (json.RawMessage, error) {
 	}
 	stored := struct {
 		Config, HostConfig json.RawMessage
-		Networking         any   `json:",omitempty"`
-		Kept               *kept `json:",omitempty"`
-	}{Config: config, HostConfig: host, Kept: r.Kept}
+		Networking         any           `json:",omitempty"`
+		Only               bool          `json:",omitempty"`
+		Fixed              *fixedOptions `json:"Kept,omitempty"`
+	}{Config: config, HostConfig: host, Only: r.Only, Fixed: r.Fixed}
 	if r.Networking != nil {
 		stored.Networking = r.Networking
 	}
 	return json.Marshal(stored)
 }
 
-// decodeRequest reads what encode wrote, and what earlier releases did, with
-// all members.
+// decodeRequest decodes what encode wrote. It also decodes requests of earlier
+// releases, which stored all members.
 func decodeRequest(text json.RawMessage) (r request, err error) {
 	if err := json.Unmarshal(text, &r); err != nil {
-		return r, fmt.Errorf("its request can't be read: %w", err)
+		return r, fmt.Errorf("the container's request can't be decoded: %w", err)
 	}
 	if r.Config == nil || r.HostConfig == nil {
-		return r, errors.New("its request is incomplete")
+		return r, errors.New("the container's request is incomplete")
 	}
 	return r, nil
 }
@@ -55,7 +58,7 @@ var (
 func mustMembers(v any) map[string]json.RawMessage {
 	m, err := members(v)
 	if err != nil {
-		panic(err) // of a type without a value
+		panic(err) // can't happen: v is the zero value of a fixed type
 	}
 	return m
 }
@@ -69,15 +72,15 @@ func members(v any) (m map[string]json.RawMessage, err error) {
 	return m, err
 }
 
-// terse is v without the members that read as in none, which is what its zero
-// value is written as: a member that is absent is read as zero.
-func terse(v any, none map[string]json.RawMessage) (json.RawMessage, error) {
+// terse encodes v without the members that are encoded as in zero, which has the
+// members of v's zero value: decoding sets an absent member to zero.
+func terse(v any, zero map[string]json.RawMessage) (json.RawMessage, error) {
 	m, err := members(v)
 	if err != nil {
 		return nil, err
 	}
 	for name, text := range m {
-		if bytes.Equal(text, none[name]) {
+		if bytes.Equal(text, zero[name]) {
 			delete(m, name)
 		}
 	}

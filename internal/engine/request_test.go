@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package engine
 
 import (
@@ -12,7 +14,7 @@ import (
 	mobynet "github.com/moby/moby/api/types/network"
 )
 
-// some fills in a random part of a value.
+// some sets a random part of a value.
 func some(r *rand.Rand, v reflect.Value) {
 	if r.IntN(3) == 0 {
 		return
@@ -75,7 +77,7 @@ func TestStoredRequestReadsAsTheOneWithAllMembers(t *testing.T) {
 		some(r, reflect.ValueOf(req.Config).Elem())
 		some(r, reflect.ValueOf(req.HostConfig).Elem())
 		some(r, reflect.ValueOf(&req.Networking).Elem())
-		some(r, reflect.ValueOf(&req.Kept).Elem())
+		some(r, reflect.ValueOf(&req.Fixed).Elem())
 		full, err := json.Marshal(req) // what earlier releases stored
 		if err != nil {
 			t.Fatal(err)
@@ -93,7 +95,7 @@ func TestStoredRequestReadsAsTheOneWithAllMembers(t *testing.T) {
 			t.Fatalf("%v: %s", err, short)
 		}
 		if !reflect.DeepEqual(got, want) {
-			t.Fatalf("%s\nis read otherwise than\n%s", short, full)
+			t.Fatalf("%s\nis decoded differently from\n%s", short, full)
 		}
 		if len(short) > len(full) {
 			t.Fatalf("%s\nis longer than\n%s", short, full)

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package engine
 
 import (
@@ -10,54 +12,61 @@ import (
 	"time"
 
 	"holdfast/internal/container"
+	"holdfast/internal/errs"
 	"holdfast/internal/event"
 	"holdfast/internal/shim/proto"
 )
 
-// A daemon that hands over retires its engine: from then on that one is an
-// observer, for the streams that are still open. The successor's engine is
-// another process's, or, when the handover failed, a new one in this process.
+// A daemon that hands over retires its engine, which from then on only observes, for
+// the streams that are still open. The successor's engine is in another process or,
+// if the handover has failed, a new one in this process.
 
-// PendingClient is a client that is attached to a container that has not
-// started. It belongs to the daemon, as there is no shim yet.
+// PendingClient is a client that is attached to a container which has not started.
+// The daemon has it, because there is no shim yet.
 type PendingClient struct {
 	Container string
 	Attach    proto.Attach
 	File      *os.File
 }
 
-// Busy names the containers that are between two states: something is being
-// done for them in this process.
+// Busy returns the names of the containers for which this process performs an
+// operation, each with the operation.
 func (e *Engine) Busy() []string {
 	var names []string
 	for _, a := range e.index.all() {
 		v := a.view.Load()
 		switch v.state {
-		case container.Starting, container.Stopping, container.Removing:
+		case container.Starting, container.Ending, container.Removing:
 			names = append(names, v.spec.Name+" ("+v.state.String()+")")
+		default:
+			if v.due != nil {
+				names = append(names, v.spec.Name+" (about to start)")
+			} else if v.halting {
+				names = append(names, v.spec.Name+" (stopping)")
+			}
 		}
 	}
 	slices.Sort(names)
 	return names
 }
 
-// retireLimit is how long a container's end that was seen just before may take
-// to be dealt with.
+// retireLimit bounds how long Retire waits until the ends of containers are handled
+// that were reported just before.
 const retireLimit = 5 * time.Second
 
-// Retire ends this engine's right to change anything. No request may be under
-// way but those that only follow (events, logs, stats, wait), and Busy should
-// have been empty just before. The files in the answer are the caller's. On an
-// error the engine is of no use any more: another must be made in its place.
+// Retire makes this engine an observer for good. No request may be under way except
+// those that only follow (events, logs, stats, wait), and Busy should have been
+// empty just before. The caller owns the files in the result. After an error the
+// engine is unusable, and the caller must create another one.
 func (e *Engine) Retire(ctx context.Context) ([]PendingClient, error) {
 	e.retired.Store(true)
 	e.observes.Store(true)
-	// From here on, without a gap: what the successor does is in the journal.
-	follow := e.events.Subscribe(time.Time{}, time.Time{}, func(m event.Message) bool { return m.Type == "container" })
+	// Subscribe before anything else, so that no event of the successor is missed.
+	sub := e.events.Subscribe(time.Time{}, time.Time{}, func(m event.Message) bool { return m.Type == "container" })
 	var clients []PendingClient
 	for _, a := range e.index.all() {
-		// After this no function of the loop is under way that was begun with
-		// the right to change something.
+		// When this has run, the loop has finished all functions that began before
+		// the engine was retired.
 		a.await(func() {
 			for _, c := range a.clients {
 				clients = append(clients, PendingClient{Container: a.id, Attach: c.attach, File: c.client.File})
@@ -65,7 +74,7 @@ func (e *Engine) Retire(ctx context.Context) ([]PendingClient, error) {
 			a.clients = nil
 		})
 	}
-	// What ended in the last instant may still be given back.
+	// What a container used that has just ended may still be given back.
 	deadline := time.NewTimer(retireLimit)
 	defer deadline.Stop()
 	tick := time.NewTicker(time.Millisecond)
@@ -74,19 +83,19 @@ func (e *Engine) Retire(ctx context.Context) ([]PendingClient, error) {
 		select {
 		case <-tick.C:
 		case <-deadline.C:
-			follow.Close()
-			return clients, unavailable("retire the engine: still busy with %v", busy)
+			sub.Close()
+			return clients, errs.Unavailable("retire the engine: still busy with %v", busy)
 		case <-ctx.Done():
-			follow.Close()
+			sub.Close()
 			return clients, ctx.Err()
 		}
 	}
-	go e.followSuccessor(follow)
+	go e.followSuccessor(sub)
 	return clients, nil
 }
 
-// followSuccessor learns what becomes of containers that this engine has no
-// shim of, because the successor started them: their ends are waited for here.
+// followSuccessor follows the successor's events, because clients of this engine may
+// wait for the end of a container that the successor starts.
 func (e *Engine) followSuccessor(sub *event.Subscription) {
 	defer sub.Close()
 	ctx, cancel := context.WithCancel(context.Background())
@@ -109,54 +118,54 @@ func (e *Engine) followSuccessor(sub *event.Subscription) {
 		}
 		switch m.Action {
 		case proto.ActionStart:
-			go a.meetShim(ctx)
+			go e.restorer.observeStartedShim(ctx, a)
 		case proto.ActionDie:
 			code, _ := strconv.Atoi(m.Actor.Attributes["exitCode"])
 			a.post(func() {
 				if a.shim != nil {
-					return // it says so itself
+					return // the shim reports the end
 				}
 				a.rec.ExitCode, a.rec.Pid, a.rec.Status, a.rec.Finished = code, 0, proto.StatusExited, m.At()
-				a.tell(a.rec)
-				a.to(container.Exited)
+				a.waiters.ended(a.rec)
+				a.step(container.SawExited)
 			})
 		case proto.ActionDestroy:
 			a.post(func() {
-				if a.state != container.Removing {
-					a.vanish()
+				if a.phase.State != container.Removing {
+					a.e.restorer.forget(a)
 				}
 			})
 		}
 	}
 }
 
-// meetShim follows a shim that another daemon has started.
-func (a *actor) meetShim(ctx context.Context) {
+// observeStartedShim connects to a shim that the successor has started, and follows
+// its container.
+func (r *restorer) observeStartedShim(ctx context.Context, a *actor) {
 	if a.view.Load().shim != nil {
 		return
 	}
-	f := a.e.look(ctx, a)
+	f := r.observe(ctx, a)
 	if f.shim == nil {
-		return // it has ended already, which the journal tells
+		return // the container has ended already, and the journal has the event
 	}
-	met := a.post(func() {
-		if a.shim != nil || a.state == container.Removing {
+	posted := a.post(func() {
+		if a.shim != nil || a.phase.State == container.Removing {
 			f.shim.Close()
 			return
 		}
 		a.spec.Life = f.rec.Life
-		a.e.show(a, f)
-		a.to(a.state)
+		r.applyObserved(a, f)
 	})
-	if !met {
+	if !posted {
 		f.shim.Close()
 	}
 }
 
-// TakeClients takes over the clients of a predecessor. It takes charge of their
+// TakeClients takes over the clients of a predecessor. It takes ownership of their
 // files.
 func (e *Engine) TakeClients(clients []PendingClient) error {
-	var errs []error
+	var failed []error
 	for _, c := range clients {
 		a, err := e.index.find(c.Container)
 		if err == nil {
@@ -164,27 +173,36 @@ func (e *Engine) TakeClients(clients []PendingClient) error {
 			if a.post(func() { a.join(at) }) {
 				continue
 			}
-			err = notFound("No such container: %s", c.Container)
+			err = errs.NotFound("No such container: %s", c.Container)
 		}
 		c.File.Close()
-		errs = append(errs, fmt.Errorf("a client of %s is lost: %w", c.Container, err))
+		failed = append(failed, fmt.Errorf("a client attached to %s was disconnected: %w", c.Container, err))
 	}
-	return errors.Join(errs...)
+	return errors.Join(failed...)
 }
 
-// Leave ends what a retired engine follows. The shims go on.
+// Leave ends everything that a retired engine follows. The shims run on.
 func (e *Engine) Leave() {
-	e.closeOnce.Do(func() { close(e.closing) })
+	e.progress.close()
 	for _, a := range e.index.all() {
 		a.await(func() {
 			if a.shim != nil {
 				a.shim.Close()
 				a.shim = nil
-				a.publish()
+				a.enter(container.Phase{State: a.phase.State})
 			}
-			a.held.mu.Lock()
-			defer a.held.mu.Unlock()
-			a.drop()
+			a.descriptors.close()
 		})
 	}
+}
+
+// Running returns how many containers have a process, or may have one.
+func (e *Engine) Running() int {
+	n := 0
+	for _, a := range e.index.all() {
+		if a.view.Load().state.Alive() {
+			n++
+		}
+	}
+	return n
 }

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package engine
 
 import (
@@ -11,16 +13,19 @@ import (
 	"holdfast/internal/container"
 	"holdfast/internal/engine/oci"
 	"holdfast/internal/engine/stats"
+	"holdfast/internal/errs"
 )
 
-// statsHub keeps one collector a container, so that many clients of one cost
+// statsHub has one collector per container, so that many clients of a container share
 // one reader.
 type statsHub struct {
+	host oci.Host
+
 	mu         sync.Mutex
 	collectors map[string]*stats.Collector
 }
 
-// of gives a container's collector.
+// of returns a container's collector.
 func (h *statsHub) of(a *actor) *stats.Collector {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -30,12 +35,12 @@ func (h *statsHub) of(a *actor) *stats.Collector {
 	if h.collectors == nil {
 		h.collectors = map[string]*stats.Collector{}
 	}
-	c := stats.NewCollector(a.sample)
+	c := stats.NewCollector(func(ctx context.Context) (moby.StatsResponse, error) { return sample(ctx, h.host, a) })
 	h.collectors[a.id] = c
 	return c
 }
 
-// forget ends the streams of a container that is gone.
+// forget ends the streams of a container that is removed.
 func (h *statsHub) forget(id string) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -45,20 +50,20 @@ func (h *statsHub) forget(id string) {
 	}
 }
 
-// cgroup is where the container's control group is.
-func (e *Engine) cgroup(v *view) stats.Cgroup {
+// cgroupOf returns the folders of a container's control group.
+func cgroupOf(h oci.Host, v *view) stats.Cgroup {
 	path := oci.CgroupPath(v.spec.CgroupDriver, v.spec.CgroupParent, v.spec.ID)
-	return e.host.CgroupDirs(v.spec.CgroupDriver, path)
+	return h.CgroupDirs(v.spec.CgroupDriver, path)
 }
 
-// sample reads what the container uses now.
-func (a *actor) sample(ctx context.Context) (moby.StatsResponse, error) {
+// sample reads the container's present resource usage.
+func sample(ctx context.Context, h oci.Host, a *actor) (moby.StatsResponse, error) {
 	v := a.view.Load()
 	r := moby.StatsResponse{ID: a.id, Name: "/" + v.spec.Name}
 	if v.rec.Pid == 0 || !v.state.Alive() {
-		return r, notFound("container %s is not running", a.id)
+		return r, errs.NotFound("container %s is not running", a.id)
 	}
-	src := stats.Source{Cgroup: a.e.cgroup(v), MemTotal: a.e.host.MemTotal}
+	src := stats.Source{Cgroup: cgroupOf(h, v), MemTotal: h.MemTotal}
 	if !v.req.HostConfig.NetworkMode.IsHost() {
 		src.NetPid = v.rec.Pid
 	}
@@ -67,8 +72,9 @@ func (a *actor) sample(ctx context.Context) (moby.StatsResponse, error) {
 	return s, err
 }
 
-// ContainerStats gives samples of what a container uses: one with stream
-// false, else one each second until the context ends or the container is gone.
+// ContainerStats emits samples of a container's resource usage: one sample if stream
+// is false, otherwise one each second until the context ends or the container is
+// removed.
 func (e *Engine) ContainerStats(ctx context.Context, ref string, stream, oneShot bool, emit func(moby.StatsResponse) error) error {
 	a, err := e.index.find(ref)
 	if err != nil {
@@ -110,13 +116,13 @@ func (e *Engine) ContainerTop(ctx context.Context, ref, psArgs string) (moby.Top
 	}
 	v := a.view.Load()
 	switch v.state {
-	case container.Running, container.Paused, container.Stopping:
+	case container.Running, container.Paused, container.Ending:
 	case container.Restarting:
-		return moby.TopResponse{}, conflict("container %s is restarting, wait until the container is running", a.id)
+		return moby.TopResponse{}, errs.Conflict("container %s is restarting, wait until the container is running", a.id)
 	default:
-		return moby.TopResponse{}, conflict("container %s is not running", a.id)
+		return moby.TopResponse{}, errs.Conflict("container %s is not running", a.id)
 	}
-	pids, err := stats.Pids(e.cgroup(v))
+	pids, err := stats.Pids(cgroupOf(e.host, v))
 	if err != nil {
 		return moby.TopResponse{}, fmt.Errorf("processes of %s: %w", v.spec.Name, err)
 	}

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package engine
 
 import (
@@ -29,35 +31,39 @@ import (
 
 var update = flag.Bool("update", false, "rewrite the stories' outcomes; review the diff")
 
-// TestStories plays testdata/stories/*.txt: what users ask of the engine and
-// what happens to its containers, and under each line of dashes all that came
-// of it: the answers, the events as they are journalled, and the states that
-// changed. Time is the story's own and passes only where it says so.
+// TestStories runs the scripts testdata/stories/*.txt. A script has users' requests
+// and what happens to the containers. Under each line of dashes it has the results
+// since the last one: the answers to requests, the journalled events, and the states
+// that have changed. Time is simulated and passes only at the command pass.
 //
-// A line that begins with # is the teller's. Commands:
+// A line that begins with # is a comment. Commands:
 //
 //	daemon [live-restore]        a daemon starts, and restores
-//	crash                        it dies at once
-//	shutdown                     it is told to stop, and then dies
-//	reboot                       the machine does
+//	crash                        the daemon dies at once
+//	shutdown                     the daemon is asked to stop, and then dies
+//	reboot                       the machine reboots
 //	create NAME [rm] [restart=POLICY] [volume=PATH] [timeout=SECONDS]
-//	start, stop, restart, pause, unpause, rm, rm-f, rm-fv, kill [SIGNAL] NAME
-//	rename NAME TO               and so on: what users ask
+//	start, pause, unpause, rm, rm-f, rm-fv, kill [SIGNAL] NAME
+//	stop, restart NAME [SECONDS] [SIGNAL]
+//	rename NAME TO
 //	connect NAME NETWORK
 //	update NAME restart=POLICY|shares=N
-//	wait NAME CONDITION, logs NAME     who waits, or follows the log
+//	wait NAME CONDITION          a client waits for the condition
+//	logs NAME                    a client follows the log
 //	inspect NAME
-//	giveup                       who asked last does not wait any longer
+//	borrow NAME                  a client begins to read the container's files
+//	return                       all such clients finish
+//	giveup                       the client of the last request stops waiting
 //	exit NAME CODE               the container's process ends
-//	lingers NAME                 it will only end by SIGKILL
-//	shim NAME killed|silent|answers
-//	hold POINT, release POINT    a step of the engine takes its time
-//	fail POINT [CODE] MESSAGE    a step fails once, CODE is the runtime's
-//	broken NAME                  its record can't be read any more
+//	lingers NAME                 the container's process only ends by SIGKILL
+//	shim NAME killed|silent|answers|cut
+//	hold POINT, release POINT    a step of the engine blocks until it is released
+//	fail POINT [CODE] MESSAGE    a step fails once; CODE is the runtime's exit code
+//	broken NAME                  the container's record becomes unreadable
 //	pass DURATION                time passes
-//	state                        all states, and what is held on the host
+//	state                        all states, and what is in use on the host
 //
-// A story that leaves a goroutine behind, or waits for what never comes, fails.
+// A script that leaves a goroutine behind, or blocks for ever, fails.
 func TestStories(t *testing.T) {
 	files, err := filepath.Glob("testdata/stories/*.txt")
 	if err != nil || len(files) == 0 {
@@ -76,13 +82,13 @@ func TestStories(t *testing.T) {
 					t.Fatal(err)
 				}
 			} else if !bytes.Equal(got, text) {
-				t.Errorf("%s goes differently; run with -update and review the diff:\n%s", file, diff(string(text), string(got)))
+				t.Errorf("%s has other results; run with -update and review the diff:\n%s", file, diff(string(text), string(got)))
 			}
 		})
 	}
 }
 
-// diff shows the lines from the first that differs on.
+// diff shows the lines around the first difference.
 func diff(want, got string) string {
 	w, g := strings.Split(want, "\n"), strings.Split(got, "\n")
 	i := 0
@@ -94,24 +100,25 @@ func diff(want, got string) string {
 		strings.Join(w[from:min(len(w), i+8)], "\n  "), strings.Join(g[from:min(len(g), i+8)], "\n  "))
 }
 
-// teller plays one story.
-type teller struct {
+// player runs one script.
+type player struct {
 	t      *testing.T
 	w      *world
 	d      *daemon
-	last   map[string]string // states as last told
+	last   map[string]string // states at the last line of dashes
 	ids    map[string]string
 	giveUp context.CancelFunc
 
 	mu      sync.Mutex
-	asked   int // numbers the asks
+	asked   int // the number of requests
 	answers map[int]string
+	lent    []func() // release acquired files
 	wg      sync.WaitGroup
 }
 
-// play gives the story as it goes.
+// play runs a script and returns it with the actual results.
 func play(t *testing.T, text string) []byte {
-	s := &teller{t: t, w: newWorld(t), last: map[string]string{}, ids: map[string]string{}, answers: map[int]string{}}
+	s := &player{t: t, w: newWorld(t), last: map[string]string{}, ids: map[string]string{}, answers: map[int]string{}}
 	var out bytes.Buffer
 	lines := strings.Split(strings.TrimRight(text, "\n"), "\n")
 	for i := 0; i < len(lines); i++ {
@@ -120,11 +127,11 @@ func play(t *testing.T, text string) []byte {
 		case line == "----":
 			synctest.Wait()
 			fmt.Fprintln(&out, line)
-			for _, l := range s.told() {
+			for _, l := range s.results() {
 				fmt.Fprintln(&out, l)
 			}
 			for i+1 < len(lines) && lines[i+1] != "" {
-				i++ // what was told when the story was written
+				i++ // skip the expected results
 			}
 		case line == "" || strings.HasPrefix(line, "#"):
 			fmt.Fprintln(&out, line)
@@ -150,8 +157,8 @@ func play(t *testing.T, text string) []byte {
 	return out.Bytes()
 }
 
-// told is what has happened since the last time.
-func (s *teller) told() []string {
+// results returns the results since the last call.
+func (s *player) results() []string {
 	out := s.w.take()
 	s.mu.Lock()
 	for _, n := range slices.Sorted(maps.Keys(s.answers)) {
@@ -162,8 +169,8 @@ func (s *teller) told() []string {
 	return append(out, s.states()...)
 }
 
-// states are those that have changed.
-func (s *teller) states() []string {
+// states returns the states that have changed since the last call.
+func (s *player) states() []string {
 	var out []string
 	now := map[string]string{}
 	if s.d != nil && !s.d.ports.dead.Load() {
@@ -172,6 +179,9 @@ func (s *teller) states() []string {
 			st := v.state.String()
 			if (v.state == container.Exited || v.state == container.Dead) && v.hasRun() {
 				st += " " + strconv.Itoa(v.exit().ExitCode)
+			}
+			if shown := apiState(v); shown.Running && !shown.Restarting && shown.Pid == 0 {
+				st += " without a process"
 			}
 			if v.spec.Failure != nil && !v.state.Alive() {
 				st += fmt.Sprintf(" (%d: %s)", v.spec.Failure.ExitCode, s.plain(v.spec.Failure.Error))
@@ -198,16 +208,16 @@ func (s *teller) states() []string {
 
 var randomID = regexp.MustCompile("[0-9a-f]{64}")
 
-// plain puts names for what is random in a text.
-func (s *teller) plain(text string) string {
+// plain replaces random parts of a text by names.
+func (s *player) plain(text string) string {
 	s.w.mu.Lock()
 	defer s.w.mu.Unlock()
 	text = strings.ReplaceAll(s.w.readable(text), s.w.dir, "")
 	return randomID.ReplaceAllString(text, "(anonymous)")
 }
 
-// ask calls the engine as a client does, and tells the answer when it comes.
-func (s *teller) ask(what string, call func(ctx context.Context, d *daemon) error) {
+// ask calls the engine as a client does, and records the answer.
+func (s *player) ask(what string, call func(ctx context.Context, d *daemon) error) {
 	ctx, cancel := context.WithCancel(context.Background())
 	s.giveUp = cancel
 	d := s.d
@@ -215,7 +225,7 @@ func (s *teller) ask(what string, call func(ctx context.Context, d *daemon) erro
 	s.wg.Go(func() {
 		err := call(ctx, d)
 		if d.ports.dead.Load() {
-			return // nobody is there to hear it
+			return // the client's connection has ended with the daemon
 		}
 		answer := "ok"
 		switch {
@@ -237,22 +247,34 @@ func (s *teller) ask(what string, call func(ctx context.Context, d *daemon) erro
 	})
 }
 
-func (s *teller) number() int {
+// stopOptions parses [SECONDS] [SIGNAL].
+func (s *player) stopOptions(words []string) (o StopOptions) {
+	for _, w := range words {
+		if n, err := strconv.Atoi(w); err == nil {
+			o.Timeout = &n
+		} else {
+			o.Signal = w
+		}
+	}
+	return o
+}
+
+func (s *player) number() int {
 	s.asked++
 	return s.asked
 }
 
-func (s *teller) shim(name string) *fakeShim {
+func (s *player) shim(name string) *fakeShim {
 	s.w.mu.Lock()
 	defer s.w.mu.Unlock()
 	sh := s.w.shims[s.ids[name]]
 	if sh == nil {
-		s.t.Fatalf("the story speaks of a shim of %s, and there is none", name)
+		s.t.Fatalf("%s has no shim", name)
 	}
 	return sh
 }
 
-func (s *teller) do(words []string) {
+func (s *player) do(words []string) {
 	line := strings.Join(words, " ")
 	arg := func(i int) string {
 		if i < len(words) {
@@ -272,7 +294,7 @@ func (s *teller) do(words []string) {
 		s.d.kill()
 	case "shutdown":
 		d := s.d
-		s.ask("shutdown", func(ctx context.Context, _ *daemon) error { d.Shutdown(ctx); return nil })
+		s.ask("shutdown", func(ctx context.Context, _ *daemon) error { d.Shutdown(ctx, false); return nil })
 	case "reboot":
 		s.d.kill()
 		s.w.mu.Lock()
@@ -309,7 +331,7 @@ func (s *teller) do(words []string) {
 			case "image":
 				req.Config.Image = v
 			default:
-				s.t.Fatalf("create: what is %q?", o)
+				s.t.Fatalf("create: unknown option %q", o)
 			}
 		}
 		s.ask(line, func(ctx context.Context, d *daemon) error {
@@ -325,9 +347,11 @@ func (s *teller) do(words []string) {
 	case "start":
 		s.ask(line, func(ctx context.Context, d *daemon) error { return d.ContainerStart(ctx, name) })
 	case "stop":
-		s.ask(line, func(ctx context.Context, d *daemon) error { return d.ContainerStop(ctx, name, StopOptions{}) })
+		o := s.stopOptions(words[2:])
+		s.ask(line, func(ctx context.Context, d *daemon) error { return d.ContainerStop(ctx, name, o) })
 	case "restart":
-		s.ask(line, func(ctx context.Context, d *daemon) error { return d.ContainerRestart(ctx, name, StopOptions{}) })
+		o := s.stopOptions(words[2:])
+		s.ask(line, func(ctx context.Context, d *daemon) error { return d.ContainerRestart(ctx, name, o) })
 	case "pause":
 		s.ask(line, func(ctx context.Context, d *daemon) error { return d.ContainerPause(ctx, name) })
 	case "unpause":
@@ -356,11 +380,11 @@ func (s *teller) do(words []string) {
 			}
 			u.CPUShares = int64(n)
 		default:
-			s.t.Fatalf("update: what is %q?", arg(2))
+			s.t.Fatalf("update: unknown option %q", arg(2))
 		}
 		s.ask(line, func(ctx context.Context, d *daemon) error { _, err := d.ContainerUpdate(ctx, name, u); return err })
 	case "logs":
-		// Whether someone who follows would still wait.
+		// The answer comes when a client that follows the log would reach its end.
 		s.ask(line, func(ctx context.Context, d *daemon) error {
 			a, err := d.index.find(name)
 			if err != nil {
@@ -420,7 +444,7 @@ func (s *teller) do(words []string) {
 			sh.silent = arg(2) == "silent"
 			sh.mu.Unlock()
 		case "cut":
-			// Its connections end, it lives.
+			// Its connections end, and it runs on.
 			sh.mu.Lock()
 			conns := sh.conns
 			sh.conns = nil
@@ -429,7 +453,27 @@ func (s *teller) do(words []string) {
 				c.end()
 			}
 		default:
-			s.t.Fatalf("shim: what is %q?", arg(2))
+			s.t.Fatalf("shim: unknown action %q", arg(2))
+		}
+	case "borrow":
+		s.ask(line, func(ctx context.Context, d *daemon) error {
+			a, err := d.find(ctx, name)
+			if err != nil {
+				return err
+			}
+			release, err := a.acquireFiles(ctx)
+			s.mu.Lock()
+			s.lent = append(s.lent, release)
+			s.mu.Unlock()
+			return err
+		})
+	case "return":
+		s.mu.Lock()
+		lent := s.lent
+		s.lent = nil
+		s.mu.Unlock()
+		for _, release := range lent {
+			release()
 		}
 	case "hold":
 		s.w.mu.Lock()
@@ -466,7 +510,7 @@ func (s *teller) do(words []string) {
 		if err != nil {
 			s.t.Fatal(err)
 		}
-		<-time.After(d) // in the story's own time
+		<-time.After(d) // simulated time
 	case "state":
 		synctest.Wait()
 		var lines []string
@@ -484,6 +528,6 @@ func (s *teller) do(words []string) {
 		s.answers[s.number()] = strings.Join(lines, "\n")
 		s.mu.Unlock()
 	default:
-		s.t.Fatalf("the story says %q, which nobody understands", line)
+		s.t.Fatalf("unknown command %q", line)
 	}
 }

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package engine
 
 import (
@@ -12,8 +14,8 @@ import (
 	"holdfast/internal/timeline"
 )
 
-// DaemonTimeline shows the daemon's lives and the containers' from since to
-// now; the zero time is from the first record on.
+// DaemonTimeline returns the lives of daemons and containers from since to now. With
+// the zero time it begins at the first record.
 func (e *Engine) DaemonTimeline(ctx context.Context, since time.Time) (timeline.Timeline, error) {
 	now := time.Now()
 	sub := e.events.Subscribe(time.Time{}, now, timeline.Wanted)
@@ -32,8 +34,8 @@ func (e *Engine) DaemonTimeline(ctx context.Context, since time.Time) (timeline.
 	return timeline.Build(e.lives.List(), past, e.present(), since, now, false), nil
 }
 
-// DaemonTimeline is the same from the files: the last daemon's journal, and
-// those of the shims for what came after.
+// DaemonTimeline returns the timeline from files: the last daemon's journal, and the
+// shims' journals for later events.
 func (o *Observer) DaemonTimeline(_ context.Context, since time.Time) (timeline.Timeline, error) {
 	past, _, err := o.past(time.Time{}, timeline.Wanted)
 	if err != nil {
@@ -42,7 +44,7 @@ func (o *Observer) DaemonTimeline(_ context.Context, since time.Time) (timeline.
 	return timeline.Build(o.lives.(observedLives).Lives.List(), past, o.present(), since, time.Now(), true), nil
 }
 
-// present are the containers as they are.
+// present returns the present state of the containers.
 func (e *Engine) present() []timeline.Present {
 	var list []timeline.Present
 	for _, a := range e.index.all() {

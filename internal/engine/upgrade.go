@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package engine
 
 import (
@@ -14,27 +16,27 @@ import (
 	"holdfast/internal/shim/proto"
 )
 
-// upgradeLimit is how long one shim may take.
+// upgradeLimit bounds the upgrade of one shim.
 const upgradeLimit = time.Minute
 
-// upgrader is a shim that can go on as another binary.
+// upgrader is implemented by shims that can re-exec as another binary.
 type upgrader interface {
 	Upgrade(ctx context.Context, binary string) (proto.HelloReply, error)
 }
 
-// ShimUpgrade is what became of one shim.
+// ShimUpgrade is the result of the upgrade of one shim.
 type ShimUpgrade struct {
 	ID     string `json:"id"` // of the container
 	Name   string `json:"name"`
-	Before string `json:"before"`          // release
-	After  string `json:"after,omitempty"` // empty when it failed
+	Before string `json:"before"`          // the shim's release before
+	After  string `json:"after,omitempty"` // and afterwards; empty if the upgrade failed
 	Error  string `json:"error,omitempty"`
 }
 
-// UpgradeShims makes the shims of all running containers go on as another
-// binary, in place: the daemon's own unless one is named by its absolute path.
-// A shim that can't goes on as it is, and its Error says why. The answer is in
-// the order of the containers' names.
+// UpgradeShims upgrades the shims of all running containers in place: they re-exec as
+// another binary, which defaults to the daemon's configured shim. If the upgrade of a
+// shim fails, the shim runs on unchanged, and its Error contains the reason. The
+// result is ordered by the containers' names.
 func (e *Engine) UpgradeShims(ctx context.Context, binary string) ([]ShimUpgrade, error) {
 	if err := e.ready(ctx); err != nil {
 		return nil, err
@@ -57,7 +59,7 @@ func (e *Engine) UpgradeShims(ctx context.Context, binary string) ([]ShimUpgrade
 	g.SetLimit(8)
 	for i, a := range todo {
 		g.Go(func() error {
-			done[i] = a.upgradeShim(binary)
+			done[i] = upgradeShim(a, binary)
 			return nil
 		})
 	}
@@ -67,9 +69,9 @@ func (e *Engine) UpgradeShims(ctx context.Context, binary string) ([]ShimUpgrade
 	return done, nil
 }
 
-// upgradeShim upgrades one; without an ID in the answer the container has ended
-// meanwhile. Who asked may go: what was begun is finished.
-func (a *actor) upgradeShim(binary string) ShimUpgrade {
+// upgradeShim upgrades one shim. The result has no ID if the container has ended
+// meanwhile. The upgrade is finished even if the client stops waiting.
+func upgradeShim(a *actor, binary string) ShimUpgrade {
 	ctx, cancel := context.WithTimeout(context.Background(), upgradeLimit)
 	defer cancel()
 	u := ShimUpgrade{ID: a.id, Name: a.view.Load().spec.Name}
@@ -91,14 +93,14 @@ func (a *actor) upgradeShim(binary string) ShimUpgrade {
 	case errdefs.IsNotImplemented(err):
 		u.Error = "its shim is of a release that can't be upgraded in place: it stays until the container is started again"
 	case errors.Is(err, context.DeadlineExceeded):
-		u.Error = "its shim has not answered for " + upgradeLimit.String() + ", it may go on as it is"
+		u.Error = "its shim has not answered for " + upgradeLimit.String() + ": it may run on unchanged"
 	default:
 		u.Error = err.Error()
 	}
 	return u
 }
 
-// UpgradeShims is the daemon's.
+// UpgradeShims needs the daemon.
 func (o *Observer) UpgradeShims(context.Context, string) ([]ShimUpgrade, error) {
 	return nil, needsDaemon("upgrading shims")
 }

@@ -1,34 +1,39 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package engine
 
 import (
 	"context"
 	"encoding/json"
-	"slices"
 
 	moby "github.com/moby/moby/api/types/container"
 
 	"holdfast/internal/container"
+	"holdfast/internal/errs"
 )
 
-// ContainerWait answers on the channel, once, when the condition has come. The
-// channel never answers if the context ends first.
-func (e *Engine) ContainerWait(ctx context.Context, ref string, on moby.WaitCondition) (<-chan moby.WaitResponse, error) {
-	_, w, err := e.wait(ctx, ref, on)
+// waits serves clients that wait for the end of a container.
+type waits struct{ index *index }
+
+// ContainerWait sends one answer on the channel when the condition is met. It sends
+// none if the context ends first.
+func (ws *waits) ContainerWait(ctx context.Context, ref string, on moby.WaitCondition) (<-chan moby.WaitResponse, error) {
+	_, w, err := ws.register(ctx, ref, on)
 	if err != nil {
 		return nil, err
 	}
 	return w.ch, nil
 }
 
-// ContainerWaitHeld is ContainerWait for a client whose connection is a socket.
-// As soon as the container has a shim, that one holds a copy of it and answers
-// should this daemon die. Hijack is called once the wait is registered. It gives
-// the connection and the response's head, which is not written yet and
-// announces a chunked body; the connection ends with the answer.
-func (e *Engine) ContainerWaitHeld(ctx context.Context, ref string, on moby.WaitCondition, hijack func() (*Client, []byte, error)) error {
+// ContainerWaitHeld is ContainerWait for a client whose connection is a socket. As
+// soon as the container has a shim, the shim gets a copy of the socket, and answers
+// the client if this daemon dies. hijack is called once the wait is registered. It
+// returns the connection and the response's head, which it has not written and
+// which announces a chunked body. The connection is closed after the answer.
+func (ws *waits) ContainerWaitHeld(ctx context.Context, ref string, on moby.WaitCondition, hijack func() (*Client, []byte, error)) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	a, w, err := e.wait(ctx, ref, on)
+	a, w, err := ws.register(ctx, ref, on)
 	if err != nil {
 		return err
 	}
@@ -36,10 +41,10 @@ func (e *Engine) ContainerWaitHeld(ctx context.Context, ref string, on moby.Wait
 	if err != nil {
 		return err
 	}
-	h := &heldWait{on: w.on, client: c.File, head: head}
+	h := &waitClient{on: w.on, client: c.File, head: head}
 	defer h.close()
 	go func() {
-		// Nothing more comes from this client but its end.
+		// The client sends nothing more; the read ends when it closes the connection.
 		defer cancel()
 		defer h.leave()
 		buf := make([]byte, 64)
@@ -51,15 +56,14 @@ func (e *Engine) ContainerWaitHeld(ctx context.Context, ref string, on moby.Wait
 	}()
 	shim := make(chan Shim, 1)
 	if a.post(func() {
-		if i := slices.IndexFunc(a.waiters, func(o waiter) bool { return o.ch == w.ch }); i >= 0 {
-			a.waiters[i].held = h
+		if a.waiters.setClient(w, h) {
 			shim <- a.shim
 			return
 		}
-		shim <- nil // it has its answer
+		shim <- nil // the wait is over already
 	}) {
 		if s := <-shim; s != nil {
-			h.give(s)
+			h.handOver(s)
 		}
 	}
 	if err := h.open(); err != nil {
@@ -74,60 +78,53 @@ func (e *Engine) ContainerWaitHeld(ctx context.Context, ref string, on moby.Wait
 		h.answer(append(body, '\n'))
 		return nil
 	case <-ctx.Done():
-		return nil // there is nobody to be told
+		return nil // the client has gone, or the daemon ends
 	}
 }
 
-// wait registers a waiter, or answers at once.
-func (e *Engine) wait(ctx context.Context, ref string, on moby.WaitCondition) (*actor, waiter, error) {
+// register registers a waiter, or answers it if the condition is met already.
+func (ws *waits) register(ctx context.Context, ref string, on moby.WaitCondition) (*actor, waiter, error) {
 	switch on {
 	case "":
 		on = moby.WaitConditionNotRunning
 	case moby.WaitConditionNotRunning, moby.WaitConditionNextExit, moby.WaitConditionRemoved:
 	default:
-		return nil, waiter{}, invalid("invalid condition: %q: want not-running, next-exit or removed", on)
+		return nil, waiter{}, errs.Invalid("invalid condition: %q: want not-running, next-exit or removed", on)
 	}
-	a, err := e.find(ctx, ref)
+	a, err := ws.index.findForChange(ctx, ref)
 	if err != nil {
 		return nil, waiter{}, err
 	}
 	w := waiter{on: on, ch: make(chan moby.WaitResponse, 1), ctx: ctx}
-	there := a.post(func() {
+	posted := a.post(func() {
 		if ctx.Err() != nil {
 			return
 		}
 		if on == moby.WaitConditionNotRunning {
-			switch a.state {
+			switch a.phase.State {
 			case container.Created, container.Exited, container.Dead:
 				w.ch <- waitResponse(a.exit())
 				return
 			}
 		}
-		if a.gone() {
+		if a.removed() {
 			w.ch <- waitResponse(a.exit())
 			return
 		}
-		a.waiters = slices.DeleteFunc(a.waiters, func(w waiter) bool { return w.ctx.Err() != nil })
-		a.waiters = append(a.waiters, w)
+		a.waiters.add(w)
 	})
-	if !there {
+	if !posted {
 		w.ch <- waitResponse(a.exit())
 	}
 	return a, w, nil
 }
 
-// giveWaits gives the clients that wait to a new shim. It is called outside of
-// the loop.
-func (a *actor) giveWaits(shim Shim) {
-	var held []*heldWait
-	a.await(func() {
-		for _, w := range a.waiters {
-			if w.held != nil && w.ctx.Err() == nil {
-				held = append(held, w.held)
-			}
-		}
-	})
-	for _, h := range held {
-		h.give(shim)
+// handOverWaits hands the waiting clients to a new shim. It must not be called in the
+// loop.
+func (a *actor) handOverWaits(shim Shim) {
+	var clients []*waitClient
+	a.await(func() { clients = a.waiters.clients() })
+	for _, h := range clients {
+		h.handOver(shim)
 	}
 }

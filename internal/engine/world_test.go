@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package engine
 
 import (
@@ -26,6 +28,7 @@ import (
 	"holdfast/internal/config"
 	"holdfast/internal/container"
 	"holdfast/internal/engine/oci"
+	"holdfast/internal/errs"
 	"holdfast/internal/event"
 	images "holdfast/internal/image"
 	"holdfast/internal/network"
@@ -35,42 +38,43 @@ import (
 	volumes "holdfast/internal/volume"
 )
 
-// world is what outlives a daemon: the specs, the shims, what is held of the
-// kernel, the journal of events. Each daemon of a test sees it through ports of
-// its own, and after the daemon's death these do nothing any more.
+// world is what outlives a daemon: the specs, the shims, the resources in use on the
+// host, and the journal. Each daemon of a test accesses it through its own ports,
+// which have no effect after the daemon's death.
 type world struct {
 	t       *testing.T
 	dir     string
 	journal *event.Journal
 
 	mu     sync.Mutex  // guards all below
-	trace  []happening // since it was last read
+	trace  []happening // since the last take
 	specs  map[string][]byte
 	broken []store.Broken
 	unborn map[string][]string
+	aside  map[string][]byte
 	shims  map[string]*fakeShim
 	boot   int
 	lives  []event.Life
-	faults map[string]error         // by point, for one call
+	faults map[string]error         // by point; each fails one call
 	holds  map[string]chan struct{} // by point, until released
 
-	sandboxes map[string]string   // container → held sandbox
+	sandboxes map[string]string   // container → its sandbox
 	rootfs    map[string]bool     // container folder → prepared
 	mounted   map[string]bool     // mount point → mounted
 	volumes   map[string][]string // name → containers that have it mounted
 	anonymous map[string]bool
-	names     map[string]string // ID → the name that the story gave it
+	names     map[string]string // ID → the container's first name in the script
 	nextPid   int
 }
 
 func newWorld(t *testing.T) *world {
 	w := &world{
 		t: t, dir: t.TempDir(),
-		specs: map[string][]byte{}, unborn: map[string][]string{}, shims: map[string]*fakeShim{},
+		specs: map[string][]byte{}, unborn: map[string][]string{}, aside: map[string][]byte{}, shims: map[string]*fakeShim{},
 		faults: map[string]error{}, holds: map[string]chan struct{}{},
 		sandboxes: map[string]string{}, rootfs: map[string]bool{}, mounted: map[string]bool{},
 		volumes: map[string][]string{}, anonymous: map[string]bool{}, names: map[string]string{},
-		nextPid: 5 << 20, // above what the kernel ever gives, so that none is alive
+		nextPid: 5 << 20, // above the kernel's limit, so that no such process exists
 	}
 	var err error
 	if w.journal, err = event.Open(filepath.Join(w.dir, "events"), event.Options{}); err != nil {
@@ -80,16 +84,16 @@ func newWorld(t *testing.T) *world {
 	return w
 }
 
-// happening is something that happened to a container.
+// happening is a result that concerns a container.
 type happening struct{ id, text string }
 
-func (w *world) tell(id, text string) {
+func (w *world) add(id, text string) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.trace = append(w.trace, happening{w.readable(id), w.readable(text)})
 }
 
-// readable puts names for the IDs of a text; the mutex is held.
+// readable replaces the IDs in a text by names; the mutex is held.
 func (w *world) readable(text string) string {
 	for id, name := range w.names {
 		text = strings.ReplaceAll(text, id, name)
@@ -98,7 +102,7 @@ func (w *world) readable(text string) string {
 	return text
 }
 
-// named gives an ID the name by which stories tell of it.
+// named sets the name by which the results show an ID.
 func (w *world) named(id, name string) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -112,7 +116,7 @@ type daemon struct {
 	ports *ports
 }
 
-// start begins a daemon's life, without reading anything.
+// start starts a daemon, which has not loaded anything yet.
 func (w *world) start(live bool) *daemon {
 	p := &ports{w: w}
 	p.killed = make(chan struct{})
@@ -136,12 +140,11 @@ func (w *world) start(live bool) *daemon {
 	return &daemon{e, w, p}
 }
 
-// kill ends a daemon at once: nothing that it has begun has any effect from
-// here on.
+// kill ends a daemon at once: what it has begun has no effect from now on.
 func (d *daemon) kill() {
 	d.ports.dead.Store(true)
 	close(d.ports.killed)
-	d.closeOnce.Do(func() { close(d.closing) })
+	d.progress.close()
 	for _, a := range d.index.all() {
 		select {
 		case <-a.quit:
@@ -177,8 +180,8 @@ type ports struct {
 
 var errDead = errors.New("the daemon is dead")
 
-// at is a point that every call of a port passes: where a story can hold the
-// engine, or let a step fail.
+// at is called by every call of a port, with the name of a point at which a script can
+// block the engine or let the call fail.
 func (p *ports) at(point string) error {
 	if p.dead.Load() {
 		return errDead
@@ -200,7 +203,7 @@ func (p *ports) at(point string) error {
 	return err
 }
 
-// fakeStore keeps specs in memory and run directories on disk.
+// fakeStore stores specs in memory and run directories on disk.
 type fakeStore struct{ *ports }
 
 func (s fakeStore) WriteSpec(spec *container.Spec) error {
@@ -212,9 +215,9 @@ func (s fakeStore) WriteSpec(spec *container.Spec) error {
 		return err
 	}
 	s.w.mu.Lock()
-	defer s.w.mu.Unlock()
 	s.w.specs[spec.ID] = text
-	return nil
+	s.w.mu.Unlock()
+	return s.at("spec was written")
 }
 
 func (s fakeStore) BeginCreate(id string) error {
@@ -252,9 +255,7 @@ func (s fakeStore) Unborn() ([]store.Unborn, error) {
 	defer s.w.mu.Unlock()
 	var out []store.Unborn
 	for id, vols := range s.w.unborn {
-		if s.w.specs[id] == nil {
-			out = append(out, store.Unborn{ID: id, Volumes: vols})
-		}
+		out = append(out, store.Unborn{ID: id, Volumes: vols, Complete: s.w.specs[id] != nil})
 	}
 	return out, nil
 }
@@ -273,14 +274,49 @@ func (s fakeStore) LoadAll() (specs []*container.Spec, broken []store.Broken, er
 }
 
 func (s fakeStore) RemoveContainer(id string) error {
+	return errors.Join(s.SetAside(id), s.DeleteAside(id))
+}
+
+func (s fakeStore) SetAside(id string) error {
 	if err := s.at("remove record"); err != nil {
 		return err
 	}
 	s.w.mu.Lock()
+	s.w.aside[id] = s.w.specs[id]
 	delete(s.w.specs, id)
 	delete(s.w.unborn, id)
 	s.w.mu.Unlock()
-	return errors.Join(os.RemoveAll(s.RunDir(id)), os.RemoveAll(s.ContainerDir(id)))
+	if err := os.RemoveAll(s.RunDir(id)); err != nil {
+		return err
+	}
+	return s.at("record was set aside")
+}
+
+func (s fakeStore) DeleteAside(id string) error {
+	if err := s.at("delete what was set aside"); err != nil {
+		return err
+	}
+	s.w.mu.Lock()
+	delete(s.w.aside, id)
+	s.w.mu.Unlock()
+	return os.RemoveAll(s.ContainerDir(id))
+}
+
+func (s fakeStore) Aside() ([]store.Aside, error) {
+	s.w.mu.Lock()
+	defer s.w.mu.Unlock()
+	var out []store.Aside
+	for id, text := range s.w.aside {
+		if text == nil {
+			continue
+		}
+		spec := &container.Spec{}
+		if err := json.Unmarshal(text, spec); err != nil {
+			return nil, err
+		}
+		out = append(out, store.Aside{Spec: spec, Dir: s.ContainerDir(id)})
+	}
+	return out, nil
 }
 
 func (s fakeStore) RemoveRunDir(id string) error {
@@ -307,6 +343,7 @@ func (s fakeStore) LogPath(id, driver string) string {
 	return filepath.Join(s.ContainerDir(id), id+"-json.log")
 }
 func (s fakeStore) RunDir(id string) string { return s.w.runDir(id) }
+func (s fakeStore) NamesDir() string        { return filepath.Join(s.w.dir, "run", "names") }
 func (s fakeStore) Bundle(id string) string { return filepath.Join(s.RunDir(id), "bundle") }
 func (s fakeStore) Rootfs(id string) string { return filepath.Join(s.Bundle(id), "rootfs") }
 
@@ -320,13 +357,13 @@ type fakeImages struct {
 
 func (i fakeImages) Driver() string { return "overlayfs" }
 
-func (i fakeImages) Means(context.Context) (func(ref, id string) bool, error) {
+func (i fakeImages) ReferenceMatcher(context.Context) (func(ref, id string) bool, error) {
 	return func(ref, id string) bool { return id == "sha256:"+ref }, nil
 }
 
 func (i fakeImages) Resolve(_ context.Context, name string, _ *ocispec.Platform) (images.Image, error) {
 	if name != "box" {
-		return images.Image{}, notFound("No such image: %s", name)
+		return images.Image{}, errs.NotFound("No such image: %s", name)
 	}
 	img := images.Image{Ref: name, ID: "sha256:box", Platform: ocispec.Platform{OS: "linux", Architecture: "amd64"}, Snapshot: "top", Storage: "overlayfs"}
 	img.Config = dockerspec.DockerOCIImageConfig{}
@@ -369,6 +406,12 @@ func (i fakeImages) UnmountRootfs(target string) error {
 	return nil
 }
 
+func (i fakeImages) PinLayers(context.Context, images.Image, string) error { return nil }
+
+func (i fakeImages) Tree(context.Context, string, string, string, string) (*os.File, error) {
+	return nil, errdefs.ErrNotImplemented
+}
+
 func (i fakeImages) RemoveRootfs(_ context.Context, dir string) error {
 	if err := i.at("remove rootfs"); err != nil {
 		return err
@@ -379,10 +422,10 @@ func (i fakeImages) RemoveRootfs(_ context.Context, dir string) error {
 	return nil
 }
 
-func (i fakeImages) RootfsUsage(string) (int64, error)    { return 0, nil }
-func (i fakeImages) Hold(context.Context, []string) error { return i.at("hold images") }
+func (i fakeImages) RootfsUsage(string) (int64, error)            { return 0, nil }
+func (i fakeImages) PinSnapshots(context.Context, []string) error { return i.at("hold images") }
 
-// fakeNetworks gives out sandboxes and wants them back.
+// fakeNetworks allocates sandboxes and records which are not released.
 type fakeNetworks struct {
 	Networks
 	*ports
@@ -431,13 +474,18 @@ func (n fakeNetworks) Release(_ context.Context, s network.Sandbox) error {
 	return nil
 }
 
-func (n fakeNetworks) Check(ref string, _ *mobynet.EndpointSettings) (mobynet.Network, error) {
+func (n fakeNetworks) CheckConnect(ref string, _ *mobynet.EndpointSettings) (mobynet.Network, error) {
 	return n.Network(ref)
 }
 
-func (n fakeNetworks) Judge(string, *mobynet.EndpointSettings) error { return nil }
+func (n fakeNetworks) ValidateEndpoint(string, *mobynet.EndpointSettings) error { return nil }
+func (n fakeNetworks) ValidateCombination(string, map[string]*mobynet.EndpointSettings) error {
+	return nil
+}
+func (n fakeNetworks) ApplyLegacyLinks(context.Context, network.Sandbox) error { return nil }
+func (n fakeNetworks) HostGateway() []netip.Addr                               { return nil }
 
-func (n fakeNetworks) With(s network.Sandbox, _ network.Request, ref string, _ *mobynet.EndpointSettings) (network.Sandbox, []network.Reserved, error) {
+func (n fakeNetworks) AddEndpoint(s network.Sandbox, _ network.Request, ref string, _ *mobynet.EndpointSettings) (network.Sandbox, []network.Reserved, error) {
 	n.w.mu.Lock()
 	defer n.w.mu.Unlock()
 	s.Endpoints = append(slices.Clone(s.Endpoints), network.Endpoint{Network: ref, NetworkID: ref})
@@ -445,7 +493,7 @@ func (n fakeNetworks) With(s network.Sandbox, _ network.Request, ref string, _ *
 	return s, nil, nil
 }
 
-func (n fakeNetworks) Change(context.Context, network.Sandbox, network.Sandbox) error {
+func (n fakeNetworks) ApplySandbox(context.Context, network.Sandbox, network.Sandbox) error {
 	return n.at("change network")
 }
 
@@ -461,7 +509,7 @@ func (n fakeNetworks) Network(ref string) (mobynet.Network, error) {
 	return mobynet.Network{Name: ref, ID: ref, Driver: "bridge"}, nil
 }
 
-// fakeVolumes keeps who has what mounted.
+// fakeVolumes records which containers have which volumes mounted.
 type fakeVolumes struct {
 	Volumes
 	*ports
@@ -491,18 +539,19 @@ func (v fakeVolumes) Remove(name string) error {
 	defer v.w.mu.Unlock()
 	users, ok := v.w.volumes[name]
 	if !ok {
-		return notFound("get %s: no such volume", name)
+		return errs.NotFound("get %s: no such volume", name)
 	}
 	if len(users) > 0 {
-		return conflict("remove %s: volume is in use", name)
+		return errs.Conflict("remove %s: volume is in use", name)
 	}
 	delete(v.w.volumes, name)
 	delete(v.w.anonymous, name)
 	return nil
 }
 
-func (v fakeVolumes) Hold(string) (func(), error) { return func() {}, v.at("hold volume") }
-func (v fakeVolumes) CopyUp(_, _, _ string) error { return v.at("copy up") }
+func (v fakeVolumes) Hold(string) (func(), error)     { return func() {}, v.at("hold volume") }
+func (v fakeVolumes) Fills(_, _ string) (bool, error) { return true, nil }
+func (v fakeVolumes) CopyUp(_, _, _, _ string) error  { return v.at("copy up") }
 func (v fakeVolumes) Restore(users map[string][]string) error {
 	if err := v.at("restore volumes"); err != nil {
 		return err
@@ -537,7 +586,7 @@ func (v fakeVolumes) Unmount(name, id string) error {
 	return nil
 }
 
-// fakeEvents writes the real journal and tells the story what is new in it.
+// fakeEvents writes to a real journal, and adds what is new in it to the results.
 type fakeEvents struct{ *ports }
 
 func (f fakeEvents) Append(m event.Message) (bool, error) {
@@ -568,13 +617,21 @@ func (f fakeEvents) Append(m event.Message) (bool, error) {
 			id = at["container"]
 		case "container":
 			if m.Action == "create" {
-				id = name // the story has not heard of the ID yet
+				id = name // the ID has no name yet
 			}
 		}
-		f.w.tell(id, strings.TrimSpace(fmt.Sprintf("event: %s %s %s %s", m.Type, m.Action, name, strings.Join(more, " "))))
+		f.w.add(id, strings.TrimSpace(fmt.Sprintf("event: %s %s %s %s", m.Type, m.Action, name, strings.Join(more, " "))))
 	}
 	return fresh, err
 }
+
+func (f fakeEvents) Forget(prefix string) {
+	if !f.dead.Load() {
+		f.w.journal.Forget(prefix)
+	}
+}
+
+func (f fakeEvents) End() event.Position { return event.Position{} }
 
 func (f fakeEvents) Subscribe(since, until time.Time, match func(event.Message) bool) *event.Subscription {
 	return f.w.journal.Subscribe(since, until, match)
@@ -590,7 +647,7 @@ func (l fakeLives) List() []event.Life {
 
 func (l fakeLives) Since(time.Time) []event.Life { return l.List() }
 
-// fakeShims starts fakeShims and finds them.
+// fakeShims starts and finds fakeShims.
 type fakeShims struct{ *ports }
 
 func (s fakeShims) Spawn(ctx context.Context, o client.Options) (Shim, error) {
@@ -649,8 +706,8 @@ func readJSON[T any](path string) (v T, err error) {
 	return v, json.Unmarshal(text, &v)
 }
 
-// fakeShim is a shim process with its container: it does what the real one
-// does, at once, unless the story holds it.
+// fakeShim is a shim process with its container. It does what a real one does, without
+// delay unless the script blocks it.
 type fakeShim struct {
 	w    *world
 	boot proto.Bootstrap
@@ -660,8 +717,8 @@ type fakeShim struct {
 	st      proto.State
 	journal []proto.Entry
 	conns   []*fakeConn
-	silent  bool // it does not answer who comes
-	lingers bool // the container ignores signals but SIGKILL
+	silent  bool // it does not answer new connections
+	lingers bool // the container ignores all signals except SIGKILL
 	asked   bool // Start was called
 	isOver  bool
 }
@@ -688,7 +745,7 @@ func (s *fakeShim) write() {
 	}
 }
 
-// note journals an action and tells it to who has subscribed; the mutex is held.
+// note journals an action and reports it to the subscribers; the mutex is held.
 func (s *fakeShim) note(action string, attributes map[string]string) {
 	e := proto.Entry{Time: time.Now().UTC(), Action: action, Attributes: attributes}
 	if action != proto.ActionState {
@@ -749,7 +806,7 @@ func (s *fakeShim) end(code int) {
 	s.finish()
 }
 
-// finish is the end of the last run; the mutex is held.
+// finish handles the end of the last run; the mutex is held.
 func (s *fakeShim) finish() {
 	if s.boot.AutoRemove && len(s.conns) == 0 {
 		s.st.Status = proto.StatusRemoved
@@ -783,17 +840,17 @@ func (s *fakeShim) leave() {
 	s.conns = nil
 }
 
-// killed is kill -9 of the shim; its container lives on, or was killed too.
+// killed is kill -9 of the shim. Its container may run on.
 func (s *fakeShim) killed() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.leave()
 }
 
-// fakeConn is a daemon's connection to a shim. What the shim tells goes to the
-// subscriber in order, from one goroutine, as in package client.
+// fakeConn is a daemon's connection to a shim. The shim's reports are passed to the
+// subscriber in order, by one goroutine, as in package client.
 type fakeConn struct {
-	Shim // what no story asks for
+	Shim // nil: for the methods that no script uses
 	*ports
 	s     *fakeShim
 	hello proto.HelloReply
@@ -862,7 +919,7 @@ func (c *fakeConn) end() {
 	c.signal()
 }
 
-// call passes the point of a call and takes the shim's lock. The caller unlocks.
+// call calls at and locks the shim's mutex. After success the caller unlocks it.
 func (c *fakeConn) call(point string) error {
 	if err := c.at(point); err != nil {
 		return err
@@ -906,7 +963,7 @@ func (c *fakeConn) Start(context.Context) (proto.State, error) {
 	if err := c.at("start shim"); err != nil {
 		var refused *proto.Error
 		if errors.As(err, &refused) {
-			// The runtime failed: the shim tells so and ends by itself.
+			// The runtime failed: the shim reports that and exits by itself.
 			c.s.mu.Lock()
 			defer c.s.mu.Unlock()
 			c.s.st.Status, c.s.st.Finished, c.s.st.ExitCode, c.s.st.Error = proto.StatusExited, time.Now().UTC(), refused.ExitCode, refused.Message
@@ -917,10 +974,12 @@ func (c *fakeConn) Start(context.Context) (proto.State, error) {
 	if err := c.call("shim has been asked to start"); err != nil {
 		return proto.State{}, err
 	}
-	defer c.s.mu.Unlock()
 	c.s.asked = true
 	c.s.run()
-	return c.s.st, nil
+	st := c.s.st
+	c.s.mu.Unlock()
+	// The shim has already sent its report that the container runs.
+	return st, c.at("hear of the start")
 }
 
 func (c *fakeConn) Stop(_ context.Context, o proto.Stop) (proto.State, error) {
@@ -949,7 +1008,7 @@ func (c *fakeConn) Stop(_ context.Context, o proto.Stop) (proto.State, error) {
 	}
 	c.s.mu.Unlock()
 	if timeout >= 0 {
-		go func() { // the shim goes on when its caller goes
+		go func() { // the stop goes on when its caller has gone
 			select {
 			case <-c.s.over:
 			case <-time.After(timeout):
@@ -1055,8 +1114,8 @@ func (c *fakeConn) Shutdown(context.Context) error {
 	return nil
 }
 
-// left says what of the containers is held on the host, and nothing where it
-// is as it should be with nothing running.
+// left lists what containers use on the host. It is empty if nothing runs and
+// everything was released.
 func (w *world) left() []string {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -1102,8 +1161,8 @@ func (w *world) left() []string {
 	return out
 }
 
-// take gives what was told since the last call, container by container: what
-// happens to two of them has no order.
+// take returns the results since the last call, ordered by container: results of
+// different containers have no defined order.
 func (w *world) take() []string {
 	w.mu.Lock()
 	defer w.mu.Unlock()

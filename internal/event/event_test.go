@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package event
 
 import (
@@ -5,6 +7,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"math"
 	"math/rand/v2"
 	"os"
 	"os/exec"
@@ -46,7 +49,7 @@ func within(t testing.TB) context.Context {
 	return ctx
 }
 
-// past reads a subscription that ends.
+// past reads a subscription to its end.
 func past(t testing.TB, s *Subscription) (ids []string) {
 	t.Helper()
 	ctx := within(t)
@@ -94,7 +97,7 @@ func TestMessageHasTheAPIsForm(t *testing.T) {
 func TestReplayIsOrderedByTimeAndBounded(t *testing.T) {
 	dir := t.TempDir()
 	j := open(t, dir, 0)
-	for _, i := range []int{1, 2, 5, 6, 3, 4} { // 3 and 4 were learnt late
+	for _, i := range []int{1, 2, 5, 6, 3, 4} { // 3 and 4 are recorded late
 		put(t, j, numbered(i))
 	}
 	at := func(i int) time.Time { return noon.Add(time.Duration(i) * time.Second) }
@@ -134,7 +137,7 @@ func TestEachSourceIsRecordedOnce(t *testing.T) {
 	j := open(t, dir, 0)
 	for _, seq := range []int{1, 2, 4} {
 		if !put(t, j, from(seq)) {
-			t.Errorf("%d was refused", seq)
+			t.Errorf("%d was not recorded", seq)
 		}
 	}
 	for range 2 {
@@ -153,7 +156,7 @@ func TestEachSourceIsRecordedOnce(t *testing.T) {
 		j = open(t, dir, 0)
 	}
 	if !put(t, j, from(3)) {
-		t.Error("3 was refused")
+		t.Error("3 was not recorded")
 	}
 	expect(t, past(t, j.Subscribe(noon, noon.Add(time.Hour), nil)), "c1 c2 c3 c4")
 }
@@ -187,7 +190,7 @@ func TestSourcesOutliveTheSegmentTheyAreIn(t *testing.T) {
 	}
 	j.Forget("abc/")
 	if !put(t, j, m) {
-		t.Error("a forgotten source was refused")
+		t.Error("an event of a forgotten source was not recorded")
 	}
 }
 
@@ -200,7 +203,7 @@ func TestSlowSubscriberBlocksNoAppend(t *testing.T) {
 		defer s.Close()
 		subs = append(subs, s)
 	}
-	// Nobody reads yet.
+	// No subscriber reads yet.
 	for i := range events {
 		put(t, j, numbered(i))
 	}
@@ -235,7 +238,8 @@ func TestSubscribersSeeEachEventOnceOverSegments(t *testing.T) {
 					t.Errorf("%s came twice", m.Actor.ID)
 					break
 				}
-				// Begin anew at times, in the middle of what goes on.
+				// Subscribe anew from time to time, while events are being
+				// recorded.
 				if rand.IntN(2000) == 0 {
 					s.Close()
 					s, seen = nil, map[string]int{}
@@ -309,8 +313,8 @@ func TestNewerSegmentIsRefusedByName(t *testing.T) {
 	}
 }
 
-// TestKilledProcessLosesNoEvent has another process append, say so, and be
-// killed.
+// TestKilledProcessLosesNoEvent: another process records events, acknowledges
+// each, and is killed.
 func TestKilledProcessLosesNoEvent(t *testing.T) {
 	if dir := os.Getenv("EVENT_TEST_DIR"); dir != "" {
 		j, err := Open(dir, Options{})
@@ -372,7 +376,7 @@ func TestLivesTellCleanEndsFromCrashes(t *testing.T) {
 			t.Fatal(err)
 		}
 		if hour == 1 {
-			if err := l.End(EndClean, noon.Add(90*time.Minute)); err != nil {
+			if err := l.End(EndClean, noon.Add(90*time.Minute), false); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -404,26 +408,33 @@ func TestDamagedRecordOfLivesIsKeptAside(t *testing.T) {
 	if err != nil || len(l.List()) != 0 {
 		t.Fatalf("%v, %v", l, err)
 	}
-	if _, err := os.Stat(filepath.Join(dir, LivesFile+".damaged")); err != nil {
-		t.Error(err)
+	aside := filepath.Join(dir, LivesFile+".damaged")
+	if _, err := os.Stat(aside); err != nil || l.SetAside() != aside {
+		t.Errorf("%v; set aside as %q", err, l.SetAside())
+	}
+	if l, err = OpenLives(dir); err != nil || l.SetAside() != "" {
+		t.Errorf("%v; set aside as %q again", err, l.SetAside())
 	}
 }
 
 func FuzzSourcesAreASet(f *testing.F) {
 	f.Add([]byte{1, 2, 3, 9, 8, 7, 5, 5, 4})
+	f.Add([]byte{255, 0, 255, 1, 254, 253, 0})
+	// Numbers at both ends of the range of uint64.
+	number := func(b byte) uint64 { return uint64(int64(int8(b))) }
 	f.Fuzz(func(t *testing.T, in []byte) {
-		s, want := sources{}, map[byte]bool{}
-		for _, n := range in {
-			s.add(fmt.Sprintf("a:%d", n))
-			want[n] = true
+		s, want := sources{}, map[uint64]bool{}
+		for _, b := range in {
+			s.add(fmt.Sprintf("a:%d", number(b)))
+			want[number(b)] = true
 		}
-		for n := 0; n < 256; n++ {
-			if s.has(fmt.Sprintf("a:%d", n)) != want[byte(n)] {
+		for b := range 256 {
+			if n := number(byte(b)); s.has(fmt.Sprintf("a:%d", n)) != want[n] {
 				t.Fatalf("%d after %v: %v", n, in, s)
 			}
 		}
 		for i := 1; i < len(s["a"]); i++ {
-			if s["a"][i].First <= s["a"][i-1].Last+1 {
+			if before := s["a"][i-1].Last; before == math.MaxUint64 || s["a"][i].First <= before+1 {
 				t.Fatalf("not joined: %v", s)
 			}
 		}

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package event
 
 import (
@@ -8,7 +10,8 @@ import (
 
 func TestSubscriptionGoesOnWithWhatAnotherProcessAppends(t *testing.T) {
 	dir := t.TempDir()
-	// Small segments, so that the other one begins new ones and deletes old.
+	// Segments are small, so that the other process begins new ones and deletes
+	// old ones.
 	old := open(t, dir, 8<<10)
 	put(t, old, numbered(0))
 	sub := old.Subscribe(time.Time{}, time.Time{}, nil)
@@ -58,7 +61,7 @@ func TestLifeThatGoesOnAfterAFailedHandoverIsResumed(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := lives.End(EndHandover, noon.Add(time.Second)); err != nil {
+	if err := lives.End(EndHandover, noon.Add(time.Second), false); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := lives.Begin(Life{Pid: 2, Start: noon.Add(time.Second)}); err != nil {
@@ -75,6 +78,6 @@ func TestLifeThatGoesOnAfterAFailedHandoverIsResumed(t *testing.T) {
 		t.Errorf("%+v", l)
 	}
 	if err := again.Resume(7); err == nil {
-		t.Error("a life that is not there was resumed")
+		t.Error("a life that does not exist was resumed")
 	}
 }

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package event
 
 import (
@@ -8,6 +10,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"math"
 	"os"
 	"path/filepath"
 	"slices"
@@ -17,23 +20,23 @@ import (
 	"sync"
 )
 
-// The journal is a row of segments, <number>.jsonl, each a line per event.
+// The journal is a sequence of segments, <number>.jsonl, with a line per event.
 // The first line of a segment is its head, with all sources that were known
-// when it began: the segments before it may be deleted without forgetting
-// what must not be recorded twice.
+// when it began. So older segments can be deleted, and events that were in them
+// are still not recorded twice.
 
-// Options of a journal.
+// Options are options of a journal.
 type Options struct {
-	// MaxBytes is what the segments may take together; the oldest goes when
-	// they take more. 0 is 64 MiB.
+	// MaxBytes bounds the total size of the segments. If they exceed it, the
+	// oldest is deleted. 0 means 64 MiB.
 	MaxBytes int64
 }
 
 const (
 	defaultMaxBytes = 64 << 20
-	segmentsKept    = 8 // MaxBytes is shared among so many segments
+	segmentsKept    = 8 // the number of segments that share MaxBytes
 	segmentSuffix   = ".jsonl"
-	// headSchema is the number of the form described above.
+	// headSchema is the schema number of the format described above.
 	headSchema = 1
 )
 
@@ -50,27 +53,30 @@ type Journal struct {
 
 	mu       sync.Mutex
 	segments []*segment // oldest first; the last one is written to
-	file     *os.File   // of the last one
+	file     *os.File   // the last segment
 	seen     sources
-	torn     bool          // the last segment ends with half a line
+	torn     bool          // the last segment ends with a partial line
 	grown    chan struct{} // closed and replaced by each Append
+	recent   recent        // the events that Append recorded last
 	closed   bool
-	watch    *os.File // not nil: another process writes, see Follow
+	watch    *os.File // not nil if another process writes, see Follow
+	changed  func()   // see OpenView
 }
 
-// segment is one file. Readers hold it open while they need it.
+// segment is one file. Readers keep it open while they need it.
 type segment struct {
 	number uint64
 	path   string
 	size   int64 // of its whole lines; guarded by Journal.mu
+	newest int64 // upper bound of its events' times, in nanoseconds; guarded by Journal.mu
 }
 
-// ErrClosed is what is returned after Close.
+// ErrClosed is returned after Close.
 var ErrClosed = errors.New("event journal is closed")
 
-// Open opens the journal in dir, makes it where there is none, and cuts off
-// half a last line that a crash left. A segment of a newer schema is an error
-// that names the file.
+// Open opens the journal in dir and creates it if it does not exist. It cuts
+// off a partial last line that a crash left. A segment of a newer schema is an
+// error that names the file.
 func Open(dir string, opts Options) (*Journal, error) {
 	j := &Journal{dir: dir, max: opts.MaxBytes, seen: sources{}, grown: make(chan struct{})}
 	if j.max <= 0 {
@@ -137,13 +143,15 @@ func (j *Journal) load(s *segment) error {
 		if source := sourceOf(line); source != "" {
 			j.seen.add(source)
 		}
+		s.newest = max(s.newest, timeOf(line))
 		return nil
 	})
 }
 
-// sourceOf reads the source of an event's line; empty where there is none. Most
-// lines have none, and Append writes it last: that can be told without decoding
-// the line, of which a journal that is opened may have a hundred thousand.
+// sourceOf returns the source of an event's line, or an empty string. Most
+// lines have none, and Append writes it last. So its absence is detected
+// without decoding the line: a journal may have a hundred thousand lines when
+// it is opened.
 func sourceOf(line []byte) string {
 	const name = `,"source":`
 	if rest, ok := bytes.CutSuffix(line, []byte("\"}\n")); ok && bytes.HasPrefix(rest, []byte(`{"Type":`)) {
@@ -164,8 +172,34 @@ func sourceOf(line []byte) string {
 	return m.Source
 }
 
+// timeOf returns the time of an event's line in nanoseconds, without decoding
+// the rest. It is unknownTime if the line has no time or is damaged. The key
+// can't be found inside a string, whose quotes are escaped. An attribute of
+// that name has a string as its value, and comes earlier in the line.
+func timeOf(line []byte) int64 {
+	const name = `"timeNano":`
+	at := bytes.LastIndex(line, []byte(name))
+	if at < 0 {
+		return unknownTime
+	}
+	digits := line[at+len(name):]
+	end := 0
+	for end < len(digits) && digits[end] >= '0' && digits[end] <= '9' {
+		end++
+	}
+	n, err := strconv.ParseInt(string(digits[:end]), 10, 64)
+	if err != nil {
+		return unknownTime
+	}
+	return n
+}
+
+// unknownTime is the newest time of a segment whose events may have any time.
+const unknownTime = math.MaxInt64
+
 func parseHead(line []byte) (head, error) {
-	// The schema first: a newer one may not even decode.
+	// Decode the schema number first, because a newer schema may not decode at
+	// all.
 	var top struct {
 		Schema int `json:"schema"`
 	}
@@ -174,14 +208,14 @@ func parseHead(line []byte) (head, error) {
 	}
 	var h head
 	if err := json.Unmarshal(line, &h); err != nil || h.Schema == 0 {
-		// Damaged, but its events may be read all the same.
+		// The head is damaged, but the events can be read.
 		return head{}, nil
 	}
 	return h, nil
 }
 
-// scan calls each for every whole line from off on, with its newline. The line
-// is valid until each returns.
+// scan calls each for every whole line from off on, including its newline. The
+// line is valid until each returns.
 func scan(r io.Reader, off int64, each func(line []byte, off int64) error) error {
 	br := bufio.NewReaderSize(r, 32<<10)
 	for {
@@ -204,7 +238,7 @@ func scan(r io.Reader, off int64, each func(line []byte, off int64) error) error
 	}
 }
 
-// begin starts a new segment, and deletes the oldest ones over the limit.
+// begin starts a new segment, and deletes the oldest ones above the limit.
 func (j *Journal) begin() error {
 	number := uint64(1)
 	if n := len(j.segments); n > 0 {
@@ -247,9 +281,10 @@ func (j *Journal) begin() error {
 	return nil
 }
 
-// Append records m and wakes the subscribers. It reports false, and records
-// nothing, when an event of the same Source was recorded before. Once it
-// returns, the event survives the death of the process (not of the machine).
+// Append records m and wakes the subscribers. If an event of the same Source
+// was recorded before, it records nothing and returns false. Once it has
+// returned true, the event survives the death of the process (but not of the
+// machine).
 func (j *Journal) Append(m Message) (bool, error) {
 	text, err := json.Marshal(m)
 	if err != nil {
@@ -275,7 +310,8 @@ func (j *Journal) Append(m Message) (bool, error) {
 		j.torn = false
 	}
 	if last.size+int64(len(text)) > j.max/segmentsKept && last.size > j.headSize() {
-		// On a full disk the present segment may still take the event.
+		// If the disk is full, the present segment may still have room for the
+		// event.
 		if err := j.begin(); err == nil {
 			last = j.segments[len(j.segments)-1]
 		}
@@ -285,6 +321,8 @@ func (j *Journal) Append(m Message) (bool, error) {
 		return false, fmt.Errorf("record event: %w", err)
 	}
 	last.size += int64(len(text))
+	last.newest = max(last.newest, m.At().UnixNano())
+	j.recent.add(m, Position{last.number, last.size}, len(text))
 	if m.Source != "" {
 		j.seen.add(m.Source)
 	}
@@ -293,8 +331,8 @@ func (j *Journal) Append(m Message) (bool, error) {
 	return true, nil
 }
 
-// headSize is an upper bound of what a new segment begins with, so that one
-// with many sources still takes events.
+// headSize is an upper bound of the size of a new segment's head, so that a
+// segment with many sources still takes events.
 func (j *Journal) headSize() int64 {
 	n := int64(64)
 	for stream, spans := range j.seen {
@@ -303,8 +341,8 @@ func (j *Journal) headSize() int64 {
 	return n
 }
 
-// Last is the highest number of a stream that was recorded; false where there
-// is none. What comes after it is what another journal still has to tell.
+// Last returns the highest recorded number of a stream; false if there is none.
+// Only later entries of the other journal are still to be recorded.
 func (j *Journal) Last(stream string) (uint64, bool) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
@@ -315,8 +353,8 @@ func (j *Journal) Last(stream string) (uint64, bool) {
 	return spans[len(spans)-1].Last, true
 }
 
-// Forget drops the numbers of all streams with this prefix: the journal that
-// they come from is gone and won't be read again. The events stay.
+// Forget drops the numbers of all streams with this prefix, because the journal
+// from which they come was removed and won't be read again. The events stay.
 func (j *Journal) Forget(prefix string) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
@@ -342,13 +380,24 @@ func (j *Journal) Close() error {
 	return j.file.Close()
 }
 
-// position is a place between two events.
-type position struct {
-	segment uint64 // number
-	off     int64
+// Position is a place in the journal, between two events.
+type Position struct {
+	Segment uint64 `json:"segment"` // number of the file
+	Offset  int64  `json:"offset"`  // in bytes
 }
 
-// entry is an event that a replay has found.
+// End is where the next event will be recorded.
+func (j *Journal) End() Position {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	if len(j.segments) == 0 {
+		return Position{}
+	}
+	last := j.segments[len(j.segments)-1]
+	return Position{last.number, last.size}
+}
+
+// entry is an event found by a replay.
 type entry struct {
 	time int64
 	file int // index among the open files
@@ -356,30 +405,50 @@ type entry struct {
 	size int32
 }
 
-// snapshot opens all segments, and says where the journal ends.
-func (j *Journal) snapshot() (files []*os.File, sizes []int64, end position, err error) {
+// snapshot opens the segments that may have events at or after since
+// (nanoseconds). It also returns the journal's end: as a place in its files,
+// and as the number of the next event that Append records. If from is not nil
+// the journal ends there. With noPast no segment is opened.
+func (j *Journal) snapshot(from *Position, since int64, noPast bool) (files []*os.File, sizes []int64, end Position, next uint64, err error) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	if j.closed {
-		return nil, nil, position{}, ErrClosed
+		return nil, nil, Position{}, 0, ErrClosed
+	}
+	last := j.segments[len(j.segments)-1]
+	end, next = Position{last.number, last.size}, j.recent.next
+	if from != nil {
+		end = *from
+	}
+	if noPast {
+		return nil, nil, end, next, nil
 	}
 	for _, s := range j.segments {
+		if s.newest < since || s.number > end.Segment {
+			continue
+		}
+		size := s.size
+		if s.number == end.Segment {
+			size = end.Offset
+		}
 		f, err := os.Open(s.path)
+		if from != nil && errors.Is(err, fs.ErrNotExist) {
+			continue // the oldest is deleted when the journal is full
+		}
 		if err != nil {
 			for _, f := range files {
 				f.Close()
 			}
-			return nil, nil, position{}, fmt.Errorf("read event journal: %w", err)
+			return nil, nil, Position{}, 0, fmt.Errorf("read event journal: %w", err)
 		}
 		files = append(files, f)
-		sizes = append(sizes, s.size)
-		end = position{s.number, s.size}
+		sizes = append(sizes, size)
 	}
-	return files, sizes, end, nil
+	return files, sizes, end, next, nil
 }
 
-// history finds the events of [since, until] (nanoseconds; 0 is no bound) that
-// match, in the order of their time.
+// history finds the events in [since, until] (nanoseconds; 0 is no bound) that
+// match, in order of their time.
 func history(files []*os.File, sizes []int64, since, until int64, match func(Message) bool) ([]entry, error) {
 	var found []entry
 	for i, f := range files {

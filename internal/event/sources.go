@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package event
 
 import (
@@ -6,15 +8,15 @@ import (
 	"strings"
 )
 
-// sources is the set of Source strings that were recorded: for each stream
-// the numbers as ranges, which are few because numbers come mostly in order.
+// sources is the set of recorded Source strings: for each stream the numbers as
+// ranges. There are few ranges, because numbers come mostly in order.
 type sources map[string][]span
 
-// span is the numbers from First to Last.
+// span is the range of numbers from First to Last.
 type span struct{ First, Last uint64 }
 
-// splitSource cuts "<stream>:<number>". A string of another form is a stream
-// of its own with the number 0.
+// splitSource splits "<stream>:<number>". A string of another form is a stream
+// by itself, with the number 0.
 func splitSource(s string) (stream string, number uint64) {
 	if i := strings.LastIndexByte(s, ':'); i >= 0 {
 		if n, err := strconv.ParseUint(s[i+1:], 10, 64); err == nil {
@@ -39,24 +41,30 @@ func (s sources) add(source string) {
 func (s sources) merge(other sources) {
 	for stream, spans := range other {
 		for _, sp := range spans {
-			s[stream] = addSpan(s[stream], sp)
+			if sp.First <= sp.Last { // otherwise the range is damaged
+				s[stream] = addSpan(s[stream], sp)
+			}
 		}
 	}
 }
 
 // addSpan keeps the list sorted, without overlaps or neighbours.
 func addSpan(spans []span, add span) []span {
-	if n := len(spans); n > 0 && add.First == spans[n-1].Last+1 {
+	if n := len(spans); n > 0 && spans[n-1].before(add.First) && spans[n-1].Last+1 == add.First {
 		spans[n-1].Last = add.Last
 		return spans
 	}
 	var out []span
 	i := 0
-	for ; i < len(spans) && spans[i].Last+1 < add.First; i++ {
+	for ; i < len(spans) && spans[i].before(add.First) && spans[i].Last+1 < add.First; i++ {
 		out = append(out, spans[i])
 	}
-	for ; i < len(spans) && spans[i].First <= add.Last+1; i++ {
+	for ; i < len(spans) && !(add.before(spans[i].First) && add.Last+1 < spans[i].First); i++ {
 		add = span{min(add.First, spans[i].First), max(add.Last, spans[i].Last)}
 	}
 	return append(append(out, add), spans[i:]...)
 }
+
+// before reports whether the span ends before n. If it does, Last+1 does not
+// overflow.
+func (s span) before(n uint64) bool { return s.Last < n }

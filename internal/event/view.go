@@ -1,8 +1,9 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package event
 
 import (
 	"bytes"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -14,31 +15,21 @@ import (
 	"time"
 )
 
-// ReadLives is OpenLives for one who may change nothing: a damaged record stays
-// where it is and counts as none.
+// ReadLives is OpenLives for a process that may change nothing. A damaged
+// record is not renamed, and read as empty.
 func ReadLives(dir string) (*Lives, error) {
 	l := &Lives{path: filepath.Join(dir, LivesFile)}
-	text, err := os.ReadFile(l.path)
-	if errors.Is(err, fs.ErrNotExist) {
-		return l, nil
-	}
+	list, _, err := readLives(l.path)
 	if err != nil {
-		return nil, fmt.Errorf("read the daemon's lives: %w", err)
+		return nil, err
 	}
-	var f livesFile
-	if json.Unmarshal(text, &f) != nil {
-		return l, nil
-	}
-	if f.Schema > livesSchema {
-		return nil, fmt.Errorf("%s was written by a newer release: its schema is %d, this release reads up to %d", l.path, f.Schema, livesSchema)
-	}
-	l.list = f.Lives
+	l.list = list
 	return l, nil
 }
 
-// ReadHistory reads the events from since on (the zero time is no bound) that
-// match from the files of the journal in dir, in the order of their time. It
-// may be called while a daemon writes them, or none lives.
+// ReadHistory reads the matching events from since on (the zero time is no
+// bound) from the files of the journal in dir, in order of their time. It may
+// be called while a daemon writes them, or while none runs.
 func ReadHistory(dir string, since time.Time, match func(Message) bool) ([]Message, error) {
 	entries, err := os.ReadDir(dir)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -52,13 +43,13 @@ func ReadHistory(dir string, since time.Time, match func(Message) bool) ([]Messa
 		}
 		text, err := os.ReadFile(filepath.Join(dir, e.Name()))
 		if errors.Is(err, fs.ErrNotExist) {
-			continue // the oldest goes when there is too much
+			continue // the oldest is deleted when the journal is full
 		}
 		if err != nil {
 			return nil, fmt.Errorf("read event journal: %w", err)
 		}
 		for line := range bytes.Lines(text) {
-			if m, ok := parse(line); ok && !m.At().Before(since) && match(m) {
+			if m, ok := parse(line); ok && (since.IsZero() || !m.At().Before(since)) && match(m) {
 				found = append(found, m)
 			}
 		}

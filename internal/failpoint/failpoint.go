@@ -1,12 +1,14 @@
-// Package failpoint lets a process die at a named instruction, so that tests
-// can see what is found after it. It is part of every build: what is tested is
-// what is shipped. It owns nothing and touches nothing but its own process.
+// SPDX-License-Identifier: Apache-2.0
+
+// Package failpoint ends a process at a named instruction, so that tests can
+// check what remains. It is part of every build, so that the tested binary is the
+// released one. It owns no state and affects only its own process.
 //
-// A daemon that is started with HOLDFAST_FAILPOINT=NAME in its environment
-// kills itself with SIGKILL when it comes to the point of that name: no
-// deferred function runs, no buffer is flushed, no client gets an answer. In
-// all others a point costs a comparison. Points stand at the edges of what is
-// persisted, done and recorded; test/crash goes through every one of them.
+// A daemon that is started with HOLDFAST_FAILPOINT=NAME in its environment kills
+// itself with SIGKILL when it reaches the point of that name. No deferred
+// function runs, no buffer is flushed and no client gets an answer. A point that
+// is not armed costs one comparison. Points are placed where state changes
+// between persisted, done and recorded; test/crash goes through all of them.
 package failpoint
 
 import (
@@ -16,11 +18,12 @@ import (
 
 var armed = os.Getenv("HOLDFAST_FAILPOINT")
 
-// Here is the point of a name. It does not return if the point is armed.
+// Here is the failpoint with the given name. It does not return if the point is
+// armed.
 func Here(name string) {
 	if name != armed || armed == "" {
 		return
 	}
 	_ = syscall.Kill(os.Getpid(), syscall.SIGKILL)
-	select {} // the signal may reach another thread first
+	select {} // the signal may be delivered to another thread first
 }

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package failpoint
 
 import (
@@ -22,5 +24,5 @@ func TestProcessDiesAtItsPointAndNoOther(t *testing.T) {
 			t.Errorf("%s: %v", point, err)
 		}
 	}
-	Here("") // never armed by an empty name
+	Here("") // an empty name never arms a point
 }

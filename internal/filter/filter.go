@@ -1,24 +1,28 @@
-// Package filter holds the filters argument of the Docker Engine API's list,
-// prune and events calls, and how its terms match. It is pure: it knows no
-// object and no HTTP.
+// SPDX-License-Identifier: Apache-2.0
+
+// Package filter parses the filters argument of the Docker Engine API's list,
+// prune and events calls, and matches its terms. It is pure: it knows neither
+// objects nor HTTP.
 package filter
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"regexp"
 	"sort"
+	"strconv"
 	"strings"
+	"time"
 )
 
-// Args maps a term ("label", "status", …) to the values that were given for
-// it. Values of one term are alternatives, except for labels, which must all
-// match.
+// Args maps a term ("label", "status", …) to its values. The values of one term
+// are alternatives, except for labels, which must all match.
 type Args map[string][]string
 
-// ParseJSON reads the query parameter "filters": a JSON object of either
-// {"term": {"value": true}} (API 1.22 and later) or {"term": ["value"]}.
-// An empty string is no filters.
+// ParseJSON reads the query parameter "filters": a JSON object of either {"term":
+// {"value": true}} (API 1.22 and later) or {"term": ["value"]}. An empty string
+// means no filters.
 func ParseJSON(s string) (Args, error) {
 	if s == "" {
 		return nil, nil
@@ -43,7 +47,7 @@ func ParseJSON(s string) (Args, error) {
 	return Args(lists), nil
 }
 
-// Check reports the first term that is not among known.
+// Check returns an error for the first term that is not in known.
 func (a Args) Check(known ...string) error {
 	terms := make([]string, 0, len(a))
 	for term := range a {
@@ -78,8 +82,8 @@ func (a Args) Exact(term, value string) bool {
 	return false
 }
 
-// Prefix reports whether the term was not given or one of its values is a
-// prefix of value. Object IDs are filtered so.
+// Prefix reports whether the term was not given or one of its values is a prefix
+// of value. It is for object IDs.
 func (a Args) Prefix(term, value string) bool {
 	if !a.Has(term) {
 		return true
@@ -92,8 +96,8 @@ func (a Args) Prefix(term, value string) bool {
 	return false
 }
 
-// Match reports whether the term was not given or one of its values is equal
-// to value or, as a regular expression, found in it. Names are filtered so.
+// Match reports whether the term was not given or one of its values is equal to
+// value or, as a regular expression, matches it. It is for names.
 func (a Args) Match(term, value string) bool {
 	if !a.Has(term) {
 		return true
@@ -109,8 +113,8 @@ func (a Args) Match(term, value string) bool {
 	return false
 }
 
-// KV reports whether every value of the term, "key" or "key=value", is found
-// in have. Labels are filtered so.
+// KV reports whether every value of the term, "key" or "key=value", is in have.
+// It is for labels.
 func (a Args) KV(term string, have map[string]string) bool {
 	for _, want := range a[term] {
 		k, v, valued := strings.Cut(want, "=")
@@ -122,8 +126,8 @@ func (a Args) KV(term string, have map[string]string) bool {
 	return true
 }
 
-// Bool reads a term that takes true/false or 1/0. The second result says
-// whether it was given.
+// Bool returns the value of a term that is true/false or 1/0. given reports
+// whether the term was given.
 func (a Args) Bool(term string) (value, given bool, err error) {
 	if !a.Has(term) {
 		return false, false, nil
@@ -139,4 +143,33 @@ func (a Args) Bool(term string) (value, given bool, err error) {
 		}
 	}
 	return value, true, nil
+}
+
+// Labels applies the terms label and label! to an object's labels.
+func (a Args) Labels(labels map[string]string) bool {
+	return a.KV("label", labels) && (!a.Has("label!") || !a.KV("label!", labels))
+}
+
+// Until reads the term until, a time stamp or a duration before now. Zero is no
+// term. Times without a zone are of now's location.
+func (a Args) Until(now time.Time) (time.Time, error) {
+	if !a.Has("until") {
+		return time.Time{}, nil
+	}
+	if len(a["until"]) > 1 {
+		return time.Time{}, errors.New("more than one until filter specified")
+	}
+	s := a["until"][0]
+	if d, err := time.ParseDuration(s); err == nil {
+		return now.Add(-d), nil
+	}
+	if sec, err := strconv.ParseFloat(s, 64); err == nil {
+		return time.Unix(0, int64(sec*float64(time.Second))), nil
+	}
+	for _, layout := range []string{time.RFC3339Nano, "2006-01-02T15:04:05", "2006-01-02T15:04", "2006-01-02"} {
+		if t, err := time.ParseInLocation(layout, s, now.Location()); err == nil {
+			return t, nil
+		}
+	}
+	return time.Time{}, fmt.Errorf("invalid filter 'until=%s': want a duration such as 24h or a time stamp", s)
 }

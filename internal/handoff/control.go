@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package handoff
 
 import (
@@ -14,15 +16,17 @@ import (
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
+
+	"holdfast/internal/errs"
 )
 
-// Control is the handoff socket of the daemon: where a successor announces
-// itself, and where predecessors that still serve a stream stay in touch.
+// Control is the daemon's handoff socket. A successor connects to it to announce
+// itself. Predecessors that still serve a stream stay connected to it.
 type Control struct {
-	// Successors are processes that want to become the daemon, one at a time.
-	// Who takes one calls its Refuse or Close in the end.
+	// Successors delivers processes that want to become the daemon, one at a time.
+	// The receiver must finally call Refuse or Close.
 	Successors chan *Successor
-	// Forwarded gives the connections that predecessors forward requests on.
+	// Forwarded accepts the connections on which predecessors forward requests.
 	Forwarded net.Listener
 
 	l      *net.UnixListener
@@ -31,22 +35,23 @@ type Control struct {
 
 	mu        sync.Mutex
 	closed    bool
-	last      bool // no daemon follows on this one
-	busy      bool // a successor is there
+	last      bool // this daemon ends without a successor
+	busy      bool // a successor is connected
 	followers map[*peer]bool
-	left      chan struct{} // closed and made anew with each follower that leaves
+	left      chan struct{} // closed and replaced whenever a follower leaves
 	forwarded chan net.Conn
 	done      chan struct{}
 }
 
-// followerGrace is how long a predecessor may take to end after the daemon.
+// followerGrace bounds how long a predecessor may outlive the daemon.
 const followerGrace = 5 * time.Second
 
-// helloLimit bounds how long a connection may take to say what it is for.
+// helloLimit bounds how long a connection may take to send hello.
 const helloLimit = 10 * time.Second
 
-// ListenControl makes the handoff socket in the exec root, or takes over the
-// predecessor's. The Lock must be held. Nothing is accepted before Serve.
+// ListenControl creates the handoff socket in the exec root, or takes over the
+// predecessor's. The Lock must be held. Connections are only accepted once Serve
+// runs.
 func ListenControl(ctx context.Context, execRoot string, inherited *os.File, log *slog.Logger) (*Control, error) {
 	path := controlPath(execRoot)
 	c := &Control{
@@ -64,19 +69,19 @@ func ListenControl(ctx context.Context, execRoot string, inherited *os.File, log
 		u, ok := l.(*net.UnixListener)
 		if !ok {
 			l.Close()
-			return nil, errdefs.ErrInvalidArgument.WithMessage("the handed over handoff socket is none")
+			return nil, errdefs.ErrInvalidArgument.WithMessage("the descriptor that was handed over as the handoff socket is not a Unix socket")
 		}
 		u.SetUnlinkOnClose(false)
 		if c.socket, err = statSocket(path); err == nil {
 			c.l = u
 			return c, nil
 		}
-		u.Close() // its file is gone: nobody could reach it
+		u.Close() // the socket's file is gone, so no process could connect
 	}
 	if len(path) > maxSocketPath {
-		return nil, errdefs.ErrInvalidArgument.WithMessage(fmt.Sprintf("the path of the exec root is too long for %s: no other daemon can take over", path))
+		return nil, errs.Invalid("the path of the exec root is too long for %s: no other daemon can take over", path)
 	}
-	// Made beside the path with its mode, then renamed into place.
+	// Create it next to the path with the right mode, then rename it.
 	fresh := path + "~"
 	if err := os.Remove(fresh); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return nil, err
@@ -101,7 +106,7 @@ func ListenControl(ctx context.Context, execRoot string, inherited *os.File, log
 	return c, nil
 }
 
-// File is a copy of the socket, for a successor.
+// File returns a copy of the socket, for a successor.
 func (c *Control) File() (*os.File, error) { return c.l.File() }
 
 // Serve accepts until Close or Leave.
@@ -115,7 +120,7 @@ func (c *Control) Serve() {
 	}
 }
 
-// meet finds out what a connection is for.
+// meet reads hello from a connection and handles it according to its role.
 func (c *Control) meet(conn *net.UnixConn) {
 	p, err := newPeer(conn)
 	if err != nil {
@@ -130,6 +135,7 @@ func (c *Control) meet(conn *net.UnixConn) {
 	hello, files, err := p.receive(time.Now().Add(helloLimit))
 	closeAll(files)
 	if err != nil || hello.Type != sayHello {
+		p.conn.DropFDs()
 		p.close()
 		return
 	}
@@ -143,8 +149,10 @@ func (c *Control) meet(conn *net.UnixConn) {
 		}
 		c.follow(p)
 	case roleForward:
+		p.conn.DropFDs()
 		c.forward(p)
 	default:
+		p.conn.DropFDs()
 		_ = p.send(message{Type: sayRefused, Error: fmt.Sprintf("the daemon with process ID %d does not know the role %q: it is of another release", os.Getpid(), hello.Role)})
 		p.close()
 	}
@@ -199,7 +207,7 @@ func (c *Control) follow(p *peer) {
 	p.close()
 }
 
-// forward gives the connection to the HTTP server.
+// forward passes the connection to the HTTP server.
 func (c *Control) forward(p *peer) {
 	defer p.close()
 	if p.send(message{Type: sayWelcome, Pid: os.Getpid()}) != nil {
@@ -223,8 +231,8 @@ func (c *Control) forward(p *peer) {
 	}
 }
 
-// forwarded is a listener of what other connections turn into.
-// It ends with the Control, or when its server closes it: one that shuts down
+// forwarded is a listener that returns connections from the handoff socket. It
+// ends with the Control, or when its server closes it: a server that shuts down
 // waits until Accept has returned.
 type forwarded struct {
 	c      *Control
@@ -250,12 +258,12 @@ func (f *forwarded) Close() error {
 
 func (f *forwarded) Addr() net.Addr { return f.c.l.Addr() }
 
-// Leave stops listening, with a successor on the same socket: predecessors
-// find that one.
+// Leave stops listening because a successor listens on the same socket.
+// Predecessors find the successor there.
 func (c *Control) Leave() { c.end() }
 
-// Close stops listening for good, removes the socket's file and waits, at most
-// so long, until the predecessors that are in touch have ended.
+// Close stops listening for good and removes the socket's file. It waits, at most
+// for wait, until the connected predecessors have ended.
 func (c *Control) Close(wait time.Duration) {
 	c.mu.Lock()
 	c.last = true
@@ -289,13 +297,14 @@ func (c *Control) end() {
 	c.closed = true
 	close(c.done)
 	for p := range c.followers {
-		// It closes its end, which takes it out of the list.
+		// The follower then closes its end, which removes it from the list.
 		_ = p.shut(unix.SHUT_WR)
 	}
 }
 
-// Follow stays in touch with the daemon that listens in the exec root, and
-// returns when there is none any more, or when the context ends.
+// Follow stays connected to the daemon that listens in the exec root. It
+// reconnects to each successor, and returns when there is no daemon any more or
+// the context ends.
 func Follow(ctx context.Context, execRoot string) {
 	for ctx.Err() == nil {
 		p, _, err := dialRole(ctx, execRoot, message{Role: roleFollow})
@@ -329,7 +338,7 @@ func DialForward(ctx context.Context, execRoot string) (net.Conn, error) {
 	return net.FileConn(f)
 }
 
-// dialRole connects, says hello and waits for the welcome.
+// dialRole connects, sends hello and waits for welcome.
 func dialRole(ctx context.Context, execRoot string, hello message) (*peer, message, error) {
 	conn, err := dialControl(ctx, execRoot)
 	if err != nil {
@@ -346,7 +355,7 @@ func dialRole(ctx context.Context, execRoot string, hello message) (*peer, messa
 		p.close()
 		return nil, message{}, err
 	}
-	// The daemon may be handing over: whoever comes after it answers.
+	// The daemon may be handing over; then its successor answers.
 	m, files, err := p.receive(time.Now().Add(time.Minute))
 	closeAll(files)
 	if err == nil && m.Type != sayWelcome {
@@ -362,8 +371,8 @@ func dialRole(ctx context.Context, execRoot string, hello message) (*peer, messa
 	return p, m, nil
 }
 
-// dialControl connects to the handoff socket. Nobody there is
-// errdefs.ErrNotFound.
+// dialControl connects to the handoff socket. If no process listens there the
+// error is errdefs.ErrNotFound.
 func dialControl(ctx context.Context, execRoot string) (*net.UnixConn, error) {
 	path := controlPath(execRoot)
 	conn, err := (&net.Dialer{}).DialContext(ctx, "unix", path)

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package handoff
 
 import (
@@ -21,6 +23,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -29,7 +32,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// The test binary is also the other daemon that tests need.
+// The tests also run the test binary as the other daemon.
 func TestMain(m *testing.M) {
 	switch os.Getenv("HANDOFF_TEST") {
 	case "hold": // locks both roots and stays until stdin closes
@@ -121,7 +124,7 @@ func TestKilledDaemonThatIsStillAZombieHoldsNothing(t *testing.T) {
 	}
 }
 
-// waitZombie waits until a child has ended, and leaves it unreaped.
+// waitZombie waits until a child has ended, without reaping it.
 func waitZombie(t *testing.T, pid int) {
 	t.Helper()
 	if err := unix.Waitid(unix.P_PID, pid, nil, unix.WEXITED|unix.WNOWAIT, nil); err != nil {
@@ -131,8 +134,8 @@ func waitZombie(t *testing.T, pid int) {
 
 func TestDyingHolderIsWaitedFor(t *testing.T) {
 	data, run := t.TempDir(), t.TempDir()
-	// A lock whose record names a process that has ended, held by a descriptor
-	// that goes away later: what a fork in flight looks like.
+	// The lock's record names a process that has ended, and a descriptor that is
+	// closed later holds the lock. This happens while a process forks.
 	f, err := os.Create(filepath.Join(data, LockFile))
 	if err != nil {
 		t.Fatal(err)
@@ -205,7 +208,7 @@ func TestRootsAreMadeWhereTheyAreMissing(t *testing.T) {
 	data, run := filepath.Join(base, "a/b/data"), filepath.Join(base, "run/holdfast")
 	acquire(t, data, run)
 	for _, dir := range []string{data, run} {
-		if st, err := os.Stat(dir); err != nil || st.Mode().Perm() != 0o711 {
+		if st, err := os.Stat(dir); err != nil || st.Mode().Perm() != 0o710 {
 			t.Errorf("%s: %v %v", dir, st, err)
 		}
 	}
@@ -248,7 +251,7 @@ func TestPidfileReplacesWhatWasThere(t *testing.T) {
 	}
 }
 
-// listen opens sockets and returns them with what was logged.
+// listen opens sockets and returns them with the log output.
 func listen(t *testing.T, o ListenOptions) (*Listeners, *bytes.Buffer, error) {
 	t.Helper()
 	var log bytes.Buffer
@@ -260,7 +263,7 @@ func listen(t *testing.T, o ListenOptions) (*Listeners, *bytes.Buffer, error) {
 	return ls, &log, err
 }
 
-// answer accepts one connection and says hello on it.
+// answer accepts one connection and sends hello on it.
 func answer(l net.Listener) {
 	if c, err := l.Accept(); err == nil {
 		io.WriteString(c, "hello")
@@ -404,7 +407,7 @@ func TestHandedOverSocketKeepsItsFileAndItsBacklog(t *testing.T) {
 	}
 	old.Close()
 	old.Remove()
-	// Nobody accepts, and still this is not refused.
+	// No process accepts, but the connection is not refused.
 	waiting, err := net.Dial("unix", path)
 	if err != nil {
 		t.Fatal(err)
@@ -431,7 +434,7 @@ func TestHandedOverSocketKeepsItsFileAndItsBacklog(t *testing.T) {
 	}
 }
 
-// manager is the service manager's end of sd_notify.
+// manager returns the service manager's end of sd_notify, and a Notifier.
 func manager(t *testing.T) (*net.UnixConn, *Notifier) {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "notify")
@@ -671,8 +674,16 @@ func TestServiceManagerHearsThatTheDaemonLives(t *testing.T) {
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	over := make(chan struct{})
+	var ill atomic.Bool
+	complaints := make(chan error, 1000)
 	go func() {
-		n.Watch(ctx)
+		n.Watch(ctx, func(ctx context.Context) error {
+			if ill.Load() {
+				<-ctx.Done() // it hangs
+				return errors.New("ill")
+			}
+			return nil
+		}, func(err error) { complaints <- err })
 		close(over)
 	}()
 	for range 3 {
@@ -680,8 +691,29 @@ func TestServiceManagerHearsThatTheDaemonLives(t *testing.T) {
 			t.Errorf("got %q", got)
 		}
 	}
+	// While the daemon does not work, no WATCHDOG=1 is sent.
+	ill.Store(true)
+	for range 3 {
+		if err := <-complaints; err == nil || err.Error() != "ill" {
+			t.Error(err)
+		}
+	}
+	for {
+		c.SetReadDeadline(time.Now().Add(50 * time.Millisecond))
+		if _, err := c.Read(make([]byte, 100)); err != nil {
+			break // skip what was sent before
+		}
+	}
+	if len(complaints) == 0 {
+		t.Error("it complains once and no more")
+	}
+	ill.Store(false)
+	c.SetReadDeadline(time.Time{})
+	if got, _ := receive(t, c); got != "WATCHDOG=1" {
+		t.Errorf("got %q when it works again", got)
+	}
 	cancel()
 	<-over
 	_, silent := manager(t)
-	silent.Watch(t.Context())
+	silent.Watch(t.Context(), nil, nil)
 }

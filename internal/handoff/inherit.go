@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package handoff
 
 import (
@@ -9,28 +11,28 @@ import (
 	"github.com/coreos/go-systemd/v22/activation"
 )
 
-// Inherited are the listening sockets that this process was given: by the
-// service manager, from a socket unit or from its descriptor store, or by a
+// Inherited holds the listening sockets that this process received: from the
+// service manager, by a socket unit or its descriptor store, or from a
 // predecessor.
 type Inherited struct {
-	// own are sockets that an earlier daemon listened on, by storeName. Of one
-	// address there are several where socket units gave them.
+	// own holds the sockets that an earlier daemon listened on, by storeName. One
+	// address may have several sockets if socket units provided them.
 	own map[string][]*os.File
-	// units are those of socket units, in their order.
+	// units holds the sockets of socket units, in their order.
 	units []*os.File
 }
 
 const storePrefix = "holdfast-"
 
-// storeName is what a listener for an address is called in the service
-// manager's descriptor store: names there may not hold every character.
+// storeName returns the name of a listener's socket in the service manager's
+// descriptor store. It encodes the address because names there are restricted.
 func storeName(address string) string {
 	sum := sha256.Sum256([]byte(address))
 	return storePrefix + hex.EncodeToString(sum[:8])
 }
 
-// FromServiceManager takes the descriptors that came with this process's
-// start, by the protocol of sd_listen_fds(3). It works once.
+// FromServiceManager takes the descriptors that this process was started with, by
+// the protocol of sd_listen_fds(3). It only works once.
 func FromServiceManager() *Inherited {
 	in := &Inherited{own: map[string][]*os.File{}}
 	for _, f := range activation.Files(true) {
@@ -44,8 +46,8 @@ func FromServiceManager() *Inherited {
 	return in
 }
 
-// FromPredecessor takes the descriptors that another daemon handed over, by
-// the address that each listens on.
+// FromPredecessor takes the descriptors that another daemon handed over. Each has
+// the address that it listens on.
 func FromPredecessor(sockets []Socket) *Inherited {
 	in := &Inherited{own: map[string][]*os.File{}}
 	for _, s := range sockets {
@@ -55,7 +57,7 @@ func FromPredecessor(sockets []Socket) *Inherited {
 	return in
 }
 
-// claim gives the socket of an address, once.
+// claim removes and returns the socket of an address.
 func (in *Inherited) claim(address string) *os.File {
 	if all := in.claimAll(address); len(all) > 0 {
 		for _, f := range all[1:] {
@@ -66,7 +68,7 @@ func (in *Inherited) claim(address string) *os.File {
 	return nil
 }
 
-// claimAll gives all sockets of an address, once.
+// claimAll removes and returns all sockets of an address.
 func (in *Inherited) claimAll(address string) []*os.File {
 	if in == nil {
 		return nil
@@ -77,7 +79,7 @@ func (in *Inherited) claimAll(address string) []*os.File {
 	return all
 }
 
-// unclaimed closes what nobody asked for and returns the names.
+// unclaimed closes the sockets that were not claimed and returns their names.
 func (in *Inherited) unclaimed() []string {
 	if in == nil {
 		return nil

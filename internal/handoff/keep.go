@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package handoff
 
 import (
@@ -10,17 +12,18 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// keepPrefix begins the names of descriptors that are no listening sockets. It
-// begins with that of those: a release that does not know these takes them for
-// sockets of an address that it has no more, and gives them back.
+// keepPrefix begins the names of descriptors that are not listening sockets. It
+// begins with storePrefix: a release that does not know these descriptors takes
+// them for sockets of an address that is no longer configured, and removes them
+// from the store.
 const keepPrefix = storePrefix + "keep-"
 
-// Keeper keeps descriptors in the service manager's store beyond this process's
-// life, for the next daemon. Where the manager has no store it keeps nothing.
+// Keeper keeps descriptors for the next daemon in the service manager's store, so
+// that they outlive this process. If the manager has no store it does nothing.
 //
-// It sends in its own time, in the order of the calls. Until Open it sends
-// nothing: the service manager hears the process that it knows, which a
-// successor is only at the end of a takeover.
+// It sends asynchronously, in the order of the calls, and sends nothing before
+// Open: the service manager only accepts messages of the main process that it
+// knows, and a successor only becomes that at the end of a takeover.
 type Keeper struct {
 	notify *Notifier
 	log    *slog.Logger
@@ -30,26 +33,27 @@ type Keeper struct {
 	closed  bool
 	sending bool
 	queue   []kept
-	found   map[string]*os.File // from an earlier life, and not yet taken
+	found   map[string]*os.File // from an earlier daemon, and not yet taken
 }
 
-// kept is something to send: a descriptor, or with fd -1 the end of it.
+// kept is a queued change: a descriptor to store or, if fd is -1, a name to
+// remove.
 type kept struct {
 	name string
 	fd   int
 }
 
-// NewKeeper makes one; found are the descriptors that came with the start.
+// NewKeeper returns a Keeper without any found descriptors.
 func NewKeeper(n *Notifier, log *slog.Logger) *Keeper {
 	k := &Keeper{notify: n, log: log, found: map[string]*os.File{}}
-	// Set where the unit has FileDescriptorStoreMax=, since systemd 254.
+	// systemd sets it since version 254 if the unit has FileDescriptorStoreMax=.
 	if max := os.Getenv("FDSTORE"); max == "" || max == "0" {
 		k.closed = true
 	}
 	return k
 }
 
-// Found takes over what the service manager had kept.
+// Found takes over the descriptors that the service manager had stored.
 func (k *Keeper) Found(in *Inherited) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
@@ -61,8 +65,8 @@ func (k *Keeper) Found(in *Inherited) {
 	}
 }
 
-// Take gives a descriptor of that name from an earlier life, once. It stays in
-// the store.
+// Take returns an earlier daemon's descriptor of that name, once. It stays in the
+// store.
 func (k *Keeper) Take(name string) *os.File {
 	k.mu.Lock()
 	defer k.mu.Unlock()
@@ -71,7 +75,7 @@ func (k *Keeper) Take(name string) *os.File {
 	return f
 }
 
-// Keep stores a copy of a descriptor in place of any other of that name.
+// Keep stores a copy of a descriptor. It replaces any other of that name.
 func (k *Keeper) Keep(name string, fd int) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
@@ -86,7 +90,7 @@ func (k *Keeper) Keep(name string, fd int) {
 	k.kick()
 }
 
-// Forget takes what has a name out of the store.
+// Forget removes the descriptor of that name from the store.
 func (k *Keeper) Forget(name string) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
@@ -96,7 +100,8 @@ func (k *Keeper) Forget(name string) {
 	}
 }
 
-// Open lets it send. What was found and nobody has taken goes.
+// Open starts sending. Found descriptors that were not taken are removed from the
+// store.
 func (k *Keeper) Open() {
 	k.mu.Lock()
 	defer k.mu.Unlock()
@@ -111,14 +116,14 @@ func (k *Keeper) Open() {
 	}
 }
 
-// Close ends the sending for good: another process is the daemon.
+// Close stops sending for good, because another process is the daemon now.
 func (k *Keeper) Close() {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	k.closed = true
 }
 
-// kick sends what waits, with the lock.
+// kick starts sending the queue. k.mu is held.
 func (k *Keeper) kick() {
 	if !k.open || k.sending || len(k.queue) == 0 {
 		return
@@ -152,7 +157,7 @@ func (k *Keeper) send() {
 			}
 		}
 		if err := errors.Join(errs...); err != nil {
-			k.log.Warn("the service manager does not keep what containers need should this daemon and a shim die together", "error", err)
+			k.log.Warn("the service manager did not store a descriptor: should this daemon and a shim die together, the container's terminal, last output or exit code may be lost", "error", err)
 		}
 	}
 }

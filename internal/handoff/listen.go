@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package handoff
 
 import (
@@ -14,6 +16,8 @@ import (
 	"time"
 
 	"github.com/containerd/errdefs"
+
+	"holdfast/internal/errs"
 )
 
 // Default ports of the API over TCP, as registered for Docker.
@@ -27,12 +31,12 @@ type ListenOptions struct {
 	// Addresses are unix://PATH, tcp://HOST:PORT and fd:// with a name, a
 	// number or nothing after it.
 	Addresses []string
-	// Group gets the Unix sockets: a name or a number; empty leaves them to
-	// root. If it is missing on this host, that is an error where
-	// GroupRequired and a warning otherwise.
+	// Group owns the Unix sockets: a name or a number. If it is empty they belong
+	// to root's group. If it does not exist on this host, that is an error if
+	// GroupRequired is set, and a warning otherwise.
 	Group         string
 	GroupRequired bool
-	// TLS is spoken on TCP; nil is plain text, with a warning.
+	// TLS configures TCP listeners. Nil means plain text, with a warning.
 	TLS       *tls.Config
 	Inherited *Inherited
 	Log       *slog.Logger
@@ -41,13 +45,13 @@ type ListenOptions struct {
 // Listener is one listening socket of the API.
 type Listener struct {
 	net.Listener
-	Address string // as it was asked for
+	Address string // as configured
 	// raw is the socket under TLS.
 	raw rawListener
-	// socket is the file of a Unix socket that this daemon made, or that was
-	// made by the one that it came from.
+	// socket is the file of a Unix socket that this daemon or its predecessor
+	// created.
 	socket *socketFile
-	// adopted: the file was there before this process.
+	// adopted: this process did not create the file.
 	adopted bool
 	pause   *pause
 }
@@ -58,7 +62,7 @@ type rawListener interface {
 	SetDeadline(time.Time) error
 }
 
-// Shown is the address as it is, with the port that the kernel chose.
+// Shown returns the actual address, with the port that the kernel chose.
 func (l *Listener) Shown() string {
 	if l.socket != nil {
 		return "unix://" + l.socket.path
@@ -66,24 +70,24 @@ func (l *Listener) Shown() string {
 	return l.Addr().Network() + "://" + l.Addr().String()
 }
 
-// File is a copy of the socket, to be given to a successor.
+// File returns a copy of the socket, for a successor.
 func (l *Listener) File() (*os.File, error) { return l.raw.File() }
 
 // Listeners are all sockets of the API.
 type Listeners struct {
 	list []*Listener
-	// stored: the service manager holds copies, so that connections wait for
-	// the next start instead of being refused. handed: so does a successor.
+	// stored: the service manager has copies, so that connections wait for the next
+	// start instead of being refused. handed: a successor has copies.
 	stored, handed bool
 	pause          pause
 }
 
-// All lists them, in the order of the addresses.
+// All returns the listeners, in the order of the addresses.
 func (ls *Listeners) All() []*Listener { return ls.list }
 
-// Listen opens, or takes over, the sockets of all addresses. The Lock must be
-// held: it is what makes a socket file without a listener a stale one. On an
-// error none is left open.
+// Listen opens or takes over the sockets of all addresses. The Lock must be held:
+// only then a socket file without a listener is known to be stale. After an error
+// no socket stays open.
 func Listen(ctx context.Context, o ListenOptions) (_ *Listeners, err error) {
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
@@ -119,11 +123,11 @@ func Listen(ctx context.Context, o ListenOptions) (_ *Listeners, err error) {
 	return ls, nil
 }
 
-// Store gives copies of the sockets to the service manager where it keeps any,
-// and takes back those that no address asks for any more.
+// Store passes copies of the sockets to the service manager if it has a
+// descriptor store, and removes those whose address is no longer configured.
 func (ls *Listeners) Store(n *Notifier, in *Inherited) error {
 	unclaimed := in.unclaimed()
-	// Set where the unit has FileDescriptorStoreMax=, since systemd 254.
+	// systemd sets it since version 254 if the unit has FileDescriptorStoreMax=.
 	if max := os.Getenv("FDSTORE"); max == "" || max == "0" {
 		return nil
 	}
@@ -133,7 +137,7 @@ func (ls *Listeners) Store(n *Notifier, in *Inherited) error {
 	}
 	for _, l := range ls.list {
 		if strings.HasPrefix(l.Address, "fd://") {
-			continue // the socket unit holds it
+			continue // systemd holds the socket of its socket unit itself
 		}
 		f, err := l.File()
 		if err != nil {
@@ -148,15 +152,16 @@ func (ls *Listeners) Store(n *Notifier, in *Inherited) error {
 	return err
 }
 
-// Remove removes the socket files, at a clean stop. What the service manager
-// or a successor still listens on stays.
+// Remove removes the socket files at a clean stop. Sockets stay that the service
+// manager or a successor still listens on.
 func (ls *Listeners) Remove() {
 	if !ls.stored && !ls.handed {
 		ls.removeFiles(true)
 	}
 }
 
-// removeFiles removes the socket files: those that this process made, or all.
+// removeFiles removes the socket files: all of them, or only those that this
+// process created.
 func (ls *Listeners) removeFiles(all bool) {
 	for _, l := range ls.list {
 		if l.socket != nil && (all || !l.adopted) {
@@ -165,14 +170,14 @@ func (ls *Listeners) removeFiles(all bool) {
 	}
 }
 
-// Socket is a listening socket on its way to another daemon.
+// Socket is a listening socket that is passed to another daemon.
 type Socket struct {
-	Address string // as it was asked for
+	Address string // as configured
 	File    *os.File
 }
 
-// HandOver gives copies of all sockets, to be sent to a successor. From then
-// on Remove leaves the socket files to it, until TakeBack.
+// HandOver returns copies of all sockets, to be sent to a successor. From then on
+// Remove leaves the socket files alone, until TakeBack.
 func (ls *Listeners) HandOver() ([]Socket, error) {
 	var out []Socket
 	for _, l := range ls.list {
@@ -189,11 +194,12 @@ func (ls *Listeners) HandOver() ([]Socket, error) {
 	return out, nil
 }
 
-// Keep makes Remove leave the socket files: they are another daemon's still.
+// Keep makes Remove leave the socket files alone, because they still belong to
+// another daemon.
 func (ls *Listeners) Keep() { ls.handed = true }
 
-// TakeBack says that the files are this daemon's own: a successor has failed,
-// or this one has taken over.
+// TakeBack makes the socket files this daemon's own: a successor has failed, or
+// this daemon has taken over.
 func (ls *Listeners) TakeBack() { ls.handed = false }
 
 func listenTCP(ctx context.Context, o ListenOptions, address, rest string) ([]*Listener, error) {
@@ -229,8 +235,8 @@ func listenTCP(ctx context.Context, o ListenOptions, address, rest string) ([]*L
 		}
 	}
 	if raw == nil {
-		// Keep-alive is left on as Go sets it: a client that vanished must not
-		// hold its log stream for ever.
+		// Go enables keep-alive by default, and it stays on: a client that vanished
+		// must not hold its log stream for ever.
 		l, err := (&net.ListenConfig{}).Listen(ctx, "tcp", hostport)
 		if err != nil {
 			return nil, err
@@ -254,7 +260,7 @@ func warnPlain(log *slog.Logger, addr net.Addr) {
 	log.Warn("[SECURITY] the API is served to the network without TLS: whoever reaches the port has root on this host; use --tlsverify", "address", "http://"+addr.String())
 }
 
-// wrap puts TLS on TCP where it is asked for.
+// wrap adds TLS to a TCP listener if it is configured.
 func wrap(o ListenOptions, address string, raw rawListener, s *socketFile) *Listener {
 	l := &Listener{Listener: raw, Address: address, raw: raw, socket: s}
 	if _, isTCP := raw.(*net.TCPListener); isTCP && o.TLS != nil {
@@ -264,7 +270,7 @@ func wrap(o ListenOptions, address string, raw rawListener, s *socketFile) *List
 }
 
 // listenUnits takes the sockets of systemd's socket units: all of them, or the
-// one of a descriptor's number or name.
+// one with a descriptor's number or name.
 func listenUnits(o ListenOptions, address, which string) ([]*Listener, error) {
 	if handed := o.Inherited.claimAll(address); len(handed) > 0 {
 		return wrapUnits(o, address, handed)
@@ -282,7 +288,7 @@ func listenUnits(o ListenOptions, address, which string) ([]*Listener, error) {
 	}
 	o.Inherited.units = leave
 	if len(take) == 0 {
-		return nil, errdefs.ErrNotFound.WithMessage(fmt.Sprintf("failed to find systemd activated sockets: %q", which))
+		return nil, errs.NotFound("failed to find systemd activated sockets: %q", which)
 	}
 	return wrapUnits(o, address, take)
 }
@@ -297,7 +303,7 @@ func wrapUnits(o ListenOptions, address string, take []*os.File) (out []*Listene
 		raw, ok := l.(rawListener)
 		if !ok {
 			l.Close()
-			return out, errdefs.ErrInvalidArgument.WithMessage(fmt.Sprintf("socket %s of systemd is no stream socket", f.Name()))
+			return out, errs.Invalid("socket %s of systemd is not a stream socket", f.Name())
 		}
 		if _, tcp := raw.(*net.TCPListener); tcp && o.TLS == nil {
 			warnPlain(o.Log, raw.Addr())

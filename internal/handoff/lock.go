@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package handoff
 
 import (
@@ -11,27 +13,31 @@ import (
 	"strings"
 	"time"
 
-	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
+
+	"holdfast/internal/errs"
 )
 
-// LockFile is the name of the file that is locked in either root.
+// LockFile is the name of the lock file in both roots.
 const LockFile = "holdfastd.lock"
 
-// Modes of the roots, where the daemon makes them. Users need to pass through
-// the exec root to the socket, and through the data root with a remapped user;
-// nobody but root lists them.
-const rootMode = 0o711
+// rootMode is the mode of the roots when the daemon creates them. At first only
+// root may enter; package store later lets the group of the API's socket pass.
+const rootMode = 0o710
 
-// Lock holds the data root and the exec root for this process. While it is
-// held no other daemon works on either.
+// lockMode keeps other users from opening the lock file. flock(2) needs no write
+// permission, so a process that can read the file could hold the lock.
+const lockMode = 0o600
+
+// Lock locks the data root and the exec root for this process. While it is held
+// no other daemon uses either.
 type Lock struct {
 	files  []*os.File
 	record holder
 }
 
-// holder is what the lock file says of who holds it. It is for people: only
-// the flock itself decides.
+// holder is the record of the lock's holder in the lock file. It is
+// informational: only the flock itself decides.
 type holder struct {
 	Pid      int       `json:"pid"`
 	Since    time.Time `json:"since"`
@@ -39,10 +45,10 @@ type holder struct {
 	ExecRoot string    `json:"execRoot"`
 }
 
-// Acquire makes the two roots where they are missing and locks both. It fails
-// with a conflict that names the holder when a live process has one of them. A
-// holder that has died, but whose descriptors the kernel is still closing, is
-// waited for until ctx ends, at most 5 seconds.
+// Acquire creates the two roots if they are missing and locks both. If a live
+// process holds one of them it fails with ErrConflict, and the error names the
+// holder. If the holder has died, but the kernel is still closing its
+// descriptors, it waits until ctx ends, at most 5 seconds.
 func Acquire(ctx context.Context, dataRoot, execRoot string) (*Lock, error) {
 	l := &Lock{record: holder{Pid: os.Getpid(), Since: time.Now(), DataRoot: dataRoot, ExecRoot: execRoot}}
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
@@ -53,7 +59,7 @@ func Acquire(ctx context.Context, dataRoot, execRoot string) (*Lock, error) {
 			return nil, err
 		}
 		if len(l.files) == 1 && sameFile(l.files[0], filepath.Join(root.dir, LockFile)) {
-			continue // one folder for both
+			continue // both roots are one directory
 		}
 		f, err := lockRoot(ctx, root.what, root.dir)
 		if err != nil {
@@ -69,6 +75,30 @@ func Acquire(ctx context.Context, dataRoot, execRoot string) (*Lock, error) {
 	return l, nil
 }
 
+// Held reports whether a daemon holds the data root. It does not try the lock,
+// because to hold it even for a moment could make that daemon's own start fail.
+func Held(dataRoot string) bool {
+	var st unix.Stat_t
+	if unix.Stat(filepath.Join(dataRoot, LockFile), &st) != nil {
+		return false
+	}
+	locks, err := os.ReadFile("/proc/locks")
+	if err != nil {
+		return false
+	}
+	// A line is like "1: FLOCK  ADVISORY  WRITE 1234 fe:01:5678 0 EOF"
+	// (proc_locks(5)). The device is not compared: it is that of the file system,
+	// which may differ from that of the file.
+	inode := ":" + strconv.FormatUint(st.Ino, 10)
+	for line := range strings.Lines(string(locks)) {
+		f := strings.Fields(line)
+		if len(f) > 5 && f[1] == "FLOCK" && f[3] == "WRITE" && strings.HasSuffix(f[5], inode) {
+			return true
+		}
+	}
+	return false
+}
+
 func makeRoot(what, dir string) error {
 	if err := os.MkdirAll(filepath.Dir(dir), 0o755); err != nil {
 		return fmt.Errorf("make the %s %s: %w", what, dir, err)
@@ -79,7 +109,7 @@ func makeRoot(what, dir string) error {
 	if st, err := os.Stat(dir); err != nil {
 		return fmt.Errorf("the %s %s: %w", what, dir, err)
 	} else if !st.IsDir() {
-		return errdefs.ErrInvalidArgument.WithMessage(fmt.Sprintf("the %s %s is no folder: name another", what, dir))
+		return errs.Invalid("the %s %s is not a directory: name another", what, dir)
 	}
 	return nil
 }
@@ -95,7 +125,10 @@ func sameFile(f *os.File, name string) bool {
 
 func lockRoot(ctx context.Context, what, dir string) (*os.File, error) {
 	name := filepath.Join(dir, LockFile)
-	f, err := os.OpenFile(name, os.O_RDWR|os.O_CREATE, 0o644)
+	f, err := os.OpenFile(name, os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW, lockMode)
+	if err == nil {
+		err = f.Chmod(lockMode) // earlier releases made it readable
+	}
 	if err != nil {
 		return nil, fmt.Errorf("the %s %s can't be written: %w", what, dir, err)
 	}
@@ -109,23 +142,23 @@ func lockRoot(ctx context.Context, what, dir string) (*os.File, error) {
 	}
 	held := readHolder(f)
 	if held.Pid > 0 && !alive(held.Pid) {
-		// It is on its way out, or a child that it was just starting still has
-		// its descriptors: the kernel lets go in a moment.
+		// The holder is exiting, or a child that it was just starting still has its
+		// descriptors. The kernel releases the lock in a moment.
 		if err := waitLock(ctx, f); err == nil {
 			return f, nil
 		}
-		return nil, errdefs.ErrConflict.WithMessage(fmt.Sprintf("the %s %s is locked, though its holder, process %d, has ended: look for processes that it left with `fuser %s`", what, dir, held.Pid, name))
+		return nil, errs.Conflict("the %s %s is locked, though its holder, process %d, has ended: look for processes that it left with `fuser %s`", what, dir, held.Pid, name)
 	}
 	f.Close()
 	if held.Pid == 0 {
-		return nil, errdefs.ErrConflict.WithMessage(fmt.Sprintf("the %s %s is held by another daemon: stop it, or use another --%s", what, dir, strings.ReplaceAll(what, " ", "-")))
+		return nil, errs.Conflict("the %s %s is held by another daemon: stop it, or use another --%s", what, dir, strings.ReplaceAll(what, " ", "-"))
 	}
-	return nil, errdefs.ErrConflict.WithMessage(fmt.Sprintf("the %s %s is held by the daemon with process ID %d since %s, whose data root is %s: stop it, or use another --%s", what, dir, held.Pid, held.Since.Format(time.RFC3339), held.DataRoot, strings.ReplaceAll(what, " ", "-")))
+	return nil, errs.Conflict("the %s %s is held by the daemon with process ID %d since %s, whose data root is %s: stop it, or use another --%s", what, dir, held.Pid, held.Since.Format(time.RFC3339), held.DataRoot, strings.ReplaceAll(what, " ", "-"))
 }
 
-// waitLock takes over f: it is locked on return, or closed once the lock has
-// come too late. flock can't be interrupted, so it waits on a thread of its
-// own.
+// waitLock takes over f: on success f is locked, and otherwise f is closed when
+// the lock finally arrives. flock can't be interrupted, so it runs in a goroutine
+// of its own.
 func waitLock(ctx context.Context, f *os.File) error {
 	done := make(chan error, 1)
 	go func() {
@@ -162,14 +195,14 @@ func readHolder(f *os.File) holder {
 	return h
 }
 
-// alive reports whether a process runs. A zombie doesn't: it waits to be
-// reaped and holds nothing.
+// alive reports whether a process runs. A zombie does not: it waits to be reaped
+// and holds nothing.
 func alive(pid int) bool {
 	stat, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat")
 	if err != nil {
 		return false
 	}
-	// The command in parentheses may hold anything; the state follows it.
+	// The command in parentheses may contain anything. The state follows it.
 	_, rest, ok := strings.Cut(string(stat[strings.LastIndexByte(string(stat), ')')+1:]), " ")
 	return ok && rest != "" && rest[0] != 'Z' && rest[0] != 'X'
 }
@@ -191,30 +224,30 @@ func (l *Lock) write() error {
 	return nil
 }
 
-// Files are the locked files, to be given to a successor with its own copies
-// of the descriptors. The lock is free when the last copy is closed.
+// Files returns the locked files. A successor gets copies of their descriptors.
+// The lock is released when the last copy is closed.
 func (l *Lock) Files() []*os.File { return l.files }
 
-// Adopt makes a Lock of the files that a predecessor gave, and writes this
-// process into them.
+// Adopt makes a Lock of the files that a predecessor handed over, and records
+// this process as the holder.
 func Adopt(files []*os.File, dataRoot, execRoot string) (*Lock, error) {
 	for _, f := range files {
-		// Same open file: succeeds at once. Anything else means that this is
-		// not the lock that it is said to be.
+		// The descriptor shares the predecessor's open file, so this succeeds at
+		// once. If it fails the descriptor is not the lock.
 		if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
-			return nil, errdefs.ErrFailedPrecondition.WithMessage(fmt.Sprintf("the lock %s was not handed over: %v", f.Name(), err))
+			return nil, errs.Unmet("the lock %s was not handed over: %v", f.Name(), err)
 		}
 	}
 	l := &Lock{files: files, record: holder{Pid: os.Getpid(), Since: time.Now(), DataRoot: dataRoot, ExecRoot: execRoot}}
 	return l, l.write()
 }
 
-// Rewrite writes this process into the lock's files again, where a successor
-// that failed has put itself.
+// Rewrite records this process as the holder again, after a successor that failed
+// had recorded itself.
 func (l *Lock) Rewrite() error { return l.write() }
 
-// Release closes the lock's files. The files stay: to remove one would let two
-// daemons lock two files of the same name.
+// Release closes the lock's files. It does not remove them: if it did, two
+// daemons could lock two files of the same name.
 func (l *Lock) Release() {
 	for _, f := range l.files {
 		f.Close()

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package handoff
 
 import (
@@ -12,32 +14,33 @@ import (
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
 
+	"holdfast/internal/errs"
 	"holdfast/internal/shim/proto"
 )
 
 // ControlSocket is the name of the handoff socket in the exec root.
 const ControlSocket = "handoff.sock"
 
-// Version is that of the protocol, docs/protocol/handoff.md. Messages only gain
-// fields; who does not know a type refuses it.
+// Version is the version of the protocol, docs/protocol/handoff.md. Messages only
+// gain fields. A receiver refuses an unknown type.
 const Version = 1
 
-// What a message says. Who sends it stands before it: s is the successor, d
-// the daemon that is there.
+// Message types. The comment names the sender: s is the successor, d the running
+// daemon.
 const (
-	sayHello    = "hello"    // s: who it is and what it wants
+	sayHello    = "hello"    // s: its identity and role
 	sayWelcome  = "welcome"  // d: with copies of all descriptors
 	sayTake     = "take"     // s: it is prepared, the daemon may stop
-	sayWaiting  = "waiting"  // d: what it waits for, any number of times
+	sayWaiting  = "waiting"  // d: what it is waiting for; repeated
 	sayYours    = "yours"    // d: it has closed everything that is exclusive
-	sayReady    = "ready"    // s: it has restored everything, and serves nothing yet
-	sayGo       = "go"       // d: it will not take anything back any more while the successor lives
+	sayReady    = "ready"    // s: it has restored everything, and does not serve yet
+	sayGo       = "go"       // d: it will not take anything back while the successor lives
 	sayServing  = "serving"  // s: it accepts connections
-	sayReleased = "released" // d: it has told the service manager and let go
-	sayRefused  = "refused"  // either: no, and why; nothing follows
+	sayReleased = "released" // d: it has notified the service manager and released everything
+	sayRefused  = "refused"  // either: the reason for giving up; nothing follows
 )
 
-// What a connection is for.
+// The purposes of a connection.
 const (
 	roleTakeover = "takeover" // to become the daemon
 	roleFollow   = "follow"   // to notice the daemon's end
@@ -51,43 +54,46 @@ type message struct {
 	Pid     int    `json:"pid,omitempty"`
 	Error   string `json:"error,omitempty"`
 
-	// Of hello.
+	// In hello:
 	Role     string `json:"role,omitempty"`
 	DataRoot string `json:"dataRoot,omitempty"`
 	ExecRoot string `json:"execRoot,omitempty"`
 
-	// Of welcome: the addresses of the listeners, whose descriptors come
-	// first; then so many of locked files; then the handoff socket's own.
+	// In welcome: the addresses of the listeners. The message carries the
+	// listeners' descriptors first, then those of the locked files, then the
+	// handoff socket's.
 	Listeners []string `json:"listeners,omitempty"`
 	Locks     int      `json:"locks,omitempty"`
 
-	// Of waiting.
+	// In waiting:
 	Waiting []string `json:"waiting,omitempty"`
 
-	// Of yours: clients of containers that have not started, a descriptor each.
+	// In yours: clients of containers that have not started, with one descriptor
+	// each.
 	Clients []Client `json:"clients,omitempty"`
 
 	FDs int `json:"fds,omitempty"`
 }
 
-// Client is a client that waits for the start of a container.
+// Client is a client that waits for a container to start.
 type Client struct {
 	Container string          `json:"container"`
 	Attach    json.RawMessage `json:"attach"` // proto.Attach
 	File      *os.File        `json:"-"`
 }
 
-// peer is one end of a handoff, and the process at the other.
+// peer is one end of a handoff connection, with the process at the other end.
 type peer struct {
 	conn  *proto.Conn
 	pid   int
 	pidfd *os.File
 }
 
-// newPeer takes charge of a connection. Only those of the daemon's own user,
-// root, are taken. Which process it is at the other end is known of one that
-// has connected; of one that listens the kernel says who made the socket, which
-// may have been given on since, so that one says it itself, see identify.
+// newPeer takes over a connection. It refuses peers that do not run as the
+// daemon's own user, root. The kernel reports the process ID of a peer that
+// connected. For a listening peer the kernel reports the process that created the
+// socket, which may have been passed on since, so such a peer sends its own
+// process ID; see identify.
 func newPeer(conn *net.UnixConn) (*peer, error) {
 	f, err := conn.File()
 	conn.Close()
@@ -107,16 +113,17 @@ func newPeer(conn *net.UnixConn) (*peer, error) {
 	cred, err := unix.GetsockoptUcred(fd, unix.SOL_SOCKET, unix.SO_PEERCRED)
 	if err != nil {
 		c.Close()
-		return nil, fmt.Errorf("handoff: who is it: %w", err)
+		return nil, fmt.Errorf("handoff: identify the other process: %w", err)
 	}
 	if cred.Uid != uint32(os.Geteuid()) {
 		c.Close()
-		return nil, errdefs.ErrPermissionDenied.WithMessage(fmt.Sprintf("handoff: the process %d of user %d may not take part", cred.Pid, cred.Uid))
+		return nil, errs.Forbidden("handoff: the process %d of user %d may not take part", cred.Pid, cred.Uid)
 	}
+	c.MaxFDs = maxFDs
 	return &peer{conn: c, pid: int(cred.Pid)}, nil
 }
 
-// identify takes hold of the process at the other end.
+// identify opens the process at the other end.
 func (p *peer) identify(pid int) error {
 	pidfd, err := unix.PidfdOpen(pid, unix.PIDFD_NONBLOCK)
 	if err != nil {
@@ -126,7 +133,7 @@ func (p *peer) identify(pid int) error {
 	return nil
 }
 
-// dup copies a descriptor without making the open file a blocking one.
+// dup copies a descriptor without making the open file blocking.
 func dup(f *os.File) (int, error) {
 	raw, err := f.SyscallConn()
 	if err != nil {
@@ -170,23 +177,31 @@ func (p *peer) send(m message, files ...*os.File) error {
 	return nil
 }
 
-// writeLimit bounds how long a message may take to be sent: the other process
-// may be stopped.
+// maxFDs bounds the descriptors that may arrive before their message: listeners,
+// locks, and clients that wait for a start.
+const maxFDs = 16 << 10
+
+// writeLimit bounds how long sending may block, because the other process may be
+// stopped.
 const writeLimit = 10 * time.Second
 
-// receive waits for a message until the deadline; zero is none. io.EOF is the
-// end of the other process, or of its interest.
+// receive waits for a message until the deadline; the zero time means no
+// deadline. It returns io.EOF if the other process ended or closed the
+// connection.
 func (p *peer) receive(deadline time.Time) (message, []*os.File, error) {
 	var m message
 	_ = p.conn.File().SetReadDeadline(deadline)
 	if err := p.conn.Receive(&m); err != nil {
+		p.conn.DropFDs()
 		if errors.Is(err, unix.ECONNRESET) {
 			err = io.EOF
 		}
 		return m, nil, err
 	}
+	// Descriptors of the next message may have arrived already.
 	fds, err := p.conn.TakeFDs(m.FDs)
 	if err != nil {
+		p.conn.DropFDs()
 		return m, nil, err
 	}
 	files := make([]*os.File, len(fds))
@@ -195,6 +210,7 @@ func (p *peer) receive(deadline time.Time) (message, []*os.File, error) {
 	}
 	if m.Type == sayRefused {
 		closeAll(files)
+		p.conn.DropFDs() // no message follows
 		return m, nil, errdefs.ErrFailedPrecondition.WithMessage(m.Error)
 	}
 	return m, files, nil
@@ -206,8 +222,8 @@ func closeAll(files []*os.File) {
 	}
 }
 
-// gone waits until the process has ended, at most so long, and reports whether
-// it has. A zombie has.
+// gone waits until the process has ended, at most for within, and reports whether
+// it has. A zombie counts as ended.
 func (p *peer) gone(within time.Duration) bool {
 	deadline := time.Now().Add(within)
 	raw, err := p.pidfd.SyscallConn()

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package handoff
 
 import (
@@ -8,15 +10,15 @@ import (
 	"time"
 )
 
-// pause holds back accepting. Connections wait in the sockets' backlogs, which
-// whoever else has the sockets may accept from meanwhile.
+// pause suspends accepting. Connections wait in the sockets' backlogs. Another
+// process that has the sockets may accept them meanwhile.
 type pause struct {
 	mu      sync.Mutex
-	resumed chan struct{} // not nil while paused; closed when it is over
+	resumed chan struct{} // not nil while paused; closed by Resume
 }
 
-// Pause makes every Accept of these listeners wait. One that is under way ends
-// with the connection that it has got, if any.
+// Pause makes every Accept of these listeners wait. An Accept that already has a
+// connection still returns it.
 func (ls *Listeners) Pause() {
 	ls.pause.mu.Lock()
 	defer ls.pause.mu.Unlock()
@@ -25,12 +27,12 @@ func (ls *Listeners) Pause() {
 	}
 	ls.pause.resumed = make(chan struct{})
 	for _, l := range ls.list {
-		// The deadline is this process's, not the socket's.
+		// The deadline applies to this process, not to the shared socket.
 		_ = l.raw.SetDeadline(time.Unix(1, 0))
 	}
 }
 
-// Resume lets Accept go on.
+// Resume ends Pause.
 func (ls *Listeners) Resume() {
 	ls.pause.mu.Lock()
 	defer ls.pause.mu.Unlock()
@@ -60,8 +62,8 @@ func (l *Listener) Accept() (net.Conn, error) {
 	}
 }
 
-// Close stops accepting, also where that is paused. The socket lives on in who
-// else has it.
+// Close stops accepting, also while paused. Other processes that have the sockets
+// still listen.
 func (ls *Listeners) Close() {
 	for _, l := range ls.list {
 		l.Close()

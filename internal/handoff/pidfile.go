@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package handoff
 
 import (
@@ -8,17 +10,17 @@ import (
 	"strings"
 )
 
-// Pidfile is the file that tells scripts the daemon's process ID. What it said
-// before is of no account: who may run is the Lock's to say.
+// Pidfile is the file that has the daemon's process ID, for scripts. The daemon
+// ignores its earlier content: the Lock decides which daemon runs.
 type Pidfile struct{ path string }
 
-// WritePidfile puts this process's ID into path, in place of what was there.
+// WritePidfile writes this process's ID into path and replaces what was there.
 // The Lock must be held.
 func WritePidfile(path string) (*Pidfile, error) {
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 		return nil, fmt.Errorf("write the pid file %s: %w", path, err)
 	}
-	// Renamed into place, so that nobody reads half a number.
+	// It is renamed into place, so that no reader sees half a number.
 	tmp := path + "~"
 	if err := os.WriteFile(tmp, []byte(strconv.Itoa(os.Getpid())), 0o644); err != nil {
 		return nil, fmt.Errorf("write the pid file %s: %w", path, err)

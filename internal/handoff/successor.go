@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package handoff
 
 import (
@@ -10,10 +12,12 @@ import (
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
+
+	"holdfast/internal/errs"
 )
 
-// shut ends one or both directions, so that a receive that waits ends: here, or
-// at the other end.
+// shut closes one or both directions of the connection, so that a blocked receive
+// ends, here or at the other end.
 func (p *peer) shut(how int) error {
 	raw, err := p.conn.File().SyscallConn()
 	if err != nil {
@@ -24,9 +28,9 @@ func (p *peer) shut(how int) error {
 	return errors.Join(err, serr)
 }
 
-// Successor is a process that wants to become the daemon, as the daemon sees
-// it. Its methods are called in the order in which they stand here, from one
-// goroutine; after an error Fence makes sure that the process does nothing any
+// Successor is a process that wants to become the daemon, from the daemon's side.
+// Call its methods in the order in which they are defined, from one goroutine.
+// After an error call Fence, which makes sure that the process does nothing any
 // more.
 type Successor struct {
 	Release            string
@@ -36,11 +40,11 @@ type Successor struct {
 	control *Control
 }
 
-// Pid is its process ID.
+// Pid returns its process ID.
 func (s *Successor) Pid() int { return s.peer.pid }
 
-// Welcome gives it copies of everything that lives in descriptors, so that from
-// now on no death of the daemon loses a connection that waits.
+// Welcome sends it copies of all descriptors. From now on no waiting connection
+// is lost if the daemon dies.
 func (s *Successor) Welcome(release string, sockets []Socket, lock *Lock) error {
 	m := message{Type: sayWelcome, Release: release, Pid: os.Getpid(), Locks: len(lock.files)}
 	var files []*os.File
@@ -57,15 +61,17 @@ func (s *Successor) Welcome(release string, sockets []Socket, lock *Lock) error 
 	return s.peer.send(m, append(files, own)...)
 }
 
-// Prepared waits until it has prepared what it can beside the living daemon.
+// Prepared waits until the successor has prepared what it can while the daemon
+// still runs.
 func (s *Successor) Prepared(within time.Duration) error { return s.expect(sayTake, within) }
 
-// Waiting tells it what the handover waits for.
+// Waiting reports what the handover is waiting for.
 func (s *Successor) Waiting(what []string) error {
 	return s.peer.send(message{Type: sayWaiting, Waiting: what})
 }
 
-// Yours gives it everything. The daemon must have closed what is exclusive.
+// Yours hands over everything. The daemon must have closed what only one process
+// may use.
 func (s *Successor) Yours(clients []Client) error {
 	m := message{Type: sayYours, Clients: clients}
 	var files []*os.File
@@ -75,10 +81,10 @@ func (s *Successor) Yours(clients []Client) error {
 	return s.peer.send(m, files...)
 }
 
-// Ready waits until it has restored everything.
+// Ready waits until the successor has restored everything.
 func (s *Successor) Ready(within time.Duration) error { return s.expect(sayReady, within) }
 
-// Go lets it serve, and waits until it does.
+// Go lets the successor serve, and waits until it does.
 func (s *Successor) Go(within time.Duration) error {
 	if err := s.peer.send(message{Type: sayGo}); err != nil {
 		return err
@@ -86,7 +92,7 @@ func (s *Successor) Go(within time.Duration) error {
 	return s.expect(sayServing, within)
 }
 
-// Released says that it is the daemon now.
+// Released reports to the successor that it is the daemon now.
 func (s *Successor) Released() error { return s.peer.send(message{Type: sayReleased}) }
 
 func (s *Successor) expect(want string, within time.Duration) error {
@@ -94,18 +100,19 @@ func (s *Successor) expect(want string, within time.Duration) error {
 	closeAll(files)
 	switch {
 	case errors.Is(err, os.ErrDeadlineExceeded):
-		return errdefs.ErrUnavailable.WithMessage(fmt.Sprintf("the new daemon, process %d, was not %s within %s", s.peer.pid, want, within))
+		return errs.Unavailable("the new daemon, process %d, was not %s within %s", s.peer.pid, want, within)
 	case errors.Is(err, io.EOF):
 		return errdefs.ErrAborted.WithMessage(fmt.Sprintf("the new daemon, process %d, ended before it was %s: its log says why", s.peer.pid, want))
 	case err != nil:
 		return fmt.Errorf("the new daemon, process %d: %w", s.peer.pid, err)
 	case m.Type != want:
-		return errdefs.ErrInternal.WithMessage(fmt.Sprintf("the new daemon, process %d, said %q where %q was expected", s.peer.pid, m.Type, want))
+		return errdefs.ErrInternal.WithMessage(fmt.Sprintf("the new daemon, process %d, sent %q where %q was expected", s.peer.pid, m.Type, want))
 	}
 	return nil
 }
 
-// Refuse tells it why it is not taken, and ends the connection.
+// Refuse sends the reason why the successor is refused, and closes the
+// connection.
 func (s *Successor) Refuse(why error) {
 	_ = s.peer.send(message{Type: sayRefused, Error: why.Error()})
 	s.Close()
@@ -114,21 +121,29 @@ func (s *Successor) Refuse(why error) {
 // fenceGrace is how long a refused successor may take to end by itself.
 const fenceGrace = 2 * time.Second
 
-// Fence returns when the process has ended: it is told why, and killed if that
-// is of no use. Until then it may hold or change what is the daemon's.
-func (s *Successor) Fence(why error) {
+// fenceMost is how long a killed process may take to end. Only an uninterruptible
+// wait, mostly for a disk, can delay its end.
+const fenceMost = 15 * time.Second
+
+// Fence returns when the process has ended. It first sends it the reason, and
+// kills it if it does not end in time. Until then the process may hold or change
+// what belongs to the daemon. So after an error nothing can be taken back.
+func (s *Successor) Fence(why error) error {
 	_ = s.peer.send(message{Type: sayRefused, Error: why.Error()})
 	if !s.peer.gone(fenceGrace) {
 		raw, err := s.peer.pidfd.SyscallConn()
 		if err == nil {
 			_ = raw.Control(func(fd uintptr) { _ = unix.PidfdSendSignal(int(fd), unix.SIGKILL, nil, 0) })
 		}
-		s.peer.gone(time.Hour) // nothing but uninterruptible disk waits keeps it from dying
+		if !s.peer.gone(fenceMost) {
+			return errs.Unavailable("the new daemon, process %d, can't be killed", s.peer.pid)
+		}
 	}
 	s.Close()
+	return nil
 }
 
-// Signal sends it a signal.
+// Signal sends the process a signal.
 func (s *Successor) Signal(sig unix.Signal) error {
 	raw, err := s.peer.pidfd.SyscallConn()
 	if err != nil {
@@ -139,7 +154,7 @@ func (s *Successor) Signal(sig unix.Signal) error {
 	return errors.Join(err, serr)
 }
 
-// Close ends the connection; another successor may come.
+// Close closes the connection. Another successor may connect then.
 func (s *Successor) Close() {
 	s.peer.close()
 	s.control.mu.Lock()
@@ -147,7 +162,7 @@ func (s *Successor) Close() {
 	s.control.mu.Unlock()
 }
 
-// Predecessor is the daemon that is there, as the process sees it that wants to
+// Predecessor is the running daemon, from the side of the process that wants to
 // take over.
 type Predecessor struct {
 	Release string
@@ -158,12 +173,13 @@ type Predecessor struct {
 	peer *peer
 }
 
-// ErrDied says that the predecessor died before it had handed over. What it
-// sent before is the successor's.
+// ErrDied means that the predecessor died before the handover was complete. What
+// it sent before belongs to the successor.
 var ErrDied = errdefs.ErrAborted.WithMessage("the old daemon died while it handed over")
 
-// Meet announces this process to the daemon of the exec root. Without one it is
-// errdefs.ErrNotFound; a refusal is errdefs.ErrFailedPrecondition.
+// Meet announces this process to the daemon of the exec root. If there is none it
+// returns errdefs.ErrNotFound; if the daemon refuses,
+// errdefs.ErrFailedPrecondition.
 func Meet(ctx context.Context, dataRoot, execRoot, release string) (*Predecessor, error) {
 	conn, err := dialControl(ctx, execRoot)
 	if err != nil {
@@ -181,7 +197,7 @@ func Meet(ctx context.Context, dataRoot, execRoot, release string) (*Predecessor
 	m, files, err := p.receive(time.Now().Add(time.Minute))
 	if err == nil && (m.Type != sayWelcome || len(files) != len(m.Listeners)+m.Locks+1) {
 		closeAll(files)
-		err = errdefs.ErrInternal.WithMessage("its answer makes no sense")
+		err = errdefs.ErrInternal.WithMessage("its answer is not a valid welcome message")
 	}
 	if err == nil {
 		if err = p.identify(m.Pid); err != nil {
@@ -191,7 +207,7 @@ func Meet(ctx context.Context, dataRoot, execRoot, release string) (*Predecessor
 	if err != nil {
 		p.close()
 		if errors.Is(err, io.EOF) {
-			// Whether it lives is for the lock to say.
+			// The lock shows whether the daemon still lives.
 			return nil, errdefs.ErrNotFound.WithMessage("the daemon closed the connection before it answered")
 		}
 		return nil, fmt.Errorf("take over from the daemon: %w", err)
@@ -205,12 +221,12 @@ func Meet(ctx context.Context, dataRoot, execRoot, release string) (*Predecessor
 	return pre, nil
 }
 
-// Pid is its process ID.
+// Pid returns its process ID.
 func (p *Predecessor) Pid() int { return p.peer.pid }
 
-// Take asks for everything and waits, bounded by the daemon's own limits.
-// waiting is called with what the daemon waits for. ErrDied means that it is
-// this process's all the same.
+// Take asks for everything and waits; the daemon's own limits bound the wait. It
+// calls waiting with what the daemon is waiting for. After ErrDied everything
+// belongs to this process all the same.
 func (p *Predecessor) Take(waiting func([]string)) ([]Client, error) {
 	if err := p.peer.send(message{Type: sayTake}); err != nil {
 		return nil, p.died(err)
@@ -231,13 +247,13 @@ func (p *Predecessor) Take(waiting func([]string)) ([]Client, error) {
 			return m.Clients, nil
 		default:
 			closeAll(files)
-			return nil, errdefs.ErrInternal.WithMessage(fmt.Sprintf("the old daemon said %q with %d descriptors", m.Type, len(files)))
+			return nil, errdefs.ErrInternal.WithMessage(fmt.Sprintf("the old daemon sent %q with %d descriptors", m.Type, len(files)))
 		}
 	}
 }
 
-// died tells the death of the daemon from other errors: an ended connection is
-// only the sign to look.
+// died returns ErrDied if the daemon has died, and otherwise err. The end of the
+// connection alone does not prove it.
 func (p *Predecessor) died(err error) error {
 	if errdefs.IsFailedPrecondition(err) {
 		return err
@@ -248,12 +264,12 @@ func (p *Predecessor) died(err error) error {
 	return fmt.Errorf("the old daemon, process %d, ended the handover and goes on: %w", p.peer.pid, err)
 }
 
-// deathGrace is how long a process may take to be gone after its descriptors
-// were closed.
+// deathGrace is how long a process may take to end after its descriptors were
+// closed.
 const deathGrace = 10 * time.Second
 
-// Ready says that everything is restored, and waits for the leave to serve.
-// ErrDied is such a leave.
+// Ready reports that everything is restored, and waits for permission to serve.
+// ErrDied counts as permission.
 func (p *Predecessor) Ready() error {
 	if err := p.peer.send(message{Type: sayReady}); err != nil {
 		return p.died(err)
@@ -264,13 +280,13 @@ func (p *Predecessor) Ready() error {
 		return p.died(err)
 	}
 	if m.Type != sayGo {
-		return errdefs.ErrInternal.WithMessage(fmt.Sprintf("the old daemon said %q", m.Type))
+		return errdefs.ErrInternal.WithMessage(fmt.Sprintf("the old daemon sent %q", m.Type))
 	}
 	return nil
 }
 
-// Serving says that this process serves, and waits until the old one has let
-// go, at most a few seconds.
+// Serving reports that this process serves, and waits until the old daemon has
+// released everything, at most a few seconds.
 func (p *Predecessor) Serving() {
 	if p.peer.send(message{Type: sayServing}) == nil {
 		_, files, _ := p.peer.receive(time.Now().Add(5 * time.Second))
@@ -279,8 +295,8 @@ func (p *Predecessor) Serving() {
 	p.peer.close()
 }
 
-// Failed tells the daemon that this process gives up, and why. The process must
-// end after it.
+// Failed reports to the daemon that this process gives up, and why. The process
+// must exit afterwards.
 func (p *Predecessor) Failed(why error) {
 	_ = p.peer.send(message{Type: sayRefused, Error: why.Error()})
 }

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package handoff
 
 import (
@@ -7,25 +9,41 @@ import (
 	"fmt"
 	"os"
 
-	"github.com/containerd/errdefs"
+	"holdfast/internal/errs"
 )
 
-// TLSFiles name what the API's TCP listeners need to speak TLS.
+// TLSFiles names the files for TLS on the API's TCP listeners.
 type TLSFiles struct {
 	CA, Cert, Key string
-	// Verify asks clients for a certificate that CA signed.
+	// Verify requires clients to have a certificate that CA signed.
 	Verify bool
 }
 
-// ServerTLS loads the files. TLS 1.2 is the oldest that is spoken, and HTTP/1.1
-// the only protocol on it, as attach and exec take connections over.
+// TLSError names the option whose file can't be used.
+type TLSError struct {
+	Key string
+	Err error
+}
+
+func (e *TLSError) Error() string { return e.Err.Error() }
+func (e *TLSError) Unwrap() error { return e.Err }
+
+// ServerTLS loads the files, or fails with a TLSError. The minimum version is TLS
+// 1.2. HTTP/1.1 is the only protocol on it, because attach and exec hijack
+// connections.
 func ServerTLS(f TLSFiles) (*tls.Config, error) {
 	cert, err := tls.LoadX509KeyPair(f.Cert, f.Key)
 	if err != nil {
-		if errors.Is(err, os.ErrNotExist) {
-			return nil, fmt.Errorf("could not load X509 key pair (cert: %q, key: %q): %w: make one, or name them by --tlscert and --tlskey", f.Cert, f.Key, err)
+		key := "tlscert"
+		if _, kerr := os.Stat(f.Cert); kerr == nil {
+			key = "tlskey"
 		}
-		return nil, fmt.Errorf("could not load X509 key pair (cert: %q, key: %q): %w", f.Cert, f.Key, err)
+		if errors.Is(err, os.ErrNotExist) {
+			err = fmt.Errorf("could not load X509 key pair (cert: %q, key: %q): %w: make one, or name them by --tlscert and --tlskey", f.Cert, f.Key, err)
+		} else {
+			err = fmt.Errorf("could not load X509 key pair (cert: %q, key: %q): %w: give a certificate and its own key, in PEM", f.Cert, f.Key, err)
+		}
+		return nil, &TLSError{key, err}
 	}
 	c := &tls.Config{
 		Certificates: []tls.Certificate{cert},
@@ -37,11 +55,11 @@ func ServerTLS(f TLSFiles) (*tls.Config, error) {
 	}
 	pem, err := os.ReadFile(f.CA)
 	if err != nil {
-		return nil, fmt.Errorf("could not read CA certificate %q: %w: name it by --tlscacert, or give --tlsverify=false to let every client in", f.CA, err)
+		return nil, &TLSError{"tlscacert", fmt.Errorf("could not read CA certificate %q: %w: name it by --tlscacert, or give --tlsverify=false to let every client in", f.CA, err)}
 	}
 	c.ClientCAs = x509.NewCertPool()
 	if !c.ClientCAs.AppendCertsFromPEM(pem) {
-		return nil, errdefs.ErrInvalidArgument.WithMessage(fmt.Sprintf("no certificate in %q: want PEM", f.CA))
+		return nil, &TLSError{"tlscacert", errs.Invalid("no certificate in %q: want PEM", f.CA)}
 	}
 	c.ClientAuth = tls.RequireAndVerifyClientCert
 	return c, nil

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package handoff
 
 import (
@@ -10,15 +12,16 @@ import (
 	"path/filepath"
 	"strconv"
 
-	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
+
+	"holdfast/internal/errs"
 )
 
-// maxSocketPath is what sockaddr_un holds, less the zero byte and the mark of
-// the name that a socket has before it is renamed.
+// maxSocketPath is the size of sun_path, minus the terminating zero byte and the
+// "~" that the socket's name has before it is renamed.
 const maxSocketPath = 108 - 1 - 1
 
-// socketFile is a Unix socket in the file system that this daemon made.
+// socketFile is a Unix socket's file that this daemon created.
 type socketFile struct {
 	path string
 	dev  uint64
@@ -38,18 +41,18 @@ func statSocket(path string) (*socketFile, error) {
 		return nil, &os.PathError{Op: "lstat", Path: path, Err: err}
 	}
 	if st.Mode&unix.S_IFMT != unix.S_IFSOCK {
-		return nil, errdefs.ErrConflict.WithMessage(fmt.Sprintf("%s is there and is no socket: move it away, or use another path", path))
+		return nil, errs.Conflict("%s exists and is not a socket: move it away, or use another path", path)
 	}
 	return &socketFile{path: path, dev: uint64(st.Dev), ino: st.Ino}, nil
 }
 
 // listenUnix takes the inherited socket of the path if there is one, so that
-// the file that containers may have mounted goes on working. Otherwise it makes
-// one beside the path and renames it into place: a client finds the stale file
-// or the new one with its owner and mode, and nothing in between.
+// containers that have mounted its file can go on using it. Otherwise it creates
+// a socket next to the path and renames it: clients find the stale file, or the
+// new one with its owner and mode.
 func listenUnix(ctx context.Context, o ListenOptions, address, path string) ([]*Listener, error) {
 	if len(path) > maxSocketPath {
-		return nil, errdefs.ErrInvalidArgument.WithMessage(fmt.Sprintf("the path of a socket can have %d characters at most", maxSocketPath))
+		return nil, errs.Invalid("the path of a socket can have %d characters at most", maxSocketPath)
 	}
 	old, err := statSocket(path)
 	if err != nil && !errors.Is(err, os.ErrNotExist) {
@@ -65,13 +68,13 @@ func listenUnix(ctx context.Context, o ListenOptions, address, path string) ([]*
 				w.adopted = true
 				return []*Listener{w}, nil
 			}
-			u.Close() // its file is gone: nobody could reach it
+			u.Close() // the socket's file is gone, so no process could connect
 		}
 	}
 	if old != nil {
 		if conn, err := (&net.Dialer{}).DialContext(ctx, "unix", path); err == nil {
 			conn.Close()
-			return nil, errdefs.ErrConflict.WithMessage(fmt.Sprintf("another program listens on %s: stop it, or use another path", path))
+			return nil, errs.Conflict("another program listens on %s: stop it, or use another path", path)
 		}
 	}
 	gid, err := groupID(o)
@@ -113,20 +116,30 @@ func listenUnix(ctx context.Context, o ListenOptions, address, path string) ([]*
 	return []*Listener{wrap(o, address, u, made)}, nil
 }
 
-// groupID is the number of o.Group; -1 leaves the socket to root's group.
+// GroupID returns the ID of a group that is given by name or number. If it is not
+// found, the error says what to do.
+func GroupID(group string) (int, error) {
+	if n, err := strconv.ParseUint(group, 10, 31); err == nil {
+		return int(n), nil
+	}
+	g, err := user.LookupGroup(group)
+	if err != nil {
+		return 0, errs.NotFound("group %s not found: make it with `groupadd %s`, or name another by --group", group, group)
+	}
+	return strconv.Atoi(g.Gid)
+}
+
+// groupID returns the ID of o.Group. -1 leaves the socket to root's group.
 func groupID(o ListenOptions) (int, error) {
 	if o.Group == "" {
 		return -1, nil
 	}
-	if n, err := strconv.ParseUint(o.Group, 10, 31); err == nil {
-		return int(n), nil
-	}
-	g, err := user.LookupGroup(o.Group)
+	n, err := GroupID(o.Group)
 	if err == nil {
-		return strconv.Atoi(g.Gid)
+		return n, nil
 	}
 	if o.GroupRequired {
-		return 0, errdefs.ErrNotFound.WithMessage(fmt.Sprintf("group %s not found: make it with `groupadd %s`, or name another by --group", o.Group, o.Group))
+		return 0, err
 	}
 	o.Log.Warn("could not change group of the API's socket: group " + o.Group + " not found; only root can use the socket")
 	return -1, nil

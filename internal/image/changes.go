@@ -1,6 +1,9 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package image
 
 import (
+	"cmp"
 	"encoding/json"
 	"fmt"
 	"path"
@@ -9,12 +12,22 @@ import (
 	"time"
 
 	dockerspec "github.com/moby/docker-image-spec/specs-go/v1"
+
+	"holdfast/internal/errs"
 )
 
-// applyChanges carries out Dockerfile instructions on an image's config, as
-// docker import and commit take them. Variables are not replaced: there is no
-// build that could have set them.
+// applyChanges applies Dockerfile instructions to an image's config, as docker
+// import and commit accept them. Variables are not replaced, because no build
+// could have set them. As in a Dockerfile, a new entrypoint removes the command
+// that was meant for the old one, unless a change sets the command. If the
+// image has no entrypoint and no command, Docker keeps the old command.
 func applyChanges(c *dockerspec.DockerOCIImageConfig, changes []string) error {
+	old, commanded := c.Cmd, false
+	defer func() {
+		if len(c.Entrypoint) == 0 && len(c.Cmd) == 0 {
+			c.Cmd = old
+		}
+	}()
 	for _, line := range changes {
 		line = strings.TrimSpace(line)
 		if line == "" || strings.HasPrefix(line, "#") {
@@ -24,13 +37,21 @@ func applyChanges(c *dockerspec.DockerOCIImageConfig, changes []string) error {
 		rest = strings.TrimSpace(rest)
 		do, ok := instructions[strings.ToUpper(verb)]
 		if !ok {
-			return errInvalid("invalid change %q: %s is not a valid change command", line, strings.ToUpper(verb))
+			return errs.Invalid("invalid change %q: %s is not a valid change command", line, strings.ToUpper(verb))
 		}
 		if rest == "" {
-			return errInvalid("invalid change %q: %s requires at least one argument", line, strings.ToUpper(verb))
+			return errs.Invalid("invalid change %q: %s requires at least one argument", line, strings.ToUpper(verb))
 		}
 		if err := do(c, rest); err != nil {
-			return errInvalid("invalid change %q: %s", line, err)
+			return errs.Invalid("invalid change %q: %s", line, err)
+		}
+		switch strings.ToUpper(verb) {
+		case "CMD":
+			commanded = len(c.Cmd) > 0
+		case "ENTRYPOINT":
+			if !commanded {
+				c.Cmd = nil
+			}
 		}
 	}
 	return nil
@@ -142,8 +163,8 @@ func jsonList(s string) ([]string, bool) {
 	return list, true
 }
 
-// command reads an instruction of either form; the shell form runs in the
-// image's shell.
+// command reads an instruction in exec or shell form. The shell form runs in
+// the image's shell.
 func command(c *dockerspec.DockerOCIImageConfig, s string) []string {
 	if list, ok := jsonList(s); ok {
 		return list
@@ -165,7 +186,8 @@ func setEnv(env []string, key, value string) []string {
 	return append(env, key+"="+value)
 }
 
-// keyValues reads "key=value key2='a b'" or the old form "key all the rest".
+// keyValues reads "key=value key2='a b'", or the old form "key rest of the
+// line".
 func keyValues(s string) ([][2]string, error) {
 	words, err := splitWords(s)
 	if err != nil {
@@ -189,8 +211,8 @@ func keyValues(s string) ([][2]string, error) {
 	return out, nil
 }
 
-// splitWords splits at blanks outside quotes and takes quotes and backslashes
-// away as a Dockerfile does.
+// splitWords splits at blanks outside quotes, and removes quotes and
+// backslashes as a Dockerfile does.
 func splitWords(s string) ([]string, error) {
 	var words []string
 	var word strings.Builder
@@ -267,6 +289,8 @@ func exposed(word string) ([]string, error) {
 	return out, nil
 }
 
+// healthcheck sets the new health check. Values that the instruction does not
+// give are kept from the old one, as docker commit does.
 func healthcheck(c *dockerspec.DockerOCIImageConfig, s string) error {
 	h := &dockerspec.HealthcheckConfig{}
 	for strings.HasPrefix(s, "--") {
@@ -307,7 +331,7 @@ func healthcheck(c *dockerspec.DockerOCIImageConfig, s string) error {
 		if rest != "" {
 			return fmt.Errorf("HEALTHCHECK NONE takes no arguments")
 		}
-		h.Test = []string{"NONE"}
+		h = &dockerspec.HealthcheckConfig{Test: []string{"NONE"}}
 	case "CMD":
 		if rest == "" {
 			return fmt.Errorf("missing command after HEALTHCHECK CMD")
@@ -319,6 +343,11 @@ func healthcheck(c *dockerspec.DockerOCIImageConfig, s string) error {
 		}
 	default:
 		return fmt.Errorf("unknown type %q in HEALTHCHECK (try CMD)", verb)
+	}
+	if old := c.Healthcheck; old != nil {
+		h.Interval, h.Timeout = cmp.Or(h.Interval, old.Interval), cmp.Or(h.Timeout, old.Timeout)
+		h.StartPeriod, h.StartInterval = cmp.Or(h.StartPeriod, old.StartPeriod), cmp.Or(h.StartInterval, old.StartInterval)
+		h.Retries = cmp.Or(h.Retries, old.Retries)
 	}
 	c.Healthcheck = h
 	return nil

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package image
 
 import (
@@ -12,23 +14,31 @@ import (
 	"github.com/containerd/containerd/v2/plugins/snapshots/native"
 	"github.com/containerd/containerd/v2/plugins/snapshots/overlay"
 	"github.com/containerd/containerd/v2/plugins/snapshots/overlay/overlayutils"
+
+	"holdfast/internal/errs"
 )
 
-// Storage drivers. Docker's names for the same things are taken too.
+// Storage drivers. Docker's names for them are accepted too.
 const (
 	Overlay = "overlayfs"
 	Native  = "native"
 )
 
-// upperdirLabel is where the overlay snapshotter tells the directory of a
-// layer (containerd, plugins/snapshots/overlay).
+// upperdirLabel is the label in which the overlay snapshotter stores the
+// directory of a layer (containerd, plugins/snapshots/overlay).
 const upperdirLabel = "containerd.io/snapshot/overlay.upperdir"
 
 func errUnknownDriver(name string) error {
-	return errInvalid("unknown storage driver %q: known are overlay2 (overlayfs) and vfs (native)", name)
+	return errs.Invalid("unknown storage driver %q: known are overlay2 (overlayfs) and vfs (native)", name)
 }
 
-// driverName maps what the user wrote to a driver; "" stays for "choose".
+// CheckDriver checks the name of a storage driver; an empty name chooses one.
+// Error: invalid argument.
+func CheckDriver(name string) error {
+	_, err := driverName(name)
+	return err
+}
+
 func driverName(name string) (string, error) {
 	switch name {
 	case "":
@@ -41,8 +51,9 @@ func driverName(name string) (string, error) {
 	return "", errUnknownDriver(name)
 }
 
-// openDrivers opens the wanted driver, and the other one as well when it has
-// been used here before: containers keep the driver that they were made with.
+// openDrivers opens the wanted driver. It also opens the other one if it has
+// been used under this root, because containers keep the driver that they were
+// created with.
 func (s *Store) openDrivers(want string) (map[string]snapshots.Snapshotter, error) {
 	supported := overlayutils.Supported(s.root)
 	switch {
@@ -54,7 +65,7 @@ func (s *Store) openDrivers(want string) (map[string]snapshots.Snapshotter, erro
 	case want == "":
 		want = Overlay
 	}
-	s.driver = want
+	s.layers.driver = want
 
 	drivers := map[string]snapshots.Snapshotter{}
 	for _, name := range []string{Overlay, Native} {
@@ -78,7 +89,8 @@ func (s *Store) openDrivers(want string) (map[string]snapshots.Snapshotter, erro
 
 func openDriver(name, dir string) (snapshots.Snapshotter, error) {
 	if name == Native {
-		// Halves that a dead process left; overlay finds its own by Cleanup.
+		// Directories that a dead process left half written. The overlay
+		// snapshotter finds its own in Cleanup.
 		for _, pattern := range []string{"new-*", "rm-*"} {
 			left, err := filepath.Glob(filepath.Join(dir, "snapshots", pattern))
 			if err != nil {

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package image
 
 import (
@@ -10,10 +12,12 @@ import (
 	"github.com/containerd/containerd/v2/core/remotes/docker"
 	remoteerrors "github.com/containerd/containerd/v2/core/remotes/errors"
 	"github.com/containerd/errdefs"
+
+	"holdfast/internal/errs"
 )
 
-// kinded is an error whose message is wholly ours and whose kind and cause can
-// still be asked for.
+// kinded is an error with a message of its own. errors.Is and errors.As still
+// find its kind and its cause.
 type kinded struct {
 	message string
 	kind    error
@@ -23,37 +27,29 @@ type kinded struct {
 func (e *kinded) Error() string   { return e.message }
 func (e *kinded) Unwrap() []error { return []error{e.kind, e.cause} }
 
-func errInvalid(format string, args ...any) error {
-	return errdefs.ErrInvalidArgument.WithMessage(fmt.Sprintf(format, args...))
-}
+// errNoImage is Docker's message for a name that no image has.
+func errNoImage(name string) error { return errs.NotFound("No such image: %s", name) }
 
-func errNotFound(format string, args ...any) error {
-	return errdefs.ErrNotFound.WithMessage(fmt.Sprintf(format, args...))
-}
-
-func errConflict(format string, args ...any) error {
-	return errdefs.ErrConflict.WithMessage(fmt.Sprintf(format, args...))
-}
-
-// errNoImage is Docker's message for a name that nothing has.
-func errNoImage(name string) error { return errNotFound("No such image: %s", name) }
-
-// errResolve turns what a registry answered to a name into Docker's words.
-// name and ref are familiar, without and with tag.
+// errResolve turns a registry's answer to a name into Docker's message. name
+// and ref are familiar names, without and with the tag.
 func errResolve(name, ref string, err error) error {
 	if refused := errRefused(name, ref, err); refused != nil {
 		return refused
 	}
 	switch {
+	case errdefs.IsNotFound(err) && strings.Contains(err.Error(), "byte manifest"): // matched by the resolver's message, as the error has no kind
+		return errs.Invalid("the manifest of %s is too large: %s", ref, err)
 	case errdefs.IsNotFound(err):
 		return &kinded{fmt.Sprintf("manifest for %s not found: manifest unknown: manifest unknown", ref), errdefs.ErrNotFound, err}
 	case errdefs.IsInvalidArgument(err):
 		return err
+	case isLed(err):
+		return &kinded{fmt.Sprintf("failed to resolve reference %q: %s", ref, cleaned(err)), errdefs.ErrPermissionDenied, err}
 	}
 	return &kinded{fmt.Sprintf("failed to resolve reference %q: %s", ref, cleaned(err)), errdefs.ErrUnavailable, err}
 }
 
-// errPull is the same for what comes after the name.
+// errPull is errResolve for errors after the name was resolved.
 func errPull(name, ref string, err error) error {
 	if refused := errRefused(name, ref, err); refused != nil {
 		return refused
@@ -63,11 +59,15 @@ func errPull(name, ref string, err error) error {
 	if errors.As(err, &known) || errors.As(err, &layer) || errdefs.IsNotFound(err) || errdefs.IsInvalidArgument(err) || isHostError(err) {
 		return err
 	}
+	if isLed(err) {
+		return &kinded{fmt.Sprintf("failed to pull %q: %s", ref, cleaned(err)), errdefs.ErrPermissionDenied, err}
+	}
 	return &kinded{fmt.Sprintf("failed to pull %q: %s", ref, cleaned(err)), errdefs.ErrUnavailable, err}
 }
 
-// errRefused is err itself when the caller gave up, an error in Docker's words
-// when the registry let nobody in, and nil for anything else.
+// errRefused is err itself if the caller gave up, an error with Docker's
+// message if the registry denied access or limits pulls, and nil for anything
+// else.
 func errRefused(name, ref string, err error) error {
 	if errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) {
 		return err
@@ -85,10 +85,14 @@ func errRefused(name, ref string, err error) error {
 	if !denied {
 		return nil
 	}
+	var withheld *errWithheld
+	if errors.As(err, &withheld) {
+		return &kinded{fmt.Sprintf("access denied for %s: %s", name, withheld), errdefs.ErrNotFound, err}
+	}
 	return &kinded{fmt.Sprintf("pull access denied for %s, repository does not exist or may require 'docker login': denied: requested access to the resource is denied", name), errdefs.ErrNotFound, err}
 }
 
-// cleaned leaves out what the libraries say about themselves.
+// cleaned removes the prefixes that the libraries add about their own steps.
 func cleaned(err error) string {
 	return strings.NewReplacer("failed to do request: ", "", "httpReadSeeker: failed open: ", "", "failed to copy: ", "").Replace(err.Error())
 }

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package image
 
 import (
@@ -8,7 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// clearFlags takes the immutable and append-only flags from everything below
+// clearFlags removes the immutable and append-only flags from everything below
 // path, so that it can be removed.
 func clearFlags(path string) error {
 	return filepath.WalkDir(path, func(p string, d fs.DirEntry, err error) error {

@@ -1,50 +1,92 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package image
 
 import (
 	"context"
-	"crypto/rand"
-	"fmt"
 	"sync"
 	"time"
-
-	"github.com/containerd/containerd/v2/core/leases"
-	"github.com/containerd/containerd/v2/core/snapshots"
-	"github.com/containerd/errdefs"
 )
 
-// collectDelay gathers what is removed in one go into one collection.
+// collectDelay is the wait before a collection, so that removals in quick
+// succession share one.
 const collectDelay = 200 * time.Millisecond
+
+// requests are the requests for a garbage collection.
+type requests struct {
+	// wanted wakes the collector. Its capacity is 1.
+	wanted chan struct{}
+
+	mu     sync.Mutex
+	must   bool     // something was removed
+	chains []string // released by containers: collect only if no image has them
+}
+
+// collectSoon requests a collection and returns at once.
+func (rq *requests) collectSoon() {
+	rq.mu.Lock()
+	rq.must = true
+	rq.mu.Unlock()
+	rq.wakeCollector()
+}
+
+// released reports that a container no longer uses these chains. Removing a
+// container causes no collection as long as its image is in the store.
+func (rq *requests) released(chains []string) {
+	rq.mu.Lock()
+	rq.chains = append(rq.chains, chains...)
+	rq.mu.Unlock()
+	rq.wakeCollector()
+}
+
+// take returns the requests since the last call.
+func (rq *requests) take() (must bool, chains []string) {
+	rq.mu.Lock()
+	defer rq.mu.Unlock()
+	must, chains = rq.must, rq.chains
+	rq.must, rq.chains = false, nil
+	return must, chains
+}
+
+func (rq *requests) wakeCollector() {
+	select {
+	case rq.wanted <- struct{}{}:
+	default:
+	}
+}
 
 // collector runs garbage collections, one at a time.
 type collector struct {
-	wanted chan struct{}
-	stop   context.CancelFunc
-	done   chan struct{}
+	env
+	requests  *requests
+	pins      *pins
+	contents  *contents
+	layers    *layers
+	catalog   *catalog
+	describer *describer
 
-	mu      sync.Mutex // one collection at a time
-	cleaned bool       // of what a process that died has left
+	stop context.CancelFunc
+	done chan struct{}
 
-	listMu sync.Mutex
-	must   bool     // something was removed
-	chains []string // released by containers: removed only if no image has them
+	mu      sync.Mutex // held during a collection
+	cleaned bool       // directories left by a dead process have been removed
 }
 
-func (s *Store) startCollector() {
-	ctx, cancel := context.WithCancel(s.base)
-	s.gc.wanted = make(chan struct{}, 1)
-	s.gc.stop = cancel
-	s.gc.done = make(chan struct{})
-	s.holds.onSwept = func() {
-		s.docs.clear()
-		s.lowers.clear()
+func (co *collector) startCollector() {
+	ctx, cancel := context.WithCancel(co.base)
+	co.stop = cancel
+	co.done = make(chan struct{})
+	co.pins.onSwept = func() {
+		co.contents.docs.clear()
+		co.layers.lowers.clear()
 	}
 	go func() {
-		defer close(s.gc.done)
+		defer close(co.done)
 		for {
 			select {
 			case <-ctx.Done():
 				return
-			case <-s.gc.wanted:
+			case <-co.requests.wanted:
 			}
 			timer := time.NewTimer(collectDelay)
 			select {
@@ -53,63 +95,45 @@ func (s *Store) startCollector() {
 				return
 			case <-timer.C:
 			}
-			if !s.holds.ready() {
-				continue // Hold asks again
+			if !co.pins.ready() {
+				continue // PinSnapshots wakes the collector again
 			}
-			if wanted, err := s.collectWanted(ctx); err != nil {
-				s.log.Error("garbage collection of images", "error", err)
+			if wanted, err := co.collectWanted(ctx); err != nil {
+				co.log.Error("garbage collection of images", "error", err)
 			} else if !wanted {
 				continue
 			}
-			if err := s.collect(ctx); err != nil && ctx.Err() == nil {
-				s.log.Error("garbage collection of images", "error", err)
+			if err := co.collect(ctx); err != nil && ctx.Err() == nil {
+				co.log.Error("garbage collection of images", "error", err)
 			}
 		}
 	}()
 }
 
-func (s *Store) stopCollector() {
-	s.gc.stop()
-	<-s.gc.done
+func (co *collector) stopCollector() {
+	co.stop()
+	<-co.done
 }
 
-// collectSoon asks for a collection and returns at once.
-func (s *Store) collectSoon() {
-	s.gc.listMu.Lock()
-	s.gc.must = true
-	s.gc.listMu.Unlock()
-	s.wakeCollector()
-}
-
-// released tells that a container no longer stands on these chains. Removing a
-// container costs no collection as long as its image is there.
-func (s *Store) released(chains []string) {
-	s.gc.listMu.Lock()
-	s.gc.chains = append(s.gc.chains, chains...)
-	s.gc.listMu.Unlock()
-	s.wakeCollector()
-}
-
-// collectWanted takes what was asked for and says whether it needs a
-// collection.
-func (s *Store) collectWanted(ctx context.Context) (bool, error) {
-	s.gc.listMu.Lock()
-	must, chains := s.gc.must, s.gc.chains
-	s.gc.must, s.gc.chains = false, nil
-	s.gc.listMu.Unlock()
+// collectWanted takes the requests and reports whether they need a collection.
+func (co *collector) collectWanted(ctx context.Context) (bool, error) {
+	must, chains := co.requests.take()
 	if must {
 		return true, nil
 	}
-	ctx = s.ctx(ctx)
-	all, err := s.entries(ctx)
+	ctx = co.ctx(ctx)
+	all, err := co.catalog.entries(ctx)
 	if err != nil {
 		return true, err
 	}
 	named := map[string]bool{}
 	for _, e := range all {
-		variants, err := s.variants(ctx, e.target)
+		variants, err := co.contents.variants(ctx, e.target)
+		if ctx.Err() != nil {
+			return false, ctx.Err()
+		}
 		if err != nil {
-			return true, err
+			co.describer.logDamaged(e, err) // its layers are unknown, so it holds none
 		}
 		for _, v := range variants {
 			named[v.snapshot()] = true
@@ -123,82 +147,22 @@ func (s *Store) collectWanted(ctx context.Context) (bool, error) {
 	return false, nil
 }
 
-func (s *Store) wakeCollector() {
-	select {
-	case s.gc.wanted <- struct{}{}:
-	default:
+// Collect removes now all data that no image, no container and no pull needs.
+// It fails with errdefs.ErrFailedPrecondition before the first PinSnapshots.
+func (co *collector) Collect(ctx context.Context) error {
+	if !co.pins.ready() {
+		return errNotPinned
 	}
+	return co.collect(ctx)
 }
 
-// Collect removes now whatever no image, no container and no pull needs. It
-// fails with errdefs.ErrFailedPrecondition before the first Hold.
-func (s *Store) Collect(ctx context.Context) error {
-	if !s.holds.ready() {
-		return errNotHeld
+func (co *collector) collect(ctx context.Context) error {
+	co.mu.Lock()
+	defer co.mu.Unlock()
+	ctx = co.ctx(ctx)
+	if !co.cleaned {
+		co.cleaned = co.layers.cleanDrivers(ctx)
 	}
-	return s.collect(ctx)
-}
-
-func (s *Store) collect(ctx context.Context) error {
-	s.gc.mu.Lock()
-	defer s.gc.mu.Unlock()
-	ctx = s.ctx(ctx)
-	if !s.gc.cleaned {
-		s.gc.cleaned = s.cleanDrivers(ctx)
-	}
-	_, err := s.db.GarbageCollect(ctx)
+	_, err := co.contents.db.GarbageCollect(ctx)
 	return err
-}
-
-// cleanDrivers removes directories that a process left which died unpacking. A
-// driver that has no layer yet can't tell; then it is false.
-func (s *Store) cleanDrivers(ctx context.Context) bool {
-	done := true
-	for name, sn := range s.drivers {
-		c, ok := sn.(snapshots.Cleaner)
-		if !ok {
-			continue
-		}
-		err := c.Cleanup(ctx)
-		done = done && err == nil
-		if err != nil && !errdefs.IsNotFound(err) {
-			s.log.Warn("directories of half unpacked layers are left", "driver", name, "error", err)
-		}
-	}
-	return done
-}
-
-// withLease runs fn with a lease in its context, under which everything that
-// it writes is kept until an image refers to it.
-func (s *Store) withLease(ctx context.Context, fn func(context.Context) error) error {
-	ctx = s.ctx(ctx)
-	lease, err := s.leases.Create(ctx, leases.WithID("work-"+rand.Text()))
-	if err != nil {
-		return fmt.Errorf("image store: %w", err)
-	}
-	defer func() {
-		if err := s.leases.Delete(context.WithoutCancel(ctx), lease); err != nil {
-			s.log.Warn("a lease of the image store was left behind until the next start", "lease", lease.ID, "error", err)
-		}
-	}()
-	err = fn(leases.WithLease(ctx, lease.ID))
-	if err != nil {
-		s.collectSoon() // what was written meanwhile
-	}
-	return err
-}
-
-// dropLeases ends the leases of a process that died: nobody else can have the
-// store open.
-func (s *Store) dropLeases(ctx context.Context) error {
-	left, err := s.leases.List(ctx)
-	if err != nil {
-		return err
-	}
-	for _, lease := range left {
-		if err := s.leases.Delete(ctx, lease); err != nil {
-			return err
-		}
-	}
-	return nil
 }

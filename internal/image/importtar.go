@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package image
 
 import (
@@ -14,17 +16,19 @@ import (
 	"github.com/distribution/reference"
 	"github.com/klauspost/compress/gzip"
 	dockerspec "github.com/moby/docker-image-spec/specs-go/v1"
-	"github.com/moby/go-archive/compression"
 	"github.com/opencontainers/go-digest"
 	specs "github.com/opencontainers/image-spec/specs-go"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"holdfast/internal/errs"
 )
 
 // Import makes an image of one layer from a tar of a root filesystem, plain or
 // compressed with gzip, bzip2, xz or zstd. changes are Dockerfile instructions:
 // CMD, ENTRYPOINT, ENV, EXPOSE, HEALTHCHECK, LABEL, ONBUILD, SHELL, STOPSIGNAL,
 // USER, VOLUME, WORKDIR. Without ref the image has only its ID, which is
-// returned. Bad input is an invalid argument and leaves nothing.
+// returned. Bad input is an invalid argument, and nothing of it stays in the
+// store.
 func (s *Store) Import(ctx context.Context, src io.Reader, ref, message string, changes []string, platform *ocispec.Platform) (string, error) {
 	name := ""
 	if ref != "" {
@@ -42,9 +46,9 @@ func (s *Store) Import(ctx context.Context, src io.Reader, ref, message string, 
 	if err := applyChanges(&conf.Config, changes); err != nil {
 		return "", err
 	}
-	var id digest.Digest
-	err := s.withLease(ctx, func(ctx context.Context) error {
-		layer, diff, err := s.writeLayer(ctx, src)
+	var target ocispec.Descriptor
+	err := s.leasing.withLease(ctx, func(ctx context.Context) error {
+		layer, diff, err := s.contents.writeLayer(ctx, src)
 		if err != nil {
 			return err
 		}
@@ -53,7 +57,7 @@ func (s *Store) Import(ctx context.Context, src io.Reader, ref, message string, 
 		conf.Platform = platforms.Normalize(*platform)
 		conf.RootFS = ocispec.RootFS{Type: "layers", DiffIDs: []digest.Digest{diff}}
 		conf.History = []ocispec.History{{Created: &now, Comment: message}}
-		if id, err = s.makeImage(ctx, name, conf, []ocispec.Descriptor{layer}); err != nil {
+		if target, err = s.makeImage(ctx, name, conf, []ocispec.Descriptor{layer}, ""); err != nil {
 			return fmt.Errorf("import: %w", err)
 		}
 		return nil
@@ -61,51 +65,58 @@ func (s *Store) Import(ctx context.Context, src io.Reader, ref, message string, 
 	if err != nil {
 		return "", err
 	}
-	s.onEvent("import", id.String(), familiar(name), nil)
+	id := target.Digest
+	if name != "" {
+		s.catalog.emitEvent(ctx, "tag", id.String(), familiar(name), target)
+	}
+	s.catalog.emitEvent(ctx, "import", id.String(), id.String(), target)
 	return id.String(), nil
 }
 
-// makeImage makes an image of a configuration and layers that are stored, unpacks
-// it, and keeps it under a name, or without one. The context has a lease.
-func (s *Store) makeImage(ctx context.Context, name string, conf any, layers []ocispec.Descriptor) (digest.Digest, error) {
-	confDesc, err := s.writeJSON(ctx, ocispec.MediaTypeImageConfig, conf)
+// makeImage makes an image from a configuration and stored layers, unpacks it,
+// and records it under a name or, if name is empty, without one. parent is the
+// ID of the image that it was made from, or empty. The context has a lease.
+func (s *Store) makeImage(ctx context.Context, name string, conf any, layers []ocispec.Descriptor, parent string) (ocispec.Descriptor, error) {
+	none := ocispec.Descriptor{}
+	confDesc, err := s.contents.writeJSON(ctx, ocispec.MediaTypeImageConfig, conf)
 	if err != nil {
-		return "", err
+		return none, err
 	}
-	target, err := s.writeJSON(ctx, ocispec.MediaTypeImageManifest, ocispec.Manifest{
+	target, err := s.contents.writeJSON(ctx, ocispec.MediaTypeImageManifest, ocispec.Manifest{
 		Versioned: specs.Versioned{SchemaVersion: 2},
 		MediaType: ocispec.MediaTypeImageManifest,
 		Config:    confDesc,
 		Layers:    layers,
 	})
 	if err != nil {
-		return "", err
+		return none, err
 	}
-	if err := s.unpackHere(ctx, target, s.driver, newProgress(nil)); err != nil {
-		return "", err
+	if err := s.layers.unpackHere(ctx, target, s.layers.driver, newProgress(nil)); err != nil {
+		return none, err
+	}
+	if err := s.contents.setParent(ctx, target, parent); err != nil {
+		return none, err
 	}
 	if name == "" {
-		s.names.Lock()
-		defer s.names.Unlock()
-		return target.Digest, s.keep(ctx, target, "")
+		return target, s.catalog.recordUnnamed(ctx, target)
 	}
-	_, err = s.record(ctx, name, target)
-	return target.Digest, err
+	_, err = s.catalog.record(ctx, name, target)
+	return target, err
 }
 
-// writeLayer stores a tar, compressed, and returns it and the digest of the tar
-// itself.
-func (s *Store) writeLayer(ctx context.Context, src io.Reader) (ocispec.Descriptor, digest.Digest, error) {
+// writeLayer stores a tar, compressed. It returns the descriptor of the blob,
+// and the digest of the uncompressed tar.
+func (ct *contents) writeLayer(ctx context.Context, src io.Reader) (ocispec.Descriptor, digest.Digest, error) {
 	fail := func(err error) (ocispec.Descriptor, digest.Digest, error) {
 		return ocispec.Descriptor{}, "", fmt.Errorf("import: %w", err)
 	}
-	tar, err := compression.DecompressStream(src)
+	tar, err := decompressAny(src)
 	if err != nil {
-		return fail(errInvalid("the archive can't be read: %s", err))
+		return fail(errs.Invalid("the archive can't be read: %s", err))
 	}
 	defer tar.Close()
 	ref := "import-" + rand.Text()
-	w, err := content.OpenWriter(ctx, s.content, content.WithRef(ref))
+	w, err := content.OpenWriter(ctx, ct.content, content.WithRef(ref))
 	if err != nil {
 		return fail(err)
 	}
@@ -121,14 +132,14 @@ func (s *Store) writeLayer(ctx context.Context, src io.Reader) (ocispec.Descript
 		err = zip.Close()
 	}
 	if err == nil && n == 0 {
-		err = errInvalid("the archive is empty")
+		err = errs.Invalid("the archive is empty")
 	}
 	if err != nil {
-		if aerr := s.content.Abort(context.WithoutCancel(ctx), ref); aerr != nil && !errdefs.IsNotFound(aerr) {
-			s.log.Warn("half an import was left behind", "error", aerr)
+		if aerr := ct.content.Abort(context.WithoutCancel(ctx), ref); aerr != nil && !errdefs.IsNotFound(aerr) {
+			ct.log.Warn("a partly written import could not be removed", "error", aerr)
 		}
 		if in.err != nil {
-			err = errInvalid("the archive can't be read: %s", in.err)
+			err = errs.Invalid("the archive can't be read: %s", in.err)
 		}
 		return fail(err)
 	}
@@ -143,7 +154,7 @@ func (s *Store) writeLayer(ctx context.Context, src io.Reader) (ocispec.Descript
 	return desc, diff.Digest(), nil
 }
 
-// source remembers that reading failed, as opposed to writing.
+// source remembers read errors, to distinguish them from write errors.
 type source struct {
 	io.Reader
 	err error
@@ -157,11 +168,11 @@ func (s *source) Read(p []byte) (int, error) {
 	return n, err
 }
 
-func (s *Store) writeJSON(ctx context.Context, mediaType string, v any) (ocispec.Descriptor, error) {
+func (ct *contents) writeJSON(ctx context.Context, mediaType string, v any) (ocispec.Descriptor, error) {
 	raw, err := json.Marshal(v)
 	if err != nil {
 		return ocispec.Descriptor{}, err
 	}
 	desc := ocispec.Descriptor{MediaType: mediaType, Digest: digest.FromBytes(raw), Size: int64(len(raw))}
-	return desc, content.WriteBlob(ctx, s.content, "json-"+desc.Digest.String(), bytes.NewReader(raw), desc)
+	return desc, content.WriteBlob(ctx, ct.content, "json-"+desc.Digest.String(), bytes.NewReader(raw), desc)
 }

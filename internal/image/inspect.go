@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package image
 
 import (
@@ -8,26 +10,38 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/moby/moby/api/types/image"
 	"github.com/moby/moby/api/types/storage"
+	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
-func (s *Store) inspect(ctx context.Context, name string, m match, platform *ocispec.Platform) (image.InspectResponse, error) {
-	d, err := s.describe(ctx, m.entry)
+// Inspected is the result of Inspect. The API's type no longer has Parent, but
+// Docker still sends it.
+type Inspected struct {
+	image.InspectResponse
+	Parent string `json:",omitempty"` // ID of the image that it was committed from
+}
+
+func (ds *describer) inspect(ctx context.Context, name string, m match, platform *ocispec.Platform, users func(digest.Digest) []string) (Inspected, error) {
+	var out Inspected
+	d, err := ds.describe(ctx, m.entry)
 	if err != nil {
-		return image.InspectResponse{}, err
+		return out, err
 	}
 	target := d.target
-	out := image.InspectResponse{
+	out.InspectResponse = image.InspectResponse{
 		ID:          d.id(),
 		RepoTags:    d.tags,
 		RepoDigests: d.digests,
 		Descriptor:  &target,
 		Metadata:    image.Metadata{LastTagTime: d.updated},
-		GraphDriver: &storage.DriverData{Name: s.driver, Data: map[string]string{}},
+		GraphDriver: &storage.DriverData{Name: ds.layers.driver},
 	}
-	v, err := s.choose(ctx, name, d.variants, platform)
+	v, err := ds.layers.choose(ctx, name, d.variants, platform)
 	if err != nil {
-		return image.InspectResponse{}, err
+		return Inspected{}, err
+	}
+	if out.Parent, err = ds.contents.parent(ctx, d.target.Digest); err != nil {
+		return out, err
 	}
 	conf := v.config
 	out.Config = &conf.Config
@@ -46,38 +60,41 @@ func (s *Store) inspect(ctx context.Context, name string, m match, platform *oci
 	for _, diff := range conf.RootFS.DiffIDs {
 		out.RootFS.Layers = append(out.RootFS.Layers, diff.String())
 	}
-	if out.Size, err = s.contentSize(ctx, d.target); err != nil {
+	if out.Size, err = ds.contents.contentSize(ctx, d.target); err != nil {
 		return out, err
 	}
-	unpacked, err := s.unpackedSize(ctx, v)
+	unpacked, err := ds.layers.unpackedSize(ctx, v)
 	if err != nil && !errdefs.IsNotFound(err) {
 		return out, err
 	}
 	out.Size += unpacked
+	if out.Identity, err = ds.contents.identity(ctx, d.target); err != nil {
+		return out, err
+	}
 	if platform == nil {
-		if out.Manifests, err = s.manifests(ctx, d); err != nil {
+		if out.Manifests, err = ds.manifests(ctx, d, users); err != nil {
 			return out, err
 		}
 	}
 	return out, nil
 }
 
-// History lists how an image came to be, the last step first.
-func (s *Store) History(ctx context.Context, name string, platform *ocispec.Platform) ([]image.HistoryResponseItem, error) {
-	ctx = s.ctx(ctx)
-	m, err := s.find(ctx, name)
+// History lists the steps that made an image, the last step first.
+func (ds *describer) History(ctx context.Context, name string, platform *ocispec.Platform) ([]image.HistoryResponseItem, error) {
+	ctx = ds.ctx(ctx)
+	m, err := ds.catalog.find(ctx, name)
 	if err != nil {
 		return nil, err
 	}
-	d, err := s.describe(ctx, m.entry)
+	d, err := ds.describe(ctx, m.entry)
 	if err != nil {
 		return nil, err
 	}
-	v, err := s.choose(ctx, name, d.variants, platform)
+	v, err := ds.layers.choose(ctx, name, d.variants, platform)
 	if err != nil {
 		return nil, err
 	}
-	sizes, err := s.layerSizes(ctx, v)
+	sizes, err := ds.layers.layerSizes(ctx, v)
 	if err != nil && !errdefs.IsNotFound(err) {
 		return nil, err
 	}
@@ -93,39 +110,52 @@ func (s *Store) History(ctx context.Context, name string, platform *ocispec.Plat
 		out = append(out, item)
 	}
 	slices.Reverse(out)
-	if len(out) > 0 {
-		out[0].ID = d.id()
-		out[0].Tags = d.tags
+	if len(out) == 0 {
+		return out, nil
+	}
+	all, of, err := ds.catalog.parents(ctx)
+	if err != nil {
+		return nil, err
+	}
+	// The image itself made the last step, its parent the one before, and so
+	// on.
+	for i, e := range append([]entry{d.entry}, ancestors(all, of, d.id())...) {
+		if i == len(out) {
+			break
+		}
+		out[i].ID = e.id()
+		out[i].Tags, _ = e.tagsAndDigests()
 	}
 	return out, nil
 }
 
-// Tag gives the image src another name. A name that meant another image moves.
-func (s *Store) Tag(ctx context.Context, src, dst string) error {
-	ctx = s.ctx(ctx)
+// Tag gives the image src another name. If the name belonged to another image,
+// it moves.
+func (ca *catalog) Tag(ctx context.Context, src, dst string) error {
+	ctx = ca.ctx(ctx)
 	to, err := tagTarget(dst)
 	if err != nil {
 		return err
 	}
-	m, err := s.find(ctx, src)
+	m, err := ca.find(ctx, src)
 	if err != nil {
 		return err
 	}
-	if _, err := s.record(ctx, to.String(), m.target); err != nil {
+	if _, err := ca.record(ctx, to.String(), m.target); err != nil {
 		return err
 	}
-	s.onEvent("tag", m.id(), familiar(to.String()), nil)
+	ca.emitEvent(ctx, "tag", m.id(), familiar(to.String()), m.target)
 	return nil
 }
 
-// DiskUsage tells what images take and what a prune could give back.
-// containers counts an image's containers.
-func (s *Store) DiskUsage(ctx context.Context, containers func(imageID string) int64) (image.DiskUsage, error) {
-	items, err := s.List(ctx, ListOptions{SharedSize: true, Containers: containers})
+// DiskUsage returns the space that images use and the space that a prune could
+// free, in bytes. containers counts an image's containers.
+func (ds *describer) DiskUsage(ctx context.Context, containers func(imageID string) int64) (image.DiskUsage, error) {
+	items, err := ds.List(ctx, ListOptions{SharedSize: true, Containers: containers})
 	if err != nil {
 		return image.DiskUsage{}, err
 	}
-	total, err := s.diskUsage(s.ctx(ctx))
+	total, err := ds.layers.diskUsage(ds.ctx(ctx))
 	if err != nil {
 		return image.DiskUsage{}, err
 	}
@@ -140,5 +170,5 @@ func (s *Store) DiskUsage(ctx context.Context, containers func(imageID string) i
 	return du, nil
 }
 
-// timeNow is when images made here were created, without a monotonic part.
+// timeNow is the creation time for images made here, without a monotonic part.
 func timeNow() time.Time { return time.Now().UTC().Round(0) }

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package image
 
 import (
@@ -5,29 +7,29 @@ import (
 	"sync"
 )
 
-// keyLock is one lock per key, so that two pulls never fetch the same blob or
-// unpack the same layer twice. The zero value is ready.
+// keyLock is one lock per key, so that two pulls never download the same blob
+// or unpack the same layer twice. The zero value is ready to use.
 type keyLock struct {
-	mu   sync.Mutex
-	held map[string]*keyHolder
+	mu     sync.Mutex
+	locked map[string]*keyHolder
 }
 
 type keyHolder struct {
-	free chan struct{} // holds one token while nobody has the key
+	free chan struct{} // holds one token while the key is unlocked
 	refs int
 }
 
 // Lock waits for the key or for the context.
 func (l *keyLock) Lock(ctx context.Context, key string) error {
 	l.mu.Lock()
-	if l.held == nil {
-		l.held = map[string]*keyHolder{}
+	if l.locked == nil {
+		l.locked = map[string]*keyHolder{}
 	}
-	h := l.held[key]
+	h := l.locked[key]
 	if h == nil {
 		h = &keyHolder{free: make(chan struct{}, 1)}
 		h.free <- struct{}{}
-		l.held[key] = h
+		l.locked[key] = h
 	}
 	h.refs++
 	l.mu.Unlock()
@@ -41,10 +43,10 @@ func (l *keyLock) Lock(ctx context.Context, key string) error {
 	}
 }
 
-// Unlock gives the key back; only its holder may call it.
+// Unlock releases the key. Only its holder may call it.
 func (l *keyLock) Unlock(key string) {
 	l.mu.Lock()
-	h := l.held[key]
+	h := l.locked[key]
 	l.mu.Unlock()
 	h.free <- struct{}{}
 	l.drop(key)
@@ -53,8 +55,8 @@ func (l *keyLock) Unlock(key string) {
 func (l *keyLock) drop(key string) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	h := l.held[key]
+	h := l.locked[key]
 	if h.refs--; h.refs == 0 {
-		delete(l.held, key)
+		delete(l.locked, key)
 	}
 }

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package image
 
 import (
@@ -10,12 +12,12 @@ import (
 	"github.com/sirupsen/logrus"
 )
 
-// libraryDefault sets, for the process's first store, the logger of those
-// places in the libraries that have no context.
+// libraryDefault sets, when the process opens its first store, the logger for
+// those places in the libraries that have no context.
 var libraryDefault sync.Once
 
-// libraryLogger gives containerd's libraries a logger that ends in ours. What
-// they tell as information is a detail here: debug.
+// libraryLogger is a logger for containerd's libraries that writes to ours.
+// Their informational messages are debug messages here.
 func libraryLogger(log *slog.Logger) *clog.Entry {
 	l := logrus.New()
 	l.SetOutput(io.Discard)
@@ -36,7 +38,7 @@ func (h toSlog) Fire(e *logrus.Entry) error {
 	switch {
 	case e.Level <= logrus.ErrorLevel:
 		h.log.Error(e.Message, attrs...)
-	case e.Level == logrus.WarnLevel && !strings.Contains(e.Message, "fsverity"): // most filesystems lack it, and nothing needs it
+	case e.Level == logrus.WarnLevel && !strings.Contains(e.Message, "fsverity"): // most filesystems lack fsverity, and nothing needs it
 		h.log.Warn(e.Message, attrs...)
 	default:
 		h.log.Debug(e.Message, attrs...)

@@ -1,10 +1,14 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package image
 
 import (
 	"context"
+	"errors"
 	"regexp"
 	"sort"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/containerd/containerd/v2/core/images"
@@ -12,10 +16,13 @@ import (
 	"github.com/distribution/reference"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"holdfast/internal/errs"
+	"holdfast/internal/lookup"
 )
 
-// danglingPrefix names the record of an image that has no name of its own. No
-// reference can begin so.
+// danglingPrefix begins the name of the record of an image without a name. No
+// valid reference begins like this.
 const danglingPrefix = "<none>@"
 
 var (
@@ -25,19 +32,32 @@ var (
 
 func isDigest(s string) bool { return digest.Digest(s).Validate() == nil }
 
-// entry is one image: a target and all that it is called.
+// entry is one image: a target and all of its names.
 type entry struct {
 	target  ocispec.Descriptor
-	names   []string // full references, sorted; without the dangling record
+	names   []string // full references, sorted; without the dangling record's name
 	records []string // names of all records
 	updated time.Time
 }
 
 func (e entry) id() string { return e.target.Digest.String() }
 
+// catalog has the records of images: which name refers to which target.
+type catalog struct {
+	env
+	images   images.Store
+	contents *contents
+	layers   *layers
+	requests *requests
+	onEvent  func(action, id, name string, attrs map[string]string)
+
+	// names is held while the records of images are changed.
+	names sync.Mutex
+}
+
 // entries groups the records by target, newest record first.
-func (s *Store) entries(ctx context.Context) ([]entry, error) {
-	records, err := s.images.List(ctx)
+func (ca *catalog) entries(ctx context.Context) ([]entry, error) {
+	records, err := ca.images.List(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -70,59 +90,69 @@ func (s *Store) entries(ctx context.Context) ([]entry, error) {
 	return all, nil
 }
 
-// match is what a name that the user gave was found to mean.
+// match is the image that a user's name refers to.
 type match struct {
 	entry
-	// ref is the record that was named, empty when the image was named by ID.
+	// ref is the name of the record, or empty if the image was named by ID.
 	ref string
 }
 
-// find looks a name up: a reference, full or familiar, with tag or digest, or
-// an ID, whole or its beginning, with or without "sha256:".
-func (s *Store) find(ctx context.Context, name string) (match, error) {
-	all, err := s.entries(ctx)
+// find looks up a name: a full or familiar reference, with a tag or digest, or
+// a whole or abbreviated ID, with or without "sha256:".
+func (ca *catalog) find(ctx context.Context, name string) (match, error) {
+	all, err := ca.entries(ctx)
 	if err != nil {
 		return match{}, err
 	}
-	if hex := strings.TrimPrefix(name, "sha256:"); fullHex.MatchString(hex) {
-		for _, e := range all {
-			if e.id() == "sha256:"+hex {
-				return match{entry: e}, nil
-			}
-		}
-		return match{}, errNoImage(name)
-	}
 	notFound := errNoImage(name)
-	if named, err := reference.ParseNormalizedNamed(name); err == nil {
+	hex := strings.TrimPrefix(name, "sha256:")
+	named, err := reference.ParseNormalizedNamed(name)
+	switch {
+	case fullHex.MatchString(hex):
+		named = nil // no image name looks like this
+	case err == nil:
 		named = reference.TagNameOnly(named)
-		if m, ok := findNamed(all, named); ok {
-			return m, nil
+		if !shortHex.MatchString(hex) {
+			notFound = errNoImage(reference.FamiliarString(named))
 		}
-		notFound = errNoImage(reference.FamiliarString(named))
-	} else if !strings.HasPrefix(name, "sha256:") {
-		return match{}, errInvalid("invalid reference format: %q", name)
+	case !strings.HasPrefix(name, "sha256:"):
+		return match{}, errs.Invalid("%s", err)
 	}
-	if hex := strings.TrimPrefix(name, "sha256:"); shortHex.MatchString(hex) {
-		var found []entry
+	byHex := func(yield func(string, match) bool) {
 		for _, e := range all {
-			if strings.HasPrefix(e.target.Digest.Encoded(), hex) {
-				found = append(found, e)
+			if shortHex.MatchString(hex) && !yield(e.target.Digest.Encoded(), match{entry: e}) {
+				return
 			}
 		}
-		switch len(found) {
-		case 1:
-			return match{entry: found[0]}, nil
-		case 0:
-			return match{}, errNoImage(name)
-		default:
-			return match{}, errInvalid("ambiguous reference: %q is the beginning of %d image IDs; give more of it", name, len(found))
-		}
 	}
-	return match{}, notFound
+	m, err := lookup.Find(hex, lookup.In[match]{
+		ID: func(id string) (match, bool) {
+			for _, e := range all {
+				if e.id() == "sha256:"+id {
+					return match{entry: e}, true
+				}
+			}
+			return match{}, false
+		},
+		Name: func(string) (match, bool) {
+			if named == nil {
+				return match{}, false
+			}
+			return findNamed(all, named)
+		},
+		All: byHex,
+	})
+	switch {
+	case errors.Is(err, lookup.ErrSeveral):
+		return match{}, errs.Invalid("ambiguous reference: %q is the beginning of several image IDs; give more of it", name)
+	case err != nil:
+		return match{}, notFound
+	}
+	return m, nil
 }
 
-// findNamed finds a record by its reference, or, for name@digest, an image of
-// that repository with that digest under whatever tag.
+// findNamed finds the image that a reference names. For name@digest that is an
+// image of the repository with this digest, under any tag.
 func findNamed(all []entry, named reference.Named) (match, bool) {
 	for _, e := range all {
 		for _, record := range e.names {
@@ -148,16 +178,17 @@ func findNamed(all []entry, named reference.Named) (match, bool) {
 	return match{}, false
 }
 
-// record points a name at a target. The image that had the name before stays,
-// dangling when it has no other. It reports whether anything changed.
-func (s *Store) record(ctx context.Context, name string, target ocispec.Descriptor) (bool, error) {
-	s.names.Lock()
-	defer s.names.Unlock()
+// record points a name at a target. The image that had the name before is kept;
+// without another name it becomes dangling. record reports whether anything
+// changed.
+func (ca *catalog) record(ctx context.Context, name string, target ocispec.Descriptor) (bool, error) {
+	ca.names.Lock()
+	defer ca.names.Unlock()
 	target = plain(target)
-	old, err := s.images.Get(ctx, name)
+	old, err := ca.images.Get(ctx, name)
 	switch {
 	case errdefs.IsNotFound(err):
-		if _, err := s.images.Create(ctx, images.Image{Name: name, Target: target}); err != nil {
+		if _, err := ca.images.Create(ctx, images.Image{Name: name, Target: target}); err != nil {
 			return false, err
 		}
 	case err != nil:
@@ -165,16 +196,17 @@ func (s *Store) record(ctx context.Context, name string, target ocispec.Descript
 	case old.Target.Digest == target.Digest:
 		return false, nil
 	default:
-		// The dangling record comes first, so that no crash loses the image.
-		if err := s.keep(ctx, old.Target, name); err != nil {
+		// The dangling record is written first, so that a crash does not lose
+		// the image.
+		if err := ca.recordDangling(ctx, old.Target, name); err != nil {
 			return false, err
 		}
-		if _, err := s.images.Update(ctx, images.Image{Name: name, Target: target}, "target"); err != nil {
+		if _, err := ca.images.Update(ctx, images.Image{Name: name, Target: target}, "target"); err != nil {
 			return false, err
 		}
 	}
 	if name != danglingPrefix+target.Digest.String() {
-		err := s.images.Delete(ctx, danglingPrefix+target.Digest.String())
+		err := ca.images.Delete(ctx, danglingPrefix+target.Digest.String())
 		if err != nil && !errdefs.IsNotFound(err) {
 			return true, err
 		}
@@ -182,10 +214,17 @@ func (s *Store) record(ctx context.Context, name string, target ocispec.Descript
 	return true, nil
 }
 
-// keep gives a target a dangling record unless it has a name besides except.
-// The caller holds names.
-func (s *Store) keep(ctx context.Context, target ocispec.Descriptor, except string) error {
-	all, err := s.images.List(ctx)
+// recordUnnamed records a target that has no name as an image.
+func (ca *catalog) recordUnnamed(ctx context.Context, target ocispec.Descriptor) error {
+	ca.names.Lock()
+	defer ca.names.Unlock()
+	return ca.recordDangling(ctx, target, "")
+}
+
+// recordDangling writes a dangling record for a target unless it has a name other than
+// except. The caller holds names.
+func (ca *catalog) recordDangling(ctx context.Context, target ocispec.Descriptor, except string) error {
+	all, err := ca.images.List(ctx)
 	if err != nil {
 		return err
 	}
@@ -194,14 +233,14 @@ func (s *Store) keep(ctx context.Context, target ocispec.Descriptor, except stri
 			return nil
 		}
 	}
-	_, err = s.images.Create(ctx, images.Image{Name: danglingPrefix + target.Digest.String(), Target: target})
+	_, err = ca.images.Create(ctx, images.Image{Name: danglingPrefix + target.Digest.String(), Target: target})
 	if errdefs.IsAlreadyExists(err) {
 		return nil
 	}
 	return err
 }
 
-// familiar is how users know a full reference.
+// familiar shortens a full reference to the form that users know.
 func familiar(full string) string {
 	named, err := reference.ParseNormalizedNamed(full)
 	if err != nil {
@@ -210,7 +249,7 @@ func familiar(full string) string {
 	return reference.FamiliarString(named)
 }
 
-// tagsAndDigests are RepoTags and RepoDigests of the API.
+// tagsAndDigests returns the API's RepoTags and RepoDigests.
 func (e entry) tagsAndDigests() (tags, digests []string) {
 	tags, digests = []string{}, []string{}
 	seen := map[string]bool{}
@@ -234,14 +273,14 @@ func (e entry) tagsAndDigests() (tags, digests []string) {
 	return tags, digests
 }
 
-// tagTarget is the full reference that a new name stands for. It has a tag.
+// tagTarget parses a new name. It returns a full reference with a tag.
 func tagTarget(name string) (reference.NamedTagged, error) {
 	named, err := reference.ParseNormalizedNamed(name)
 	if err != nil {
-		return nil, errInvalid("invalid reference format: %q: %s", name, err)
+		return nil, errs.Invalid("%s", err)
 	}
 	if _, ok := named.(reference.Digested); ok {
-		return nil, errInvalid("refusing to create a tag with a digest reference: %q", name)
+		return nil, errs.Invalid("refusing to create a tag with a digest reference: %q", name)
 	}
 	return reference.TagNameOnly(named).(reference.NamedTagged), nil
 }

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package image
 
 import (
@@ -70,6 +72,9 @@ func TestCredentialsAreReadFromEveryForm(t *testing.T) {
 	}
 	if _, _, _, err := credentials(&registry.AuthConfig{Auth: "%%"}, "a.test"); !errdefs.IsInvalidArgument(err) {
 		t.Errorf("bad base64: %v", err)
+	}
+	if _, _, _, err := credentials(&registry.AuthConfig{RegistryToken: "a\r\nX: y"}, "a.test"); !errdefs.IsInvalidArgument(err) {
+		t.Errorf("token with a line break: %v", err)
 	}
 }
 
@@ -156,7 +161,7 @@ func TestKeyLockGivesAKeyToOneAtATime(t *testing.T) {
 	}
 	l.Unlock("other")
 	l.Unlock("k")
-	if len(l.held) != 0 {
-		t.Errorf("%d keys are remembered though nobody holds them", len(l.held))
+	if len(l.locked) != 0 {
+		t.Errorf("%d keys are remembered though nobody holds them", len(l.locked))
 	}
 }

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package image
 
 import (
@@ -11,10 +13,10 @@ import (
 	"github.com/opencontainers/go-digest"
 )
 
-// progressEvery spaces the messages about one layer's bytes.
+// progressEvery is the least time between two messages about one layer's bytes.
 const progressEvery = 100 * time.Millisecond
 
-// progress tells a client how a pull or load goes, in Docker's messages. Its
+// progress reports a pull or load to a client in Docker's messages. Its
 // function is called by one goroutine at a time.
 type progress struct {
 	mu   sync.Mutex
@@ -39,8 +41,8 @@ func (p *progress) status(id, status string) {
 	p.send(jsonstream.Message{ID: id, Status: status, Progress: progressDetail(id)})
 }
 
-// progressDetail is present and empty for layers, as Docker's is: clients draw
-// a line per layer by it.
+// progressDetail is present but empty for layers, as Docker's is. Clients draw
+// a line per layer because of it.
 func progressDetail(id string) *jsonstream.Progress {
 	if id == "" {
 		return nil
@@ -52,7 +54,8 @@ func (p *progress) line(text string) { p.send(jsonstream.Message{Status: text}) 
 
 func (p *progress) stream(text string) { p.send(jsonstream.Message{Stream: text}) }
 
-// bytes tells how far something is, in bytes, but not too often.
+// bytes reports how many of total bytes are done, at most once per
+// progressEvery.
 func (p *progress) bytes(id, status string, current, total int64) {
 	if p.fn == nil {
 		return
@@ -67,7 +70,7 @@ func (p *progress) bytes(id, status string, current, total int64) {
 	p.fn(jsonstream.Message{ID: id, Status: status, Progress: &jsonstream.Progress{Current: current, Total: total}})
 }
 
-// shortID is how Docker's clients name a layer.
+// shortID is the short form of a layer's digest that Docker's clients show.
 func shortID(d digest.Digest) string {
 	hex := d.Encoded()
 	if len(hex) > 12 {
@@ -76,7 +79,8 @@ func shortID(d digest.Digest) string {
 	return hex
 }
 
-// isHostError reports whether the machine, not the input, is why err happened.
+// isHostError reports whether err was caused by the machine and not by the
+// input.
 func isHostError(err error) bool {
 	for _, host := range []error{syscall.ENOSPC, syscall.EDQUOT, syscall.EROFS, syscall.EIO, syscall.EPERM, syscall.ENOMEM, syscall.EMFILE, fs.ErrPermission} {
 		if errors.Is(err, host) {

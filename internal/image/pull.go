@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package image
 
 import (
@@ -6,9 +8,9 @@ import (
 	"fmt"
 	"sync"
 
+	"github.com/containerd/containerd/v2/core/content"
 	"github.com/containerd/containerd/v2/core/images"
 	"github.com/containerd/containerd/v2/core/unpack"
-	"github.com/containerd/errdefs"
 	"github.com/containerd/platforms"
 	"github.com/distribution/reference"
 	"github.com/moby/moby/api/types/jsonstream"
@@ -17,37 +19,39 @@ import (
 	"github.com/opencontainers/image-spec/identity"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"golang.org/x/sync/semaphore"
+
+	"holdfast/internal/errs"
 )
 
-// Pull fetches an image, unpacks it while it comes, and names it. platform nil
-// is the host's. With all, every tag of the repository is pulled. Messages are
-// Docker's, one call of progress at a time.
+// Pull downloads an image, unpacks it meanwhile, and names it. platform nil
+// means the host's. With all, every tag of the repository is pulled. Messages
+// are Docker's, one call of progress at a time.
 //
-// Errors: invalid argument for a bad reference or a broken image, not found
-// for what the registry lacks or denies, data loss when it sends something
-// else than the digest says, unavailable when it can't be reached.
+// Errors: invalid argument for a bad reference or a broken image, not found for
+// what the registry lacks or denies, data loss if its content does not match
+// the digest, unavailable if it can't be reached.
 func (s *Store) Pull(ctx context.Context, ref string, platform *ocispec.Platform, auth *registry.AuthConfig, all bool, progress func(jsonstream.Message)) error {
 	named, err := reference.ParseNormalizedNamed(ref)
 	if err != nil {
-		return errInvalid("invalid reference format: %q: %s", ref, err)
+		return errs.Invalid("%s", err)
 	}
 	if !all {
 		return s.pullOne(ctx, reference.TagNameOnly(named), platform, auth, newProgress(progress))
 	}
 	if !reference.IsNameOnly(named) {
-		return errInvalid("tag can't be used with --all-tags/-a")
+		return errs.Invalid("tag can't be used with --all-tags/-a")
 	}
-	tags, err := s.remoteTags(s.ctx(ctx), named, auth)
+	tags, err := s.remote.remoteTags(s.ctx(ctx), named, auth)
 	if err != nil {
 		return errResolve(reference.FamiliarName(named), reference.FamiliarString(named), err)
 	}
 	if len(tags) == 0 {
-		return errNotFound("repository %s has no tags", reference.FamiliarName(named))
+		return errs.NotFound("repository %s has no tags", reference.FamiliarName(named))
 	}
 	for _, tag := range tags {
 		tagged, err := reference.WithTag(named, tag)
 		if err != nil {
-			return errInvalid("the registry names the invalid tag %q: %s", tag, err)
+			return errs.Invalid("the registry names the invalid tag %q: %s", tag, err)
 		}
 		if err := s.pullOne(ctx, tagged, platform, auth, newProgress(progress)); err != nil {
 			return err
@@ -58,21 +62,21 @@ func (s *Store) Pull(ctx context.Context, ref string, platform *ocispec.Platform
 
 func (s *Store) pullOne(ctx context.Context, named reference.Named, platform *ocispec.Platform, auth *registry.AuthConfig, p *progress) error {
 	name, short := reference.FamiliarName(named), reference.FamiliarString(named)
-	what := ""
+	what := named.String()
 	if t, ok := named.(reference.Tagged); ok {
 		what = t.Tag()
 	}
 	if d, ok := named.(reference.Digested); ok {
-		what = d.Digest().String()
-		// With both, the digest alone says what is meant, as in Docker.
+		// If both tag and digest are given, only the digest counts, as in
+		// Docker.
 		if pinned, err := reference.WithDigest(reference.TrimNamed(named), d.Digest()); err == nil {
 			named = pinned
 		}
 	}
-	conf := s.registry.Load()
+	conf := s.remote.registry.Load()
 	var target ocispec.Descriptor
 	var changed bool
-	err := s.withLease(ctx, func(ctx context.Context) error {
+	err := s.leasing.withLease(ctx, func(ctx context.Context) error {
 		resolver := conf.resolver(auth)
 		full, desc, err := resolver.Resolve(ctx, named.String())
 		if err != nil {
@@ -84,17 +88,27 @@ func (s *Store) pullOne(ctx context.Context, named reference.Named, platform *oc
 			return errResolve(name, short, err)
 		}
 		run := &pull{
-			store:    s,
+			contents: s.contents,
+			layers:   s.layers,
 			platform: platform,
 			ref:      short,
 			progress: p,
-			fetcher:  &fetcher{store: s, remote: remote, attempts: conf.maxAttempts, progress: p},
+			fetcher:  &fetcher{contents: s.contents, leasing: s.leasing, remote: remote, attempts: conf.maxAttempts, progress: p},
 		}
 		if err := run.do(ctx, desc, conf.maxDownloads); err != nil {
 			return errPull(name, short, err)
 		}
+		run.fetchAttestations(ctx)
+		// The image may have documents that were not downloaded because they
+		// are in the store already. Lists read all of them, so check them all.
+		if _, err := s.contents.variants(ctx, desc); err != nil {
+			return errs.Invalid("%s can't be used: %s", short, err)
+		}
+		if err := s.contents.pulledFrom(ctx, desc, named); err != nil {
+			return err
+		}
 		target = desc
-		changed, err = s.record(ctx, named.String(), desc)
+		changed, err = s.catalog.record(ctx, named.String(), desc)
 		return err
 	})
 	if err != nil {
@@ -106,35 +120,36 @@ func (s *Store) pullOne(ctx context.Context, named reference.Named, platform *oc
 	} else {
 		p.line("Status: Image is up to date for " + short)
 	}
-	s.onEvent("pull", short, name, nil)
+	s.catalog.emitEvent(ctx, "pull", short, name, target)
 	return nil
 }
 
-// maxLayers is OVL_MAX_STACK of Linux's overlayfs.
-const maxLayers = 500
-
-// pull is one run over one image.
+// pull is one pull of one image.
 type pull struct {
-	store    *Store
+	contents *contents
+	layers   *layers
 	platform *ocispec.Platform
 	ref      string // familiar
 	progress *progress
 	fetcher  *fetcher
 
-	mu     sync.Mutex
-	layers map[digest.Digest][]ocispec.Descriptor // by config
-	told   map[digest.Digest]bool                 // layers whose end was told
+	mu       sync.Mutex
+	indexes  int                                    // indexes passed so far
+	byConfig map[digest.Digest][]ocispec.Descriptor // the layers of each configuration
+	reported map[digest.Digest]bool                 // layers whose completion was reported
+	attests  []ocispec.Descriptor                   // the manifests that attest to the chosen one
 }
 
 func (r *pull) do(ctx context.Context, target ocispec.Descriptor, downloads int) error {
 	if !images.IsIndexType(target.MediaType) && !images.IsManifestType(target.MediaType) {
-		return errInvalid("%s is a %q, which is not an image", r.ref, target.MediaType)
+		return errs.Invalid("%s is a %q, which is not an image", r.ref, target.MediaType)
 	}
-	r.layers = map[digest.Digest][]ocispec.Descriptor{}
-	r.told = map[digest.Digest]bool{}
-	unpacker, err := r.store.newUnpacker(ctx, r.store.driver, r.progress,
+	r.byConfig = map[digest.Digest][]ocispec.Descriptor{}
+	r.reported = map[digest.Digest]bool{}
+	unpacker, err := r.layers.newUnpacker(ctx, r.layers.driver, r.progress,
 		unpack.WithLimiter(semaphore.NewWeighted(int64(downloads))),
-		// A container may hold layers whose blobs went with their image.
+		// A container may hold unpacked layers whose blobs were removed with
+		// their image.
 		unpack.WithFetchAllContent())
 	if err != nil {
 		return err
@@ -144,7 +159,8 @@ func (r *pull) do(ctx context.Context, target ocispec.Descriptor, downloads int)
 	return unpackError(firstCause(err, werr))
 }
 
-// firstCause prefers the error that is not only the echo of the other.
+// firstCause prefers an error that is not just a cancellation caused by
+// another.
 func firstCause(errs ...error) error {
 	var echo error
 	for _, err := range errs {
@@ -159,7 +175,7 @@ func firstCause(errs ...error) error {
 	return echo
 }
 
-// handle fetches one descriptor and tells what lies below it.
+// handle fetches one descriptor and returns its children.
 func (r *pull) handle(ctx context.Context, desc ocispec.Descriptor) ([]ocispec.Descriptor, error) {
 	if images.IsLayerType(desc.MediaType) {
 		return nil, r.layer(ctx, desc)
@@ -178,11 +194,17 @@ func (r *pull) handle(ctx context.Context, desc ocispec.Descriptor) ([]ocispec.D
 	return nil, nil
 }
 
-// index picks the manifest of the wanted platform.
+// index picks the manifest for the wanted platform.
 func (r *pull) index(ctx context.Context, desc ocispec.Descriptor) ([]ocispec.Descriptor, error) {
-	children, err := r.store.label(ctx, desc)
+	if err := r.countIndex(); err != nil {
+		return nil, err
+	}
+	if _, err := r.contents.document(ctx, desc); err != nil {
+		return nil, errs.Invalid("index of %s: %s", r.ref, err)
+	}
+	children, err := r.contents.label(ctx, desc)
 	if err != nil {
-		return nil, errInvalid("index of %s: %s", r.ref, err)
+		return nil, errs.Invalid("index of %s: %s", r.ref, err)
 	}
 	match, wanted := r.matcher()
 	var best, unnamed *ocispec.Descriptor
@@ -204,9 +226,21 @@ func (r *pull) index(ctx context.Context, desc ocispec.Descriptor) ([]ocispec.De
 		best = unnamed
 	}
 	if best == nil {
-		return nil, errNotFound("no matching manifest for %s in the manifest list entries", wanted)
+		return nil, errs.NotFound("no matching manifest for %s in the manifest list entries", wanted)
 	}
+	r.attests = attesting(children, best.Digest)
 	return []ocispec.Descriptor{*best}, nil
+}
+
+// countIndex counts the indexes on the path from the target to its manifest.
+func (r *pull) countIndex() error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	// The manifest is one level below the last index.
+	if r.indexes++; r.indexes > maxDepth {
+		return errs.Invalid("%s can't be used: its index nests more than %d levels", r.ref, maxDepth)
+	}
+	return nil
 }
 
 func (r *pull) matcher() (platforms.MatchComparer, string) {
@@ -217,10 +251,11 @@ func (r *pull) matcher() (platforms.MatchComparer, string) {
 }
 
 func (r *pull) manifest(ctx context.Context, desc ocispec.Descriptor) ([]ocispec.Descriptor, error) {
-	children, err := images.Children(ctx, r.store.content, desc)
+	doc, err := r.contents.document(ctx, desc)
 	if err != nil {
-		return nil, errInvalid("manifest of %s: %s", r.ref, err)
+		return nil, errs.Invalid("manifest of %s: %s", r.ref, err)
 	}
+	children := append([]ocispec.Descriptor{doc.manifest.Config}, doc.manifest.Layers...)
 	for _, child := range children {
 		if err := checkDescriptor(child); err != nil {
 			return nil, err
@@ -228,64 +263,60 @@ func (r *pull) manifest(ctx context.Context, desc ocispec.Descriptor) ([]ocispec
 	}
 	conf, layers := children[0], children[1:]
 	if !images.IsConfigType(conf.MediaType) {
-		return nil, errInvalid("%s is no container image: its config is a %q", r.ref, conf.MediaType)
-	}
-	if len(layers) > maxLayers {
-		return nil, errInvalid("%s has %d layers, more than the %d that overlayfs can stack", r.ref, len(layers), maxLayers)
+		return nil, errs.Invalid("%s is not a container image: its config is a %q", r.ref, conf.MediaType)
 	}
 	for _, layer := range layers {
 		if !images.IsLayerType(layer.MediaType) {
-			return nil, errInvalid("%s has a layer of the unsupported media type %q", r.ref, layer.MediaType)
+			return nil, errs.Invalid("%s has a layer of the unsupported media type %q", r.ref, layer.MediaType)
 		}
 	}
 	r.mu.Lock()
-	r.layers[conf.Digest] = layers
+	r.byConfig[conf.Digest] = layers
 	r.mu.Unlock()
-	return r.store.label(ctx, desc)
+	return r.contents.label(ctx, desc)
 }
 
-// config is fetched before any layer: it tells which are unpacked already.
+// config is fetched before any layer, because it shows which layers are
+// unpacked already.
 func (r *pull) config(ctx context.Context, desc ocispec.Descriptor) error {
-	doc, err := r.store.document(ctx, desc)
+	doc, err := r.contents.document(ctx, desc)
 	if err != nil {
 		return err
 	}
 	if r.platform != nil {
 		if have := platforms.Normalize(doc.config.Platform); !platforms.Only(*r.platform).Match(have) {
-			return errNotFound("image with reference %s was found but its platform (%s) does not match the specified platform (%s)",
+			return errs.NotFound("image with reference %s was found but its platform (%s) does not match the specified platform (%s)",
 				r.ref, platforms.Format(have), platforms.Format(*r.platform))
 		}
 	}
 	r.mu.Lock()
-	layers := r.layers[desc.Digest]
+	layers := r.byConfig[desc.Digest]
 	r.mu.Unlock()
-	diffs := doc.config.RootFS.DiffIDs
-	if len(layers) != len(diffs) {
-		return errInvalid("%s has %d layers, and its config speaks of %d", r.ref, len(layers), len(diffs))
+	if err := checkRootfs(doc.config, layers); err != nil {
+		return errs.Invalid("%s can't be used: %s", r.ref, err)
 	}
-	for i, d := range diffs {
-		if err := d.Validate(); err != nil {
-			return errInvalid("the config of %s names layer %d by the invalid digest %q", r.ref, i, d)
-		}
-	}
-	chains := identity.ChainIDs(append([]digest.Digest(nil), diffs...))
+	chains := identity.ChainIDs(append([]digest.Digest(nil), doc.config.RootFS.DiffIDs...))
 	for i, layer := range layers {
-		unpacked, err := r.store.unpacked(ctx, r.store.driver, chains[i].String())
+		unpacked, err := r.layers.unpacked(ctx, r.layers.driver, chains[i].String())
 		if err != nil {
 			return err
 		}
-		status := "Pulling fs layer"
-		if unpacked {
-			if _, err := r.store.content.Info(ctx, layer.Digest); err == nil {
-				status = "Already exists"
-				r.mu.Lock()
-				r.told[layer.Digest] = true
-				r.mu.Unlock()
-			} else if !errdefs.IsNotFound(err) {
-				return err
-			}
+		here, err := content.Exists(ctx, r.contents.content, layer)
+		if err != nil {
+			return err
 		}
-		r.progress.status(shortID(layer.Digest), status)
+		if here {
+			r.mu.Lock()
+			r.reported[layer.Digest] = true
+			r.mu.Unlock()
+		}
+		switch {
+		case here && unpacked: // Docker reports nothing for a layer that needs no work
+		case here:
+			r.progress.status(shortID(layer.Digest), "Already exists")
+		default:
+			r.progress.status(shortID(layer.Digest), "Pulling fs layer")
+		}
 	}
 	return nil
 }
@@ -295,10 +326,10 @@ func (r *pull) layer(ctx context.Context, desc ocispec.Descriptor) error {
 		return fmt.Errorf("layer %s: %w", shortID(desc.Digest), err)
 	}
 	r.mu.Lock()
-	told := r.told[desc.Digest]
-	r.told[desc.Digest] = true
+	reported := r.reported[desc.Digest]
+	r.reported[desc.Digest] = true
 	r.mu.Unlock()
-	if !told {
+	if !reported {
 		r.progress.status(shortID(desc.Digest), "Download complete")
 	}
 	return nil

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package image
 
 import (
@@ -10,7 +12,7 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
-// Image is what a container is made of: one manifest of an image.
+// Image is what a container is made from: one manifest of an image.
 type Image struct {
 	Ref      string // as the user named it
 	ID       string // digest of the image's target
@@ -31,11 +33,11 @@ type Image struct {
 	Names      []string // familiar references
 }
 
-// Means tells whether what a user called an image means the one with an ID at
-// this moment: a name may have been taken away, or given to another image. One
-// reading of the records serves all questions.
-func (s *Store) Means(ctx context.Context) (func(ref, id string) bool, error) {
-	records, err := s.images.List(s.ctx(ctx))
+// ReferenceMatcher returns a function that reports whether a user's reference to an
+// image resolves to the image with the given ID now: a name may have been removed,
+// or moved to another image. The records are read once for all calls.
+func (ca *catalog) ReferenceMatcher(ctx context.Context) (func(ref, id string) bool, error) {
+	records, err := ca.images.List(ca.ctx(ctx))
 	if err != nil {
 		return nil, err
 	}
@@ -43,7 +45,7 @@ func (s *Store) Means(ctx context.Context) (func(ref, id string) bool, error) {
 	for _, r := range records {
 		ids[r.Name] = r.Target.Digest.String()
 	}
-	known := map[string]string{} // by what users wrote, as many wrote the same
+	known := map[string]string{} // cache by name, as many containers name the same image
 	return func(ref, id string) bool {
 		now, ok := known[ref]
 		if !ok {
@@ -52,27 +54,29 @@ func (s *Store) Means(ctx context.Context) (func(ref, id string) bool, error) {
 			}
 			known[ref] = now
 		}
-		// Else an ID, or the beginning of one.
-		return now == id || strings.HasSuffix(ref, "@"+id) ||
+		if now != "" {
+			return now == id // a name takes precedence over an abbreviated ID
+		}
+		return strings.HasSuffix(ref, "@"+id) ||
 			strings.HasPrefix(id, ref) || strings.HasPrefix(strings.TrimPrefix(id, "sha256:"), ref)
 	}, nil
 }
 
-// Resolve finds the image that a name means and its manifest for a platform;
-// nil is the host's platform, and whatever there is when the host's is not
-// here. Errors: not found in Docker's words, invalid argument for an ambiguous
-// ID.
-func (s *Store) Resolve(ctx context.Context, name string, platform *ocispec.Platform) (Image, error) {
-	ctx = s.ctx(ctx)
-	m, err := s.find(ctx, name)
+// Resolve finds the image that a name refers to, and its manifest for a
+// platform. nil means the host's platform, or any platform if there is none for
+// the host. Errors: not found in Docker's words, invalid argument for an
+// ambiguous ID.
+func (ds *describer) Resolve(ctx context.Context, name string, platform *ocispec.Platform) (Image, error) {
+	ctx = ds.ctx(ctx)
+	m, err := ds.catalog.find(ctx, name)
 	if err != nil {
 		return Image{}, err
 	}
-	all, err := s.variants(ctx, m.target)
+	all, err := ds.contents.variants(ctx, m.target)
 	if err != nil {
 		return Image{}, err
 	}
-	v, err := s.choose(ctx, name, all, platform)
+	v, err := ds.layers.choose(ctx, name, all, platform)
 	if err != nil {
 		return Image{}, err
 	}
@@ -83,7 +87,7 @@ func (s *Store) Resolve(ctx context.Context, name string, platform *ocispec.Plat
 		Platform: v.platform,
 		Config:   v.config.Config,
 		Snapshot: v.snapshot(),
-		Storage:  s.driver,
+		Storage:  ds.layers.driver,
 		Names:    familiarNames(m.names),
 	}
 	if v.config.Created != nil {
@@ -92,10 +96,10 @@ func (s *Store) Resolve(ctx context.Context, name string, platform *ocispec.Plat
 	for _, d := range v.config.RootFS.DiffIDs {
 		img.Layers = append(img.Layers, d.String())
 	}
-	if img.LayerBytes, err = s.unpackedSize(ctx, v); err != nil && !errdefs.IsNotFound(err) {
+	if img.LayerBytes, err = ds.layers.unpackedSize(ctx, v); err != nil && !errdefs.IsNotFound(err) {
 		return Image{}, err
 	}
-	stored, err := s.contentSize(ctx, m.target)
+	stored, err := ds.contents.contentSize(ctx, m.target)
 	if err != nil {
 		return Image{}, err
 	}

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package image
 
 import (
@@ -14,21 +16,22 @@ import (
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/continuity/fs"
 	"github.com/containerd/errdefs"
-	"github.com/opencontainers/go-digest"
 	"golang.org/x/sys/unix"
 
+	"holdfast/internal/beneath"
+	"holdfast/internal/errs"
 	"holdfast/internal/image/mounts"
 )
 
-// Names inside the directory of a container's rootfs. upper and work are the
-// overlay's, fs is the copy of the native driver.
+// Names inside the directory of a container's rootfs. upper and work belong to
+// the overlay, fs is the copy of the native driver.
 const (
 	upperDir = "upper"
 	workDir  = "work"
 	copyDir  = "fs"
 )
 
-// lowerDirs remembers which directories a chain of layers is made of.
+// lowerDirs caches the directories of chains of layers.
 type lowerDirs struct {
 	mu    sync.Mutex
 	known map[string][]string // storage/chain → directories, top first
@@ -61,29 +64,27 @@ func (l *lowerDirs) clear() {
 	l.known = nil
 }
 
-// PrepareRootfs makes in dir, which it creates, what a container of img needs
-// to be mounted: an empty writable layer for overlayfs, a copy of the image
-// for native. It may be repeated, also after a crash at any point, and never
-// changes what a container has written.
-func (s *Store) PrepareRootfs(ctx context.Context, img Image, dir string) error {
-	ctx = s.ctx(ctx)
+// rootfs makes and mounts the root file systems of containers.
+type rootfs struct {
+	env
+	layers   *layers
+	pins     *pins
+	requests *requests
+}
+
+// PrepareRootfs prepares in dir, which it creates, the rootfs of a container of
+// img so that it can be mounted: an empty writable layer for overlayfs, a copy
+// of the image for native. It is idempotent, also after a crash at any point,
+// and never changes data that a container has written.
+func (rf *rootfs) PrepareRootfs(ctx context.Context, img Image, dir string) error {
+	ctx = rf.ctx(ctx)
 	if !filepath.IsAbs(dir) {
-		return errInvalid("prepare rootfs: %q is not an absolute path", dir)
+		return errs.Invalid("prepare rootfs: %q is not an absolute path", dir)
 	}
 	if err := os.MkdirAll(dir, 0o710); err != nil {
 		return fmt.Errorf("prepare rootfs: %w", err)
 	}
-	// The hold comes before the look at the layers: see holds.mu.
-	if err := s.holds.add(img.Storage, img.Snapshot, dir); err != nil {
-		return err
-	}
-	lowers, err := s.lowerDirs(ctx, img.Storage, img.Snapshot)
-	if errdefs.IsNotFound(err) {
-		// Not unpacked for this driver, or removed since img was resolved.
-		if err = s.unpackManifest(ctx, digest.Digest(img.Manifest), img.Storage); err == nil {
-			lowers, err = s.lowerDirs(ctx, img.Storage, img.Snapshot)
-		}
-	}
+	lowers, err := rf.pinnedLayers(ctx, img, dir)
 	if err != nil {
 		return fmt.Errorf("prepare rootfs of %s: %w", img.Ref, err)
 	}
@@ -98,8 +99,8 @@ func (s *Store) PrepareRootfs(ctx context.Context, img Image, dir string) error 
 	return nil
 }
 
-// makeUpper makes the writable layer of an overlay. Its root shows through as
-// the container's root directory, so it takes owner and mode from below.
+// makeUpper makes the writable layer of an overlay. Its root becomes the
+// container's root directory, so it takes owner and mode from the layer below.
 func makeUpper(dir string, lowers []string) error {
 	if err := mkdir(filepath.Join(dir, workDir), 0o700); err != nil {
 		return err
@@ -108,7 +109,8 @@ func makeUpper(dir string, lowers []string) error {
 	if _, err := os.Lstat(upper); err == nil {
 		return nil
 	}
-	// Made whole under another name: an upper that exists is complete.
+	// The directory is completed under another name and then renamed, so an
+	// upper that exists is complete.
 	made := filepath.Join(dir, upperDir+".new")
 	if err := mkdir(made, 0o755); err != nil {
 		return err
@@ -138,7 +140,7 @@ func copyRootfs(dir string, lowers []string) error {
 		return nil
 	}
 	made := to + ".new"
-	if err := os.RemoveAll(made); err != nil { // half a copy
+	if err := os.RemoveAll(made); err != nil { // an incomplete copy
 		return err
 	}
 	if err := mkdir(made, 0o755); err != nil {
@@ -146,6 +148,10 @@ func copyRootfs(dir string, lowers []string) error {
 	}
 	if len(lowers) > 0 {
 		if err := fs.CopyDir(made, lowers[0], fs.WithAllowXAttrErrors()); err != nil {
+			return err
+		}
+		// A copy that has its name is complete, also after a loss of power.
+		if err := syncTree(made); err != nil {
 			return err
 		}
 	}
@@ -162,26 +168,26 @@ func mkdir(path string, mode os.FileMode) error {
 
 // lowerDirs finds the directories of a chain, the top layer's first. Native
 // has one directory for a whole chain.
-func (s *Store) lowerDirs(ctx context.Context, storage, snapshot string) ([]string, error) {
+func (ly *layers) lowerDirs(ctx context.Context, storage, snapshot string) ([]string, error) {
 	if snapshot == "" {
 		return nil, nil
 	}
-	if dirs, ok := s.lowers.get(storage, snapshot); ok {
+	if dirs, ok := ly.lowers.get(storage, snapshot); ok {
 		return dirs, nil
 	}
-	sn, err := s.snapshotter(storage)
+	sn, err := ly.snapshotter(storage)
 	if err != nil {
 		return nil, err
 	}
 	find := overlayDirs
 	if storage == Native {
-		find = s.nativeDir
+		find = ly.nativeDir
 	}
 	dirs, err := find(ctx, sn, snapshot)
 	if err != nil {
 		return nil, err
 	}
-	s.lowers.put(storage, snapshot, dirs)
+	ly.lowers.put(storage, snapshot, dirs)
 	return dirs, nil
 }
 
@@ -194,7 +200,7 @@ func overlayDirs(ctx context.Context, sn snapshots.Snapshotter, snapshot string)
 		}
 		dir := info.Labels[upperdirLabel]
 		if dir == "" {
-			return nil, fmt.Errorf("snapshot %s does not tell its directory", key)
+			return nil, fmt.Errorf("snapshot %s has no label with its directory", key)
 		}
 		dirs = append(dirs, dir)
 		key = info.Parent
@@ -202,18 +208,18 @@ func overlayDirs(ctx context.Context, sn snapshots.Snapshotter, snapshot string)
 	return dirs, nil
 }
 
-// nativeDir learns a layer's directory from a view, which costs a transaction
-// and leaves nothing.
-func (s *Store) nativeDir(ctx context.Context, sn snapshots.Snapshotter, snapshot string) (dirs []string, err error) {
-	err = s.withLease(ctx, func(ctx context.Context) error {
+// nativeDir finds a layer's directory by a temporary view, which costs a
+// transaction.
+func (ly *layers) nativeDir(ctx context.Context, sn snapshots.Snapshotter, snapshot string) (dirs []string, err error) {
+	err = ly.leasing.withLease(ctx, func(ctx context.Context) error {
 		if _, err := sn.Stat(ctx, snapshot); err != nil {
 			return err
 		}
 		key := "where-" + snapshot
-		if err := s.blobs.Lock(ctx, key); err != nil {
+		if err := ly.blobs.Lock(ctx, key); err != nil {
 			return err
 		}
-		defer s.blobs.Unlock(key)
+		defer ly.blobs.Unlock(key)
 		if err := sn.Remove(ctx, key); err != nil && !errdefs.IsNotFound(err) {
 			return err
 		}
@@ -222,7 +228,7 @@ func (s *Store) nativeDir(ctx context.Context, sn snapshots.Snapshotter, snapsho
 			return err
 		}
 		if len(view) != 1 {
-			return fmt.Errorf("snapshot %s does not tell its directory", snapshot)
+			return fmt.Errorf("snapshot %s has %d mounts instead of one", snapshot, len(view))
 		}
 		dirs = []string{view[0].Source}
 		return sn.Remove(ctx, key)
@@ -230,54 +236,69 @@ func (s *Store) nativeDir(ctx context.Context, sn snapshots.Snapshotter, snapsho
 	return dirs, err
 }
 
-// MountRootfs mounts at target, which it creates, the rootfs that
-// PrepareRootfs made in dir. snapshot and storage are the container's own,
-// whatever the store's driver is now. With readonly there is no writable layer:
-// only the image is mounted. A target that is mounted already stays so.
-func (s *Store) MountRootfs(ctx context.Context, snapshot, storage, dir, target string, readonly bool) error {
-	ctx = s.ctx(ctx)
+// MountRootfs mounts the rootfs that PrepareRootfs prepared in dir at target,
+// which it creates. snapshot and storage are the container's own, whatever the
+// store's driver is now. With readonly only the image is mounted, without a
+// writable layer. If target is mounted already it stays so.
+//
+// Unless the mount is read-only, the mount points that the OCI runtime needs in
+// every container exist afterwards and are no links, whatever the image or the
+// container has put in their place: see makePlaces.
+func (rf *rootfs) MountRootfs(ctx context.Context, snapshot, storage, dir, target string, readonly bool) error {
+	ctx = rf.ctx(ctx)
 	if err := os.MkdirAll(target, 0o755); err != nil {
 		return fmt.Errorf("mount rootfs: %w", err)
 	}
-	if mounted, err := mounts.Mounted(target); err != nil || mounted {
+	mounted, err := mounts.Mounted(target)
+	if err != nil {
 		return err
 	}
-	// A container of an older start has a hold already; this renews a lost one.
-	if err := s.holds.add(storage, snapshot, dir); err != nil {
+	if mounted {
+		if readonly {
+			return nil
+		}
+		return rf.makePlaces(ctx, snapshot, storage, dir, target)
+	}
+	// A container of an earlier start already has a pin. This renews a lost
+	// one.
+	if err := rf.pins.add(storage, snapshot, dir); err != nil {
 		return err
 	}
-	lowers, err := s.lowerDirs(ctx, storage, snapshot)
+	lowers, err := rf.layers.lowerDirs(ctx, storage, snapshot)
 	if err != nil {
 		return fmt.Errorf("mount rootfs: layers of %s: %w", snapshot, err)
 	}
-	if err := s.mount(storage, lowers, dir, target, readonly, mounts.Overlay.Mount); err != nil {
+	if err := rf.mount(storage, lowers, dir, target, readonly, mounts.Overlay.Mount); err != nil {
 		return fmt.Errorf("mount rootfs at %s: %w", target, err)
 	}
-	return nil
+	if readonly {
+		return nil
+	}
+	return rf.makePlaces(ctx, snapshot, storage, dir, target)
 }
 
-// RootfsMounter is MountRootfs for a thread that has a mount namespace and a
-// working directory of its own, on which the function is called: all but the
-// mount is done before. If it is not read-only nothing else may have the rootfs
-// mounted.
-func (s *Store) RootfsMounter(ctx context.Context, snapshot, storage, dir string, readonly bool) (func(target string) error, error) {
-	ctx = s.ctx(ctx)
-	if err := s.holds.add(storage, snapshot, dir); err != nil {
+// RootfsMounter is MountRootfs in two steps: it prepares everything but the
+// mount, and returns a function that mounts. The function must be called on a
+// thread with its own mount namespace and working directory. Unless readonly is
+// set the rootfs must not be mounted anywhere else.
+func (rf *rootfs) RootfsMounter(ctx context.Context, snapshot, storage, dir string, readonly bool) (func(target string) error, error) {
+	ctx = rf.ctx(ctx)
+	if err := rf.pins.add(storage, snapshot, dir); err != nil {
 		return nil, err
 	}
-	lowers, err := s.lowerDirs(ctx, storage, snapshot)
+	lowers, err := rf.layers.lowerDirs(ctx, storage, snapshot)
 	if err != nil {
 		return nil, fmt.Errorf("mount rootfs: layers of %s: %w", snapshot, err)
 	}
 	return func(target string) error {
-		if err := s.mount(storage, lowers, dir, target, readonly, mounts.Overlay.MountHere); err != nil {
+		if err := rf.mount(storage, lowers, dir, target, readonly, mounts.Overlay.MountHere); err != nil {
 			return fmt.Errorf("mount rootfs at %s: %w", target, err)
 		}
 		return nil
 	}, nil
 }
 
-func (s *Store) mount(storage string, lowers []string, dir, target string, readonly bool, overlay func(mounts.Overlay, string) error) error {
+func (rf *rootfs) mount(storage string, lowers []string, dir, target string, readonly bool, overlay func(mounts.Overlay, string) error) error {
 	if storage == Native {
 		from := filepath.Join(dir, copyDir)
 		if readonly && len(lowers) > 0 {
@@ -286,8 +307,8 @@ func (s *Store) mount(storage string, lowers []string, dir, target string, reado
 		return mounts.Bind(from, target, readonly)
 	}
 	if len(lowers) == 0 {
-		empty := s.path("snapshots", "empty")
-		if err := mkdir(empty, 0o755); err != nil {
+		empty, err := rf.emptyLayer()
+		if err != nil {
 			return err
 		}
 		lowers = []string{empty}
@@ -305,12 +326,18 @@ func (s *Store) mount(storage string, lowers []string, dir, target string, reado
 	}, target)
 }
 
-// UnmountRootfs undoes MountRootfs; nothing mounted is success.
-func (s *Store) UnmountRootfs(target string) error {
+// emptyLayer returns an empty directory.
+func (rf *rootfs) emptyLayer() (string, error) {
+	empty := rf.path("snapshots", "empty")
+	return empty, mkdir(empty, 0o755)
+}
+
+// UnmountRootfs undoes MountRootfs. If nothing is mounted it succeeds.
+func (rf *rootfs) UnmountRootfs(target string) error {
 	for {
 		err := unix.Unmount(target, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW)
 		switch {
-		case err == nil: // another may lie below
+		case err == nil: // another mount may lie below
 		case errors.Is(err, unix.EINVAL), errors.Is(err, unix.ENOENT):
 			return nil
 		case errors.Is(err, unix.EINTR):
@@ -320,26 +347,26 @@ func (s *Store) UnmountRootfs(target string) error {
 	}
 }
 
-// RemoveRootfs removes what PrepareRootfs made in dir, and dir itself when
-// nothing else is in it. It may be repeated. It refuses while something is
-// mounted below dir, whose files it would delete.
-func (s *Store) RemoveRootfs(ctx context.Context, dir string) error {
+// RemoveRootfs removes the files that PrepareRootfs made in dir, and dir itself
+// if it is then empty. It is idempotent. It refuses while something is mounted
+// below dir, because it would delete the files of that mount.
+func (rf *rootfs) RemoveRootfs(ctx context.Context, dir string) error {
 	if below, err := mountsBelow(dir); err != nil {
 		return fmt.Errorf("remove rootfs: %w", err)
 	} else if len(below) > 0 {
-		return errConflict("remove rootfs: %s is still mounted", below[0])
+		return errs.Conflict("remove rootfs: %s is still mounted", below[0])
 	}
 	for _, name := range []string{upperDir, upperDir + ".new", workDir, copyDir, copyDir + ".new"} {
 		if err := removeAll(filepath.Join(dir, name)); err != nil {
 			return fmt.Errorf("remove rootfs: %w", err)
 		}
 	}
-	released, err := s.holds.drop(dir)
+	released, err := rf.pins.drop(dir)
 	if err != nil {
 		return err
 	}
 	if len(released) > 0 {
-		s.released(released)
+		rf.requests.released(released)
 	}
 	err = os.Remove(dir)
 	if err != nil && !errors.Is(err, os.ErrNotExist) && !errors.Is(err, syscall.ENOTEMPTY) && !errors.Is(err, syscall.EBUSY) {
@@ -348,7 +375,7 @@ func (s *Store) RemoveRootfs(ctx context.Context, dir string) error {
 	return nil
 }
 
-// removeAll is os.RemoveAll that also removes what a container has marked
+// removeAll is os.RemoveAll that also removes files that a container has marked
 // immutable or append-only.
 func removeAll(path string) error {
 	err := os.RemoveAll(path)
@@ -361,9 +388,9 @@ func removeAll(path string) error {
 	return os.RemoveAll(path)
 }
 
-// RootfsUsage is how many bytes on disk the container has written.
-func (s *Store) RootfsUsage(dir string) (int64, error) {
-	ctx := s.ctx(context.Background())
+// RootfsUsage returns how many bytes on disk the container has written.
+func (rf *rootfs) RootfsUsage(dir string) (int64, error) {
+	ctx := rf.ctx(context.Background())
 	if size, err := LayerUsage(dir); !errors.Is(err, os.ErrNotExist) {
 		return size, err
 	}
@@ -371,23 +398,26 @@ func (s *Store) RootfsUsage(dir string) (int64, error) {
 	if _, err := os.Lstat(copied); err != nil {
 		return 0, fmt.Errorf("usage of rootfs: %w", err)
 	}
-	held, ok := s.holds.of(dir)
+	pinned, ok := rf.pins.of(dir)
 	if !ok {
-		u, err := fs.DiskUsage(ctx, copied)
-		return u.Size, err
+		return beneath.Usage(ctx, copied, "")
 	}
-	lowers, err := s.lowerDirs(ctx, held.storage, held.snapshot)
+	lowers, err := rf.layers.lowerDirs(ctx, pinned.storage, pinned.snapshot)
 	if err != nil {
 		return 0, fmt.Errorf("usage of rootfs: %w", err)
 	}
-	u, err := fs.DiffUsage(ctx, lowers[0], copied)
+	base := ""
+	if len(lowers) > 0 {
+		base = lowers[0]
+	}
+	size, err := beneath.Usage(ctx, copied, base)
 	if err != nil {
 		return 0, fmt.Errorf("usage of rootfs: %w", err)
 	}
-	return u.Size, nil
+	return size, nil
 }
 
-// mountsBelow lists what is mounted at or below dir, deepest first.
+// mountsBelow lists the mount points at or below dir, deepest first.
 func mountsBelow(dir string) ([]string, error) {
 	found, err := mounts.Points(func(at string) bool {
 		return at == dir || strings.HasPrefix(at, dir+"/")

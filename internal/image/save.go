@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package image
 
 import (
@@ -8,19 +10,20 @@ import (
 
 	"github.com/containerd/containerd/v2/core/content"
 	"github.com/containerd/containerd/v2/core/images/archive"
-	"github.com/containerd/containerd/v2/core/leases"
 	"github.com/containerd/platforms"
 	"github.com/distribution/reference"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"holdfast/internal/errs"
 )
 
-// saved is an image that goes into an archive under names.
+// saved is an image to be saved, with the names that the archive gives it.
 type saved struct {
 	match
 	names []string
 }
 
-// called are the names in short, or else the ID.
+// called returns the familiar names, or else the ID.
 func (i saved) called() []string {
 	if len(i.names) == 0 {
 		return []string{i.id()}
@@ -28,27 +31,28 @@ func (i saved) called() []string {
 	return familiarNames(i.names)
 }
 
-// Save writes images as a tar of an OCI layout that older Dockers read too. A
-// name without a tag means all tags of the repository. wanted picks among the
-// manifests of each image; none takes all that are here whole. begin is called
-// when all was found, before the first byte. Errors: not found for what isn't
-// here, or not whole.
+// Save writes images as a tar of an OCI layout that older versions of Docker
+// can read too. A name without a tag means all tags of the repository. wanted
+// selects among the manifests of each image. Without it all complete ones are
+// saved. begin is called when all images were found, before the first byte is
+// written. Errors: not found for an image that is missing from the store or
+// incomplete.
 func (s *Store) Save(ctx context.Context, names []string, wanted []ocispec.Platform, begin func() io.Writer) error {
 	var all []saved
-	err := s.withLease(ctx, func(ctx context.Context) error {
+	err := s.leasing.withLease(ctx, func(ctx context.Context) error {
 		var err error
-		if all, err = s.toSave(ctx, names); err != nil {
+		if all, err = s.catalog.toSave(ctx, names); err != nil {
 			return err
 		}
 		order := &wholeFirst{host: platforms.Default(), whole: map[string]bool{}}
 		opts := []archive.ExportOpt{
-			archive.WithPlatform(order), archive.WithSkipMissing(s.content), archive.WithSkipNonDistributableBlobs(),
+			archive.WithPlatform(order), archive.WithSkipMissing(s.contents.content), archive.WithSkipNonDistributableBlobs(),
 		}
 		for _, p := range wanted {
 			order.only = append(order.only, platforms.Only(p))
 		}
 		for _, i := range all {
-			if err := s.lend(ctx, i.target); err != nil {
+			if err := s.leasing.lend(ctx, i.target); err != nil {
 				return err
 			}
 			if err := s.wholeOf(ctx, i, wanted, order.whole); err != nil {
@@ -56,7 +60,7 @@ func (s *Store) Save(ctx context.Context, names []string, wanted []ocispec.Platf
 			}
 			opts = append(opts, archive.WithManifest(plain(i.target), i.names...))
 		}
-		if err := archive.Export(ctx, s.content, &late{begin: begin}, opts...); err != nil {
+		if err := archive.Export(ctx, s.contents.content, &late{begin: begin}, opts...); err != nil {
 			return fmt.Errorf("save: %w", err)
 		}
 		return nil
@@ -65,16 +69,16 @@ func (s *Store) Save(ctx context.Context, names []string, wanted []ocispec.Platf
 		return err
 	}
 	for _, i := range all {
-		for _, name := range i.called() {
-			s.onEvent("save", i.id(), name, nil)
+		for range i.called() { // one for each name, as in Docker
+			s.catalog.emitEvent(ctx, "save", i.id(), i.id(), i.target)
 		}
 	}
 	return nil
 }
 
-// toSave finds the images of names, each once and with all names it was asked
-// for by.
-func (s *Store) toSave(ctx context.Context, names []string) ([]saved, error) {
+// toSave finds the images of names. Each image is listed once, with all the
+// names by which it was requested.
+func (ca *catalog) toSave(ctx context.Context, names []string) ([]saved, error) {
 	var all []saved
 	add := func(m match, name string) {
 		i := slices.IndexFunc(all, func(i saved) bool { return i.id() == m.id() })
@@ -86,7 +90,7 @@ func (s *Store) toSave(ctx context.Context, names []string) ([]saved, error) {
 			all[i].names = append(all[i].names, name)
 		}
 	}
-	entries, err := s.entries(ctx)
+	entries, err := ca.entries(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -105,26 +109,25 @@ func (s *Store) toSave(ctx context.Context, names []string) ([]saved, error) {
 		if found {
 			continue
 		}
-		m, err := s.find(ctx, name)
+		m, err := ca.find(ctx, name)
 		if err != nil {
 			return nil, err
+		}
+		if d, err := reference.ParseNormalizedNamed(name); err == nil {
+			if _, digested := d.(reference.Digested); digested {
+				m.ref = "" // as in Docker, an image named by digest is saved without a tag
+			}
 		}
 		add(m, m.ref)
 	}
 	return all, nil
 }
 
-// lend keeps an image from the collector for as long as the context's lease is.
-func (s *Store) lend(ctx context.Context, target ocispec.Descriptor) error {
-	lease, _ := leases.FromContext(ctx)
-	return s.leases.AddResource(ctx, leases.Lease{ID: lease}, leases.Resource{ID: target.Digest.String(), Type: "content"})
-}
-
-// wholeOf notes the platforms of which an image has everything. It is an error
-// if that is none, or lacks one of those wanted.
+// wholeOf records the platforms for which an image is complete. It fails if
+// there is none, or if one of those wanted is missing.
 func (s *Store) wholeOf(ctx context.Context, i saved, wanted []ocispec.Platform, whole map[string]bool) error {
 	called := i.called()[0]
-	variants, err := s.variants(ctx, i.target)
+	variants, err := s.contents.variants(ctx, i.target)
 	if err != nil {
 		return err
 	}
@@ -133,7 +136,7 @@ func (s *Store) wholeOf(ctx context.Context, i saved, wanted []ocispec.Platform,
 		if v.attestation {
 			continue
 		}
-		ok, err := s.hasAll(ctx, v)
+		ok, err := s.contents.hasAll(ctx, v)
 		if err != nil {
 			return err
 		}
@@ -143,31 +146,32 @@ func (s *Store) wholeOf(ctx context.Context, i saved, wanted []ocispec.Platform,
 		}
 	}
 	if len(here) == 0 {
-		return errNotFound("image %s has no layers here; pull it again", called)
+		return errs.NotFound("image %s has no layers here; pull it again", called)
 	}
 	for _, p := range wanted {
 		if !slices.ContainsFunc(here, platforms.Only(p).Match) {
-			return errNotFound("image with reference %s was found but does not provide the specified platform (%s)", called, platforms.Format(p))
+			return errs.NotFound("image with reference %s was found but does not provide the specified platform (%s)", called, platforms.Format(p))
 		}
 	}
 	return nil
 }
 
-// hasAll reports whether all that a variant consists of is here.
-func (s *Store) hasAll(ctx context.Context, v variant) (bool, error) {
+// hasAll reports whether a variant's config and layers are all in the store.
+func (ct *contents) hasAll(ctx context.Context, v variant) (bool, error) {
 	if v.manifest == nil {
 		return false, nil
 	}
 	for _, d := range append([]ocispec.Descriptor{v.manifest.Config}, v.manifest.Layers...) {
-		if here, err := content.Exists(ctx, s.content, d); err != nil || !here {
+		if here, err := content.Exists(ctx, ct.content, d); err != nil || !here {
 			return false, err
 		}
 	}
 	return true, nil
 }
 
-// wholeFirst puts, for readers that know no index, the manifest first that is
-// here whole and fits the host best. With only it leaves others out.
+// wholeFirst orders manifests for readers that know no index: complete ones
+// first, and among them the best for the host. If only is set, other platforms
+// are left out.
 type wholeFirst struct {
 	host  platforms.MatchComparer
 	whole map[string]bool
@@ -186,7 +190,7 @@ func (o *wholeFirst) Less(a, b ocispec.Platform) bool {
 	return o.host.Less(a, b)
 }
 
-// late is a writer that begins with the first byte.
+// late is a writer that calls begin at the first byte.
 type late struct {
 	begin func() io.Writer
 	w     io.Writer

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package image
 
 import (
@@ -5,7 +7,6 @@ import (
 	"time"
 
 	"github.com/containerd/containerd/v2/core/content"
-	"github.com/containerd/containerd/v2/core/images"
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
@@ -15,7 +16,7 @@ import (
 
 func formatTime(t time.Time) string { return t.Format(time.RFC3339Nano) }
 
-// chainIDs are the snapshot keys of a variant's layers, lowest first.
+// chainIDs returns the snapshot keys of a variant's layers, lowest first.
 func (v variant) chainIDs() []digest.Digest {
 	if v.config == nil {
 		return nil
@@ -23,11 +24,11 @@ func (v variant) chainIDs() []digest.Digest {
 	return identity.ChainIDs(append([]digest.Digest(nil), v.config.RootFS.DiffIDs...))
 }
 
-// layerSizes are the sizes in bytes of a variant's unpacked layers, lowest
-// first. A native snapshot contains its parents, so there the difference
-// counts.
-func (s *Store) layerSizes(ctx context.Context, v variant) ([]int64, error) {
-	sn, err := s.snapshotter(s.driver)
+// layerSizes returns the sizes in bytes of a variant's unpacked layers, lowest
+// first. A native snapshot contains its parents, so its size is the difference
+// to its parent.
+func (ly *layers) layerSizes(ctx context.Context, v variant) ([]int64, error) {
+	sn, err := ly.snapshotter(ly.driver)
 	if err != nil {
 		return nil, err
 	}
@@ -38,7 +39,7 @@ func (s *Store) layerSizes(ctx context.Context, v variant) ([]int64, error) {
 		if err != nil {
 			return sizes, err
 		}
-		if s.driver == Native {
+		if ly.driver == Native {
 			sizes = append(sizes, max(0, u.Size-below))
 			below = u.Size
 		} else {
@@ -48,8 +49,8 @@ func (s *Store) layerSizes(ctx context.Context, v variant) ([]int64, error) {
 	return sizes, nil
 }
 
-func (s *Store) unpackedSize(ctx context.Context, v variant) (int64, error) {
-	sizes, err := s.layerSizes(ctx, v)
+func (ly *layers) unpackedSize(ctx context.Context, v variant) (int64, error) {
+	sizes, err := ly.layerSizes(ctx, v)
 	var sum int64
 	for _, n := range sizes {
 		sum += n
@@ -57,53 +58,65 @@ func (s *Store) unpackedSize(ctx context.Context, v variant) (int64, error) {
 	return sum, err
 }
 
-// blobsOf calls fn once for each blob that is here and that target needs.
-func (s *Store) blobsOf(ctx context.Context, target ocispec.Descriptor, fn func(digest.Digest, int64)) error {
+// blobsOf calls fn once for each blob that target needs and that is in the
+// store. For a damaged target these are the blobs found before the damage.
+func (ct *contents) blobsOf(ctx context.Context, target ocispec.Descriptor, fn func(digest.Digest, int64)) error {
 	seen := map[digest.Digest]bool{}
-	return images.Walk(ctx, images.HandlerFunc(func(ctx context.Context, desc ocispec.Descriptor) ([]ocispec.Descriptor, error) {
-		if seen[desc.Digest] {
-			return nil, images.ErrSkipDesc
+	add := func(desc ocispec.Descriptor) error {
+		if seen[desc.Digest] || desc.Digest.Validate() != nil {
+			return nil
 		}
 		seen[desc.Digest] = true
-		info, err := s.content.Info(ctx, desc.Digest)
+		info, err := ct.content.Info(ctx, desc.Digest)
 		if errdefs.IsNotFound(err) {
-			return nil, images.ErrSkipDesc
+			return nil
 		}
 		if err != nil {
-			return nil, err
+			return err
 		}
 		fn(desc.Digest, info.Size)
-		if !images.IsIndexType(desc.MediaType) && !images.IsManifestType(desc.MediaType) {
-			return nil, nil
+		return nil
+	}
+	if err := add(target); err != nil {
+		return err
+	}
+	return ct.walk(ctx, target, func(desc ocispec.Descriptor, doc *document) error {
+		if doc == nil {
+			return nil
 		}
-		doc, err := s.document(ctx, desc)
-		if err != nil {
-			return nil, err
-		}
+		below := []ocispec.Descriptor{desc}
 		if doc.index != nil {
-			return doc.index.Manifests, nil
+			below = append(below, doc.index.Manifests...)
+		} else {
+			below = append(append(below, doc.manifest.Config), doc.manifest.Layers...)
 		}
-		return append([]ocispec.Descriptor{doc.manifest.Config}, doc.manifest.Layers...), nil
-	}), target)
+		for _, d := range below {
+			if err := add(d); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
 }
 
-func (s *Store) contentSize(ctx context.Context, target ocispec.Descriptor) (int64, error) {
+// contentSize sums the sizes of a target's stored blobs, in bytes.
+func (ct *contents) contentSize(ctx context.Context, target ocispec.Descriptor) (int64, error) {
 	var sum int64
-	err := s.blobsOf(ctx, target, func(_ digest.Digest, n int64) { sum += n })
+	err := ct.blobsOf(ctx, target, func(_ digest.Digest, n int64) { sum += n })
 	return sum, err
 }
 
-// diskUsage is what the store takes on disk: blobs and unpacked layers.
-func (s *Store) diskUsage(ctx context.Context) (int64, error) {
+// diskUsage sums the store's blobs and unpacked layers, in bytes.
+func (ly *layers) diskUsage(ctx context.Context) (int64, error) {
 	var sum int64
-	err := s.content.Walk(ctx, func(i content.Info) error {
+	err := ly.contents.content.Walk(ctx, func(i content.Info) error {
 		sum += i.Size
 		return nil
 	})
 	if err != nil {
 		return 0, err
 	}
-	for _, sn := range s.db.Snapshotters() {
+	for _, sn := range ly.contents.db.Snapshotters() {
 		var keys []string
 		err := sn.Walk(ctx, func(_ context.Context, i snapshots.Info) error {
 			keys = append(keys, i.Name)

@@ -1,12 +1,14 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Package image owns the images and the root filesystems that containers get
 // from them: pulling, loading, importing, naming, listing, removing, unpacking
 // and mounting. It runs containerd's libraries in process (content store, bolt
 // metadata, snapshotters, docker resolver, unpacker). It knows neither
-// containers nor the API: who uses an image is told to it by its callers.
+// containers nor the API: its callers pass in which containers use an image.
 //
 // An image's ID is the digest of its target, the index or manifest that its
 // name points to, as in Docker's containerd image store. The image that a
-// container is made of is one manifest of that target, chosen by platform.
+// container is made from is one manifest of that target, chosen by platform.
 //
 //	<root>/metadata.db             names, leases, labels (bolt, containerd's schema)
 //	<root>/content/                blobs by digest, unfinished downloads
@@ -14,9 +16,10 @@
 //	<root>/rootfs/<driver>-<chain>-<hash> → directory of a container's rootfs
 //
 // A container's writable layer lies in the container's own directory, not in
-// the snapshotter, so that creating a container costs no transaction. What
-// containers need is derived from the links in rootfs/ and from Hold, and the
-// garbage collector, which starts only after Hold, keeps it.
+// the snapshotter, so that creating a container costs no transaction. The
+// layers that containers need are derived from the links in rootfs/ and from
+// PinSnapshots. The garbage collector starts only after the first call of it, and
+// keeps them.
 package image
 
 import (
@@ -26,24 +29,20 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
-	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/containerd/containerd/v2/core/content"
-	"github.com/containerd/containerd/v2/core/images"
-	"github.com/containerd/containerd/v2/core/leases"
 	"github.com/containerd/containerd/v2/core/metadata"
-	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/containerd/v2/pkg/namespaces"
 	"github.com/containerd/containerd/v2/plugins/content/local"
-	"github.com/containerd/errdefs"
 	clog "github.com/containerd/log"
 	"go.etcd.io/bbolt"
 	bolterrors "go.etcd.io/bbolt/errors"
+
+	"holdfast/internal/errs"
 )
 
-// namespace is containerd's name space inside the metadata. There is one.
+// namespace is the only namespace used in containerd's metadata.
 const namespace = "holdfast"
 
 // lockWait bounds how long Open waits for a database that another process
@@ -55,63 +54,77 @@ type Options struct {
 	// Root is the directory that the store owns; it is made when missing.
 	Root string
 	// Snapshotter is the storage driver for new layers: "overlay2" or
-	// "overlayfs", "vfs" or "native". Empty takes overlayfs where the kernel
-	// and the filesystem can carry it, native otherwise.
+	// "overlayfs", "vfs" or "native". Empty means overlayfs if the kernel and
+	// the filesystem support it, else native.
 	Snapshotter string
 	Registry    Registry
-	// Single says that the process has no other store. Where layers are mounted
-	// to be unpacked is one place in a process: it is then under Root.
+	// Single states that the process opens no other store. The libraries'
+	// directory for temporary mounts is global to a process; it is then set to
+	// one under Root.
 	Single bool
-	// Log takes the store's own words and those of the libraries; nil is
+	// Log receives the store's messages and those of the libraries; nil means
 	// slog.Default.
 	Log *slog.Logger
-	// OnEvent is told of pull, load, import, tag, untag, delete and prune. id
-	// is the image's ID, or the reference for a pull; name is familiar.
+	// OnEvent is called for create, pull, push, load, save, import, tag, untag
+	// and delete. id is the image's ID, or the reference for a pull or push.
+	// name is a familiar reference, or the ID if the event is not about a name.
+	// attrs are the labels of an image that is in the store.
 	OnEvent func(action, id, name string, attrs map[string]string)
 }
 
-// Store is the image store. Its methods may be called at the same time.
-type Store struct {
-	root    string
-	driver  string
-	log     *slog.Logger
-	onEvent func(action, id, name string, attrs map[string]string)
-	base    context.Context // carries the libraries' logger; never cancelled
-
-	bolt    *bbolt.DB
-	db      *metadata.DB
-	content content.Store
-	images  images.Store
-	leases  leases.Manager
-	drivers map[string]snapshots.Snapshotter
-	closers []func() error
-
-	registry atomic.Pointer[hosts]
-	blobs    keyLock
-
-	// names serializes changes of image records.
-	names  sync.Mutex
-	docs   documents
-	lowers lowerDirs
-	holds  *holds
-	gc     collector
+// env is what every part of the store needs.
+type env struct {
+	root string // of the store
+	log  *slog.Logger
+	base context.Context // carries the libraries' logger; never cancelled
 }
 
-// Open opens or makes the store. Errors: unavailable when another process has
-// it open, invalid argument for an unknown storage driver.
+// ctx adds the namespace and the logger that the libraries use.
+func (e env) ctx(ctx context.Context) context.Context {
+	return namespaces.WithNamespace(clog.WithLogger(ctx, clog.G(e.base)), namespace)
+}
+
+func (e env) path(elem ...string) string {
+	return filepath.Join(append([]string{e.root}, elem...)...)
+}
+
+// Store is the image store. Its methods may be called concurrently.
+//
+// It joins its parts for what needs several of them. Each part has its own locks,
+// and calls only parts that are named after it here.
+type Store struct {
+	env
+	bolt    *bbolt.DB
+	closers []func() error
+
+	*collector
+	*describer
+	*rootfs
+	*remote
+	*catalog
+	layers   *layers
+	contents *contents
+	leasing  *leasing
+	requests *requests
+}
+
+// Open opens the store, and creates it if it doesn't exist. Errors: unavailable
+// if another process has it open, invalid argument for an unknown storage
+// driver.
 func Open(ctx context.Context, o Options) (_ *Store, err error) {
 	if !filepath.IsAbs(o.Root) {
-		return nil, errInvalid("image store: root %q is not an absolute path", o.Root)
+		return nil, errs.Invalid("image store: root %q is not an absolute path", o.Root)
 	}
-	s := &Store{root: o.Root, log: o.Log, onEvent: o.OnEvent}
-	if s.log == nil {
-		s.log = slog.Default()
+	e := env{root: o.Root, log: o.Log}
+	if e.log == nil {
+		e.log = slog.Default()
 	}
-	if s.onEvent == nil {
-		s.onEvent = func(string, string, string, map[string]string) {}
+	if o.OnEvent == nil {
+		o.OnEvent = func(string, string, string, map[string]string) {}
 	}
-	libraryDefault.Do(func() { clog.L = libraryLogger(s.log) })
-	s.base = clog.WithLogger(context.Background(), libraryLogger(s.log))
+	libraryDefault.Do(func() { clog.L = libraryLogger(e.log) })
+	e.base = clog.WithLogger(context.Background(), libraryLogger(e.log))
+	s := newStore(e, o.OnEvent)
 	if err := s.SetRegistry(o.Registry); err != nil {
 		return nil, err
 	}
@@ -136,8 +149,8 @@ func Open(ctx context.Context, o Options) (_ *Store, err error) {
 		NoStatistics: true,
 	})
 	if errors.Is(err, bolterrors.ErrTimeout) {
-		return nil, errdefs.ErrUnavailable.WithMessage(fmt.Sprintf(
-			"image store %s is in use by another process; stop it or choose another data root", s.root))
+		return nil, errs.Unavailable(
+			"image store %s is in use by another process; stop it or choose another data root", s.root)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("image store: open %s: %w", s.path("metadata.db"), err)
@@ -149,40 +162,64 @@ func Open(ctx context.Context, o Options) (_ *Store, err error) {
 			return nil, err
 		}
 	}
-	// What a dead process was writing, whole or not, nobody continues: its
-	// leases end here too. Half a download is resumed within one pull.
-	if err := os.RemoveAll(s.path("content", "ingest")); err != nil {
-		return nil, fmt.Errorf("image store: %w", err)
-	}
 	blobs, err := local.NewStore(s.path("content"))
 	if err != nil {
 		return nil, fmt.Errorf("image store: %w", err)
 	}
-	if s.drivers, err = s.openDrivers(want); err != nil {
+	if s.layers.drivers, err = s.openDrivers(want); err != nil {
 		return nil, err
 	}
-	s.db = metadata.NewDB(s.bolt, blobs, s.drivers)
-	if s.holds, err = openHolds(s.path("rootfs"), driverNames(s.drivers)); err != nil {
+	if err := s.openMetadata(ctx, blobs); err != nil {
 		return nil, err
-	}
-	s.db.RegisterCollectibleResource(resourceRootfs, s.holds)
-	if err := s.db.Init(s.ctx(ctx)); err != nil {
-		return nil, fmt.Errorf("image store: %w", err)
-	}
-	s.content = s.db.ContentStore()
-	s.images = metadata.NewImageStore(s.db)
-	s.leases = metadata.NewLeaseManager(s.db)
-	if err := s.dropLeases(s.ctx(ctx)); err != nil {
-		return nil, fmt.Errorf("image store: %w", err)
 	}
 	s.startCollector()
 	return s, nil
 }
 
-// Close ends the garbage collector and closes the databases. Nothing else may
-// be running.
+// newStore joins the parts of a store that is not open yet.
+func newStore(e env, onEvent func(action, id, name string, attrs map[string]string)) *Store {
+	rq := &requests{wanted: make(chan struct{}, 1)}
+	ls := &leasing{env: e, requests: rq}
+	ct := &contents{env: e}
+	ly := &layers{env: e, contents: ct, leasing: ls}
+	ca := &catalog{env: e, contents: ct, layers: ly, requests: rq, onEvent: onEvent}
+	ds := &describer{env: e, contents: ct, layers: ly, catalog: ca}
+	return &Store{
+		env: e, requests: rq, leasing: ls, contents: ct, layers: ly, catalog: ca, describer: ds,
+		remote:    &remote{env: e},
+		rootfs:    &rootfs{env: e, layers: ly, requests: rq},
+		collector: &collector{env: e, requests: rq, contents: ct, layers: ly, catalog: ca, describer: ds},
+	}
+}
+
+// openMetadata opens the metadata of blobs and layers.
+func (s *Store) openMetadata(ctx context.Context, blobs content.Store) error {
+	db := metadata.NewDB(s.bolt, blobs, s.layers.drivers)
+	p, err := openPins(s.path("rootfs"), driverNames(s.layers.drivers))
+	if err != nil {
+		return err
+	}
+	if p.unread != "" {
+		s.log.Error("an entry is not a link to a container's rootfs: layers are not garbage-collected until the entry is removed and the daemon is restarted", "path", p.unread)
+	}
+	s.rootfs.pins, s.collector.pins = p, p
+	db.RegisterCollectibleResource(resourceRootfs, p)
+	if err := db.Init(s.ctx(ctx)); err != nil {
+		return fmt.Errorf("image store: %w", err)
+	}
+	s.contents.db, s.contents.content, s.contents.blobsOnDisk = db, db.ContentStore(), blobs
+	s.catalog.images = metadata.NewImageStore(db)
+	s.leasing.leases = metadata.NewLeaseManager(db)
+	if err := s.leasing.dropLeases(s.ctx(ctx)); err != nil {
+		return fmt.Errorf("image store: %w", err)
+	}
+	return nil
+}
+
+// Close stops the garbage collector and closes the databases. No other method
+// may be running.
 func (s *Store) Close() error {
-	s.stopCollector()
+	s.collector.stopCollector()
 	return s.closeAll()
 }
 
@@ -196,21 +233,4 @@ func (s *Store) closeAll() error {
 }
 
 // Driver is the storage driver of new containers: overlayfs or native.
-func (s *Store) Driver() string { return s.driver }
-
-func (s *Store) path(elem ...string) string {
-	return filepath.Join(append([]string{s.root}, elem...)...)
-}
-
-// ctx gives the libraries their name space and their logger.
-func (s *Store) ctx(ctx context.Context) context.Context {
-	return namespaces.WithNamespace(clog.WithLogger(ctx, clog.G(s.base)), namespace)
-}
-
-func (s *Store) snapshotter(storage string) (snapshots.Snapshotter, error) {
-	sn := s.db.Snapshotter(storage)
-	if sn == nil {
-		return nil, errUnknownDriver(storage)
-	}
-	return sn, nil
-}
+func (s *Store) Driver() string { return s.layers.driver }

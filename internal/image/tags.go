@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package image
 
 import (
@@ -14,17 +16,19 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/distribution/reference"
 	"github.com/moby/moby/api/types/registry"
+
+	"holdfast/internal/errs"
 )
 
-// maxTags bounds what one repository may make us pull.
+// maxTags bounds the tags that are pulled from one repository.
 const maxTags = 10_000
 
 var nextLink = regexp.MustCompile(`<([^>]+)>\s*;\s*rel="?next"?`)
 
 // remoteTags lists the tags of a repository (OCI distribution spec, "Listing
 // Tags"), from the first host that answers.
-func (s *Store) remoteTags(ctx context.Context, named reference.Named, auth *registry.AuthConfig) ([]string, error) {
-	places, err := s.registry.Load().hostsFor(auth)(reference.Domain(named))
+func (rm *remote) remoteTags(ctx context.Context, named reference.Named, auth *registry.AuthConfig) ([]string, error) {
+	places, err := rm.registry.Load().hostsFor(auth)(reference.Domain(named))
 	if err != nil {
 		return nil, err
 	}
@@ -46,7 +50,8 @@ func tagsFrom(ctx context.Context, host docker.RegistryHost, repository string) 
 	base := url.URL{Scheme: host.Scheme, Host: host.Host, Path: host.Path + "/" + repository + "/tags/list"}
 	next := &base
 	var tags []string
-	for next != nil && len(tags) < maxTags {
+	// A page may be empty, so the number of pages is bounded as well.
+	for pages := 0; next != nil && len(tags) < maxTags && pages < maxTags/10; pages++ {
 		resp, err := get(ctx, host, next.String())
 		if err != nil {
 			return nil, err
@@ -64,16 +69,17 @@ func tagsFrom(ctx context.Context, host docker.RegistryHost, repository string) 
 		if link == nil {
 			break
 		}
-		follow, err := base.Parse(link[1])
-		if err != nil || follow.Host != base.Host {
-			return nil, errInvalid("the registry's list of tags goes on at %q", link[1])
+		more, err := base.Parse(link[1])
+		if err != nil || more.Host != base.Host || more.Scheme != base.Scheme {
+			return nil, errs.Invalid("the registry's list of tags continues at another host or scheme: %.200q", link[1])
 		}
-		next = follow
+		next = more
 	}
 	return tags, nil
 }
 
-// get asks once more with credentials when the host demands them.
+// get sends a request. If the host demands credentials, it repeats it with
+// them.
 func get(ctx context.Context, host docker.RegistryHost, u string) (*http.Response, error) {
 	var answers []*http.Response
 	for {

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package image
 
 import (
@@ -7,10 +9,10 @@ import (
 	"github.com/containerd/containerd/v2/core/mount"
 )
 
-// ownMounts makes the libraries mount what they unpack under the store's root,
-// and takes away what a dead process left mounted there. Elsewhere, which is in
-// the host's folder of temporary files, nobody would find it. The store is
-// locked.
+// ownMounts makes the libraries create their temporary mounts under the store's
+// root, and removes mounts left there by a dead process. By default they are in
+// the host's directory of temporary files, where nobody would find them. The
+// caller has locked the store.
 func (s *Store) ownMounts() error {
 	dir := s.path("mounts")
 	if err := mount.SetTempMountLocation(dir); err != nil {
@@ -21,18 +23,18 @@ func (s *Store) ownMounts() error {
 		return fmt.Errorf("image store: %w", err)
 	}
 	if len(entries) == 0 {
-		// Nothing can be mounted where there is no folder, and the kernel's list
-		// of mounts is long where many containers run.
+		// Without directories nothing can be mounted. Skip reading the kernel's
+		// mount list, which is long if many containers run.
 		return nil
 	}
 	left, err := mount.CleanupTempMounts(0)
 	if err != nil {
-		return fmt.Errorf("image store: look for what is mounted in %s: %w", dir, err)
+		return fmt.Errorf("image store: find the mounts in %s: %w", dir, err)
 	}
 	for _, err := range left {
-		s.log.Warn("a mount of an earlier process was left behind", "error", err)
+		s.log.Warn("a mount of an earlier process could not be removed", "error", err)
 	}
-	// Folders that were not mounted yet, or no more.
+	// Directories on which nothing is mounted.
 	for _, e := range entries {
 		_ = os.Remove(s.path("mounts", e.Name()))
 	}

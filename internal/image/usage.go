@@ -1,25 +1,23 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package image
 
 import (
 	"context"
 	"fmt"
-	"os"
 	"path/filepath"
 
-	"github.com/containerd/continuity/fs"
+	"holdfast/internal/beneath"
 )
 
-// LayerUsage is how many bytes on disk a container has written into the layer
-// that it has in its folder dir. It needs no open Store. fs.ErrNotExist: what
-// it has there is a whole copy, whose own part a Store alone can tell.
+// LayerUsage returns how many bytes on disk a container has written into its
+// writable layer below its directory dir. It needs no open Store.
+// fs.ErrNotExist: the container has a full copy of its image, of which only a
+// Store can distinguish the changed part.
 func LayerUsage(dir string) (int64, error) {
-	upper := filepath.Join(dir, upperDir)
-	if _, err := os.Lstat(upper); err != nil {
-		return 0, fmt.Errorf("usage of rootfs: %w", err)
-	}
-	u, err := fs.DiskUsage(context.Background(), upper)
+	size, err := beneath.Usage(context.Background(), filepath.Join(dir, upperDir), "")
 	if err != nil {
 		return 0, fmt.Errorf("usage of rootfs: %w", err)
 	}
-	return u.Size, nil
+	return size, nil
 }

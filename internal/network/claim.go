@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package network
 
 import (
@@ -11,13 +13,13 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// claimName is an abstract socket: there is one in each network namespace, and
-// it goes with its process.
+// claimName is an abstract socket. Each network namespace has its own, and the
+// kernel removes it when its process ends.
 const claimName = "@holdfast-networks"
 
-// claim keeps other engines of the host from choosing a subnet until release
-// is called: a subnet is free as long as no interface has an address of it,
-// which is some time after it was chosen.
+// claim keeps other engines of this host from choosing a subnet until release is
+// called. It is needed because a subnet counts as free until an interface has an
+// address in it, which is some time after it was chosen.
 func claim(ctx context.Context) (release func(), err error) {
 	for {
 		var lc net.ListenConfig
@@ -33,19 +35,20 @@ func claim(ctx context.Context) (release func(), err error) {
 			return nil, fmt.Errorf("wait for another engine of this host to choose a subnet: %w", err)
 		}
 		if !ours {
-			// Anyone can bind such a name, and no one else may hold us up by it.
+			// Any process can bind this abstract name. A process of another user must
+			// not be able to block the engine, so go on without the claim.
 			return func() {}, nil
 		}
 	}
 }
 
-// awaitClaim waits until a claim is released. ours is false if its holder is
-// another user than engines run as.
+// awaitClaim waits until the current claim is released. ours is false if the
+// process that holds it runs as another user than this engine.
 func awaitClaim(ctx context.Context) (ours bool, err error) {
 	var d net.Dialer
 	c, err := d.DialContext(ctx, "unix", claimName)
 	if errors.Is(err, unix.ECONNREFUSED) || errors.Is(err, unix.ECONNRESET) {
-		return true, nil // it was released in between
+		return true, nil // it was released between Listen and Dial
 	}
 	if err != nil {
 		return false, err
@@ -56,7 +59,7 @@ func awaitClaim(ctx context.Context) (ours bool, err error) {
 		return false, err
 	}
 	defer context.AfterFunc(ctx, func() { c.Close() })()
-	// Nothing is ever sent: this ends with the claim.
+	// The holder never sends anything: Read returns when the claim ends.
 	if _, err := c.Read(make([]byte, 1)); ctx.Err() != nil {
 		return false, ctx.Err()
 	} else if !errors.Is(err, io.EOF) && !errors.Is(err, unix.ECONNRESET) {

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package network
 
 import (
@@ -8,17 +10,20 @@ import (
 
 	"github.com/moby/moby/api/types/network"
 
+	"holdfast/internal/errs"
 	"holdfast/internal/network/bridge"
 	"holdfast/internal/network/nft"
 )
 
-// Connecting and disconnecting a container that runs goes like a start: With
-// or Without give the Sandbox as it shall be, in memory; the engine stores it;
-// Change makes the kernel agree, and may be repeated after a crash.
+// Connecting or disconnecting a running container takes the same steps as a
+// start: AddEndpoint or RemoveEndpoint returns the new Sandbox, in memory; the
+// engine stores it; ApplySandbox makes the kernel agree, and may be repeated
+// after a crash.
 
-// leadPorts makes published ports lead to the addresses that the container's
-// answers go by now. Without any they lead nowhere, and stay its own.
-func (s *Sandbox) leadPorts() {
+// retargetPorts points the published ports to the container's addresses on the
+// networks of its default routes, because replies leave by those. Without such an
+// address a port stays reserved and has no target.
+func (s *Sandbox) retargetPorts() {
 	s.Moved = true
 	s.Ports = slices.Clone(s.Ports)
 	var v4, v6 netip.Addr
@@ -41,111 +46,109 @@ func (s *Sandbox) leadPorts() {
 	}
 }
 
-// With adds an endpoint on a network to a container's sandbox. Errors:
+// AddEndpoint adds an endpoint on a network to a container's sandbox. Errors:
 // ErrNotFound, ErrPermissionDenied (it is on that network, or can't be on
-// several), ErrInvalidArgument, ErrResourceExhausted, ErrInternal (host ports
-// in use).
+// several), ErrInvalidArgument, ErrResourceExhausted, ErrInternal (host ports in
+// use).
 //
-// A container that had no network leading out publishes its ports now, and one
-// that had no address of IPv4 those on the host's IPv4; the sockets that keep
-// them are the caller's.
-func (m *Manager) With(s Sandbox, r Request, ref string, es *network.EndpointSettings) (Sandbox, []Reserved, error) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	n, err := m.lookup(ref)
+// A container that had no network with a gateway publishes its ports now. One
+// that had no IPv4 address now publishes on the host's IPv4 addresses too. The
+// caller closes the sockets that reserve these ports.
+func (reg *registry) AddEndpoint(s Sandbox, r Request, ref string, es *network.EndpointSettings) (Sandbox, []Reserved, error) {
+	reg.mu.Lock()
+	defer reg.mu.Unlock()
+	n, err := reg.inv.lookup(ref)
 	if err != nil {
 		return s, nil, err
 	}
-	if err := m.joinable(s, n); err != nil {
+	if err := joinable(s, n); err != nil {
 		return s, nil, err
 	}
-	s.Endpoints = slices.Clone(s.Endpoints)
-	// A container of the network none has nothing but its loopback interface.
-	s.Endpoints = slices.DeleteFunc(s.Endpoints, func(e Endpoint) bool { return e.Network == network.NetworkNone })
-	if err := m.connect(&s, r, n, es.Copy()); err != nil {
+	a := &allocation{inv: &reg.inv, r: r, s: s}
+	a.s.Endpoints, a.s.Ports = slices.Clone(s.Endpoints), slices.Clone(s.Ports)
+	// On the network none a container only has its loopback interface, so that
+	// endpoint goes.
+	a.s.Endpoints = slices.DeleteFunc(a.s.Endpoints, func(e Endpoint) bool { return e.Network == network.NetworkNone })
+	if err := a.connect(n, es.Copy()); err != nil {
 		return s, nil, err
 	}
-	before := len(s.Ports)
-	s.Ports = slices.Clone(s.Ports)
-	publish := m.publishMore
-	if before == 0 {
-		publish = m.publish
+	publish := a.publishMore
+	if len(s.Ports) == 0 {
+		publish = a.publish
 	}
-	reserved, err := publish(&s, r)
-	if err != nil {
-		m.forgetEndpoint(s.Endpoints[len(s.Endpoints)-1])
-		m.ports.drop(s.Ports[before:], s.Container)
+	if err := publish(); err != nil {
+		reg.inv.forgetEndpoint(a.s.Endpoints[len(a.s.Endpoints)-1])
+		reg.inv.ports.drop(a.s.Ports[len(s.Ports):], s.Container)
 		return s, nil, err
 	}
-	s.Left = nil
-	s.leadPorts()
-	m.sandboxes[s.Container] = s
-	return s, reserved, nil
+	a.s.Left = nil
+	a.s.retargetPorts()
+	reg.inv.sandboxes[s.Container] = a.s
+	return a.s, a.reserved, nil
 }
 
-// Revert forgets a change that With or Without gave and nobody stored.
-func (m *Manager) Revert(from, to Sandbox) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
+// Revert forgets a sandbox that AddEndpoint or RemoveEndpoint returned and that
+// was not stored or not applied.
+func (reg *registry) Revert(from, to Sandbox) {
+	reg.mu.Lock()
+	defer reg.mu.Unlock()
 	for _, e := range to.Endpoints {
 		if !slices.ContainsFunc(from.Endpoints, func(o Endpoint) bool { return o.ID == e.ID }) {
-			m.forgetEndpoint(e)
+			reg.inv.forgetEndpoint(e)
 		}
 	}
-	m.ports.drop(to.Ports[min(len(from.Ports), len(to.Ports)):], to.Container)
-	m.sandboxes[from.Container] = from
+	reg.inv.ports.drop(to.Ports[min(len(from.Ports), len(to.Ports)):], to.Container)
+	reg.inv.sandboxes[from.Container] = from
 }
 
-// joinable: m.mu is held.
-func (m *Manager) joinable(s Sandbox, n *object) error {
+// joinable checks whether a running container can be added to the network.
+func joinable(s Sandbox, n *object) error {
 	if s.Shared || s.Netns == "" {
-		return forbidden("container sharing network namespace with another container or host cannot be connected to any other network")
+		return errs.Forbidden("container sharing network namespace with another container or host cannot be connected to any other network")
 	}
 	if err := n.usable(); err != nil {
 		return err
 	}
 	switch n.Driver {
 	case driverHost:
-		return forbidden("container cannot be connected to host network: create it with --network host")
+		return errs.Forbidden("cannot connect container to host network - container must be created in host network mode")
 	case driverNull:
-		return forbidden("container cannot be connected to multiple networks with one of the networks in private (none) mode")
+		return errs.Forbidden("container cannot be connected to multiple networks with one of the networks in private (none) mode")
 	}
 	if slices.ContainsFunc(s.Endpoints, func(e Endpoint) bool { return e.NetworkID == n.ID }) {
-		return forbidden("endpoint with name %s already exists in network %s", s.Container[:min(12, len(s.Container))], n.Name)
+		return errs.Forbidden("endpoint with name %s already exists in network %s", s.Container[:min(12, len(s.Container))], n.Name)
 	}
 	return nil
 }
 
-// Without takes the endpoint on a network out of a container's sandbox. Errors:
-// ErrNotFound, ErrPermissionDenied (the host's network).
-func (m *Manager) Without(s Sandbox, ref string) (Sandbox, error) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	i := slices.IndexFunc(s.Endpoints, func(e Endpoint) bool { return e.Network == ref || e.NetworkID == ref })
-	if i < 0 {
-		n, err := m.lookup(ref)
-		if err != nil {
-			return s, err
-		}
+// RemoveEndpoint removes the endpoint on a network from a container's sandbox.
+// Errors: ErrNotFound, ErrPermissionDenied (the host's network).
+func (reg *registry) RemoveEndpoint(s Sandbox, ref string) (Sandbox, error) {
+	reg.mu.Lock()
+	defer reg.mu.Unlock()
+	var i int
+	if n, err := reg.inv.lookup(ref); err == nil {
 		if i = slices.IndexFunc(s.Endpoints, func(e Endpoint) bool { return e.NetworkID == n.ID }); i < 0 {
-			return s, forbidden("container %s is not connected to network %s", s.Container, n.Name)
+			return s, errs.Forbidden("container %s is not connected to the network %s", s.Container, n.Name)
 		}
+	} else if i = slices.IndexFunc(s.Endpoints, func(e Endpoint) bool { return e.NetworkID == ref || e.Network == ref }); i < 0 {
+		return s, err // the network may be deleted while the sandbox still names it
 	}
 	if s.Endpoints[i].Network == network.NetworkHost {
-		return s, forbidden("container cannot be disconnected from host network")
+		return s, errs.Forbidden("cannot disconnect container from host network - container was created in host network mode")
 	}
 	left := s.Endpoints[i]
 	s.Left = &left
 	s.Endpoints = slices.Delete(slices.Clone(s.Endpoints), i, i+1)
-	s.leadPorts()
-	m.sandboxes[s.Container] = s
+	s.retargetPorts()
+	reg.inv.sandboxes[s.Container] = s
 	return s, nil
 }
 
-// Change makes the kernel's side of a running container go from one sandbox to
-// the next: interfaces that are no more, then those that are new, routes, and
-// where published ports lead.
-func (m *Manager) Change(ctx context.Context, from, to Sandbox) error {
+// ApplySandbox changes a running container's network in the kernel from one
+// sandbox to the next. It removes the interfaces that to no longer has, adds the
+// new ones, and sets routes and the targets of published ports. It is idempotent.
+func (m *Manager) ApplySandbox(ctx context.Context, from, to Sandbox) error {
 	var errs []error
 	ports, err := bridge.Ports()
 	if err != nil {
@@ -158,33 +161,31 @@ func (m *Manager) Change(ctx context.Context, from, to Sandbox) error {
 		if p, there := ports[e.HostName]; there {
 			errs = append(errs, bridge.RemovePort(p))
 		}
-		if e.Link != nil {
+		if e.Parent != nil {
 			errs = append(errs, bridge.RemoveInside(to.Netns, e.Name))
 		}
-		m.mu.Lock()
 		m.forgetEndpoint(e)
-		m.mu.Unlock()
 	}
 	errs = append(errs, m.Join(ctx, to))
 	var gone []nft.Element
-	keep := m.opts.elements(to)
+	staying := m.opts.elements(to)
 	for _, e := range m.opts.elements(from) {
-		if !slices.Contains(keep, e) {
+		if !slices.Contains(staying, e) {
 			gone = append(gone, e)
 		}
 	}
 	if len(gone) > 0 {
-		errs = append(errs, m.delete(gone))
+		errs = append(errs, m.guard.table.delete(gone))
 	}
 	errs = append(errs, m.Publish(ctx, to))
 	return errors.Join(errs...)
 }
 
-// Check reports whether a container that does not run may be connected.
-func (m *Manager) Check(ref string, es *network.EndpointSettings) (network.Network, error) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	n, err := m.lookup(ref)
+// CheckConnect reports whether a container that does not run may be connected.
+func (reg *registry) CheckConnect(ref string, es *network.EndpointSettings) (network.Network, error) {
+	reg.mu.Lock()
+	defer reg.mu.Unlock()
+	n, err := reg.inv.lookup(ref)
 	if err != nil {
 		return network.Network{}, err
 	}
@@ -193,21 +194,21 @@ func (m *Manager) Check(ref string, es *network.EndpointSettings) (network.Netwo
 	}
 	switch n.Driver {
 	case driverHost:
-		return n.api(), forbidden("container cannot be connected to host network: create it with --network host")
+		return n.api(), errs.Forbidden("cannot connect container to host network - container must be created in host network mode")
 	case driverNull:
-		return n.api(), forbidden("container cannot be connected to multiple networks with one of the networks in private (none) mode")
+		return n.api(), errs.Forbidden("container cannot be connected to multiple networks with one of the networks in private (none) mode")
 	}
-	if err := judgeAsked(n.Name, es); err != nil {
+	if err := validateRequested(n.Name, es); err != nil {
 		return n.api(), err
 	}
-	return n.api(), n.judge(es)
+	return n.api(), n.validate(es)
 }
 
 // Network describes a network without its containers.
-func (m *Manager) Network(ref string) (network.Network, error) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	n, err := m.lookup(ref)
+func (reg *registry) Network(ref string) (network.Network, error) {
+	reg.mu.Lock()
+	defer reg.mu.Unlock()
+	n, err := reg.inv.lookup(ref)
 	if err != nil {
 		return network.Network{}, err
 	}

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package network
 
 import (
@@ -9,25 +11,23 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// forgetFlows removes what connection tracking remembers of the sandbox's udp
-// ports. A flow of udp has no end: a client that goes on sending would reach
-// for ever what the port led to before. Without udp ports nothing is listed.
-func (m *Manager) forgetFlows(s Sandbox) error {
+// forgetFlows removes the connection tracking entries of the sandbox's udp ports.
+// A udp flow has no end: a client that goes on sending would for ever reach the
+// target that the port had before. Flows to the targets that the ports have now
+// stay if the ports are published. Without udp ports nothing is listed.
+func (p *parsed) forgetFlows(s Sandbox, published bool) error {
 	ports := map[uint16]bool{}
 	for _, p := range s.Ports {
 		if p.Proto == "udp" && p.HostPort != 0 {
 			ports[p.HostPort] = true
 		}
 	}
-	if len(ports) == 0 || !m.opts.rulesOf(s).IPv4 && !m.opts.rulesOf(s).IPv6 {
+	if len(ports) == 0 || !p.rulesOf(s).IPv4 && !p.rulesOf(s).IPv6 {
 		return nil
 	}
 	f := staleFlows{ports: ports, targets: map[netip.AddrPort]bool{}}
-	m.mu.Lock()
-	live := m.published[s.Container]
-	m.mu.Unlock()
 	for _, p := range s.Ports {
-		if live && p.Proto == "udp" {
+		if published && p.Proto == "udp" {
 			f.targets[p.Target] = true
 		}
 	}
@@ -36,7 +36,7 @@ func (m *Manager) forgetFlows(s Sandbox) error {
 		for range 100 {
 			_, err = netlink.ConntrackDeleteFilters(netlink.ConntrackTable, family, f)
 			if !errors.Is(err, netlink.ErrDumpInterrupted) {
-				break // else the table changed while it was read: some may be left
+				break // on ErrDumpInterrupted the table changed during the dump, so entries may be left
 			}
 		}
 		if err != nil {
@@ -46,7 +46,8 @@ func (m *Manager) forgetFlows(s Sandbox) error {
 	return nil
 }
 
-// staleFlows matches flows to the ports that don't lead to the targets.
+// staleFlows matches the flows that lead from the ports to other addresses than
+// the targets.
 type staleFlows struct {
 	ports   map[uint16]bool
 	targets map[netip.AddrPort]bool

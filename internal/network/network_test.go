@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package network
 
 import (
@@ -100,7 +102,7 @@ func TestPortsOverlapByAddress(t *testing.T) {
 		"one of each":     {"127.0.0.1", "::1", false},
 		"all of IPv4, ::": {"::", "0.0.0.0", false},
 	} {
-		r := newPortRegistry(1, 2)
+		r := newHostPorts(1, 2)
 		m := PortMapping{Proto: "tcp", HostIP: addr(c.have), HostPort: 80}
 		r.take(m, "a")
 		if _, got := r.owner("tcp", addr(c.want), 80); got != c.overlap {
@@ -121,7 +123,7 @@ func TestPortsOverlapByAddress(t *testing.T) {
 }
 
 func TestChosenPortsGoUpAndWrap(t *testing.T) {
-	r := newPortRegistry(100, 102)
+	r := newHostPorts(100, 102)
 	for _, want := range []uint16{100, 101, 102, 100} {
 		if got := r.next(); got != want {
 			t.Errorf("got %d, want %d", got, want)
@@ -129,17 +131,15 @@ func TestChosenPortsGoUpAndWrap(t *testing.T) {
 	}
 }
 
-// withPredefined is a manager with the networks that Restore would define on a
-// host without any, but nothing of it in the kernel.
+// withPredefined returns a manager with the networks that Restore would define on
+// a host without any. Nothing is created in the kernel.
 func withPredefined(t *testing.T) *Manager {
 	t.Helper()
 	m, err := Open(context.Background(), Options{Root: t.TempDir(), BridgeName: "hfunit0", BIP: "10.77.0.1/30", ICC: true})
 	if err != nil {
 		t.Fatal(err)
 	}
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	if err := m.definePredefined(); err != nil {
+	if err := m.definePredefined(ownership{}); err != nil {
 		t.Fatal(err)
 	}
 	return m

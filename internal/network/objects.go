@@ -1,67 +1,67 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package network
 
 import (
-	"fmt"
+	"errors"
 	"maps"
 	"net/netip"
 	"slices"
-	"strings"
 
 	"github.com/containerd/errdefs"
 	"github.com/moby/moby/api/types/network"
 
+	"holdfast/internal/errs"
 	"holdfast/internal/filter"
+	"holdfast/internal/lookup"
 )
 
-// lookup finds a network by its name, its ID or the beginning of its ID. m.mu
-// is held.
-func (m *Manager) lookup(ref string) (*object, error) {
-	if n := m.networks[ref]; n != nil {
-		return n, nil
+// lookup finds a network by its ID, its name or the beginning of its ID, in this
+// order.
+func (v *inventory) lookup(ref string) (*object, error) {
+	ids := make(map[string]*object, len(v.networks))
+	for _, n := range v.networks {
+		ids[n.ID] = n
 	}
-	var found *object
-	for _, n := range m.networks {
-		if n.ID == ref {
-			return n, nil
-		}
-		if ref != "" && strings.HasPrefix(n.ID, ref) {
-			if found != nil {
-				return nil, errdefs.ErrInvalidArgument.WithMessage(fmt.Sprintf("network %s is ambiguous (2 matches found based on ID prefix)", ref))
-			}
-			found = n
-		}
+	n, err := lookup.Find(ref, lookup.In[*object]{
+		ID:   func(id string) (*object, bool) { n, ok := ids[id]; return n, ok },
+		Name: func(name string) (*object, bool) { n, ok := v.networks[name]; return n, ok },
+		All:  maps.All(ids),
+	})
+	switch {
+	case errors.Is(err, lookup.ErrSeveral):
+		return nil, errs.Invalid("network %s is ambiguous (2 matches found based on ID prefix)", ref)
+	case err != nil:
+		return nil, errs.NotFound("network %s not found", ref)
 	}
-	if found == nil {
-		return nil, errdefs.ErrNotFound.WithMessage(fmt.Sprintf("network %s not found", ref))
-	}
-	return found, nil
+	return n, nil
 }
 
-// List gives the networks that match: driver, id, label, name, scope, type
-// (builtin or custom) and dangling. It fails with ErrInvalidArgument.
-func (m *Manager) List(args filter.Args) ([]network.Summary, error) {
+// List returns the networks that match the filters driver, id, label, name,
+// scope, type (builtin or custom) and dangling. It fails with ErrInvalidArgument.
+func (reg *registry) List(args filter.Args) ([]network.Summary, error) {
 	if err := args.Check("dangling", "driver", "id", "label", "name", "scope", "type"); err != nil {
 		return nil, errdefs.ErrInvalidArgument.WithMessage(err.Error())
 	}
 	for _, t := range args["type"] {
 		if t != "builtin" && t != "custom" {
-			return nil, errdefs.ErrInvalidArgument.WithMessage(fmt.Sprintf("invalid filter: 'type'='%s'", t))
+			return nil, errs.Invalid("invalid filter: 'type'='%s'", t)
 		}
 	}
 	dangling, only, err := args.Bool("dangling")
 	if err != nil {
 		return nil, errdefs.ErrInvalidArgument.WithMessage(err.Error())
 	}
-	m.mu.Lock()
-	defer m.mu.Unlock()
+	reg.mu.Lock()
+	defer reg.mu.Unlock()
 	out := []network.Summary{}
-	for _, name := range slices.Sorted(maps.Keys(m.networks)) {
-		n := m.networks[name]
+	for _, name := range slices.Sorted(maps.Keys(reg.inv.networks)) {
+		n := reg.inv.networks[name]
 		kind := "custom"
 		if predefined(name) {
 			kind = "builtin"
 		}
-		if only && dangling != (kind == "custom" && !m.inUse(n)) {
+		if only && dangling != (kind == "custom" && !reg.inv.inUse(n)) {
 			continue
 		}
 		if args.Exact("driver", n.Driver) && args.Prefix("id", n.ID) && args.Match("name", n.Name) &&
@@ -72,17 +72,17 @@ func (m *Manager) List(args filter.Args) ([]network.Summary, error) {
 	return out, nil
 }
 
-// Inspect describes a network. name gives the name of a container by its ID.
-// It fails with ErrNotFound, or with ErrInvalidArgument if ref is ambiguous.
-func (m *Manager) Inspect(ref string, name func(container string) string) (network.Inspect, error) {
-	m.mu.Lock()
-	n, err := m.lookup(ref)
+// Inspect describes a network. name returns a container's name by its ID. It
+// fails with ErrNotFound, or with ErrInvalidArgument if ref is ambiguous.
+func (reg *registry) Inspect(ref string, name func(container string) string) (network.Inspect, error) {
+	reg.mu.Lock()
+	n, err := reg.inv.lookup(ref)
 	if err != nil {
-		m.mu.Unlock()
+		reg.mu.Unlock()
 		return network.Inspect{}, err
 	}
 	out := network.Inspect{Network: n.api(), Containers: map[string]network.EndpointResource{}}
-	for id, s := range m.sandboxes {
+	for id, s := range reg.inv.sandboxes {
 		for _, e := range s.Endpoints {
 			if e.NetworkID == n.ID {
 				out.Containers[id] = network.EndpointResource{
@@ -99,8 +99,8 @@ func (m *Manager) Inspect(ref string, name func(container string) string) (netwo
 			out.Status.IPAM.Subnets[a.Subnet()] = network.SubnetStatus{IPsInUse: used, DynamicIPsAvailable: free}
 		}
 	}
-	m.mu.Unlock()
-	// Not under the lock: the name is another owner's.
+	reg.mu.Unlock()
+	// Without the lock, because name takes locks of its owner.
 	for id, r := range out.Containers {
 		r.Name = name(id)
 		out.Containers[id] = r
@@ -124,6 +124,9 @@ func (n *object) api() network.Network {
 	if out.Labels == nil {
 		out.Labels = map[string]string{}
 	}
+	if n.Driver == "host" || n.Driver == "null" && !n.ConfigOnly {
+		out.IPAM.Config = nil // they allocate no addresses
+	}
 	for _, s := range n.Subnets {
 		out.IPAM.Config = append(out.IPAM.Config, s.api())
 	}
@@ -134,8 +137,8 @@ func (s subnet) api() network.IPAMConfig {
 	return network.IPAMConfig{Subnet: s.Prefix, IPRange: s.Range, Gateway: s.Gateway, AuxAddress: s.Aux}
 }
 
-func (m *Manager) inUse(n *object) bool {
-	for _, s := range m.sandboxes {
+func (v *inventory) inUse(n *object) bool {
+	for _, s := range v.sandboxes {
 		for _, e := range s.Endpoints {
 			if e.NetworkID == n.ID {
 				return true
@@ -149,20 +152,20 @@ func predefined(name string) bool {
 	return name == network.NetworkBridge || name == network.NetworkHost || name == network.NetworkNone
 }
 
-// Gateways are the addresses of a network's gateways, by which its containers
-// know the host (host-gateway).
-func (m *Manager) Gateways(ref string) ([]netip.Addr, error) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	n, err := m.lookup(ref)
-	if err != nil {
-		return nil, err
+// HostGateway returns the addresses by which every container knows the host
+// (host-gateway), whatever networks it is on, as in Docker: those of the default
+// bridge, one of each family. Without a default network there is none.
+func (reg *registry) HostGateway() (out []netip.Addr) {
+	reg.mu.Lock()
+	defer reg.mu.Unlock()
+	n := reg.inv.networks[network.NetworkBridge]
+	if n == nil {
+		return nil
 	}
-	var out []netip.Addr
 	for _, s := range n.Subnets {
 		if s.Bridge.IsValid() {
 			out = append(out, s.Bridge)
 		}
 	}
-	return out, nil
+	return out
 }

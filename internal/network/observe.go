@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package network
 
 import (
@@ -7,9 +9,9 @@ import (
 	"holdfast/internal/network/nft"
 )
 
-// observe makes a Sandbox of what the kernel has of a container whose record
-// can't be read, so that its addresses, interfaces and ports are kept like
-// those of the others. ok is false when the kernel has nothing of it.
+// observe builds a Sandbox from the kernel's state for a container whose record
+// can't be read, so that its addresses, interfaces and ports are kept like those
+// of other containers. ok is false if the kernel has nothing of the container.
 func (m *Manager) observe(id string, ports map[string]bridge.Port, published []nft.Element) (s Sandbox, ok bool, err error) {
 	s = Sandbox{Schema: SandboxSchema, ID: randomID(), Container: id, Mode: "bridge", Netns: m.opts.netnsPath(id)}
 	if !bridge.IsNamespace(s.Netns) {
@@ -29,11 +31,7 @@ func (m *Manager) observe(id string, ports map[string]bridge.Port, published []n
 			continue
 		}
 		e := Endpoint{ID: randomID(), Bridge: p.Bridge, HostName: p.Name, Name: in.Name, MAC: in.MAC, MTU: in.MTU}
-		for _, n := range m.networks {
-			if n.Bridge != nil && n.Bridge.Name == p.Bridge {
-				e.Network, e.NetworkID = n.Name, n.ID
-			}
-		}
+		e.Network, e.NetworkID = m.networkOfBridge(p.Bridge)
 		for _, a := range in.Addrs {
 			if a.Addr().Is4() {
 				e.IPv4.Address = a

@@ -1,13 +1,15 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package network
 
 import (
-	"fmt"
 	"log/slog"
 	"net/netip"
 	"path/filepath"
 
 	"github.com/containerd/errdefs"
 
+	"holdfast/internal/errs"
 	"holdfast/internal/network/ipam"
 )
 
@@ -17,56 +19,66 @@ const DefaultBridge = "holdfast0"
 // defaultTable is the nftables table of an engine with the default bridge.
 const defaultTable = "holdfast"
 
-// Options are the daemon's options that concern networks. They hold for what
-// is made after they were given: a container keeps what its Sandbox says.
+// Options are the daemon's options that concern networks. They apply to networks
+// and containers that are made later: a running container keeps what its Sandbox
+// says.
 type Options struct {
-	Root     string // of the records: data-root/networks
+	Root     string // directory of the records: data-root/networks
 	ExecRoot string // network namespaces are mounted below its shim/<id>
 
-	// BridgeName is the default network's bridge. One that is there and was
-	// not made by the engine is used with the addresses that it has; "none"
-	// is no default network.
+	// BridgeName is the default network's bridge. If the bridge exists and the
+	// engine did not make it, its addresses are used. "none" means no default
+	// network.
 	BridgeName string
 	// BIP and BIP6 are the bridge's addresses, as in 172.26.0.1/16.
 	BIP, BIP6 string
 	// FixedCIDR is the part of the subnet that containers get their addresses
 	// from. FixedCIDRv6 is the IPv6 subnet, unless BIP6 is given.
 	FixedCIDR, FixedCIDRv6 string
-	// DefaultGateway and DefaultGatewayV6 are the containers' default routes,
-	// if those shall not lead to the bridge's own address.
+	// DefaultGateway and DefaultGatewayV6 are the containers' default routes, if
+	// these are not the bridge's own addresses.
 	DefaultGateway, DefaultGatewayV6 string
-	// Pools are where subnets come from that nobody named. Empty is Docker's.
+	// Pools are where subnets come from if a request names none. Empty means
+	// Docker's pools.
 	Pools []ipam.Pool
 
 	MTU int // bytes; 0 is 1500
 	ICC bool
-	// IPMasq gives what leaves the subnets the host's address.
+	// IPMasq translates the source of packets that leave the subnets to the host's
+	// address (masquerading).
 	IPMasq    bool
 	IPForward bool // enable forwarding on the host
-	IPv6      bool
-	// Iptables and Ip6tables: filter and translate IPv4, IPv6. Without either
-	// no nftables table is made, and published ports are the shims' to forward.
+	// IPForwardNoDrop: don't drop packets that the host forwards only because the
+	// engine switched forwarding on, and that do not concern containers.
+	IPForwardNoDrop bool
+	IPv6            bool
+	// Iptables and Ip6tables: filter and translate IPv4, IPv6. Without either no
+	// nftables table is made, and the shims forward published ports.
 	Iptables, Ip6tables bool
 	// UserlandProxy: shims forward what the kernel can't translate.
 	UserlandProxy bool
-	// DefaultBindIP is the host address of ports that name none. Zero is all.
+	// DefaultBindIP is the host address of ports that name none. The zero value
+	// means all addresses.
 	DefaultBindIP netip.Addr
 
 	// AllowDirect lets other hosts reach published ports at the containers' own
 	// addresses.
 	AllowDirect bool
 
-	// NetworkOpts are options of new networks that don't name them, by driver.
+	// NetworkOpts are default options of new networks, by driver.
 	NetworkOpts map[string]map[string]string
 
-	// Table is the nftables table. Empty is derived from the bridge, so that
-	// private daemons with bridges of their own have tables of their own.
+	// Alive reports whether a daemon uses a data root. Nil means that none does.
+	Alive func(dataRoot string) bool
+
+	// Table is the nftables table. If empty, its name is derived from the bridge,
+	// so that daemons with different bridges have different tables.
 	Table string
 
 	Log *slog.Logger
 }
 
-// parsed is Options with what was text, checked.
+// parsed is Options with the text values parsed and checked.
 type parsed struct {
 	Options
 	bip, bip6         netip.Prefix // address and length
@@ -79,8 +91,8 @@ func (o Options) parse() (parsed, error) {
 	if p.BridgeName == "" {
 		p.BridgeName = DefaultBridge
 	}
-	if len(p.BridgeName) > 15 {
-		return p, errdefs.ErrInvalidArgument.WithMessage(fmt.Sprintf("invalid bridge name %q: an interface's name has at most 15 characters", p.BridgeName))
+	if !isInterfaceName(p.BridgeName) {
+		return p, errs.Invalid("invalid bridge name %q: %s", p.BridgeName, wantInterfaceName)
 	}
 	if p.Table == "" {
 		p.Table = tableOf(p.BridgeName)
@@ -89,7 +101,7 @@ func (o Options) parse() (parsed, error) {
 		p.MTU = 1500
 	}
 	if p.MTU < 68 || p.MTU > 65535 {
-		return p, errdefs.ErrInvalidArgument.WithMessage(fmt.Sprintf("invalid mtu %d: want 68 to 65535", p.MTU))
+		return p, errs.Invalid("invalid mtu %d: want 68 to 65535", p.MTU)
 	}
 	if len(p.Pools) == 0 {
 		p.Pools = ipam.DefaultPools
@@ -117,10 +129,10 @@ func (o Options) parse() (parsed, error) {
 		}
 		prefix, err := netip.ParsePrefix(f.text)
 		if err != nil || prefix.Addr().Is6() != f.v6 {
-			return p, errdefs.ErrInvalidArgument.WithMessage(fmt.Sprintf("invalid %s %q: want an IPv%s address with a prefix length", f.name, f.text, map[bool]string{false: "4", true: "6"}[f.v6]))
+			return p, errs.Invalid("invalid %s %q: want an IPv%s address with a prefix length", f.name, f.text, map[bool]string{false: "4", true: "6"}[f.v6])
 		}
 		if f.host && prefix.Addr() == prefix.Masked().Addr() && prefix.Bits() < prefix.Addr().BitLen()-1 {
-			return p, errdefs.ErrInvalidArgument.WithMessage(fmt.Sprintf("invalid %s %q: it is the network's address, the bridge needs one of its own such as %s", f.name, f.text, netip.PrefixFrom(prefix.Addr().Next(), prefix.Bits())))
+			return p, errs.Invalid("invalid %s %q: it is the network's address, the bridge needs one of its own such as %s", f.name, f.text, netip.PrefixFrom(prefix.Addr().Next(), prefix.Bits()))
 		}
 		*f.to = prefix
 	}
@@ -137,13 +149,13 @@ func (o Options) parse() (parsed, error) {
 		}
 		addr, err := netip.ParseAddr(f.text)
 		if err != nil || addr.Is6() != f.v6 {
-			return p, errdefs.ErrInvalidArgument.WithMessage(fmt.Sprintf("invalid %s %q", f.name, f.text))
+			return p, errs.Invalid("invalid %s %q", f.name, f.text)
 		}
 		*f.to = addr
 	}
 	return p, nil
 }
 
-func (p parsed) netnsPath(container string) string {
+func (p *parsed) netnsPath(container string) string {
 	return filepath.Join(p.ExecRoot, "shim", container, "netns")
 }

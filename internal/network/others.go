@@ -1,34 +1,60 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package network
 
 import (
 	"context"
 	"log/slog"
 	"slices"
+	"sync"
+	"sync/atomic"
 	"time"
 
 	"holdfast/internal/network/firewall"
+	"holdfast/internal/network/nft"
 )
 
-// busPatience bounds how long firewalld is waited for: it answers no one while
-// it reloads.
+// busPatience bounds the wait for firewalld, which does not answer while it
+// reloads.
 const busPatience = 2 * time.Second
 
-// admission is what other programs' packet filters shall let through: the
-// bridges, each with the families that it has addresses of and that are
-// filtered here. m.mu is held.
-func (m *Manager) admission() firewall.Admission {
-	var a firewall.Admission
-	if m.leaving {
+// otherFilters are the packet filters of other programs. Its lock comes before that
+// of the table, which filters what the others accept.
+type otherFilters struct {
+	opts  *parsed
+	reg   *registry
+	table *ruleTable
+	zones firewall.Firewalld // needs no lock
+	// leaving: other programs' packet filters shall accept nothing of ours.
+	leaving atomic.Bool
+
+	// mu is held while other programs' packet filters are compared.
+	mu sync.Mutex
+	// refusing lists the chains that were last logged as impossible to change.
+	refusing []string
+	// late: the bridges could not be registered with firewalld yet.
+	late   bool
+	closed bool
+}
+
+// admission is what other programs' packet filters shall accept: the bridges,
+// each with the families that it has addresses of and that the engine filters.
+func (o *otherFilters) admission() firewall.Admission {
+	// Forwarding that the engine switched on stays closed for the rest, also after
+	// leave.
+	r := o.table.currentRest()
+	a := firewall.Admission{Close: r.close, Rest: r.rules}
+	if o.leaving.Load() {
 		return a
 	}
-	ipv4, ipv6 := m.filters()
-	for _, b := range m.bridges() {
+	bridges, families := o.reg.filtered()
+	for _, b := range bridges {
 		for _, addr := range b.Addrs {
 			to := &a.IPv4
 			if addr.Addr().Is6() {
 				to = &a.IPv6
 			}
-			if filtered := addr.Addr().Is4() && ipv4 || addr.Addr().Is6() && ipv6; filtered && !slices.Contains(*to, b.Name) {
+			if families[nft.FamilyOf(addr.Addr())] && !slices.Contains(*to, b.Name) {
 				*to = append(*to, b.Name)
 			}
 		}
@@ -36,56 +62,49 @@ func (m *Manager) admission() firewall.Admission {
 	return a
 }
 
-// syncOthers makes other programs' packet filters accept what the bridges
-// forward, and reports whether anything had to be changed.
-func (m *Manager) syncOthers(ctx context.Context, level slog.Level) (changed bool) {
-	m.others.Lock()
-	defer m.others.Unlock()
-	m.rules.RLock()
-	table := m.table
-	m.rules.RUnlock()
-	if table == nil {
+// sync makes other programs' packet filters accept what the bridges forward, and
+// reports whether anything had to be changed.
+func (o *otherFilters) sync(ctx context.Context, level slog.Level) (changed bool) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	table := o.table.opened()
+	if table == nil || o.closed {
 		return false
 	}
-	m.mu.Lock()
-	a := m.admission()
-	m.mu.Unlock()
-	did := m.admit(table, a)
-	m.tell(level, did)
-	entered := m.enterZones(ctx, level, a)
-	return entered || len(did.Accepted)+len(did.Withdrawn) > 0
+	a := o.admission()
+	did := o.admit(table, a)
+	o.logAdmitted(level, did)
+	entered, err := o.enterZones(ctx, level, a)
+	if err != nil && !o.late {
+		o.opts.Log.Warn("firewalld may drop what the bridges forward", "error", err)
+	}
+	o.late = err != nil
+	return entered || len(did.Accepted)+len(did.Withdrawn)+len(did.Closed) > 0
 }
 
-// Leave takes back what other programs' packet filters were given, if no
-// container is left that needs it. It is for a daemon that ends for good; the
-// next one gives it to them again.
-func (m *Manager) Leave() {
-	m.mu.Lock()
-	bridges := m.admission().Bridges()
-	for _, s := range m.sandboxes {
-		if s.onBridge() {
-			bridges = nil
-		}
-	}
-	m.leaving = m.leaving || len(bridges) > 0
-	m.mu.Unlock()
-	if len(bridges) == 0 {
+// leave removes the engine's rules from other programs' packet filters, if no
+// container needs them.
+func (o *otherFilters) leave() {
+	bridges := o.admission().Bridges()
+	if len(bridges) == 0 || o.reg.onBridge() {
 		return
 	}
+	o.leaving.Store(true)
 	ctx, cancel := context.WithTimeout(context.Background(), busPatience)
 	defer cancel()
-	m.syncOthers(ctx, slog.LevelInfo)
-	m.leaveZones(ctx, bridges...)
+	o.sync(ctx, slog.LevelInfo)
+	o.leaveZones(ctx, bridges...)
 }
 
-// admit makes the packet filters that are rules accept what is named. That it
-// can't is no reason to stop: what they drop stays dropped, and is told of.
-// m.others is held.
-func (m *Manager) admit(table *firewall.Table, a firewall.Admission) firewall.Admitted {
+// admit makes the rule-based packet filters accept what the admission names. A
+// failure does not stop the caller: what they drop stays dropped, and is logged.
+// The lock is held.
+func (o *otherFilters) admit(table *firewall.Table, a firewall.Admission) firewall.Admitted {
 	did, err := table.Admit(a)
-	legacy, err2 := firewall.Legacy{}.Admit(m.opts.Table, a)
+	legacy, err2 := firewall.Legacy{}.Admit(o.table.name, a)
 	did.Accepted = append(did.Accepted, legacy.Accepted...)
 	did.Withdrawn = append(did.Withdrawn, legacy.Withdrawn...)
+	did.Closed = append(did.Closed, legacy.Closed...)
 	did.Refusing = append(did.Refusing, legacy.Refusing...)
 	for _, err := range []error{err, err2} {
 		if err != nil {
@@ -93,63 +112,85 @@ func (m *Manager) admit(table *firewall.Table, a firewall.Admission) firewall.Ad
 		}
 	}
 	news := did.Refusing
-	if slices.Equal(news, m.refusing) {
-		did.Refusing = nil // it is known
+	if slices.Equal(news, o.refusing) {
+		did.Refusing = nil // it was logged before
 	}
-	m.refusing = news
+	o.refusing = news
 	return did
 }
 
-func (m *Manager) tell(level slog.Level, others firewall.Admitted) {
+func (o *otherFilters) logAdmitted(level slog.Level, others firewall.Admitted) {
 	log := func(level slog.Level, message string, chains []string) {
 		if len(chains) > 0 {
-			m.opts.Log.Log(context.Background(), level, message, "chains", chains)
+			o.opts.Log.Log(context.Background(), level, message, "chains", chains)
 		}
 	}
 	log(level, "another program's packet filter drops forwarded packets, it now accepts those of the bridges", others.Accepted)
-	log(slog.LevelInfo, "our rules in another program's packet filter are needed no more and taken out", others.Withdrawn)
+	log(slog.LevelInfo, "another program's packet filter accepts forwarded packets by default: packets between the host's other interfaces, which are only forwarded because the engine switched forwarding on, are now dropped after its rules", others.Closed)
+	log(slog.LevelInfo, "our rules in another program's packet filter are no longer needed and were removed", others.Withdrawn)
 	log(slog.LevelWarn, "another program's packet filter drops forwarded packets: published ports and connections out of containers need rules there that accept them", others.Refusing)
 }
 
-// withdraw takes back what the table of this name and its bridges were given
-// by the filters that are no nftables tables. m.mu is held.
-func (m *Manager) withdraw(table string) {
+// withdraw removes the rules of a table and its bridges from the packet filters
+// that are not nftables tables.
+func (o *otherFilters) withdraw(table string) {
 	if _, err := (firewall.Legacy{}).Admit(table, firewall.Admission{}); err != nil {
-		m.opts.Log.Warn("our rules in another program's packet filter can't be taken out", "error", err)
+		o.opts.Log.Warn("our rules in another program's packet filter can't be removed", "error", err)
 	}
-	var bridges []string
-	for _, n := range m.networks {
-		if n.Bridge != nil {
-			bridges = append(bridges, n.Bridge.Name)
-		}
-	}
-	m.leaveZones(context.Background(), bridges...)
+	o.leaveZones(context.Background(), o.reg.bridgeNames()...)
 }
 
-// enterZones puts the bridges into a zone of firewalld's and reports whether
-// any was in none.
-func (m *Manager) enterZones(ctx context.Context, level slog.Level, a firewall.Admission) (entered bool) {
+// isLate reports whether the bridges could not be registered with firewalld, such
+// as while it reloads, so that it has to be tried again.
+func (o *otherFilters) isLate() bool {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.late
+}
+
+// watch calls changed when another program's packet filter may have changed,
+// except in nftables. stop is nil if the kernel can't be watched.
+func (o *otherFilters) watch(changed func()) (stop func() error) {
+	stop, err := firewall.WatchLegacy(changed)
+	if err != nil {
+		o.opts.Log.Warn("changes that other programs make with iptables-legacy will not be noticed", "error", err)
+		stop = nil
+	}
+	o.zones.Watch(changed)
+	return stop
+}
+
+// close waits for a comparison that runs, and ends all later ones at once.
+func (o *otherFilters) close() {
+	if err := o.zones.Close(); err != nil {
+		o.opts.Log.Debug("the connection to the system bus did not end well", "error", err)
+	}
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.closed = true
+}
+
+// enterZones adds the bridges to firewalld's zone and reports whether any was not
+// in it.
+func (o *otherFilters) enterZones(ctx context.Context, level slog.Level, a firewall.Admission) (entered bool, err error) {
 	bridges := a.Bridges()
 	if len(bridges) == 0 {
-		return false
+		return false, nil
 	}
 	ctx, cancel := context.WithTimeout(ctx, busPatience)
 	defer cancel()
-	put, err := m.zones.Admit(ctx, bridges)
+	put, err := o.zones.Admit(ctx, bridges)
 	if len(put) > 0 {
-		m.opts.Log.Log(ctx, level, "firewalld accepts what the bridges forward", "bridges", put)
+		o.opts.Log.Log(ctx, level, "firewalld accepts what the bridges forward", "bridges", put)
 	}
-	if err != nil {
-		m.opts.Log.Warn("firewalld may drop what the bridges forward", "error", err)
-	}
-	return len(put) > 0
+	return len(put) > 0, err
 }
 
-// leaveZones takes bridges out of firewalld's zone.
-func (m *Manager) leaveZones(ctx context.Context, bridges ...string) {
+// leaveZones removes bridges from firewalld's zone.
+func (o *otherFilters) leaveZones(ctx context.Context, bridges ...string) {
 	ctx, cancel := context.WithTimeout(ctx, busPatience)
 	defer cancel()
-	if err := m.zones.Forget(ctx, bridges...); err != nil {
-		m.opts.Log.Warn("firewalld still knows bridges that need it no more", "bridges", bridges, "error", err)
+	if err := o.zones.Forget(ctx, bridges...); err != nil {
+		o.opts.Log.Warn("bridges that are no longer used can't be removed from firewalld's zone", "bridges", bridges, "error", err)
 	}
 }

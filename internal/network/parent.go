@@ -1,34 +1,36 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package network
 
 import (
 	"strconv"
 	"strings"
 
+	"holdfast/internal/errs"
 	"holdfast/internal/network/bridge"
 )
 
-// parentRecord is the host's interface that a macvlan or ipvlan network sits
-// on.
+// parentRecord is the host's interface that a macvlan or ipvlan network sits on.
 type parentRecord struct {
 	Name string `json:"name"`
 	Mode string `json:"mode"` // of the driver
-	// Made: by the engine: a VLAN of another interface, or an interface that
-	// leads nowhere, for networks without one.
+	// Made: the engine made the interface. It is a VLAN of another interface, or a
+	// dummy for a network without a parent.
 	Made bool `json:"made,omitempty"`
 }
 
 const modePassthru = "passthru"
 
-// modes of the drivers, the default first.
+// modes lists the drivers' modes. The first is the default.
 var modes = map[string][]string{
 	driverMacvlan: {"bridge", "vepa", "private", modePassthru},
 	driverIPvlan:  {"l2", "l3", "l3s"},
 }
 
-// giveParent judges the option parent: an interface of the host, with ".N"
-// behind it its VLAN N, which is made where it is missing. Without one the
-// network leads nowhere, as an internal one.
-func giveParent(rec *record) error {
+// assignParent validates the option parent. It names an interface of the host.
+// With ".N" appended it names its VLAN N, which is created if it is missing.
+// Without a parent the network leads nowhere, like an internal one.
+func assignParent(rec *record) error {
 	p := &parentRecord{Name: rec.Options[optParent], Mode: modes[rec.Driver][0]}
 	option := optMacvlanMode
 	if rec.Driver == driverIPvlan {
@@ -42,10 +44,10 @@ func giveParent(rec *record) error {
 			}
 		}
 		if p.Mode == "" {
-			return invalid("invalid option %s=%s: want %s", option, mode, strings.Join(modes[rec.Driver], ", "))
+			return errs.Invalid("invalid option %s=%s: want %s", option, mode, strings.Join(modes[rec.Driver], ", "))
 		}
 	}
-	if err := bridge.CanLink(rec.Driver); err != nil {
+	if err := bridge.CheckKind(rec.Driver); err != nil {
 		return err
 	}
 	if p.Name == "" {
@@ -54,8 +56,11 @@ func giveParent(rec *record) error {
 		rec.Parent = p
 		return nil
 	}
+	if !isInterfaceName(p.Name) {
+		return errs.Invalid("invalid option %s=%s: %s", optParent, p.Name, wantInterfaceName)
+	}
 	if p.Name == "lo" {
-		return invalid("loopback interface is not a valid %s parent link", rec.Driver)
+		return errs.Invalid("loopback interface is not a valid %s parent link", rec.Driver)
 	}
 	exists, err := bridge.Exists(p.Name)
 	if err != nil {
@@ -71,17 +76,17 @@ func giveParent(rec *record) error {
 	return nil
 }
 
-// vlanOf reads the name of a VLAN of an interface that is there.
+// vlanOf parses the name of a VLAN of an existing interface.
 func vlanOf(name string) (base string, id int, err error) {
 	base, vlan, tagged := strings.Cut(name, ".")
 	id, err = strconv.Atoi(vlan)
 	if there, _ := bridge.Exists(base); !tagged || err != nil || id < 1 || id > 4094 || !there {
-		return "", 0, invalid("invalid subinterface vlan name or missing parent interface %q: name an interface of the host, or one of its VLANs as in eth0.10", name)
+		return "", 0, errs.Invalid("invalid subinterface vlan name or missing parent interface %q: name an interface of the host, or one of its VLANs as in eth0.10", name)
 	}
 	return base, id, nil
 }
 
-// makeParent makes an interface that giveParent named.
+// makeParent creates the interface that assignParent named.
 func makeParent(name string) error {
 	if strings.HasPrefix(name, "dm-") {
 		return bridge.AddDummy(name)

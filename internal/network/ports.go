@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package network
 
 import (
@@ -11,14 +13,15 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// backlog is the queue of a reserved port. What comes before the kernel
-// translates waits in it; net.core.somaxconn limits it.
+// backlog is the length of the accept queue of a reserved port. Connections wait
+// in it until the kernel translates the port. net.core.somaxconn limits it.
 const backlog = 4096
 
-// portRegistry knows which container has which host port. The sockets alone
-// don't tell ours from another process's, and sctp may have none.
-type portRegistry struct {
-	first, last uint16 // of ports that the engine chooses
+// hostPorts records which container has which host port. The sockets alone
+// can't distinguish our ports from another process's, and sctp may have no
+// socket.
+type hostPorts struct {
+	first, last uint16 // range of ports that the engine chooses from
 	cursor      uint16
 	owners      map[hostPort][]portOwner
 }
@@ -33,12 +36,12 @@ type portOwner struct {
 	container string
 }
 
-func newPortRegistry(first, last uint16) *portRegistry {
-	return &portRegistry{first: first, last: last, cursor: last, owners: map[hostPort][]portOwner{}}
+func newHostPorts(first, last uint16) *hostPorts {
+	return &hostPorts{first: first, last: last, cursor: last, owners: map[hostPort][]portOwner{}}
 }
 
-// owner names the container that has the port on an address that overlaps.
-func (r *portRegistry) owner(proto string, addr netip.Addr, port uint16) (string, bool) {
+// owner returns the container that has the port on an overlapping address.
+func (r *hostPorts) owner(proto string, addr netip.Addr, port uint16) (string, bool) {
 	for _, o := range r.owners[hostPort{proto, port}] {
 		if o.addr.Is4() == addr.Is4() && (o.addr == addr || o.addr.IsUnspecified() || addr.IsUnspecified()) {
 			return o.container, true
@@ -47,34 +50,34 @@ func (r *portRegistry) owner(proto string, addr netip.Addr, port uint16) (string
 	return "", false
 }
 
-func (r *portRegistry) take(m PortMapping, container string) {
+func (r *hostPorts) take(m PortMapping, container string) {
 	if m.HostPort == 0 {
-		return // none of the host's
+		return // no port of the host
 	}
 	k := hostPort{m.Proto, m.HostPort}
 	r.owners[k] = append(r.owners[k], portOwner{m.HostIP, container})
 }
 
-// drop forgets those of these ports that the container has.
-func (r *portRegistry) drop(ms []PortMapping, container string) {
+// drop removes those of the ports that belong to the container.
+func (r *hostPorts) drop(ms []PortMapping, container string) {
 	for _, m := range ms {
 		k := hostPort{m.Proto, m.HostPort}
-		kept := r.owners[k][:0]
+		left := r.owners[k][:0]
 		for _, o := range r.owners[k] {
 			if o.container != container || o.addr != m.HostIP {
-				kept = append(kept, o)
+				left = append(left, o)
 			}
 		}
-		if len(kept) == 0 {
+		if len(left) == 0 {
 			delete(r.owners, k)
 		} else {
-			r.owners[k] = kept
+			r.owners[k] = left
 		}
 	}
 }
 
-// next is the port after the last one that was chosen.
-func (r *portRegistry) next() uint16 {
+// next returns the port after the last one that was chosen.
+func (r *hostPorts) next() uint16 {
 	if r.cursor >= r.last {
 		r.cursor = r.first
 	} else {
@@ -83,13 +86,13 @@ func (r *portRegistry) next() uint16 {
 	return r.cursor
 }
 
-// errInUse: a port is taken, another of a range may be free.
+// errInUse means that the port is taken. Another port of a range may be free.
 type errInUse struct{ error }
 
 // reserve takes the port on all the mappings' addresses, or on none. files has
-// one entry for each mapping, nil where the kernel has no such socket. The
-// registry is not locked here; its owner's lock is held.
-func (r *portRegistry) reserve(ms []PortMapping, container string, listen bool) (files []*os.File, err error) {
+// one entry for each mapping, nil where the kernel has no such socket. The caller
+// holds the lock that guards the registry.
+func (r *hostPorts) reserve(ms []PortMapping, container string, listen bool) (files []*os.File, err error) {
 	defer func() {
 		if err != nil {
 			closeAll(files)
@@ -124,9 +127,9 @@ func (r *portRegistry) reserve(ms []PortMapping, container string, listen bool) 
 	return files, nil
 }
 
-// bind makes the socket that keeps a port. It blocks, as who gets it decides
-// otherwise. A kernel without sctp sockets gives none, and no error: packets
-// are translated all the same.
+// bind opens the socket that reserves a port. It is in blocking mode; the process
+// that receives it may change that. If the kernel has no sctp sockets it returns
+// nil and no error, because packets are translated all the same.
 func bind(m PortMapping, listen bool) (*os.File, error) {
 	family, typ, proto := unix.AF_INET, unix.SOCK_STREAM, unix.IPPROTO_TCP
 	switch m.Proto {
@@ -176,7 +179,7 @@ func prepareSocket(fd, family int, proto string) error {
 	if proto == "udp" {
 		return nil
 	}
-	// Connections of an earlier life in TIME_WAIT are no reason to refuse.
+	// Connections in TIME_WAIT from an earlier run must not prevent the bind.
 	return unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1)
 }
 
@@ -188,7 +191,8 @@ func closeAll(files []*os.File) {
 	}
 }
 
-// ephemeralRange is the kernel's, where ports without a number come from.
+// ephemeralRange returns the kernel's range of ephemeral ports. The engine
+// chooses ports from it when none is named.
 func ephemeralRange() (first, last uint16) {
 	b, err := os.ReadFile("/proc/sys/net/ipv4/ip_local_port_range")
 	if err == nil {
@@ -199,7 +203,7 @@ func ephemeralRange() (first, last uint16) {
 	return 49153, 65535
 }
 
-// hostHasIPv6 reports whether sockets of IPv6 can be bound.
+// hostHasIPv6 reports whether IPv6 sockets can be bound.
 func hostHasIPv6() bool {
 	fd, err := unix.Socket(unix.AF_INET6, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {

@@ -1,11 +1,12 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package network
 
 import (
-	"fmt"
 	"strconv"
 	"strings"
 
-	"github.com/containerd/errdefs"
+	"holdfast/internal/errs"
 )
 
 // ParseHostPort reads a port binding's HostPort: empty or "0" for a port that
@@ -22,7 +23,7 @@ func ParseHostPort(s string) (first, last uint16, err error) {
 	lo, errA := strconv.ParseUint(a, 10, 16)
 	hi, errB := strconv.ParseUint(b, 10, 16)
 	if errA != nil || errB != nil || lo > hi || ranged && lo == 0 {
-		return 0, 0, errdefs.ErrInvalidArgument.WithMessage(fmt.Sprintf("invalid HostPort: %q: want a port from 1 to 65535, or two of them with a dash", s))
+		return 0, 0, errs.Invalid("invalid HostPort: %q: want a port from 1 to 65535, or two of them with a dash", s)
 	}
 	return uint16(lo), uint16(hi), nil
 }

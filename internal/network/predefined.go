@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package network
 
 import (
@@ -9,9 +11,9 @@ import (
 	"strconv"
 	"time"
 
-	"github.com/containerd/errdefs"
 	"github.com/moby/moby/api/types/network"
 
+	"holdfast/internal/errs"
 	"holdfast/internal/network/bridge"
 	"holdfast/internal/network/ipam"
 )
@@ -23,37 +25,37 @@ const (
 	driverNull   = "null"
 )
 
-// definePredefined makes the records of bridge, host and none what the options
-// say, and stores those that changed. m.mu is held.
-func (m *Manager) definePredefined() error {
+// definePredefined updates the records of bridge, host and none from the options,
+// and stores those that changed.
+func (v *inventory) definePredefined(o ownership) error {
 	for name, driver := range map[string]string{network.NetworkHost: driverHost, network.NetworkNone: driverNull} {
-		if m.networks[name] != nil {
+		if v.networks[name] != nil {
 			continue
 		}
 		r := &record{Schema: recordSchema, ID: randomID(), Name: name, Driver: driver, Created: time.Now().UTC(), EnableIPv4: true}
-		if err := save(m.opts.Root, r); err != nil {
+		if err := save(v.opts.Root, r); err != nil {
 			return err
 		}
-		m.networks[name] = &object{record: r}
+		v.networks[name] = &object{record: r}
 	}
-	if m.opts.BridgeName == "none" {
-		if n := m.networks[network.NetworkBridge]; n != nil {
-			return m.removeRecord(n)
+	if v.opts.BridgeName == "none" {
+		if n := v.networks[network.NetworkBridge]; n != nil {
+			return v.removeRecord(n)
 		}
 		return nil
 	}
-	old := m.networks[network.NetworkBridge]
+	old := v.networks[network.NetworkBridge]
 	var before *record
 	r := &record{Schema: recordSchema, ID: randomID(), Name: network.NetworkBridge, Driver: driverBridge, Created: time.Now().UTC(), EnableIPv4: true}
 	if old != nil {
 		copied := *old.record
 		before, r = old.record, &copied
 	}
-	if err := m.defineBridge(r, before); err != nil {
+	if err := defineBridge(v.opts, o, r, before); err != nil {
 		return err
 	}
 	if before == nil || !reflect.DeepEqual(before, r) {
-		if err := save(m.opts.Root, r); err != nil {
+		if err := save(v.opts.Root, r); err != nil {
 			return err
 		}
 	}
@@ -61,23 +63,34 @@ func (m *Manager) definePredefined() error {
 	if err := n.makeAllocators(); err != nil {
 		return err
 	}
-	m.networks[network.NetworkBridge] = n
+	v.networks[network.NetworkBridge] = n
 	return nil
 }
 
-func (m *Manager) defineBridge(r, before *record) error {
-	o := m.opts
+// defaultBridge chooses the subnets of the default network.
+type defaultBridge struct {
+	opts *parsed
+	ownership
+	known   []subnet       // subnets that the record has for the same bridge
+	present []netip.Prefix // the bridge's addresses
+	made    bool           // the engine made the bridge
+}
+
+// defineBridge sets the fields of the default network's record, which was before.
+func defineBridge(o *parsed, owner ownership, r, before *record) error {
 	present, exists, err := bridge.Addresses(o.BridgeName)
 	if err != nil {
 		return err
 	}
-	var known []subnet // of the same bridge, from before
+	d := defaultBridge{opts: o, ownership: owner, present: present}
 	br := &bridgeRecord{Name: o.BridgeName, Made: !exists}
 	if before != nil && before.Bridge != nil && before.Bridge.Name == o.BridgeName {
-		known = before.Subnets
+		d.known = before.Subnets
 		br.Made, br.MAC = before.Bridge.Made || !exists, before.Bridge.MAC
 	}
-	v4, err := m.subnet4(known, present, br.Made)
+	br.Made = (br.Made || owner.abandoned) && !owner.guest
+	d.made = br.Made
+	v4, err := d.subnet4()
 	if err != nil {
 		return err
 	}
@@ -86,7 +99,7 @@ func (m *Manager) defineBridge(r, before *record) error {
 	}
 	r.Bridge, r.EnableIPv6, r.Subnets = br, o.IPv6, []subnet{v4}
 	if o.IPv6 {
-		v6, err := m.subnet6(known, present, br.Made)
+		v6, err := d.subnet6()
 		if err != nil {
 			return err
 		}
@@ -107,88 +120,102 @@ func (m *Manager) defineBridge(r, before *record) error {
 	return nil
 }
 
-// subnet4 is, in this order: what bip says; what a bridge has that was there
-// before the engine; what was chosen once; the first free one of the pools.
-func (m *Manager) subnet4(known []subnet, present []netip.Prefix, made bool) (subnet, error) {
+// subnet4 chooses the IPv4 subnet from the first of these that is given: bip; the
+// addresses of a bridge that the engine did not make; the stored subnet;
+// fixed-cidr, as in Docker; the first free subnet of the pools.
+func (d *defaultBridge) subnet4() (subnet, error) {
 	var at netip.Prefix // the bridge's address
 	switch {
-	case m.opts.bip.IsValid():
-		at = m.opts.bip
-	case !made && firstOf(present, false).IsValid():
-		at = firstOf(present, false)
+	case d.opts.bip.IsValid():
+		at = d.opts.bip
+	case !d.made && !d.guest && firstOf(d.present, false).IsValid():
+		at = firstOf(d.present, false)
 	default:
-		for _, s := range known {
-			if s.Prefix.Addr().Is4() {
+		for _, s := range d.known {
+			if s.Prefix.Addr().Is4() && (!d.opts.fixed.IsValid() || contains(s.Prefix, d.opts.fixed)) {
 				at = netip.PrefixFrom(s.Bridge, s.Prefix.Bits())
 			}
 		}
 	}
+	if !at.IsValid() && d.opts.fixed.IsValid() {
+		p := d.opts.fixed.Masked()
+		at = netip.PrefixFrom(ipam.Gateway(p, netip.Prefix{}), p.Bits())
+	}
 	if !at.IsValid() {
-		used, err := bridge.Used(m.opts.BridgeName)
+		except := d.opts.BridgeName
+		if d.guest {
+			except = "" // also avoid this bridge's subnets: another daemon allocates from them
+		}
+		used, err := bridge.Used(except)
 		if err != nil {
 			return subnet{}, err
 		}
-		p, err := ipam.FirstFree(m.opts.Pools, false, used)
+		p, err := ipam.FirstFree(d.opts.Pools, false, used)
 		if err != nil {
 			return subnet{}, fmt.Errorf("default network: %w: name one with \"bip\"", err)
 		}
-		at = netip.PrefixFrom(ipam.Gateway(p), p.Bits())
+		at = netip.PrefixFrom(ipam.Gateway(p, netip.Prefix{}), p.Bits())
 	}
-	return m.subnetAt(at, m.opts.fixed, m.opts.gateway, "fixed-cidr", "default-gateway")
+	return subnetAt(at, d.opts.fixed, d.opts.gateway, "fixed-cidr", "default-gateway")
 }
 
-// subnet6 is like subnet4, but where nothing is said it is a random unique
-// local one (RFC 4193).
-func (m *Manager) subnet6(known []subnet, present []netip.Prefix, made bool) (subnet, error) {
+// subnet6 is like subnet4, but its last resort is a random unique local subnet
+// (RFC 4193).
+func (d *defaultBridge) subnet6() (subnet, error) {
 	var at, rng netip.Prefix
 	switch {
-	case m.opts.bip6.IsValid():
-		at, rng = m.opts.bip6, m.opts.fixed6
-	case m.opts.fixed6.IsValid():
-		p := m.opts.fixed6.Masked()
-		at = netip.PrefixFrom(ipam.Gateway(p), p.Bits())
-	case !made && firstOf(present, true).IsValid():
-		at = firstOf(present, true)
+	case d.opts.bip6.IsValid():
+		at, rng = d.opts.bip6, d.opts.fixed6
+	case d.opts.fixed6.IsValid():
+		p := d.opts.fixed6.Masked()
+		at = netip.PrefixFrom(ipam.Gateway(p, netip.Prefix{}), p.Bits())
+	case !d.made && !d.guest && firstOf(d.present, true).IsValid():
+		at = firstOf(d.present, true)
 	default:
-		for _, s := range known {
+		for _, s := range d.known {
 			if s.Prefix.Addr().Is6() {
 				at = netip.PrefixFrom(s.Bridge, s.Prefix.Bits())
 			}
 		}
 	}
 	if !at.IsValid() {
-		if p, err := ipam.FirstFree(m.opts.Pools, true, nil); err == nil {
-			at = netip.PrefixFrom(ipam.Gateway(p), p.Bits())
+		if p, err := ipam.FirstFree(d.opts.Pools, true, nil); err == nil {
+			at = netip.PrefixFrom(ipam.Gateway(p, netip.Prefix{}), p.Bits())
 		} else {
 			p := uniqueLocal()
-			at = netip.PrefixFrom(ipam.Gateway(p), p.Bits())
+			at = netip.PrefixFrom(ipam.Gateway(p, netip.Prefix{}), p.Bits())
 		}
 	}
-	return m.subnetAt(at, rng, m.opts.gateway6, "fixed-cidr-v6", "default-gateway-v6")
+	return subnetAt(at, rng, d.opts.gateway6, "fixed-cidr-v6", "default-gateway-v6")
 }
 
-// uniqueLocal is a random subnet of RFC 4193.
+// uniqueLocal returns a random unique local subnet (RFC 4193).
 func uniqueLocal() netip.Prefix {
 	b := [16]byte{0xfd}
 	rand.Read(b[1:6])
 	return netip.PrefixFrom(netip.AddrFrom16(b), 64)
 }
 
-func (m *Manager) subnetAt(at, rng netip.Prefix, gateway netip.Addr, rangeKey, gatewayKey string) (subnet, error) {
+func subnetAt(at, rng netip.Prefix, gateway netip.Addr, rangeKey, gatewayKey string) (subnet, error) {
 	s := subnet{Prefix: at.Masked(), Bridge: at.Addr(), Gateway: at.Addr()}
 	if rng.IsValid() {
-		if rng.Bits() < at.Bits() || !s.Prefix.Contains(rng.Addr()) {
-			return s, errdefs.ErrInvalidArgument.WithMessage(fmt.Sprintf("invalid %s %s: it is not part of the bridge's subnet %s", rangeKey, rng, s.Prefix))
+		if !contains(s.Prefix, rng) {
+			return s, errs.Invalid("invalid %s %s: it is not part of the bridge's subnet %s", rangeKey, rng, s.Prefix)
 		}
 		s.Range = rng.Masked()
 	}
 	if gateway.IsValid() {
 		if !s.Prefix.Contains(gateway) {
-			return s, errdefs.ErrInvalidArgument.WithMessage(fmt.Sprintf("invalid %s %s: it is not part of the bridge's subnet %s", gatewayKey, gateway, s.Prefix))
+			return s, errs.Invalid("invalid %s %s: it is not part of the bridge's subnet %s", gatewayKey, gateway, s.Prefix)
 		}
 		s.Gateway = gateway
 	}
 	return s, nil
+}
+
+// contains reports whether a prefix lies within a subnet.
+func contains(subnet, p netip.Prefix) bool {
+	return p.Bits() >= subnet.Bits() && subnet.Contains(p.Addr())
 }
 
 func firstOf(ps []netip.Prefix, v6 bool) netip.Prefix {

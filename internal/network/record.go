@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package network
 
 import (
@@ -14,8 +16,8 @@ import (
 // recordSchema is the schema number of networks/<id>.json.
 const recordSchema = 1
 
-// record is a network as it is stored. Nothing in it says what is in use: that
-// is derived from the containers' sandboxes.
+// record is a network as it is stored. It does not say what is in use: that is
+// derived from the containers' sandboxes.
 type record struct {
 	Schema     int               `json:"schema"`
 	ID         string            `json:"id"`
@@ -30,18 +32,19 @@ type record struct {
 	Bridge     *bridgeRecord     `json:"bridge,omitempty"`
 	Parent     *parentRecord     `json:"parent,omitempty"`
 	Options    map[string]string `json:"options,omitempty"`
-	// IPAMOptions mean nothing to the one driver that there is, and are told.
+	// IPAMOptions have no effect on the only IPAM driver. They are shown by
+	// inspect.
 	IPAMOptions map[string]string `json:"ipamOptions,omitempty"`
-	// MTU is what the daemon's was when the network was created, in bytes, where
-	// the options name none. Zero, of records from before there was this field
-	// and of the default network: the daemon's of today.
+	// MTU is the daemon's MTU, in bytes, when the network was created, if the
+	// options name none. It is zero in records of older releases and of the default
+	// network: then the daemon's current MTU applies.
 	MTU    int               `json:"mtu,omitempty"`
 	Labels map[string]string `json:"labels,omitempty"`
-	// ConfigOnly: it is nothing but a configuration for others, of which
-	// ConfigFrom names the one that this was created with.
+	// ConfigOnly: the network is only a configuration for others. ConfigFrom names
+	// the configuration that this network was created with.
 	ConfigOnly bool   `json:"configOnly,omitempty"`
 	ConfigFrom string `json:"configFrom,omitempty"`
-	// Removing: what is left of it is to be removed.
+	// Removing: the network is being removed, and the next Restore finishes it.
 	Removing bool `json:"removing,omitempty"`
 }
 
@@ -50,20 +53,20 @@ type subnet struct {
 	Prefix  netip.Prefix `json:"prefix"`
 	Range   netip.Prefix `json:"range,omitzero"`
 	Gateway netip.Addr   `json:"gateway,omitzero"` // the containers' default route
-	// Bridge is the bridge's own address, mostly the gateway.
+	// Bridge is the bridge's own address, usually equal to Gateway.
 	Bridge netip.Addr            `json:"bridge,omitzero"`
 	Aux    map[string]netip.Addr `json:"aux,omitempty"`
 }
 
 type bridgeRecord struct {
 	Name string `json:"name"`
-	// Made: by the engine, which then may take addresses off.
+	// Made: the engine made the bridge, so it may remove addresses from it.
 	Made bool   `json:"made,omitempty"`
 	MAC  string `json:"mac,omitempty"`
 }
 
-// load reads all records. A file of a newer schema or one that can't be read
-// is an error: what it says must not be guessed.
+// load reads all records. A file that has a newer schema or can't be read is an
+// error, because its content must not be guessed.
 func load(root string) (records map[string]*record, condemned []*record, err error) {
 	entries, err := os.ReadDir(root)
 	if err != nil && !errors.Is(err, os.ErrNotExist) {
@@ -79,7 +82,7 @@ func load(root string) (records map[string]*record, condemned []*record, err err
 		if err != nil {
 			return nil, nil, fmt.Errorf("networks: %w", err)
 		}
-		// The schema first: a newer one may not even decode.
+		// Check the schema first: a record of a newer schema may not even decode.
 		var top struct {
 			Schema int `json:"schema"`
 		}
@@ -105,7 +108,8 @@ func load(root string) (records map[string]*record, condemned []*record, err err
 	return records, condemned, nil
 }
 
-// save writes a record durably: after a crash there is the old or the new one.
+// save writes a record durably: after a crash the file is the old or the new
+// version.
 func save(root string, r *record) error {
 	fail := func(err error) error { return fmt.Errorf("store network %s: %w", r.Name, err) }
 	b, err := json.MarshalIndent(r, "", "\t")
@@ -118,7 +122,7 @@ func save(root string, r *record) error {
 	return nil
 }
 
-// write writes a file in root, whole and durably.
+// write writes a file in root atomically and durably.
 func write(root, name string, text []byte) error {
 	if err := os.MkdirAll(root, 0o700); err != nil {
 		return err
@@ -127,7 +131,8 @@ func write(root, name string, text []byte) error {
 	if err != nil {
 		return err
 	}
-	// The folder's group, which is that of the API's socket, may read it.
+	// The group of the directory, which is that of the API's socket, may read the
+	// file.
 	_, err = f.Write(text)
 	err = errors.Join(err, f.Chmod(0o640))
 	if err = errors.Join(err, f.Sync(), f.Close()); err == nil {

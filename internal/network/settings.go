@@ -1,20 +1,23 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package network
 
 import (
 	"strconv"
+	"strings"
 
 	"github.com/moby/moby/api/types/container"
 	"github.com/moby/moby/api/types/network"
 )
 
-// Settings is a running container's networking in the API's terms.
+// Settings returns a running container's networking in the API's form.
 func (m *Manager) Settings(s Sandbox) *container.NetworkSettings {
 	out := &container.NetworkSettings{
 		SandboxID: s.ID, SandboxKey: s.Netns,
 		Ports: network.PortMap{}, Networks: map[string]*network.EndpointSettings{},
 	}
 	if s.Shared {
-		// It has no endpoints of its own.
+		// A container in a shared namespace has no endpoints of its own.
 		out.SandboxID, out.SandboxKey = "", ""
 		return out
 	}
@@ -33,7 +36,7 @@ func (m *Manager) Settings(s Sandbox) *container.NetworkSettings {
 			es.GlobalIPv6Address, es.GlobalIPv6PrefixLen, es.IPv6Gateway = a.Address.Addr(), a.Address.Bits(), a.Gateway
 		}
 		out.Networks[e.Network] = es
-		bridged = bridged || e.Bridge != "" || e.Link != nil
+		bridged = bridged || e.Bridge != "" || e.Parent != nil
 	}
 	if !bridged {
 		return out
@@ -55,36 +58,41 @@ func (m *Manager) Settings(s Sandbox) *container.NetworkSettings {
 	return out
 }
 
-// Idle is the networking of a container that does not run: what it was asked
-// to join, without operational data.
-func (m *Manager) Idle(r Request) *container.NetworkSettings {
+// Idle returns the networking of a container that does not run: the networks that
+// it asks for, without operational data.
+func (reg *registry) Idle(r Request) *container.NetworkSettings {
 	out := &container.NetworkSettings{Ports: network.PortMap{}, Networks: map[string]*network.EndpointSettings{}}
 	mode := r.Mode
 	if mode == "" || mode == network.NetworkDefault {
 		mode = network.NetworkBridge
 	}
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	n, err := m.lookup(mode)
-	if err == nil {
-		es := settingsFor(r, n)
+	reg.mu.Lock()
+	defer reg.mu.Unlock()
+	n, err := reg.inv.firstNetwork(mode, r)
+	if err == nil && n != nil {
+		es := reg.inv.settingsFor(r, n)
 		if es == nil {
 			es = &network.EndpointSettings{}
 		}
 		es.NetworkID = n.ID
 		out.Networks[n.Name] = es
-	} // else container:ID, or a network that is gone
+	} else if err != nil && !r.Only && !strings.HasPrefix(mode, "container:") {
+		// A network that does not exist is still listed under its name.
+		out.Networks[mode] = &network.EndpointSettings{}
+	}
 	for name, es := range r.Endpoints {
-		other, err := m.lookup(name)
-		if err != nil || other == n {
+		other, err := reg.inv.lookup(canonical(name))
+		if err == nil && other == n {
 			continue
 		}
 		es = es.Copy()
 		if es == nil {
 			es = &network.EndpointSettings{}
 		}
-		es.NetworkID = other.ID
-		out.Networks[other.Name] = es
+		if err == nil {
+			es.NetworkID, name = other.ID, other.Name
+		}
+		out.Networks[name] = es
 	}
 	return out
 }

@@ -1,15 +1,15 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package network
 
 import (
 	"cmp"
-	"fmt"
 	"net/netip"
 	"slices"
 	"strconv"
 	"strings"
 
-	"github.com/containerd/errdefs"
-
+	"holdfast/internal/errs"
 	"holdfast/internal/network/nft"
 )
 
@@ -31,26 +31,31 @@ const (
 	optTrusted     = "com.docker.network.bridge.trusted_host_interfaces"
 	optSource4     = "com.docker.network.host_ipv4"
 	optSource6     = "com.docker.network.host_ipv6"
+
+	optAnnouncements = "com.docker.network.advertise_addr_nmsgs"
+	optAnnounceEvery = "com.docker.network.advertise_addr_ms"
+
 	optParent      = "parent"
 	optMacvlanMode = "macvlan_mode"
 	optIPvlanMode  = "ipvlan_mode"
 )
 
-// traits are what a network's options mean.
+// traits are the parsed options of a network.
 type traits struct {
 	mtu      int // bytes
 	icc      bool
 	masq     bool
 	bindIP   netip.Addr
 	prefix   string // of the interface names in containers
+	announce Announcements
 	internal bool
-	// Of each family:
+	// By family:
 	isolated [2]bool       // the bridge has no address, so the host is out of reach
-	access   [2]nft.Access // from other hosts
-	source   [2]netip.Addr // that containers get elsewhere; zero is the way's own
-	// inhibit4: the bridge gets no IPv4 address; the gateway is somebody else's.
+	access   [2]nft.Access // access from other hosts
+	source   [2]netip.Addr // source address of packets to other hosts; zero means the route's own
+	// inhibit4: the bridge gets no IPv4 address; another host is the gateway.
 	inhibit4 bool
-	trusted  []string // interfaces of the host that reach containers' own addresses
+	trusted  []string // interfaces of the host that may reach containers' own addresses
 }
 
 // bare reports whether the bridge has no address of the family.
@@ -62,17 +67,17 @@ func (t traits) direct(family int) bool {
 	return t.access[family] == nft.Routed || t.access[family] == nft.NAT && len(t.trusted) > 0
 }
 
-// traits of a network: the daemon's options for the default one, its own for
-// the others.
-func (m *Manager) traits(r *record) traits {
-	t := traits{mtu: m.opts.MTU, icc: m.opts.ICC, masq: m.opts.IPMasq, bindIP: m.opts.DefaultBindIP, prefix: "eth", internal: r.Internal}
+// traits returns the traits of a network: for the default one from the daemon's
+// options, for others from their own.
+func (p *parsed) traits(r *record) traits {
+	t := traits{mtu: p.MTU, icc: p.ICC, masq: p.IPMasq, bindIP: p.DefaultBindIP, prefix: "eth", announce: defaultAnnouncements, internal: r.Internal}
 	if predefined(r.Name) {
 		return t
 	}
 	own, err := parseTraits(r.Options)
 	if err != nil {
-		// The record was judged when it was made.
-		m.opts.Log.Warn("a network's options can't be read, the defaults hold", "network", r.Name, "error", err)
+		// The options were validated when the network was created.
+		p.Log.Warn("a network's options can't be read, the defaults hold", "network", r.Name, "error", err)
 		return t
 	}
 	if own.mtu == 0 {
@@ -85,12 +90,21 @@ func (m *Manager) traits(r *record) traits {
 	return own
 }
 
-// parseTraits reads a user's options. Keys of other meaning are left to who
-// reads them; an unknown key is nobody's, as in Docker.
+// newTraits is parseTraits for a network that is created.
+func newTraits(o map[string]string) (traits, error) {
+	if _, err := parseAnnouncements(o); err != nil {
+		return traits{}, err
+	}
+	return parseTraits(o)
+}
+
+// parseTraits parses a user's options. It ignores keys that others read and keys
+// that are unknown, as Docker does.
 func parseTraits(o map[string]string) (traits, error) {
-	t := traits{icc: true, masq: true, prefix: "eth"}
+	announce, _ := parseAnnouncements(o) // newTraits checks them: earlier releases did not read them
+	t := traits{icc: true, masq: true, prefix: "eth", announce: announce}
 	bad := func(key, want string) (traits, error) {
-		return t, errdefs.ErrInvalidArgument.WithMessage(fmt.Sprintf("invalid option %s=%s: want %s", key, o[key], want))
+		return t, errs.Invalid("invalid option %s=%s: want %s", key, o[key], want)
 	}
 	for key, to := range map[string]*bool{optICC: &t.icc, optMasquerade: &t.masq, optInhibit4: &t.inhibit4} {
 		if v, ok := o[key]; ok {

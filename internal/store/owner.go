@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package store
 
 import (
@@ -11,20 +13,21 @@ import (
 
 	"github.com/containerd/errdefs"
 
+	"holdfast/internal/errs"
 	"holdfast/internal/shim/proto"
 )
 
-// checkRoots refuses an exec root in which containers of another data root run:
-// this daemon would know nothing of them, and take their run directories and
-// namespaces for left-overs. It changes nothing.
+// checkRoots refuses an exec root in which containers of another data root run.
+// This daemon would not know these containers, and would clean up their run
+// directories and namespaces. It changes nothing.
 func checkRoots(dataRoot, execRoot string) error {
 	last, err := ReadRoots(execRoot)
 	if errdefs.IsNotFound(err) || err == nil && last.DataRoot == dataRoot {
 		return nil
 	}
 	if err != nil {
-		// What runs there and isn't ours tells.
-		last.DataRoot = "which can't be told: " + err.Error()
+		// The running shims that are not ours show that there is another data root.
+		last.DataRoot = "which is unknown: " + err.Error()
 	}
 	states, err := filepath.Glob(filepath.Join(execRoot, "shim", "*", proto.StateFile))
 	if err != nil {
@@ -40,13 +43,13 @@ func checkRoots(dataRoot, execRoot string) error {
 	if running == 0 {
 		return nil
 	}
-	return errdefs.ErrFailedPrecondition.WithMessage(fmt.Sprintf(
+	return errs.Unmet(
 		"the exec root %s has running containers of the data root %s (%d); they were left alone and go on running: start with that data-root again, or give the data root %s an exec-root and a bridge of its own",
-		execRoot, last.DataRoot, running, dataRoot))
+		execRoot, last.DataRoot, running, dataRoot)
 }
 
-// lives reports whether a shim's record is of a container that runs, or whose
-// shim does. What can't be read may run.
+// lives reports whether a shim's record is of a running container or of a running
+// shim. An unreadable record counts as running.
 func lives(path string) bool {
 	text, err := os.ReadFile(path)
 	if err != nil {
@@ -66,8 +69,8 @@ func lives(path string) bool {
 	return process(s.Pid, s.PidStart) || process(s.ShimPid, 0)
 }
 
-// process reports whether a process lives: with this start time, unless that
-// is 0 and not known.
+// process reports whether a process lives. If start is not 0, the process must
+// also have this start time.
 func process(pid int, start uint64) bool {
 	if pid <= 0 {
 		return false
@@ -76,7 +79,7 @@ func process(pid int, start uint64) bool {
 	if err != nil {
 		return false
 	}
-	// The name in field 2 may hold anything; the fields after it count.
+	// The name in field 2 may contain anything. The fields after it count.
 	fields := strings.Fields(string(stat[bytes.LastIndexByte(stat, ')')+1:]))
 	if len(fields) < 20 || fields[0] == "Z" || fields[0] == "X" {
 		return false

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package store
 
 import (
@@ -12,14 +14,14 @@ import (
 	"github.com/containerd/errdefs"
 )
 
-// RootsFile is in the exec root and says where the rest is, for who comes when
-// no daemon answers. It stays when the daemon ends.
+// RootsFile is a file in the exec root with the paths of everything else, for
+// clients when no daemon answers. It stays when the daemon ends.
 const RootsFile = "roots.json"
 
 // rootsSchema is the file's schema number.
 const rootsSchema = 1
 
-// Roots is what a daemon says of where it keeps things.
+// Roots records the paths that a daemon uses.
 type Roots struct {
 	Schema   int    `json:"schema"`
 	DataRoot string `json:"dataRoot"`
@@ -29,8 +31,7 @@ type Roots struct {
 	Release string   `json:"release"`
 }
 
-// WriteRoots writes the file, with paths that hold for everybody. It is read by
-// everybody.
+// WriteRoots writes the file, with absolute paths. All users may read it.
 func WriteRoots(r Roots) error {
 	var err error
 	for _, path := range []*string{&r.DataRoot, &r.ExecRoot} {
@@ -47,8 +48,9 @@ func WriteRoots(r Roots) error {
 }
 
 // ReadRoots reads the file in an exec root. Errors: ErrNotFound;
-// ErrPermissionDenied for one that neither root nor the caller owns, for it
-// could point anywhere; ErrFailedPrecondition for a newer schema; ErrDataLoss.
+// ErrPermissionDenied if neither root nor the caller owns the file, because its
+// paths can't be trusted then; ErrFailedPrecondition for a newer schema;
+// ErrDataLoss.
 func ReadRoots(execRoot string) (Roots, error) {
 	path := filepath.Join(execRoot, RootsFile)
 	f, err := os.Open(path)
@@ -71,5 +73,5 @@ func ReadRoots(execRoot string) (Roots, error) {
 		return Roots{}, err
 	}
 	var r Roots
-	return r, decode(path, text, rootsSchema, nil, &r)
+	return r, decode(path, text, rootsSchema, nil, &r, &r.Schema)
 }

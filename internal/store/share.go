@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package store
 
 import (
@@ -12,21 +14,23 @@ import (
 	"holdfast/internal/shim/proto"
 )
 
-// Who may use the API may use the containers without it: what such a client
-// reads, and the shims' sockets, belong to the group of the API's socket. A
-// file takes the group of the folder that it is in; below the exec root, under
-// networks/ and under events/ the kernel sees to that (setgid folders), in a
-// container's folder the writers do, for a layer of a container's root file
-// system is in there too, which must not inherit anything.
+// Clients that may use the API may also use the containers while no daemon runs.
+// So the files that such a client reads, and the shims' sockets, belong to the
+// group of the API's socket. A new file gets the group of its directory. Below
+// the exec root, under networks/ and under events/ the kernel does this (setgid
+// directories). In a container's directory the writers do it: the layer of its
+// root file system is in there too and must not inherit the group.
 
-// Share gives the tree below two roots to a group: reading, and connecting to
-// shims. What is there changes hands, and what comes will be the group's as
-// well. Group 0 takes it back.
-func Share(dataRoot, execRoot string, group int) error {
+// Share lets a group read the tree below the two roots and connect to shims. It
+// changes existing files, and new ones get the group as well. Group 0 revokes
+// that. All others have no access to the roots.
+func Share(dataRoot, execRoot string, a Access) error {
 	s := &Store{data: dataRoot, exec: execRoot}
+	group := a.Group
 	if err := errors.Join(
 		s.shareInside(s.NetworksDir(), group), s.shareInside(s.EventsDir(), group),
-		share(s.shimsDir(), group, 0o2711), share(s.ContainersDir(), group, 0o750),
+		share(s.shimsDir(), group, 0o2710), share(s.ContainersDir(), group, 0o750),
+		s.closeRoots(a),
 	); err != nil {
 		return fmt.Errorf("share with group %d: %w", group, err)
 	}
@@ -45,8 +49,8 @@ func Share(dataRoot, execRoot string, group int) error {
 	return nil
 }
 
-// shareContainer gives a container's files to a group, the folders last: as
-// long as they are another's it is done again.
+// shareContainer gives a container's files to a group. The directories come last:
+// as long as they have another group, the next call repeats everything.
 func (s *Store) shareContainer(id string, group int) error {
 	dir, run := s.ContainerDir(id), s.RunDir(id)
 	files := []string{s.SpecPath(id), filepath.Join(dir, proto.ExitFile)}
@@ -64,13 +68,13 @@ func (s *Store) shareContainer(id string, group int) error {
 	}
 	errs = append(errs,
 		share(filepath.Join(run, proto.SocketFile), group, 0o660),
-		share(s.Bundle(id), group, 0o2711), share(run, group, 0o2711),
+		share(s.Bundle(id), group, 0o2710), share(run, group, 0o2710),
 		share(filepath.Join(dir, "local-logs"), group, 0o750), share(dir, group, 0o750),
 	)
 	return errors.Join(errs...)
 }
 
-// shareInside gives a folder of ours and the files in it to a group.
+// shareInside gives a directory of ours and the files in it to a group.
 func (s *Store) shareInside(dir string, group int) error {
 	if groupOf(dir) == group {
 		if st, err := os.Stat(dir); err == nil && st.Mode()&fs.ModeSetgid != 0 {
@@ -90,8 +94,8 @@ func (s *Store) shareInside(dir string, group int) error {
 	return errors.Join(append(errs, share(dir, group, 0o2750))...)
 }
 
-// share gives one thing to a group, with mode bits as in chmod(1). Links are
-// not followed, and what isn't there is fine.
+// share gives one file or directory to a group, with mode bits as in chmod(1). It
+// does not follow links. A missing file is not an error.
 func share(path string, group int, mode uint32) error {
 	if err := os.Lchown(path, -1, group); err != nil {
 		if errors.Is(err, fs.ErrNotExist) {
@@ -106,7 +110,7 @@ func share(path string, group int, mode uint32) error {
 	return nil
 }
 
-// groupOf is the group of a file; -1 where there is none.
+// groupOf returns the group of a file, or -1 if there is no file.
 func groupOf(path string) int {
 	st, err := os.Lstat(path)
 	if err != nil {
@@ -118,7 +122,7 @@ func groupOf(path string) int {
 	return -1
 }
 
-// TakeGroup gives a new file or folder the group of the folder that it is in.
+// TakeGroup gives a new file or directory the group of its parent directory.
 func TakeGroup(path string) error {
 	group := groupOf(filepath.Dir(path))
 	if group <= 0 {

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package store
 
 import (
@@ -7,6 +9,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"path/filepath"
 	"strings"
 	"sync"
 
@@ -16,7 +19,7 @@ import (
 	"holdfast/internal/shim/proto"
 )
 
-// WriteSpec makes spec durable. It writes this release's schema number.
+// WriteSpec writes spec durably, with this release's schema number.
 func (s *Store) WriteSpec(spec *container.Spec) error {
 	if err := checkID(spec.ID); err != nil {
 		return err
@@ -31,14 +34,14 @@ func (s *Store) WriteSpec(spec *container.Spec) error {
 		if err := TakeGroup(s.ContainerDir(spec.ID)); err != nil {
 			return fmt.Errorf("write spec of container %s: %w", spec.ID, err)
 		}
-		// The folder's own name must be durable too.
+		// The directory's own name must be durable, too.
 		if err := SyncDir(s.ContainersDir()); err != nil {
 			return fmt.Errorf("write spec of container %s: %w", spec.ID, err)
 		}
 	} else if !errors.Is(err, fs.ErrExist) {
 		return fmt.Errorf("write spec of container %s: %w", spec.ID, err)
 	}
-	if err := WriteFileAtomic(s.SpecPath(spec.ID), append(text, '\n'), 0o640); err != nil {
+	if err := writeFileAlone(s.SpecPath(spec.ID), append(text, '\n'), 0o640); err != nil {
 		return err
 	}
 	s.place(spec.ID, spec.ExecRoot)
@@ -46,13 +49,23 @@ func (s *Store) WriteSpec(spec *container.Spec) error {
 }
 
 // ReadSpec reads a container's spec. Errors: ErrNotFound; ErrFailedPrecondition
-// for a schema of a newer release; ErrDataLoss for a file that is cut short or
-// no spec of this container. The last two name the file, and leave it alone.
+// for a schema of a newer release; ErrDataLoss for a file that is truncated or
+// that is not a spec of this container. The last two errors name the file, which
+// is left alone.
 func (s *Store) ReadSpec(id string) (*container.Spec, error) {
 	if err := checkID(id); err != nil {
 		return nil, err
 	}
-	path := s.SpecPath(id)
+	spec, err := readSpec(s.ContainerDir(id), id)
+	if err == nil {
+		s.place(id, spec.ExecRoot)
+	}
+	return spec, err
+}
+
+// readSpec reads the spec in a container's directory.
+func readSpec(dir, id string) (*container.Spec, error) {
+	path := filepath.Join(dir, SpecFile)
 	text, err := proto.ReadFile(path)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, fmt.Errorf("no spec of container %s: %w", id, errdefs.ErrNotFound)
@@ -61,32 +74,31 @@ func (s *Store) ReadSpec(id string) (*container.Spec, error) {
 		return nil, fmt.Errorf("read spec of container %s: %w", id, err)
 	}
 	var spec container.Spec
-	if err := decode(path, text, container.SpecSchema, specMigrations, &spec); err != nil {
+	if err := decode(path, text, container.SpecSchema, specMigrations, &spec, &spec.Schema); err != nil {
 		return nil, err
 	}
 	if spec.ID != id {
-		return nil, fmt.Errorf("%s is not the spec of container %s: it says that it is of %q: %w", path, id, spec.ID, errdefs.ErrDataLoss)
+		return nil, fmt.Errorf("%s is not the spec of container %s: it has the ID %q: %w", path, id, spec.ID, errdefs.ErrDataLoss)
 	}
-	s.place(id, spec.ExecRoot)
 	return &spec, nil
 }
 
-// migration turns an object of one schema into the next one's.
+// migration converts an object of one schema to the next one.
 type migration func(map[string]json.RawMessage) error
 
-// specMigrations lead from schema i+1 to i+2; there is one for each step.
+// specMigrations[i] migrates from schema i+1 to i+2.
 var specMigrations = []migration{}
 
-// decode reads the object in text, which stands in the file path, brings it to
-// the schema current, and into v.
-func decode(path string, text []byte, current int, migrations []migration, v any) error {
+// decode parses text, the content of the file path, migrates it to the schema
+// current and decodes it into v. schema points to v's schema number.
+func decode(path string, text []byte, current int, migrations []migration, v any, schema *int) error {
 	damaged := func(err error) error {
 		return fmt.Errorf("%s is damaged: %s: %w", path, describe(err), errdefs.ErrDataLoss)
 	}
 	var top struct {
 		Schema *int `json:"schema"`
 	}
-	if n, ok := firstSchema(text); ok {
+	if n, ok := firstSchema(text); ok && n == current {
 		top.Schema = &n
 	} else if err := json.Unmarshal(text, &top); err != nil {
 		return damaged(err)
@@ -117,11 +129,14 @@ func decode(path string, text []byte, current int, migrations []migration, v any
 	if err := json.Unmarshal(text, v); err != nil {
 		return damaged(err)
 	}
+	if *schema != current {
+		return damaged(errors.New("it has more than one schema number"))
+	}
 	return nil
 }
 
-// firstSchema reads a schema number that stands at the beginning, as this
-// program writes it: then nothing else must be read twice.
+// firstSchema reads a schema number at the beginning, where this program writes
+// it. Then the text need not be parsed twice.
 func firstSchema(text []byte) (n int, ok bool) {
 	d := json.NewDecoder(bytes.NewReader(text))
 	for _, want := range []json.Token{json.Delim('{'), "schema"} {
@@ -132,7 +147,7 @@ func firstSchema(text []byte) (n int, ok bool) {
 	return n, d.Decode(&n) == nil
 }
 
-// describe says in plain words what is wrong with a JSON file.
+// describe words an error of the JSON decoder for users.
 func describe(err error) string {
 	var syntax *json.SyntaxError
 	if errors.As(err, &syntax) && strings.Contains(syntax.Error(), "unexpected end") {
@@ -141,19 +156,20 @@ func describe(err error) string {
 	return err.Error()
 }
 
-// Broken is a container whose spec can't be read. It is listed rather than
-// lost: its files are as they were.
+// Broken is a container whose spec can't be read. It is listed and not dropped:
+// its files are left alone.
 type Broken struct {
 	ID  string
 	Err error // see ReadSpec
 }
 
-// loaders is how many specs are read at once.
+// loaders is the number of specs that are read concurrently.
 const loaders = 16
 
-// LoadAll reads the specs of all containers, in no order. An empty folder is
-// what a crash left of a create that was never answered, and is removed; one
-// that is half made is Unborn's. Any other folder without a spec is broken.
+// LoadAll reads the specs of all containers, in no order. It removes an empty
+// directory, which a crash left of a create that never returned. It skips a
+// half-made one, which Unborn returns. Any other directory without a spec is
+// broken.
 func (s *Store) LoadAll() (specs []*container.Spec, broken []Broken, err error) {
 	entries, err := os.ReadDir(s.ContainersDir())
 	if err != nil {
@@ -177,10 +193,6 @@ func (s *Store) LoadAll() (specs []*container.Spec, broken []Broken, err error) 
 						continue
 					}
 				}
-				if err == nil {
-					// With a spec it is made, whatever a crash left beside it.
-					_ = s.EndCreate(id)
-				}
 				mu.Lock()
 				if err != nil {
 					broken = append(broken, Broken{id, err})
@@ -201,15 +213,15 @@ func (s *Store) LoadAll() (specs []*container.Spec, broken []Broken, err error) 
 	return specs, broken, nil
 }
 
-// neverWas reports whether a container's folder holds nothing but what a
-// create makes before the spec.
+// neverWas reports whether a container's directory only has what a create makes
+// before the spec.
 func (s *Store) neverWas(id string) bool {
 	entries, err := os.ReadDir(s.ContainerDir(id))
 	if err != nil {
 		return false
 	}
 	for _, e := range entries {
-		if !strings.HasPrefix(e.Name(), "."+SpecFile+".tmp-") {
+		if !strings.HasPrefix(e.Name(), "."+SpecFile+tempSuffix) {
 			return false
 		}
 	}

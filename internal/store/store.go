@@ -1,7 +1,8 @@
-// Package store owns the tree of files in which the daemon's state lives: where
-// things are, that a file is whole or not there at all, which schema it has,
-// and that a removal which has begun is finished. What the files mean is the
-// business of others.
+// SPDX-License-Identifier: Apache-2.0
+
+// Package store owns the directory tree of the daemon's state. It defines the
+// paths and the schema numbers, writes files atomically, and finishes removals
+// that were interrupted. What the files mean is up to other packages.
 //
 //	<data root>/
 //	  containers/<id>/            ContainerDir
@@ -10,7 +11,7 @@
 //	    <id>-json.log[.N[.gz]]    written by the shim (logs/format), json-file
 //	    local-logs/container.log  the same, local
 //	    hostname hosts resolv.conf mounts/
-//	  containers/.removing-<id>/  a removal that has begun
+//	  containers/.removing-<id>/  is gone; its event may still have to be journalled
 //	  images/ networks/ volumes/ events/
 //	<exec root>/
 //	  shim/<id>/                  RunDir: socket, FIFOs, state.json, journal
@@ -18,12 +19,12 @@
 //
 // # Schemas
 //
-// Every JSON file has the number of its schema at its top, "schema". A release
-// reads its own number and all below it; it migrates in memory and writes its
-// own number when it writes the file next. A higher number is refused, and the
-// file is left as it is. A schema step is readable by the release before it,
-// which means that it only ever adds fields; testdata/v<N> keeps one frozen
-// example of each.
+// Every JSON file has its schema number at the top level, as "schema". A release
+// reads its own number and all lower ones. It migrates in memory, and writes its
+// own number when it next writes the file. It refuses a higher number and leaves
+// the file alone. The previous release must be able to read a file of a new
+// schema, so a schema step only adds fields. testdata/v<N> has one frozen example
+// of each schema.
 //
 //	spec.json   1  container.Spec as first released
 package store
@@ -41,24 +42,24 @@ import (
 	"github.com/google/uuid"
 )
 
-// Names within a container's folder.
+// Names within a container's directory.
 const (
 	SpecFile = "spec.json"
 	removing = ".removing-"
 )
 
-// Store is an open tree. Its methods may be called by several goroutines; two
-// writers of one container are the caller's to keep apart.
+// Store is an open tree. Its methods may be called concurrently, except that the
+// caller must serialize writes of one container.
 type Store struct {
 	data string
 	exec string
 
 	mu    sync.RWMutex      // guards other
-	other map[string]string // exec roots of containers that keep another, by ID
+	other map[string]string // exec roots of containers that use another one, by ID
 }
 
-// Open opens the tree below the two roots, makes what is missing, and
-// finishes removals that were interrupted.
+// Open opens the tree below the two roots, creates what is missing, and finishes
+// removals that were interrupted.
 func Open(dataRoot, execRoot string) (*Store, error) {
 	var err error
 	s := &Store{}
@@ -71,19 +72,8 @@ func Open(dataRoot, execRoot string) (*Store, error) {
 	if err := checkRoots(s.data, s.exec); err != nil {
 		return nil, err
 	}
-	for _, d := range []struct {
-		path string
-		mode os.FileMode
-	}{
-		// Containers in user namespaces pass through the data root, and
-		// clients through the exec root; they don't read either.
-		{s.data, 0o711}, {s.exec, 0o711},
-		{s.ContainersDir(), 0o710}, {s.ImagesDir(), 0o711}, {s.NetworksDir(), 0o700},
-		{s.VolumesDir(), 0o711}, {s.EventsDir(), 0o700}, {s.shimsDir(), 0o711},
-	} {
-		if err := os.MkdirAll(d.path, d.mode); err != nil {
-			return nil, fmt.Errorf("open store: %w", err)
-		}
+	if err := s.makeFolders(); err != nil {
+		return nil, fmt.Errorf("open store: %w", err)
 	}
 	for _, dir := range []string{s.ContainersDir(), s.shimsDir()} {
 		if err := finishRemovals(dir); err != nil {
@@ -93,22 +83,22 @@ func Open(dataRoot, execRoot string) (*Store, error) {
 	return s, nil
 }
 
-// DataRoot is what lives on through a reboot.
+// DataRoot is the root of what survives a reboot.
 func (s *Store) DataRoot() string { return s.data }
 
-// ExecRoot is what lives as long as the machine runs.
+// ExecRoot is the root of what a reboot removes.
 func (s *Store) ExecRoot() string { return s.exec }
 
-// ContainersDir holds a folder for each container.
+// ContainersDir has a directory for each container.
 func (s *Store) ContainersDir() string { return filepath.Join(s.data, "containers") }
 
 // ImagesDir belongs to package image.
 func (s *Store) ImagesDir() string { return filepath.Join(s.data, "images") }
 
-// NetworksDir holds a file for each network.
+// NetworksDir has a file for each network.
 func (s *Store) NetworksDir() string { return filepath.Join(s.data, "networks") }
 
-// VolumesDir holds a folder for each volume.
+// VolumesDir has a directory for each volume.
 func (s *Store) VolumesDir() string { return filepath.Join(s.data, "volumes") }
 
 // EventsDir belongs to package event.
@@ -116,14 +106,15 @@ func (s *Store) EventsDir() string { return filepath.Join(s.data, "events") }
 
 func (s *Store) shimsDir() string { return filepath.Join(s.exec, "shim") }
 
-// ContainerDir is what of a container lives on through a reboot.
+// ContainerDir is the directory with the part of a container that survives a
+// reboot.
 func (s *Store) ContainerDir(id string) string { return filepath.Join(s.ContainersDir(), id) }
 
 // SpecPath is the container's spec.json.
 func (s *Store) SpecPath(id string) string { return filepath.Join(s.ContainerDir(id), SpecFile) }
 
-// LogPath is the active file of the container's log: Docker's place for the
-// driver, and empty for one that keeps no file here.
+// LogPath returns the active file of the container's log, where Docker has it for
+// the driver. It is empty for a driver without a local file.
 func (s *Store) LogPath(id, driver string) string {
 	switch driver {
 	case "", "json-file":
@@ -134,8 +125,9 @@ func (s *Store) LogPath(id, driver string) string {
 	return ""
 }
 
-// RunDir is the run directory of the container's shim. It is below the exec
-// root that the container was started under.
+// RunDir is the run directory of the container's shim. It is below the exec root
+// with which the container was started. The API's group may pass through it to
+// the shim's socket.
 func (s *Store) RunDir(id string) string { return filepath.Join(s.shimsOf(id), id) }
 
 func (s *Store) shimsOf(id string) string {
@@ -147,7 +139,7 @@ func (s *Store) shimsOf(id string) string {
 	return s.shimsDir()
 }
 
-// place notes which exec root a container's spec names.
+// place records which exec root a container's spec names.
 func (s *Store) place(id, root string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -161,14 +153,17 @@ func (s *Store) place(id, root string) {
 	s.other[id] = root
 }
 
+// NamesDir has files with the container names of each network, which shims read.
+func (s *Store) NamesDir() string { return filepath.Join(s.exec, "names") }
+
 // Bundle is the container's OCI bundle.
 func (s *Store) Bundle(id string) string { return filepath.Join(s.RunDir(id), "bundle") }
 
 // Rootfs is where the container's root is mounted.
 func (s *Store) Rootfs(id string) string { return filepath.Join(s.Bundle(id), "rootfs") }
 
-// checkID keeps a wrong ID from naming another folder: letters, digits, and
-// after the first also "_", "." and "-".
+// checkID refuses an ID that could name another directory. An ID has letters,
+// digits, and after the first character also "_", "." and "-".
 func checkID(id string) error {
 	for i, c := range []byte(id) {
 		switch {
@@ -184,7 +179,7 @@ func checkID(id string) error {
 	return nil
 }
 
-// RunDirs are the IDs that have a run directory.
+// RunDirs returns the IDs that have a run directory.
 func (s *Store) RunDirs() ([]string, error) {
 	entries, err := os.ReadDir(s.shimsDir())
 	if err != nil {
@@ -199,10 +194,10 @@ func (s *Store) RunDirs() ([]string, error) {
 	return ids, nil
 }
 
-// DaemonID is the identity of this data root, made when it is first asked for:
-// a UUID, as `docker info` shows it.
+// DaemonID returns the identity of this data root, a UUID that `docker info`
+// shows. The first call creates it.
 func (s *Store) DaemonID() (string, error) {
-	path := filepath.Join(s.data, "engine-id")
+	path := filepath.Join(s.data, engineIDFile)
 	if b, err := os.ReadFile(path); err == nil && len(b) > 0 {
 		return strings.TrimSpace(string(b)), nil
 	} else if err != nil && !errors.Is(err, fs.ErrNotExist) {

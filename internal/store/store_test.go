@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package store
 
 import (
@@ -63,8 +65,8 @@ func TestSpecComesBackAsItWasWritten(t *testing.T) {
 	}
 }
 
-// Each schema's frozen example is read, and written as the present one
-// without a loss.
+// Each schema's frozen example can be read and, written with the present schema,
+// loses nothing.
 func TestFrozenExamplesAreStillRead(t *testing.T) {
 	examples, err := filepath.Glob("testdata/v*/spec.json")
 	if err != nil || len(examples) != container.SpecSchema {
@@ -114,11 +116,11 @@ func TestMigrationsRunInOrderFromTheFilesSchema(t *testing.T) {
 		Schema int
 		Trace  string
 	}
-	if err := decode("f", []byte(`{"schema":1}`), 3, steps, &v); err != nil || v.Schema != 3 || v.Trace != "1to2,2to3" {
+	if err := decode("f", []byte(`{"schema":1}`), 3, steps, &v, &v.Schema); err != nil || v.Schema != 3 || v.Trace != "1to2,2to3" {
 		t.Errorf("got %+v, %v", v, err)
 	}
 	failing := []migration{func(map[string]json.RawMessage) error { return errors.New("no such luck") }}
-	if err := decode("f", []byte(`{"schema":1}`), 2, failing, &v); err == nil || !strings.Contains(err.Error(), "bring f from schema 1 to 2: no such luck") {
+	if err := decode("f", []byte(`{"schema":1}`), 2, failing, &v, &v.Schema); err == nil || !strings.Contains(err.Error(), "bring f from schema 1 to 2: no such luck") {
 		t.Errorf("got %v", err)
 	}
 	if len(specMigrations) != container.SpecSchema-1 {
@@ -140,7 +142,7 @@ func TestDamagedAndNewerSpecsAreListedAndLeftAlone(t *testing.T) {
 	}{
 		"cut":    {string(whole[:40]), "it ends after 40 bytes", errdefs.IsDataLoss},
 		"newer":  {`{"schema":99,"id":"newer"}`, "its schema is 99, this release reads up to 1", errdefs.IsFailedPrecondition},
-		"other":  {`{"schema":1,"id":"x"}`, `it says that it is of "x"`, errdefs.IsDataLoss},
+		"other":  {`{"schema":1,"id":"x"}`, `it has the ID "x"`, errdefs.IsDataLoss},
 		"binary": {"\x00\x00\x00", "is damaged", errdefs.IsDataLoss},
 	}
 	for id, b := range bad {
@@ -148,7 +150,8 @@ func TestDamagedAndNewerSpecsAreListedAndLeftAlone(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	// A log without a spec is somebody's, a folder without anything is not.
+	// A directory with a log but without a spec is kept as broken; an empty one is
+	// removed.
 	if err := os.Remove(s.SpecPath("logged")); err != nil {
 		t.Fatal(err)
 	}
@@ -216,9 +219,12 @@ func TestRemovalThatHasBegunIsFinishedAtOpen(t *testing.T) {
 	if err := os.MkdirAll(s.Rootfs("a"), 0o700); err != nil {
 		t.Fatal(err)
 	}
-	// A crash right after the rename.
+	// As after a crash while the directory was deleted.
 	half := filepath.Join(s.ContainersDir(), removing+"b")
 	if err := os.Rename(s.ContainerDir("b"), half); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Remove(filepath.Join(half, SpecFile)); err != nil {
 		t.Fatal(err)
 	}
 	for range 2 {
@@ -240,6 +246,36 @@ func TestRemovalThatHasBegunIsFinishedAtOpen(t *testing.T) {
 	}
 }
 
+func TestContainerThatWasSetAsideIsReturnedUntilItIsDeleted(t *testing.T) {
+	s := open(t)
+	write(t, s, "a", "b")
+	if err := s.SetAside("a"); err != nil {
+		t.Fatal(err)
+	}
+	s, err := Open(s.DataRoot(), s.ExecRoot())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if specs, _, err := s.LoadAll(); err != nil || len(specs) != 1 || specs[0].ID != "b" {
+		t.Errorf("%v, %v", specs, err)
+	}
+	aside, err := s.Aside()
+	if err != nil || len(aside) != 1 || aside[0].Spec.ID != "a" {
+		t.Fatalf("%v, %v", aside, err)
+	}
+	if _, err := os.Stat(filepath.Join(aside[0].Dir, SpecFile)); err != nil {
+		t.Error(err)
+	}
+	for range 2 {
+		if err := s.DeleteAside("a"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if aside, err := s.Aside(); err != nil || len(aside) != 0 {
+		t.Errorf("%v, %v", aside, err)
+	}
+}
+
 func TestFailedWriteLeavesTheOldFileAndNothingElse(t *testing.T) {
 	dir := t.TempDir()
 	path := filepath.Join(dir, "f")
@@ -249,7 +285,7 @@ func TestFailedWriteLeavesTheOldFileAndNothingElse(t *testing.T) {
 	if st, err := os.Stat(path); err != nil || st.Mode().Perm() != 0o640 {
 		t.Errorf("%v, %v", st.Mode(), err)
 	}
-	// A folder can't be replaced by a file.
+	// A file can't replace a directory.
 	if err := os.MkdirAll(filepath.Join(dir, "d", "x"), 0o700); err != nil {
 		t.Fatal(err)
 	}
@@ -259,6 +295,24 @@ func TestFailedWriteLeavesTheOldFileAndNothingElse(t *testing.T) {
 	entries, _ := os.ReadDir(dir)
 	if len(entries) != 2 {
 		t.Errorf("left behind: %v", entries)
+	}
+}
+
+func TestTemporaryFileOfADeadWriterIsReplacedByTheNext(t *testing.T) {
+	s := open(t)
+	write(t, s, "a")
+	// As after a crash or a loss of power right before the rename.
+	temp := filepath.Join(s.ContainerDir("a"), "."+SpecFile+tempSuffix)
+	if err := os.WriteFile(temp, bytes.Repeat([]byte("x"), 100_000), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	write(t, s, "a")
+	if _, err := s.ReadSpec("a"); err != nil {
+		t.Error(err)
+	}
+	entries, err := os.ReadDir(s.ContainerDir("a"))
+	if err != nil || len(entries) != 1 {
+		t.Errorf("left behind: %v, %v", entries, err)
 	}
 }
 

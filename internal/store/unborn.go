@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package store
 
 import (
@@ -9,21 +11,25 @@ import (
 	"strings"
 )
 
-// creatingFile stands in a container's folder from the first thing that is made
-// for it until its spec is written, and has a line for each anonymous volume
-// that was made along with it. With it and without a spec the container never
-// was: nobody was told of it. It need not outlive a power failure that takes
-// the folder along.
+// creatingFile marks a container that is being created. It is in the container's
+// directory from the first step of its creation until its spec is written and the
+// event of its creation is journalled. It has a line for each anonymous volume that
+// was created with the container. If it exists without a spec, the container is half
+// made, and no client was answered. It need not survive a power failure that loses
+// the directory.
 const creatingFile = "creating"
 
-// Unborn is a container that a crash interrupted in its making.
+// Unborn is a container whose creation a crash interrupted.
 type Unborn struct {
 	ID string
-	// Volumes are the anonymous volumes that may have been made for it.
+	// Complete: the container has a spec. Only the event of its creation may be
+	// missing.
+	Complete bool
+	// Volumes are the anonymous volumes that may have been created for it.
 	Volumes []string
 }
 
-// BeginCreate makes a container's folder, marked as half made.
+// BeginCreate creates a container's directory, marked as half made.
 func (s *Store) BeginCreate(id string) error {
 	if err := checkID(id); err != nil {
 		return err
@@ -42,15 +48,15 @@ func (s *Store) BeginCreate(id string) error {
 	if err := f.Close(); err != nil {
 		return fail(err)
 	}
-	// The folder's own name must be durable before the spec in it is.
+	// The directory's own name must be durable before the spec in it is.
 	if err := SyncDir(s.ContainersDir()); err != nil {
 		return fail(err)
 	}
 	return nil
 }
 
-// NoteVolume records, before it is made, an anonymous volume of a container
-// that is being made.
+// NoteVolume records an anonymous volume of a half-made container, before the
+// volume is created.
 func (s *Store) NoteVolume(id, name string) error {
 	f, err := os.OpenFile(s.creating(id), os.O_WRONLY|os.O_APPEND, 0)
 	if err != nil {
@@ -63,7 +69,7 @@ func (s *Store) NoteVolume(id, name string) error {
 	return nil
 }
 
-// EndCreate takes the mark away, once the spec is written.
+// EndCreate removes the mark, after the spec was written and the event journalled.
 func (s *Store) EndCreate(id string) error {
 	if err := os.Remove(s.creating(id)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("create container %s: %w", id, err)
@@ -71,7 +77,7 @@ func (s *Store) EndCreate(id string) error {
 	return nil
 }
 
-// Unborn lists what crashes left half made.
+// Unborn returns the containers whose creation crashes have interrupted.
 func (s *Store) Unborn() ([]Unborn, error) {
 	entries, err := os.ReadDir(s.ContainersDir())
 	if err != nil {
@@ -79,16 +85,19 @@ func (s *Store) Unborn() ([]Unborn, error) {
 	}
 	var out []Unborn
 	for _, e := range entries {
-		if !e.IsDir() || checkID(e.Name()) != nil || !s.beingMade(e.Name()) {
+		if !e.IsDir() || checkID(e.Name()) != nil {
 			continue
 		}
 		text, err := os.ReadFile(s.creating(e.Name()))
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
 		if err != nil {
 			return nil, fmt.Errorf("list containers: %w", err)
 		}
-		u := Unborn{ID: e.Name()}
+		u := Unborn{ID: e.Name(), Complete: !s.beingMade(e.Name())}
 		for line := range strings.Lines(string(text)) {
-			// A torn line was not yet a volume.
+			// The volume is only created after its line is complete.
 			if name, whole := strings.CutSuffix(line, "\n"); whole && name != "" {
 				u.Volumes = append(u.Volumes, name)
 			}

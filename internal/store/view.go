@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package store
 
 import (
@@ -11,12 +13,11 @@ import (
 	"holdfast/internal/container"
 )
 
-// View is the tree for one who may read it and change nothing, such as a
-// client where no daemon lives. Its methods are Store's; those that would write
-// are refused with ErrPermissionDenied.
+// View is a read-only Store, for a client when no daemon runs. The methods that
+// would write return ErrPermissionDenied.
 type View struct{ *Store }
 
-// OpenView opens the tree below two roots that a daemon has made.
+// OpenView opens the tree below two roots that a daemon has created.
 func OpenView(dataRoot, execRoot string) (View, error) {
 	s := &Store{}
 	var err error
@@ -32,10 +33,10 @@ func OpenView(dataRoot, execRoot string) (View, error) {
 	return View{s}, nil
 }
 
-var errView = fmt.Errorf("the tree is open for reading alone: %w", errdefs.ErrPermissionDenied)
+var errView = fmt.Errorf("the tree is open read-only: %w", errdefs.ErrPermissionDenied)
 
-// LoadAll reads the specs of all containers, in no order. Folders without one
-// are half made or half removed, and no containers.
+// LoadAll reads the specs of all containers, in no order. It skips directories
+// without a spec: they are half made or half removed.
 func (v View) LoadAll() (specs []*container.Spec, broken []Broken, err error) {
 	entries, err := os.ReadDir(v.ContainersDir())
 	if err != nil {
@@ -68,7 +69,7 @@ func (v View) LoadAll() (specs []*container.Spec, broken []Broken, err error) {
 	return specs, broken, nil
 }
 
-// WriteSpec is refused, as all that writes.
+// WriteSpec is refused.
 func (View) WriteSpec(*container.Spec) error { return errView }
 
 // BeginCreate is refused.
@@ -82,6 +83,12 @@ func (View) EndCreate(string) error { return errView }
 
 // RemoveContainer is refused.
 func (View) RemoveContainer(string) error { return errView }
+
+// SetAside is refused.
+func (View) SetAside(string) error { return errView }
+
+// DeleteAside is refused.
+func (View) DeleteAside(string) error { return errView }
 
 // RemoveRunDir is refused.
 func (View) RemoveRunDir(string) error { return errView }

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package timeline
 
 import (
@@ -5,7 +7,7 @@ import (
 	"time"
 )
 
-// steps are the distances that ticks of an axis may have.
+// steps are the possible distances between the ticks of an axis.
 var steps = []time.Duration{
 	time.Millisecond, 10 * time.Millisecond, 100 * time.Millisecond,
 	time.Second, 2 * time.Second, 5 * time.Second, 10 * time.Second, 15 * time.Second, 30 * time.Second,
@@ -16,7 +18,8 @@ var steps = []time.Duration{
 
 const day = 24 * time.Hour
 
-// ticks are round moments of a span, at most max of them.
+// ticks returns round times within a span, at most max of them, and the distance
+// between them.
 func ticks(from, to time.Time, max int) (at []time.Time, step time.Duration) {
 	step = steps[len(steps)-1]
 	for _, s := range steps {
@@ -25,7 +28,7 @@ func ticks(from, to time.Time, max int) (at []time.Time, step time.Duration) {
 			break
 		}
 	}
-	// Round in the zone's own hours and days.
+	// Round to hours and days of the time zone.
 	_, offset := from.Zone()
 	shift := time.Duration(offset) * time.Second
 	t := from.Add(shift).Truncate(step).Add(-shift)
@@ -37,7 +40,7 @@ func ticks(from, to time.Time, max int) (at []time.Time, step time.Duration) {
 	return at, step
 }
 
-// clock is a tick's label.
+// clock returns a tick's label.
 func clock(t time.Time, step time.Duration) string {
 	switch {
 	case step >= day:
@@ -50,7 +53,7 @@ func clock(t time.Time, step time.Duration) string {
 	return t.Format("05.000")
 }
 
-// span is a duration for people: its two largest units.
+// span formats a duration with its two largest units.
 func span(d time.Duration) string {
 	switch {
 	case d < time.Second:
@@ -72,7 +75,7 @@ func two(a int, unitA string, b int, unitB string) string {
 	return fmt.Sprintf("%d %s %d %s", a, unitA, b, unitB)
 }
 
-// plural counts things.
+// plural formats a count.
 func plural(n int, one, many string) string {
 	if n == 1 {
 		return "1 " + one

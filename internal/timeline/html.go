@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package timeline
 
 import (
@@ -12,16 +14,16 @@ import (
 // Measures of the page's picture, in its own units.
 const (
 	pageLeft   = 190 // where the bars begin
-	pageBars   = 860 // how wide they are
-	pageRight  = 270 // for what is said of each
-	pageTop    = 44  // for the clock
+	pageBars   = 860 // width of the bars
+	pageRight  = 270 // room for the summary of each row
+	pageTop    = 44  // room for the clock
 	rowHeight  = 34
 	barHeight  = 16
 	daemonRoom = 62 // the daemon's row, with its releases below
 )
 
-// HTML draws the picture as one page that needs nothing else: no script, no
-// font, no other file. Every bar says in words what it shows.
+// HTML draws the timeline as one self-contained page: no script, no font, no
+// other file. Every bar also has a text that describes it.
 func HTML(t Timeline, zone *time.Location) string {
 	if zone == nil {
 		zone = time.UTC
@@ -63,7 +65,7 @@ func (p *page) draw() string {
 	return p.b.String()
 }
 
-// facts are the figures above the picture.
+// facts writes the figures above the picture.
 func (p *page) facts() {
 	running, runs, kept := 0, 0, 0
 	for _, c := range p.t.Containers {
@@ -90,7 +92,7 @@ func (p *page) facts() {
 	p.printf("</dl>\n")
 }
 
-// x is where a moment is; what is outside is at the border.
+// x returns the position of a time. Times outside the picture are at its border.
 func (p *page) x(at time.Time) float64 {
 	all := p.t.To.Sub(p.t.From)
 	if all <= 0 {
@@ -99,7 +101,7 @@ func (p *page) x(at time.Time) float64 {
 	return pageLeft + pageBars*max(0, min(1, float64(at.Sub(p.t.From))/float64(all)))
 }
 
-// end is a span's end, which may still be to come.
+// end returns a span's end, or the picture's if the span has not ended.
 func (p *page) end(at time.Time) time.Time {
 	if at.IsZero() {
 		return p.t.To
@@ -127,8 +129,8 @@ func (p *page) picture() {
 	p.printf("</svg>\n</div>\n")
 }
 
-// away shades the times without a daemon over the whole height, so that one
-// sees what went on through them.
+// away shades the times without a daemon over the whole height, so that one sees
+// which containers ran during them.
 func (p *page) away() {
 	shade := func(from, to time.Time) {
 		if a, b := p.x(from), p.x(to); b > a {
@@ -164,7 +166,7 @@ func (p *page) axis() {
 	}
 }
 
-// bar draws one box with its words.
+// bar draws one box with its text.
 func (p *page) bar(class string, from, to time.Time, y float64, title string) {
 	a, b := p.x(from), p.x(to)
 	p.printf("<rect class=\"bar %s\" x=\"%.1f\" y=\"%.1f\" width=\"%.1f\" height=\"%d\" rx=\"3\" role=\"img\" aria-label=\"%s\"><title>%s</title></rect>\n",
@@ -212,7 +214,7 @@ func (p *page) daemon() {
 	p.printf("<line class=\"rule\" x1=\"0\" x2=\"%d\" y1=\"%d\" y2=\"%d\"/>\n", pageLeft+pageBars+pageRight, pageTop+daemonRoom-16, pageTop+daemonRoom-16)
 }
 
-// cross marks an end that nobody wanted.
+// cross marks an unwanted end.
 func (p *page) cross(x, y float64, class string) {
 	m := y + barHeight/2
 	p.printf("<g class=\"cross %s\" aria-hidden=\"true\"><circle cx=\"%.1f\" cy=\"%.1f\" r=\"7\"/><path d=\"M%.1f %.1f l6 6 m0 -6 l-6 6\"/></g>\n", class, x, m, x-3, m-3)
@@ -262,7 +264,7 @@ func (p *page) legend() {
 	p.printf("</ul>\n")
 }
 
-// table says all of it once more, for readers of words.
+// table writes everything once more as text.
 func (p *page) table() {
 	zone := p.t.From.Location()
 	at := func(t time.Time) string {
@@ -294,7 +296,7 @@ func (p *page) table() {
 	p.printf("</tbody>\n</table>\n</details>\n")
 }
 
-func esc(s string) string { return html.EscapeString(s) }
+func esc(s string) string { return html.EscapeString(Plain(s)) }
 
 const style = `
 :root{--paper:#fbfaf7;--card:#fff;--ink:#1d2430;--faint:#5d6775;--line:#e4e1d9;--daemon:#3b5bdb;--run:#2b8a5a;--ended:#a9cdb9;--paused:#e8b339;--bad:#c92a2a;--away:#f1e3d3;--upgrade:#7048e8}

@@ -1,38 +1,41 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package timeline
 
 import (
 	"strings"
 	"time"
+	"unicode"
 	"unicode/utf8"
 
 	"holdfast/internal/event"
 )
 
-// TextOptions are how Text draws.
+// TextOptions configure Text.
 type TextOptions struct {
 	Width  int // columns; less than 40 counts as 40
 	Colour bool
 	Zone   *time.Location
 }
 
-// What a cell of a bar shows. Without colour the signs alone must do.
+// Signs in the cells of a bar. Without colour they must be enough.
 const (
 	signNone    = ' '
 	signLives   = '█'
-	signUnknown = '░' // of a daemon whose end nobody saw
+	signUnknown = '░' // the daemon's end was not recorded
 	signPaused  = '▒'
-	signEnd     = '▌' // the end that was wanted
+	signEnd     = '▌' // a normal end
 	signBroken  = '✗' // crash, or an exit code other than 0
 	signUpgrade = '▲'
 	signGoesOn  = '▶'
 )
 
-// colours of the signs, for terminals.
+// colours of the signs in terminals
 var colours = map[rune]string{
 	signLives: "32", signUnknown: "90", signPaused: "33", signEnd: "32", signBroken: "1;31", signUpgrade: "1;36", signGoesOn: "32",
 }
 
-// Text draws the picture for a terminal, a line for each container.
+// Text draws the timeline for a terminal, with a line for each container.
 func Text(t Timeline, o TextOptions) string {
 	if o.Zone == nil {
 		o.Zone = time.UTC
@@ -58,14 +61,14 @@ func Text(t Timeline, o TextOptions) string {
 	return b.String()
 }
 
-// drawing is a picture being drawn.
+// drawing is the state of Text.
 type drawing struct {
 	t              Timeline
 	o              TextOptions
-	name, bar, tip int // columns; tip is 0 where there is no room
+	name, bar, tip int // columns; tip is 0 if there is no room for it
 }
 
-// layout divides the width.
+// layout divides the width into columns.
 func (d *drawing) layout() {
 	width := max(d.o.Width, 40)
 	d.name = len("daemon")
@@ -82,7 +85,7 @@ func (d *drawing) layout() {
 	}
 }
 
-// cell is the column of a moment; what is outside is at the border.
+// cell returns the column of a time. Times outside the picture are at its border.
 func (d *drawing) cell(at time.Time) int {
 	all := d.t.To.Sub(d.t.From)
 	if all <= 0 {
@@ -92,7 +95,8 @@ func (d *drawing) cell(at time.Time) int {
 	return max(0, min(n, d.bar-1))
 }
 
-// fill draws from a moment to another; a zero end is the picture's.
+// fill draws the sign from one time to another. A zero end means the end of the
+// picture.
 func (d *drawing) fill(bar []rune, from, to time.Time, sign rune) {
 	if to.IsZero() {
 		to = d.t.To
@@ -133,7 +137,7 @@ func (d *drawing) daemon() []rune {
 	return bar
 }
 
-// releases names the daemon's releases below its bar, where they change.
+// releases writes the daemon's releases below its bar, where they change.
 func (d *drawing) releases() string {
 	line := d.empty()
 	free := 0
@@ -141,7 +145,7 @@ func (d *drawing) releases() string {
 		if i > 0 && !l.Upgraded {
 			continue
 		}
-		label := []rune(l.Release)
+		label := []rune(Plain(l.Release))
 		at := d.cell(l.Start)
 		if l.Start.Before(d.t.From) {
 			at = 0
@@ -195,7 +199,7 @@ func (d *drawing) axis(b *strings.Builder) {
 	d.row(b, "", line, "")
 }
 
-// row writes a line: name, bar, and what to say of it.
+// row writes a line: name, bar and summary.
 func (d *drawing) row(b *strings.Builder, name string, bar []rune, tip string) {
 	line := fit(name, d.name) + "  " + d.paint(bar)
 	if d.tip > 0 && tip != "" {
@@ -204,7 +208,7 @@ func (d *drawing) row(b *strings.Builder, name string, bar []rune, tip string) {
 	b.WriteString(strings.TrimRight(line, " ") + "\n")
 }
 
-// paint gives the signs their colours.
+// paint adds the signs' colours.
 func (d *drawing) paint(bar []rune) string {
 	if !d.o.Colour {
 		return string(bar)
@@ -227,7 +231,7 @@ func (d *drawing) paint(bar []rune) string {
 	return b.String()
 }
 
-// legend explains the signs that were used, in as many lines as it takes.
+// legend explains the signs that were used, on as many lines as needed.
 func (d *drawing) legend() string {
 	used := map[rune]bool{}
 	for _, r := range d.daemon() {
@@ -266,11 +270,24 @@ func (d *drawing) legend() string {
 	return b.String() + "\n"
 }
 
-// fit makes a text as wide as a column.
+// fit pads or cuts a text to the width of a column.
 func fit(s string, width int) string {
+	s = Plain(s)
 	r := []rune(s)
 	if len(r) > width {
 		return string(r[:width-1]) + "…"
 	}
 	return s + strings.Repeat(" ", width-len(r))
+}
+
+// Plain returns a text that is safe for a terminal. It replaces by U+FFFD each
+// rune that would move the cursor, hide or reorder text, or control the terminal
+// in another way. The number of runes stays the same.
+func Plain(s string) string {
+	return strings.Map(func(r rune) rune {
+		if unicode.IsControl(r) || unicode.In(r, unicode.Cf, unicode.Zl, unicode.Zp) {
+			return utf8.RuneError
+		}
+		return r
+	}, s)
 }

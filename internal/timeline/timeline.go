@@ -1,7 +1,8 @@
-// Package timeline makes a picture of what was: the lives of the daemon above
-// the lives of the containers. It owns the way from events to spans of time and
-// from those to text and to a page. It reads nothing by itself, and knows no
-// clock: time comes as an argument.
+// SPDX-License-Identifier: Apache-2.0
+
+// Package timeline draws the history of an engine: the daemon's lives above those
+// of the containers. It turns events into spans of time, and these into text and
+// a page. It reads neither files nor the clock: events and times are arguments.
 package timeline
 
 import (
@@ -14,36 +15,37 @@ import (
 	"holdfast/internal/event"
 )
 
-// Timeline is what happened from From to To.
+// Timeline is the history between From and To.
 type Timeline struct {
 	From       time.Time   `json:"from"`
 	To         time.Time   `json:"to"`
 	Daemon     []Life      `json:"daemon"`     // oldest first
-	Containers []Container `json:"containers"` // those that run first, then the latest
-	// DaemonAway: no daemon lives at To.
+	Containers []Container `json:"containers"` // running ones first, then the latest
+	// DaemonAway: no daemon runs at To.
 	DaemonAway bool `json:"daemonAway,omitempty"`
 }
 
-// Life is one life of the daemon.
+// Life is the time between a start and an end of the daemon.
 type Life struct {
 	Release string    `json:"release"`
 	Pid     int       `json:"pid"`
 	Start   time.Time `json:"start"`
-	// End is zero while it lasts. Where How is crash or reboot nobody saw it:
-	// it was between Seen and End.
+	// End is zero while the daemon runs. If How is crash or reboot the end was not
+	// recorded: it was between Seen and End.
 	End time.Time `json:"end,omitzero"`
-	// Seen is the last sign of life of one whose end nobody saw.
+	// Seen is the last sign of life, if the end was not recorded.
 	Seen time.Time `json:"seen,omitzero"`
-	// How is empty while it lasts, else of event.EndClean and so on.
+	// How is empty while the daemon runs; otherwise event.EndClean or one of the
+	// others.
 	How string `json:"how,omitempty"`
-	// Upgraded: the release is another than that of the life before.
+	// Upgraded: the release differs from that of the previous life.
 	Upgraded bool `json:"upgraded,omitempty"`
 }
 
-// Unseen reports whether nobody saw its end.
+// Unseen reports whether the end was not recorded.
 func (l Life) Unseen() bool { return l.How == event.EndCrash || l.How == event.EndReboot }
 
-// Container is one container's life.
+// Container is the history of one container.
 type Container struct {
 	ID      string    `json:"id"`
 	Name    string    `json:"name"`
@@ -57,28 +59,28 @@ type Container struct {
 // Run is one run of a container's process.
 type Run struct {
 	Start time.Time `json:"start"`
-	End   time.Time `json:"end,omitzero"` // zero while it lasts
-	// ExitCode is of a run that has ended.
+	End   time.Time `json:"end,omitzero"` // zero while it runs
+	// ExitCode is set if the run has ended.
 	ExitCode int    `json:"exitCode"`
 	OOM      bool   `json:"oom,omitempty"`
 	Paused   []Span `json:"paused,omitempty"`
-	// Lives is how many lives of the daemon it has seen.
+	// Lives is the number of the daemon's lives during the run.
 	Lives int `json:"lives"`
 }
 
-// Span is a span of time; an End of zero is one that lasts.
+// Span is a span of time. A zero End means that it has not ended.
 type Span struct {
 	Start time.Time `json:"start"`
 	End   time.Time `json:"end,omitzero"`
 }
 
-// Mark is a moment of note.
+// Mark is a notable moment.
 type Mark struct {
 	Time time.Time `json:"time"`
 	What string    `json:"what"` // oom, healthy, unhealthy
 }
 
-// Present is a container as it is now, for what no event tells any more or yet.
+// Present is a container's current state. It fills in what no event reports.
 type Present struct {
 	ID, Name, Image string
 	Created         time.Time
@@ -88,7 +90,7 @@ type Present struct {
 	ExitCode        int
 }
 
-// Wanted reports whether an event has a part in the picture.
+// Wanted reports whether the timeline uses an event.
 func Wanted(m event.Message) bool {
 	if m.Source == "" {
 		return true // a sign of life of the daemon
@@ -96,9 +98,9 @@ func Wanted(m event.Message) bool {
 	return m.Type == "container"
 }
 
-// Build makes the picture of the time from since, or from the first record if
-// that is later, to now. The last of lives is the present daemon's, unless away says that none
-// lives. Events are in the order of their time.
+// Build builds the timeline from since, or from the first record if that is
+// later, to now. The last of lives is the running daemon's, unless away says that
+// none runs. Events are sorted by time.
 func Build(lives []event.Life, events []event.Message, present []Present, since, now time.Time, away bool) Timeline {
 	t := Timeline{From: since, To: now, DaemonAway: away, Daemon: daemonLives(lives, events, away), Containers: []Container{}}
 	all := containers(events, present)
@@ -123,7 +125,7 @@ func Build(lives []event.Life, events []event.Message, present []Present, since,
 	return t
 }
 
-// first is the first moment of which anything is known.
+// first returns the earliest time of any record.
 func (t Timeline) first(all []Container, now time.Time) time.Time {
 	first := now
 	if len(t.Daemon) > 0 {
@@ -139,7 +141,7 @@ func (t Timeline) first(all []Container, now time.Time) time.Time {
 
 func (c Container) last() Run { return c.Runs[len(c.Runs)-1] }
 
-// order puts what runs before what has ended, and the latest end first.
+// order returns the sort key: running ones come first, then the latest end.
 func (r Run) order(now time.Time) time.Time {
 	if r.End.IsZero() {
 		return now
@@ -147,7 +149,7 @@ func (r Run) order(now time.Time) time.Time {
 	return r.End
 }
 
-// livesOf counts the daemons that a run has seen.
+// livesOf counts the daemon's lives during a run.
 func (t Timeline) livesOf(r Run, lives []event.Life) int {
 	n := 0
 	for _, l := range lives {
@@ -166,7 +168,7 @@ func daemonLives(lives []event.Life, events []event.Message, away bool) []Life {
 			life.Upgraded = true
 		}
 		if away && i == len(lives)-1 && l.How == "" {
-			life.How = event.EndCrash // and nobody has come since
+			life.How = event.EndCrash // no later daemon has recorded the end
 		}
 		if life.Unseen() {
 			life.Seen = life.Start
@@ -187,7 +189,7 @@ func daemonLives(lives []event.Life, events []event.Message, away bool) []Life {
 	return out
 }
 
-// containers follows each container through its events.
+// containers builds each container's history from its events.
 func containers(events []event.Message, present []Present) []Container {
 	byID := map[string]*Container{}
 	var order []string
@@ -221,7 +223,7 @@ func containers(events []event.Message, present []Present) []Container {
 	out := make([]Container, 0, len(order))
 	for _, id := range order {
 		if c := byID[id]; !slices.ContainsFunc(present, func(p Present) bool { return p.ID == id }) {
-			c.close(c.Removed, 0) // its end is in no journal any more
+			c.close(c.Removed, 0) // no journal has its end any more
 			out = append(out, *c)
 		} else {
 			out = append(out, *c)
@@ -230,7 +232,7 @@ func containers(events []event.Message, present []Present) []Container {
 	return out
 }
 
-// running is the run that lasts, or nil.
+// running returns the run that has not ended, or nil.
 func (c *Container) running() *Run {
 	if n := len(c.Runs); n > 0 && c.Runs[n-1].End.IsZero() {
 		return &c.Runs[n-1]
@@ -238,7 +240,7 @@ func (c *Container) running() *Run {
 	return nil
 }
 
-// close ends the run that lasts, if there is one.
+// close ends the run that has not ended, if there is one.
 func (c *Container) close(at time.Time, code int) {
 	r := c.running()
 	if r == nil || at.IsZero() {
@@ -250,7 +252,7 @@ func (c *Container) close(at time.Time, code int) {
 	}
 }
 
-// take follows one event.
+// take applies one event.
 func (c *Container) take(m event.Message) {
 	at := m.At()
 	action, detail, _ := strings.Cut(m.Action, ": ")
@@ -286,7 +288,7 @@ func (c *Container) take(m event.Message) {
 	}
 }
 
-// reconcile brings what the events told to what is.
+// reconcile adjusts the history to the container's current state.
 func (c *Container) reconcile(p Present) {
 	r := c.running()
 	switch {

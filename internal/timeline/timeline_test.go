@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package timeline
 
 import (
@@ -21,7 +23,7 @@ func at(minutes float64) time.Time {
 	return noon.Add(time.Duration(minutes * float64(time.Minute)))
 }
 
-// story is a history with everything in it.
+// story returns a history with every kind of item.
 func story() (lives []event.Life, events []event.Message, present []Present) {
 	lives = []event.Life{
 		{Number: 1, Release: "1.0.0", Pid: 700, Start: at(0), End: at(40), How: event.EndCrash},
@@ -49,7 +51,7 @@ func story() (lives []event.Life, events []event.Message, present []Present) {
 	add(10, "worker", "start")
 	add(25, "worker", "die", "exitCode", "1")
 	add(26, "worker", "start")
-	add(30, "job", "create") // the last word of the daemon's first life
+	add(30, "job", "create") // the last event of the daemon's first life
 	add(30, "job", "start")
 	add(36, "worker", "die", "exitCode", "137")
 	add(36, "worker", "oom")
@@ -141,7 +143,7 @@ func TestSinceCutsOffWhatWasBefore(t *testing.T) {
 	if len(p.Daemon) != 2 || len(p.Containers) != 3 || len(p.Containers[2].Runs) != 1 {
 		t.Errorf("%+v", p)
 	}
-	// A run that began before is drawn from the border on.
+	// A run that began before the picture is drawn from its border on.
 	text := Text(p, TextOptions{Width: 100})
 	if !strings.Contains(text, "web                   █████") {
 		t.Error(text)
@@ -161,8 +163,8 @@ func TestPresentStateFillsWhatTheJournalHasLost(t *testing.T) {
 	if text := Text(p, TextOptions{Width: 80}); !strings.Contains(text, "no daemon") {
 		t.Error(text)
 	}
-	// A start whose end was never journalled ends when the container is known to
-	// have ended.
+	// If the journal has a start without an end, the run ends when the container is
+	// known to have ended.
 	start := event.New("container", "start", "b", map[string]string{"name": "b"}, at(6))
 	start.Source = "b/1:1"
 	p = Build(nil, []event.Message{start}, present[1:2], time.Time{}, at(10), false)

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package timeline
 
 import (
@@ -7,10 +9,10 @@ import (
 	"holdfast/internal/event"
 )
 
-// when is a moment for people.
+// when formats a time.
 func when(t time.Time) string { return t.Format("2006-01-02 15:04:05") }
 
-// title says of a life what a bar can't.
+// title describes a life beyond what its bar shows.
 func (l Life) title(t Timeline) string {
 	s := fmt.Sprintf("holdfastd %s, pid %d, from %s", l.Release, l.Pid, when(l.Start.In(t.From.Location())))
 	end := func(at time.Time) string { return when(at.In(t.From.Location())) }
@@ -32,7 +34,7 @@ func (l Life) title(t Timeline) string {
 	return s + ": " + what + " between " + end(l.Seen) + " and " + end(l.End)
 }
 
-// title says of a run what a bar can't.
+// title describes a run beyond what its bar shows.
 func (r Run) title(c Container, t Timeline) string {
 	s := fmt.Sprintf("%s: run from %s", c.Name, when(r.Start.In(t.From.Location())))
 	if r.End.IsZero() {
@@ -55,7 +57,7 @@ func under(lives int) string {
 	return fmt.Sprintf(", under %d daemons", lives)
 }
 
-// summary is a container in a few words.
+// summary describes a container in a few words.
 func (c Container) summary(now time.Time) string {
 	r := c.last()
 	s := ""
@@ -76,7 +78,7 @@ func (c Container) summary(now time.Time) string {
 	return s
 }
 
-// summary is the daemon in a few words.
+// summary describes the daemon in a few words.
 func (t Timeline) summary() string {
 	n := len(t.Daemon)
 	if n == 0 {
@@ -104,7 +106,7 @@ func (t Timeline) summary() string {
 	return s
 }
 
-// in gives all times in a zone.
+// in converts all times to a time zone.
 func (t Timeline) in(zone *time.Location) Timeline {
 	t.From, t.To = t.From.In(zone), t.To.In(zone)
 	return t

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package volume
 
 import (
@@ -7,20 +9,23 @@ import (
 	"maps"
 	"net"
 	"net/url"
+	"path/filepath"
 	"slices"
 	"strings"
 
 	"github.com/moby/sys/mount"
 	"github.com/moby/sys/mountinfo"
 	"golang.org/x/sys/unix"
+
+	"holdfast/internal/beneath"
 )
 
 // mounts reports whether a volume's options mount something.
 func (m meta) mounts() bool { return m.Options["device"] != "" || m.Options["type"] != "" }
 
-// Mount has the volume ready for a container, ref, that is about to run, and
-// returns the folder of its contents. What is mounted already stays as it is.
-// Errors: ErrNotFound; that of mount(2) with what was to be mounted.
+// Mount prepares a volume for a container, ref, that is about to run, and returns
+// the directory of its content. An existing mount stays. Errors: ErrNotFound;
+// that of mount(2) with what was to be mounted.
 func (v *Volumes) Mount(ctx context.Context, name, ref string) (string, error) {
 	e, err := v.lock(name)
 	if err != nil {
@@ -29,8 +34,7 @@ func (v *Volumes) Mount(ctx context.Context, name, ref string) (string, error) {
 	defer e.mu.Unlock()
 	path := v.data(name)
 	if e.meta.mounts() {
-		// Asked of the kernel, not of refs: the machine may have been
-		// started since.
+		// Ask the kernel and not refs, because the machine may have been rebooted.
 		mounted, err := mountinfo.Mounted(path)
 		if err != nil {
 			return "", fmt.Errorf("mount volume %s: %w", name, err)
@@ -52,8 +56,8 @@ func (m meta) mount(ctx context.Context, path string) error {
 		return fmt.Errorf("mount volume %s: %w", m.Name, err)
 	}
 	if err := mount.Mount(device, path, typ, o); err != nil {
-		// The cause alone: the whole error repeats the path and all options,
-		// and a password may be among them.
+		// Only report the cause: the whole error repeats the path and all options,
+		// which may contain a password.
 		var cause unix.Errno
 		if errors.As(err, &cause) {
 			err = cause
@@ -63,8 +67,8 @@ func (m meta) mount(ctx context.Context, path string) error {
 	return nil
 }
 
-// resolve turns the host name in the options of a network file system into an
-// address: the kernel knows no names.
+// resolve replaces the host name in the options of a network file system by an
+// address, because the kernel does not resolve names.
 func resolve(ctx context.Context, typ, device, o string) (string, error) {
 	var opts []string
 	if o != "" {
@@ -111,8 +115,8 @@ func lookup(ctx context.Context, host string) (string, error) {
 	return addrs[0], nil
 }
 
-// Unmount says that ref does not run any more. When it was the last one, what
-// the options mounted goes. A volume or ref that is not there is no error.
+// Unmount records that ref no longer runs. After the last ref, the options' mount
+// is removed. A missing volume or ref is not an error.
 func (v *Volumes) Unmount(name, ref string) error {
 	e, err := v.lock(name)
 	if err != nil {
@@ -123,7 +127,7 @@ func (v *Volumes) Unmount(name, ref string) error {
 	return v.settle(e)
 }
 
-// settle unmounts a volume that nobody uses.
+// settle unmounts a volume that no container uses.
 func (v *Volumes) settle(e *entry) error {
 	if len(e.refs) > 0 || !e.meta.mounts() {
 		return nil
@@ -134,11 +138,10 @@ func (v *Volumes) settle(e *entry) error {
 	return nil
 }
 
-// Restore says which containers run and use which volume, by name: all of
-// them, from their records. What was mounted for others goes. What should be
-// mounted for these and is not is left to the next Mount: a mount that came
-// only now would not be seen in a container that runs. All volumes are gone
-// through; the errors are joined.
+// Restore records which containers run and use which volume, by name. refs must
+// have all of them. Mounts for other volumes are removed. A missing mount is left
+// to the next Mount, because a running container would not see a mount that is
+// made now. Restore handles all volumes and joins their errors.
 func (v *Volumes) Restore(refs map[string][]string) error {
 	v.mu.Lock()
 	names := slices.Sorted(maps.Keys(v.entries))
@@ -159,7 +162,7 @@ func (v *Volumes) Restore(refs map[string][]string) error {
 	return errors.Join(errs...)
 }
 
-// mountsBelow lists the mount points at and below path, the deepest first.
+// mountsBelow returns the mount points at and below path, the deepest first.
 func mountsBelow(path string) ([]string, error) {
 	infos, err := mountinfo.GetMounts(mountinfo.PrefixFilter(path))
 	if err != nil {
@@ -169,22 +172,55 @@ func mountsBelow(path string) ([]string, error) {
 	for _, m := range infos {
 		out = append(out, m.Mountpoint)
 	}
-	// Those that were mounted later are on top of, or below, earlier ones.
+	// Later mounts are on top of, or below, earlier ones.
 	slices.Reverse(out)
 	return out, nil
 }
 
-// unmountAll takes away all mounts at and below path. They are detached: a
-// file that somebody still has open does not keep the mount from going.
+// unmountAll removes all mounts at and below path. They are detached, so that an
+// open file does not prevent it.
 func unmountAll(path string) error {
 	below, err := mountsBelow(path)
 	if err != nil {
 		return err
 	}
 	for _, m := range below {
-		if err := unix.Unmount(m, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW); err != nil && err != unix.EINVAL {
+		if err := unmount(path, m); err != nil {
 			return fmt.Errorf("unmount %s: %w", m, err)
 		}
+	}
+	return nil
+}
+
+// unmount removes the mount at a path that is root or below it. It does not
+// follow a directory on the way from root that has become a link.
+func unmount(root, path string) error {
+	rel, err := filepath.Rel(root, path)
+	if err != nil {
+		return err
+	}
+	if rel == "." {
+		err := unix.Unmount(path, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW)
+		if err == unix.EINVAL { // it is no longer mounted
+			err = nil
+		}
+		return err
+	}
+	top, err := beneath.Root(root)
+	if err != nil {
+		return err
+	}
+	defer top.Close()
+	at, err := beneath.OpenInRoot(top, rel, unix.O_PATH|unix.O_NOFOLLOW, unix.RESOLVE_NO_SYMLINKS)
+	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENOTDIR) || errors.Is(err, unix.ELOOP) {
+		return nil // the mount went with its folder
+	}
+	if err != nil {
+		return err
+	}
+	defer at.Close()
+	if err := unix.Unmount(beneath.Name(at), unix.MNT_DETACH); err != nil && err != unix.EINVAL {
+		return err
 	}
 	return nil
 }

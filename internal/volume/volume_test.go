@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package volume
 
 import (
@@ -93,8 +95,8 @@ func TestBadArgumentsAreRefusedInDockersWords(t *testing.T) {
 		says string
 		kind func(error) bool
 	}{
-		{"short", CreateOptions{Name: "a"}, "volume name is too short, names should be at least two alphanumeric characters", errdefs.IsInvalidArgument},
-		{"path", CreateOptions{Name: "../x"}, `"../x" includes invalid characters for a local volume name, only "[a-zA-Z0-9][a-zA-Z0-9_.-]" are allowed. If you intended to pass a host directory, use absolute path`, errdefs.IsInvalidArgument},
+		{"short", CreateOptions{Name: "a"}, "create a: volume name is too short, names should be at least two alphanumeric characters", errdefs.IsInvalidArgument},
+		{"path", CreateOptions{Name: "../x"}, `create ../x: "../x" includes invalid characters for a local volume name, only "[a-zA-Z0-9][a-zA-Z0-9_.-]" are allowed. If you intended to pass a host directory, use absolute path`, errdefs.IsInvalidArgument},
 		{"dot", CreateOptions{Name: ".creating-x"}, "includes invalid characters", errdefs.IsInvalidArgument},
 		{"long", CreateOptions{Name: strings.Repeat("a", 256)}, "is too long", errdefs.IsInvalidArgument},
 		{"driver", CreateOptions{Name: "vol", Driver: "sshfs"}, `create vol: error looking up volume plugin sshfs: plugin "sshfs" not found`, errdefs.IsNotFound},
@@ -150,7 +152,7 @@ func TestVolumeInUseIsNotRemoved(t *testing.T) {
 	}
 	for what, err := range map[string]error{
 		"remove": v.Remove("data"),
-		"copy":   v.CopyUp(t.TempDir(), "/", "data"),
+		"copy":   v.CopyUp(t.TempDir(), "/", "data", ""),
 		"hold":   func() error { _, err := v.Hold("data"); return err }(),
 		"mount":  func() error { _, err := v.Mount(context.Background(), "data", "c"); return err }(),
 	} {
@@ -210,7 +212,7 @@ func TestCopyUpFillsAnEmptyVolumeOnce(t *testing.T) {
 	}
 	path := create(t, v, "web")
 	for range 2 {
-		if err := v.CopyUp(root, "/var/www", "web"); err != nil {
+		if err := v.CopyUp(root, "/var/www", "web", ""); err != nil {
 			t.Fatal(err)
 		}
 		if text(t, filepath.Join(path, "index.html")) != "hello" || text(t, filepath.Join(path, "sub/x")) != "x" {
@@ -223,11 +225,11 @@ func TestCopyUpFillsAnEmptyVolumeOnce(t *testing.T) {
 	if st, _ := os.Stat(path); st.Mode().Perm() != 0o750 {
 		t.Errorf("mode %v", st.Mode())
 	}
-	// What is in a volume stays.
+	// The content of a volume stays.
 	full := create(t, v, "full")
 	write(t, filepath.Join(full, "mine"), "mine")
 	for _, p := range []string{"/var/www", "/no/such", "/var/www/index.html"} {
-		if err := v.CopyUp(root, p, "full"); err != nil {
+		if err := v.CopyUp(root, p, "full", ""); err != nil {
 			t.Errorf("%s: %v", p, err)
 		}
 	}
@@ -255,17 +257,17 @@ func TestCopyUpDoesNotLeaveTheImage(t *testing.T) {
 	v := open(t, t.TempDir(), nil)
 	for _, p := range []string{"/abs", "/rel", up + outside[1:], "/abs/../../" + up + outside[1:]} {
 		path := create(t, v, "data")
-		if err := v.CopyUp(root, p, "data"); err != nil {
+		if err := v.CopyUp(root, p, "data", ""); err != nil {
 			t.Errorf("%s: %v", p, err)
 		}
 		if entries, _ := os.ReadDir(path); len(entries) != 0 {
 			t.Fatalf("%s: %v was copied", p, entries)
 		}
 	}
-	// Within the image a link leads where it says.
+	// A link within the image leads where it points.
 	write(t, filepath.Join(root, filepath.Join(outside, "own")), "own")
 	path := create(t, v, "data")
-	if err := v.CopyUp(root, "/abs", "data"); err != nil {
+	if err := v.CopyUp(root, "/abs", "data", ""); err != nil {
 		t.Fatal(err)
 	}
 	if entries, _ := os.ReadDir(path); len(entries) != 1 || entries[0].Name() != "own" {
@@ -278,15 +280,15 @@ func TestCopyUpThatCrashedIsFinished(t *testing.T) {
 	root := t.TempDir()
 	write(t, filepath.Join(root, "d/a"), "a")
 	write(t, filepath.Join(root, "d/b"), "b")
-	// In the middle of the copy: what is there is thrown away.
+	// As after a crash during the copy: the incomplete copy is discarded.
 	path := create(t, v, "one")
 	write(t, filepath.Join(filepath.Dir(path), filling, "a"), "hal")
-	// In the middle of the move: one file is in, the other is not.
+	// As after a crash during the move: one file was moved, the other was not.
 	path2 := create(t, v, "two")
 	write(t, filepath.Join(path2, "a"), "a")
 	write(t, filepath.Join(filepath.Dir(path2), filled, "b"), "b")
 	for name, path := range map[string]string{"one": path, "two": path2} {
-		if err := v.CopyUp(root, "d", name); err != nil {
+		if err := v.CopyUp(root, "d", name, ""); err != nil {
 			t.Fatal(err)
 		}
 		if text(t, filepath.Join(path, "a")) != "a" || text(t, filepath.Join(path, "b")) != "b" {

@@ -1,5 +1,7 @@
-// Package volume owns volumes/ of the data root: the volumes of the local
-// driver, what is mounted on them, and their first contents.
+// SPDX-License-Identifier: Apache-2.0
+
+// Package volume owns volumes/ of the data root: the volumes of the local driver,
+// their mounts, and their initial content.
 //
 //	volumes/<name>/
 //	  meta.json      schema 1: what the volume was created with
@@ -8,10 +10,10 @@
 //	  .filled/       the same, complete, on its way into _data
 //	volumes/.creating-*, .removing-*   begun; finished or undone at Open
 //
-// A volume's mount is there while a container runs that uses it. Who uses what
-// is told by the caller, from its records; nothing of it is counted on disk.
-// The package touches nothing outside of its folder, apart from what a user's
-// own options name.
+// A volume's options are mounted while a container runs that uses it. The caller
+// reports from its records which containers use which volume; no reference counts
+// are stored. The package changes nothing outside of its directory, except for
+// what a user's own options name.
 package volume
 
 import (
@@ -33,6 +35,8 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/moby/moby/api/types/volume"
 	"golang.org/x/sys/unix"
+
+	"holdfast/internal/errs"
 )
 
 const (
@@ -50,20 +54,20 @@ const (
 
 // CreateOptions are the arguments of POST /volumes/create.
 type CreateOptions struct {
-	Name       string // empty is a name of 64 hexadecimal digits
-	Driver     string // empty is local
+	Name       string // empty means a generated name of 64 hexadecimal digits
+	Driver     string // empty means local
 	DriverOpts map[string]string
 	Labels     map[string]string
 }
 
 // Options of Open.
 type Options struct {
-	// InUse names the containers whose records refer to a volume, whether or
-	// not they run. It must not call into the package.
+	// InUse returns the containers whose records refer to a volume, running or not.
+	// It must not call into the package.
 	InUse func(name string) []string
 }
 
-// meta is meta.json.
+// meta is the content of meta.json.
 type meta struct {
 	Schema  int               `json:"schema"`
 	Name    string            `json:"name"`
@@ -72,18 +76,17 @@ type meta struct {
 	Labels  map[string]string `json:"labels,omitempty"`
 }
 
-// entry is one volume. Its mutex is held over all that happens to its files.
-// Order: an entry's mutex, then Volumes.mu; never the other way round.
+// entry is one volume. Its mutex is held while its files are changed. Lock order:
+// an entry's mutex, then Volumes.mu.
 type entry struct {
 	mu   sync.Mutex
 	meta meta
 	gone bool
-	refs map[string]struct{} // running containers, for whom it is mounted
-	held int                 // creates under way that will refer to it
+	refs map[string]struct{} // running containers that it is mounted for
+	held int                 // creates in progress that will refer to it
 }
 
-// Volumes are the volumes of a host. Its methods may be called by several
-// goroutines.
+// Volumes manages the volumes of a host. Its methods may be called concurrently.
 type Volumes struct {
 	dir   string
 	inUse func(string) []string
@@ -93,8 +96,8 @@ type Volumes struct {
 	broken  []error
 }
 
-// Open reads the volumes in dir and finishes what a crash interrupted. A
-// volume whose meta.json can't be read is left alone and told by Broken.
+// Open reads the volumes in dir and finishes what a crash interrupted. A volume
+// whose meta.json can't be read is left alone and reported by Broken.
 func Open(dir string, opts Options) (*Volumes, error) {
 	dir, err := filepath.Abs(dir)
 	if err != nil {
@@ -104,10 +107,10 @@ func Open(dir string, opts Options) (*Volumes, error) {
 	if v.inUse == nil {
 		v.inUse = func(string) []string { return nil }
 	}
-	if err := os.MkdirAll(dir, 0o711); err != nil {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("open volumes: %w", err)
 	}
-	// The kernel tells of mounts by their real paths.
+	// The kernel lists mounts by their real paths.
 	if dir, err = filepath.EvalSymlinks(dir); err != nil {
 		return nil, fmt.Errorf("open volumes: %w", err)
 	}
@@ -120,15 +123,15 @@ func Open(dir string, opts Options) (*Volumes, error) {
 		name := n.Name()
 		switch {
 		case strings.HasPrefix(name, creating), strings.HasPrefix(name, removing):
-			// What can't be deleted (something is mounted on it) stays for
-			// the next time.
+			// A directory that can't be deleted, because something is mounted on it, is
+			// left for the next Open.
 			if err := v.delete(filepath.Join(dir, name)); err != nil {
 				v.broken = append(v.broken, err)
 			}
 		case n.IsDir():
 			m, err := readMeta(filepath.Join(dir, name, metaFile))
 			if err == nil && m.Name != name {
-				err = fmt.Errorf("%s says that it is of %q: %w", filepath.Join(dir, name, metaFile), m.Name, errdefs.ErrDataLoss)
+				err = fmt.Errorf("%s belongs to the volume %q: %w", filepath.Join(dir, name, metaFile), m.Name, errdefs.ErrDataLoss)
 			}
 			if err != nil {
 				v.broken = append(v.broken, err)
@@ -140,7 +143,7 @@ func Open(dir string, opts Options) (*Volumes, error) {
 	return v, nil
 }
 
-// Broken tells what Open could not read or finish.
+// Broken returns what Open could not read or finish.
 func (v *Volumes) Broken() []error { return v.broken }
 
 func readMeta(path string) (m meta, err error) {
@@ -148,7 +151,7 @@ func readMeta(path string) (m meta, err error) {
 	if err != nil {
 		return m, fmt.Errorf("read volume: %w", err)
 	}
-	// The schema first: a newer one may not even decode.
+	// Check the schema first: a file of a newer schema may not even decode.
 	var top struct {
 		Schema int `json:"schema"`
 	}
@@ -168,20 +171,20 @@ var (
 
 func checkName(name string) error {
 	if len(name) == 1 {
-		return errdefs.ErrInvalidArgument.WithMessage("volume name is too short, names should be at least two alphanumeric characters")
+		return errs.Invalid("create %s: volume name is too short, names should be at least two alphanumeric characters", name)
 	}
 	if !validName.MatchString(name) {
-		return errdefs.ErrInvalidArgument.WithMessage(fmt.Sprintf("%q includes invalid characters for a local volume name, only %q are allowed. If you intended to pass a host directory, use absolute path", name, "[a-zA-Z0-9][a-zA-Z0-9_.-]"))
+		return errs.Invalid("create %s: %q includes invalid characters for a local volume name, only %q are allowed. If you intended to pass a host directory, use absolute path", name, name, "[a-zA-Z0-9][a-zA-Z0-9_.-]")
 	}
 	if len(name) > 255-len(removing) {
-		return errdefs.ErrInvalidArgument.WithMessage(fmt.Sprintf("volume name %q is too long: use at most %d characters", name, 255-len(removing)))
+		return errs.Invalid("create %s: volume name %q is too long: use at most %d characters", name, name, 255-len(removing))
 	}
 	return nil
 }
 
 func checkOptions(name string, opts map[string]string) error {
 	bad := func(format string, args ...any) error {
-		return errdefs.ErrInvalidArgument.WithMessage(fmt.Sprintf("create %s: "+format, append([]any{name}, args...)...))
+		return errs.Invalid("create %s: "+format, append([]any{name}, args...)...)
 	}
 	for _, k := range slices.Sorted(maps.Keys(opts)) {
 		if !slices.Contains(validOptions, k) {
@@ -207,12 +210,12 @@ func checkOptions(name string, opts map[string]string) error {
 	return nil
 }
 
-// Create makes a volume. One of the same name is given back as it is, with
-// created false, unless other options were asked for. Errors:
-// ErrInvalidArgument, ErrNotFound for another driver, ErrConflict.
+// Create creates a volume. If one of the same name and options exists it is
+// returned, with created false. Errors: ErrInvalidArgument, ErrNotFound for
+// another driver, ErrConflict for other options.
 func (v *Volumes) Create(opts CreateOptions) (vol volume.Volume, created bool, err error) {
 	if opts.Driver != "" && opts.Driver != Driver {
-		return volume.Volume{}, false, errdefs.ErrNotFound.WithMessage(fmt.Sprintf("create %s: error looking up volume plugin %s: plugin %q not found", opts.Name, opts.Driver, opts.Driver))
+		return volume.Volume{}, false, errs.NotFound("create %s: error looking up volume plugin %s: plugin %q not found", opts.Name, opts.Driver, opts.Driver)
 	}
 	m := meta{Schema: metaSchema, Name: opts.Name, Created: time.Now().UTC(), Options: maps.Clone(opts.DriverOpts), Labels: maps.Clone(opts.Labels)}
 	if m.Name == "" {
@@ -235,7 +238,7 @@ func (v *Volumes) Create(opts CreateOptions) (vol volume.Volume, created bool, e
 	defer v.mu.Unlock()
 	if have, ok := v.entries[m.Name]; ok {
 		if len(m.Options) > 0 && !maps.Equal(m.Options, have.meta.Options) {
-			return volume.Volume{}, false, errdefs.ErrConflict.WithMessage(fmt.Sprintf("a volume named %s already exists with other options: choose a different volume name", m.Name))
+			return volume.Volume{}, false, errs.Conflict("create %s: a volume named %s already exists with other options: choose a different volume name", m.Name, m.Name)
 		}
 		return v.describe(have), false, nil
 	}
@@ -247,7 +250,7 @@ func (v *Volumes) Create(opts CreateOptions) (vol volume.Volume, created bool, e
 	return v.describe(e), true, nil
 }
 
-// write makes the volume's folder under another name and renames it.
+// write creates the volume's directory under another name and renames it.
 func (v *Volumes) write(m meta) (err error) {
 	text, err := json.MarshalIndent(m, "", "\t")
 	if err != nil {
@@ -262,13 +265,13 @@ func (v *Volumes) write(m meta) (err error) {
 			os.RemoveAll(temp)
 		}
 	}()
-	if err := os.Chmod(temp, 0o711); err != nil {
+	if err := os.Chmod(temp, 0o700); err != nil {
 		return err
 	}
 	if err := os.Mkdir(filepath.Join(temp, dataDir), 0o755); err != nil {
 		return err
 	}
-	// The umask is not to decide over what a container may read.
+	// The umask must not restrict what a container may read.
 	if err := os.Chmod(filepath.Join(temp, dataDir), 0o755); err != nil {
 		return err
 	}
@@ -283,7 +286,13 @@ func (v *Volumes) write(m meta) (err error) {
 	if err := f.Sync(); err != nil {
 		return err
 	}
-	// A folder that is there without being a volume is a broken one.
+	// The names in the directory, too: on btrfs a sync of the parent makes the
+	// directory's own name durable and not those in it, and a volume without its
+	// data directory can't be used.
+	if err := syncDir(temp); err != nil {
+		return err
+	}
+	// An existing directory that is not a volume is a broken one.
 	if err := unix.Renameat2(unix.AT_FDCWD, temp, unix.AT_FDCWD, v.path(m.Name), unix.RENAME_NOREPLACE); err != nil {
 		return &os.PathError{Op: "rename", Path: v.path(m.Name), Err: err}
 	}
@@ -316,7 +325,7 @@ func (v *Volumes) describe(e *entry) volume.Volume {
 	return out
 }
 
-// find returns the volume, not locked.
+// find returns the volume without locking it.
 func (v *Volumes) find(name string) (*entry, error) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
@@ -328,7 +337,7 @@ func (v *Volumes) find(name string) (*entry, error) {
 }
 
 func noSuch(name string) error {
-	return errdefs.ErrNotFound.WithMessage(fmt.Sprintf("get %s: no such volume", name))
+	return errs.NotFound("get %s: no such volume", name)
 }
 
 // lock returns the volume, locked. The caller unlocks it.
@@ -345,7 +354,7 @@ func (v *Volumes) lock(name string) (*entry, error) {
 	return e, nil
 }
 
-// List returns all volumes, by name.
+// List returns all volumes, sorted by name.
 func (v *Volumes) List() []volume.Volume {
 	v.mu.Lock()
 	defer v.mu.Unlock()
@@ -365,8 +374,8 @@ func (v *Volumes) Get(name string) (volume.Volume, error) {
 	return v.describe(e), nil
 }
 
-// Path is the folder of a volume's contents, or ErrNotFound. What its options
-// mount is there between Mount and Unmount.
+// Path returns the directory of a volume's content, or ErrNotFound. The options
+// are mounted there between Mount and Unmount.
 func (v *Volumes) Path(name string) (string, error) {
 	if _, err := v.find(name); err != nil {
 		return "", err
@@ -380,8 +389,9 @@ func Anonymous(vol volume.Volume) bool {
 	return ok
 }
 
-// Hold keeps a volume from being removed until release is called: between the
-// decision to use it and the record that says so. Error: ErrNotFound.
+// Hold keeps a volume from being removed until release is called. It covers the
+// time between the decision to use the volume and the record of it. Error:
+// ErrNotFound.
 func (v *Volumes) Hold(name string) (release func(), err error) {
 	e, err := v.lock(name)
 	if err != nil {
@@ -396,9 +406,9 @@ func (v *Volumes) Hold(name string) (release func(), err error) {
 	}), nil
 }
 
-// Remove deletes a volume and all that is in it; what its options mount is
-// unmounted, never deleted. Errors: ErrNotFound, ErrConflict while a
-// container's record refers to it.
+// Remove deletes a volume with its content. What its options mount is unmounted
+// and never deleted. Errors: ErrNotFound, ErrConflict while a container's record
+// refers to it.
 func (v *Volumes) Remove(name string) error {
 	e, err := v.lock(name)
 	if err != nil {
@@ -415,7 +425,7 @@ func (v *Volumes) Remove(name string) error {
 		if len(users) == 0 {
 			users = []string{"a container that is being created"}
 		}
-		return errdefs.ErrConflict.WithMessage(fmt.Sprintf("remove %s: volume is in use - [%s]", name, strings.Join(users, ", ")))
+		return errs.Conflict("remove %s: volume is in use - [%s]", name, strings.Join(users, ", "))
 	}
 	if err := unmountAll(v.path(name)); err != nil {
 		return fmt.Errorf("remove %s: %w", name, err)
@@ -444,8 +454,9 @@ func (v *Volumes) forget(name string) {
 	delete(v.entries, name)
 }
 
-// delete removes a folder of the tree, but only once nothing is mounted below
-// it: what another file system holds is not ours to delete.
+// delete removes a directory of the tree. It first makes sure that nothing is
+// mounted below it, because the content of another file system must not be
+// deleted.
 func (v *Volumes) delete(path string) error {
 	below, err := mountsBelow(path)
 	if err != nil {

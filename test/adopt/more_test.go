@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package adopt
 
 import (
@@ -23,7 +25,7 @@ import (
 	"holdfast/test/kit"
 )
 
-// session is a command of ours that is talked to.
+// session is a command of the client whose input and output the test controls.
 type session struct {
 	t    *testing.T
 	cmd  *exec.Cmd
@@ -63,7 +65,7 @@ func (s *session) say(line string) {
 	}
 }
 
-// hear reads until a line has the text.
+// hear reads lines until one contains the text.
 func (s *session) hear(text string) {
 	s.t.Helper()
 	for {
@@ -77,15 +79,15 @@ func (s *session) hear(text string) {
 	}
 }
 
-// rest reads to the end and gives the exit code.
+// rest reads the remaining output and returns it with the exit code.
 func (s *session) rest() (string, int) {
 	out, _ := io.ReadAll(s.out)
 	s.cmd.Wait()
 	return string(out), s.cmd.ProcessState.ExitCode()
 }
 
-// wire attaches to a container by the API itself, which asks for no terminal on
-// our side.
+// wire attaches to a container through the API directly, because the client
+// would require a terminal.
 func wire(t *testing.T, d *kit.Daemon, ref string) *bufio.ReadWriter {
 	t.Helper()
 	conn, err := net.Dial("unix", d.Socket)
@@ -104,7 +106,7 @@ func wire(t *testing.T, d *kit.Daemon, ref string) *bufio.ReadWriter {
 	return c
 }
 
-// until reads until the text has come.
+// until reads until the text has arrived.
 func until(t *testing.T, c *bufio.ReadWriter, text string) {
 	t.Helper()
 	var got []byte
@@ -117,8 +119,8 @@ func until(t *testing.T, c *bufio.ReadWriter, text string) {
 	}
 }
 
-// A terminal, and an input that nobody is to end, outlive the shim: somebody
-// else holds them too.
+// A terminal, and a standard input that no client may close, outlive the shim:
+// the daemon holds descriptors of them, too.
 func TestTerminalAndOpenInputOutliveTheirShim(t *testing.T) {
 	t.Parallel()
 	for _, how := range []string{"-dit", "-di"} {
@@ -151,7 +153,7 @@ func TestTerminalAndOpenInputOutliveTheirShim(t *testing.T) {
 	}
 }
 
-// What the shim held of sessions is over, and said so.
+// Attach and exec sessions end with their shim, and their clients get an error.
 func TestSessionsOfAKilledShimEnd(t *testing.T) {
 	t.Parallel()
 	d := live(t, nil)
@@ -160,7 +162,7 @@ func TestSessionsOfAKilledShimEnd(t *testing.T) {
 	in := talk(t, d, "exec", "-i", "box", "sh", "-c", "echo ready; cat")
 	in.hear("ready")
 	var execs []proto.ExecState
-	eventually(t, "the exec is recorded", func() bool { execs = record(t, d, id).Execs; return len(execs) == 1 && execs[0].Running })
+	kit.Eventually(t, "the exec is recorded", func() bool { execs = d.ShimState(id).Execs; return len(execs) == 1 && execs[0].Running })
 	killShim(t, d, id)
 	if out, code := in.rest(); code == 0 {
 		t.Errorf("the exec's client ended with success: %q", out)
@@ -171,13 +173,13 @@ func TestSessionsOfAKilledShimEnd(t *testing.T) {
 	if got := d.Holdfast("exec", "box", "echo", "again"); got != "again" {
 		t.Errorf("%q", got)
 	}
-	for _, x := range record(t, d, id).Execs {
+	for _, x := range d.ShimState(id).Execs {
 		if x.Exec == execs[0].Exec && (x.Running || x.ExitCode != 255) {
 			t.Errorf("%+v", x)
 		}
 	}
 	d.Holdfast("stop", "box")
-	if s := inspect(t, d, "box").State; s.ExitCode != 3 {
+	if s := d.Inspect("box").State; s.ExitCode != 3 {
 		t.Errorf("%+v", s)
 	}
 	if got := events(d, id); !strings.Contains(got, "exec_die 255") {
@@ -185,19 +187,19 @@ func TestSessionsOfAKilledShimEnd(t *testing.T) {
 	}
 }
 
-// The container dies while it has no shim.
+// The container's process dies while the container has no shim.
 func TestExitCodeOfAContainerThatDiesWithItsShimIsExact(t *testing.T) {
 	t.Parallel()
 	d := live(t, nil)
 	id := d.Holdfast("run", "-d", "--name", "box", image, "sh", "-c", "echo first; sleep 1000; echo last; exit 42")
-	c := inspect(t, d, "box")
-	eventually(t, "it has spoken", func() bool { return d.Holdfast("logs", "box") == "first" })
-	kill(t, record(t, d, id).ShimPid)
+	c := d.Inspect("box")
+	kit.Eventually(t, "the output is in the log", func() bool { return d.Holdfast("logs", "box") == "first" })
+	kit.Kill(t, d.ShimState(id).ShimPid)
 	unix.Kill(c.State.Pid, unix.SIGKILL)
 	if got := d.Holdfast("wait", "box"); got != "137" {
 		t.Errorf("exit code %s", got)
 	}
-	s := inspect(t, d, "box").State
+	s := d.Inspect("box").State
 	if s.ExitCode != 137 || s.Error != "" {
 		t.Errorf("%+v", s)
 	}
@@ -206,21 +208,21 @@ func TestExitCodeOfAContainerThatDiesWithItsShimIsExact(t *testing.T) {
 	}
 }
 
-// The shim is killed while it waits with a restart.
+// The shim is killed during the backoff before a restart.
 func TestRestartThatWaitsSurvivesItsShim(t *testing.T) {
 	t.Parallel()
 	d := live(t, nil)
 	id := d.Holdfast("run", "-d", "--name", "box", "--restart", "on-failure:4", image, "false")
-	eventually(t, "it waits", func() bool {
-		st := record(t, d, id)
+	kit.Eventually(t, "the container waits for its restart", func() bool {
+		st := d.ShimState(id)
 		return st.Status == proto.StatusRestarting && st.RestartCount == 3
 	})
 	killShim(t, d, id)
 	if got := d.Holdfast("wait", "box"); got != "1" {
 		t.Errorf("exit code %s", got)
 	}
-	eventually(t, "it gives up", func() bool { return inspect(t, d, "box").State.Status == "exited" })
-	if n := inspect(t, d, "box").RestartCount; n != 4 {
+	kit.Eventually(t, "the restarts have ended", func() bool { return d.Inspect("box").State.Status == "exited" })
+	if n := d.Inspect("box").RestartCount; n != 4 {
 		t.Errorf("%d restarts", n)
 	}
 	if got := events(d, id); strings.Count(got, "start ") != 5 || strings.Count(got, "die 1") != 5 {
@@ -228,7 +230,7 @@ func TestRestartThatWaitsSurvivesItsShim(t *testing.T) {
 	}
 }
 
-// No shim can be had: the container can still be stopped and removed.
+// No new shim can be started. The container can still be stopped and removed.
 func TestContainerWithoutAnyShimCanBeStopped(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
@@ -247,19 +249,19 @@ func TestContainerWithoutAnyShimCanBeStopped(t *testing.T) {
 		t.Fatal(err)
 	}
 	killShim(t, d, id)
-	pid := inspect(t, d, "box").State.Pid
-	d.Holdfast("stop", "-t", "0", "box") // waits for a shim, and then does without
-	if s := inspect(t, d, "box").State; s.Status != "exited" {
+	pid := d.Inspect("box").State.Pid
+	d.Holdfast("stop", "-t", "0", "box") // waits for a shim, then stops the container without one
+	if s := d.Inspect("box").State; s.Status != "exited" {
 		t.Errorf("%+v", s)
 	}
 	if b, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat"); err == nil && !strings.Contains(string(b), ") Z ") {
-		t.Errorf("the process is left: %s", b)
+		t.Errorf("the process still runs: %s", b)
 	}
 	if err := os.Rename(shim+".away", shim); err != nil {
 		t.Fatal(err)
 	}
 	d.Holdfast("start", "box")
-	// One that is away for a moment is no matter.
+	// A shim binary that is missing only for a moment does no harm.
 	if err := os.Rename(shim, shim+".away"); err != nil {
 		t.Fatal(err)
 	}
@@ -272,7 +274,7 @@ func TestContainerWithoutAnyShimCanBeStopped(t *testing.T) {
 	}
 }
 
-// nextShim builds the shim as another release.
+// nextShim builds the shim with the version of another release.
 func nextShim(t *testing.T, release string) string {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "holdfast-shim")
@@ -284,7 +286,8 @@ func nextShim(t *testing.T, release string) string {
 	return path
 }
 
-// Whoever looks on while shims are upgraded in place sees nothing of it.
+// Shims are upgraded in place. Clients that are connected meanwhile do not
+// notice it.
 func TestShimsAreUpgradedUnderRunningContainers(t *testing.T) {
 	t.Parallel()
 	next := nextShim(t, "99.0")
@@ -300,7 +303,7 @@ func TestShimsAreUpgradedUnderRunningContainers(t *testing.T) {
 	tty := d.Holdfast("run", "-dit", "--name", "tty", image, "sh", "-c", "while read x; do echo \"<$x>\"; done")
 	p := kit.Probe(t, "http://127.0.0.1:"+port+"/index.html")
 	p.WaitAnswer(t)
-	// Connections through the shim that last over the upgrades.
+	// Connections that the shim forwards must survive the upgrades.
 	conn, err := net.Dial("tcp", "[::1]:"+port)
 	if err != nil {
 		t.Fatal(err)
@@ -315,7 +318,7 @@ func TestShimsAreUpgradedUnderRunningContainers(t *testing.T) {
 	shell := talk(t, d, "exec", "-i", "web", "sh", "-c", "while read x; do echo got $x; done; exit 4")
 	terminal := wire(t, d, "tty")
 	before := identity(t, d, "web")
-	pids := [2]int{record(t, d, id).ShimPid, record(t, d, tty).ShimPid}
+	pids := [2]int{d.ShimState(id).ShimPid, d.ShimState(tty).ShimPid}
 	for i := range 20 {
 		path, release := next, "99.0"
 		args := []string{"daemon", "upgrade", "--shims", "--binary", path}
@@ -338,8 +341,8 @@ func TestShimsAreUpgradedUnderRunningContainers(t *testing.T) {
 			}
 		}
 	}
-	if got := [2]int{record(t, d, id).ShimPid, record(t, d, tty).ShimPid}; got != pids {
-		t.Errorf("the shims were %v, are %v", pids, got)
+	if got := [2]int{d.ShimState(id).ShimPid, d.ShimState(tty).ShimPid}; got != pids {
+		t.Errorf("the shims were %v and are %v", pids, got)
 	}
 	if after := identity(t, d, "web"); after != before {
 		t.Errorf("was %s\nis  %s", before, after)
@@ -353,9 +356,9 @@ func TestShimsAreUpgradedUnderRunningContainers(t *testing.T) {
 	if out, code := shell.rest(); code != 4 {
 		t.Errorf("exec: %q, %d: %s", out, code, shell.errs.String())
 	}
-	eventually(t, "health checks go on", func() bool { return inspect(t, d, "web").State.Health.Status == "healthy" })
+	kit.Eventually(t, "health checks go on", func() bool { return d.Inspect("web").State.Health.Status == "healthy" })
 
-	// A binary that is none leaves all as it is.
+	// The upgrade refuses a binary that is not a shim, and changes nothing.
 	if r := d.TryHoldfast("daemon", "upgrade", "--shims", "--binary", "/bin/true"); r.Code != 1 || strings.Count(r.Stderr, "is no shim") != 2 {
 		t.Errorf("%+v", r)
 	}
@@ -389,32 +392,33 @@ func TestShimsAreUpgradedUnderRunningContainers(t *testing.T) {
 	}
 }
 
-// A container ends only when all its processes are reaped, also those whose
-// parent was the killed shim.
+// A container ends only when all its processes are reaped. That includes exec
+// processes whose parent was the killed shim.
 func TestExecsThatAKilledShimLeftDontHoldUpTheEnd(t *testing.T) {
 	t.Parallel()
 	d := live(t, nil)
 	id := d.Holdfast("run", "-d", "--name", "box", image, "sh", "-c", "trap 'exit 3' TERM; echo up; while :; do sleep 0.05; done")
-	eventually(t, "it is up", func() bool { return d.Holdfast("logs", "box") == "up" })
+	kit.Eventually(t, "the container is up", func() bool { return d.Holdfast("logs", "box") == "up" })
 	d.Holdfast("exec", "-d", "box", "sleep", "1000")
 	var pid int
-	eventually(t, "the exec runs", func() bool {
-		for _, x := range record(t, d, id).Execs {
+	kit.Eventually(t, "the exec runs", func() bool {
+		for _, x := range d.ShimState(id).Execs {
 			pid = x.Pid
 		}
 		return pid != 0
 	})
 	killShim(t, d, id)
-	d.Holdfast("exec", "box", "true") // there is a new one
-	kill(t, pid)
+	d.Holdfast("exec", "box", "true") // a new shim serves the container
+	kit.Kill(t, pid)
 	d.Holdfast("stop", "box")
-	if s := inspect(t, d, "box").State; s.ExitCode != 3 || s.Error != "" {
+	if s := d.Inspect("box").State; s.ExitCode != 3 || s.Error != "" {
 		t.Errorf("%+v", s)
 	}
 	d.Holdfast("rm", "box")
 }
 
-// The shim is killed between the runtime's exec and its own answer.
+// The shim is killed after the runtime has executed the command and before the
+// shim has answered.
 func TestExecIsNeverRunTwice(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
@@ -433,7 +437,7 @@ func TestExecIsNeverRunTwice(t *testing.T) {
 		}
 		d.Holdfast("exec", "box", "sh", "-c", "echo after "+how+" >/proc/1/fd/1")
 	}
-	eventually(t, "all has been written", func() bool { return strings.Contains(d.Holdfast("logs", "box"), "after -i") })
+	kit.Eventually(t, "all has been written", func() bool { return strings.Contains(d.Holdfast("logs", "box"), "after -i") })
 	log := d.Holdfast("logs", "box")
 	for _, how := range []string{"-d", "-i"} {
 		if n := strings.Count(log, "ran "+how); n != 1 {
@@ -442,8 +446,9 @@ func TestExecIsNeverRunTwice(t *testing.T) {
 	}
 }
 
-// The shim is killed when the runtime has frozen or thawed the container, and
-// before the shim could record it: the next one goes by the kernel.
+// The shim is killed after the runtime has frozen or thawed the container, and
+// before the shim has recorded it. The next shim reads the state from the
+// kernel.
 func TestContainerIsNeverLeftFrozenByTheDeathOfItsShim(t *testing.T) {
 	t.Parallel()
 	d := live(t, nil)
@@ -458,8 +463,8 @@ func TestContainerIsNeverLeftFrozenByTheDeathOfItsShim(t *testing.T) {
 	replaced := func(want string) {
 		t.Helper()
 		old := killShim(t, d, id)
-		eventually(t, "a new shim", func() bool { st := record(t, d, id); return st.ShimPid != old && st.Status == want })
-		eventually(t, "the daemon has it", func() bool { return status() == want })
+		kit.Eventually(t, "a new shim", func() bool { st := d.ShimState(id); return st.ShimPid != old && st.Status == want })
+		kit.Eventually(t, "the daemon knows the new shim", func() bool { return status() == want })
 	}
 	runtime("pause")
 	replaced(proto.StatusPaused)
@@ -473,8 +478,8 @@ func TestContainerIsNeverLeftFrozenByTheDeathOfItsShim(t *testing.T) {
 	d.Holdfast("pause", "box")
 	d.Holdfast("unpause", "box")
 
-	// Frozen although nobody says so: it can be stopped, with its own exit code,
-	// and it can be removed.
+	// The container is frozen although no record says so. It can be stopped,
+	// with its own exit code, and removed.
 	runtime("pause")
 	d.Holdfast("stop", "box")
 	if got := d.Holdfast("inspect", "-f", "{{.State.Status}} {{.State.ExitCode}}", "box"); got != "exited 9" {
@@ -485,14 +490,14 @@ func TestContainerIsNeverLeftFrozenByTheDeathOfItsShim(t *testing.T) {
 	d.Holdfast("rm", "-f", "box")
 }
 
-// Somebody clears the exec root while no daemon lives: a shim that only waits
-// for the next restart has nothing left to start it in.
+// The exec root is cleared while no daemon lives. A shim that waits for the
+// next restart then has no bundle to start, so it must give up.
 func TestShimWhoseFolderIsGoneDoesNotRestartForEver(t *testing.T) {
 	t.Parallel()
 	d := live(t, nil)
 	id := d.Holdfast("run", "-d", "--name", "box", "--restart", "always", image, "false")
-	eventually(t, "it waits", func() bool { return record(t, d, id).Status == proto.StatusRestarting })
-	shim := record(t, d, id).ShimPid
+	kit.Eventually(t, "the container waits for its restart", func() bool { return d.ShimState(id).Status == proto.StatusRestarting })
+	shim := d.ShimState(id).ShimPid
 	fd, err := unix.PidfdOpen(shim, 0)
 	if err != nil {
 		t.Fatal(err)
@@ -500,18 +505,19 @@ func TestShimWhoseFolderIsGoneDoesNotRestartForEver(t *testing.T) {
 	defer unix.Close(fd)
 	d.Kill9()
 	run := filepath.Join(d.ExecRoot, "shim", id)
-	// Again and again: a restart may be under way there.
-	eventually(t, "the folder is gone", func() bool {
+	// Try repeatedly: a restart that is under way may create files in the
+	// folder.
+	kit.Eventually(t, "the folder is gone", func() bool {
 		mounts, err := mountinfo.GetMounts(mountinfo.PrefixFilter(run))
 		for _, m := range mounts {
 			err = errors.Join(err, unix.Unmount(m.Mountpoint, unix.MNT_DETACH))
 		}
 		return err == nil && os.RemoveAll(run) == nil
 	})
-	if n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 60_000); n != 1 {
+	if err := kit.WaitReadable(fd, time.Minute); err != nil {
 		t.Fatalf("the shim stays: %v", err)
 	}
 	d.Start()
-	eventually(t, "the next daemon starts it", func() bool { return inspect(t, d, "box").State.Status == "restarting" })
+	kit.Eventually(t, "the next daemon starts it", func() bool { return d.Inspect("box").State.Status == "restarting" })
 	d.Holdfast("rm", "-f", "box")
 }

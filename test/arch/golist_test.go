@@ -1,6 +1,8 @@
-// Package arch keeps the plan of the house: who may import whom, what each
-// binary may not link and why, that every package says what it is for, and
-// that the documents name what exists. It needs no root.
+// SPDX-License-Identifier: Apache-2.0
+
+// Package arch checks the architecture: which package may import which, what
+// each binary may not link and why, that every package has a comment, and that
+// documents refer only to things that exist. It needs no root.
 package arch
 
 import (
@@ -16,10 +18,10 @@ import (
 	"testing"
 )
 
-// modulePath is the module's, which every own package begins with.
+// modulePath is the module's path, the prefix of all of our packages.
 const modulePath = "holdfast"
 
-// pkg is what "go list" tells of a package.
+// pkg is the part of the output of "go list" that the tests use.
 type pkg struct {
 	ImportPath   string
 	Dir          string
@@ -37,14 +39,14 @@ func (p *pkg) rel() string { return strings.TrimPrefix(p.ImportPath, modulePath+
 
 func own(importPath string) bool { return strings.HasPrefix(importPath, modulePath+"/") }
 
-// std reports whether a package is of the standard library: alone there, the
-// first part of the path has no dot.
+// std reports whether a package is in the standard library. Only there the
+// first element of the path has no dot.
 func std(importPath string) bool {
 	first, _, _ := strings.Cut(importPath, "/")
 	return !strings.Contains(first, ".") && !own(importPath)
 }
 
-// root is the repository's folder.
+// root is the repository's directory.
 var root = sync.OnceValues(func() (string, error) {
 	out, err := exec.Command("go", "env", "GOMOD").Output()
 	if err != nil {
@@ -53,7 +55,7 @@ var root = sync.OnceValues(func() (string, error) {
 	return filepath.Dir(strings.TrimSpace(string(out))), nil
 })
 
-// packages are the module's own, as they are built for Linux.
+// packages are the module's own packages, as they are built for Linux.
 var packages = sync.OnceValues(func() ([]*pkg, error) {
 	dir, err := root()
 	if err != nil {
@@ -108,6 +110,6 @@ func find(t *testing.T, rel string) *pkg {
 			return p
 		}
 	}
-	t.Fatalf("there is no package %s", rel)
+	t.Fatalf("package %s does not exist", rel)
 	return nil
 }

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package arch
 
 import (
@@ -12,9 +14,9 @@ import (
 	"testing"
 )
 
-// file is a parsed source file of ours.
+// file is a parsed source file of the module.
 type file struct {
-	name string // inside the repository
+	name string // path inside the repository
 	pkg  *pkg
 	test bool
 	set  *token.FileSet
@@ -39,7 +41,7 @@ func (f *file) imports(path string) (name string, ok bool) {
 	return "", false
 }
 
-// uses calls fn for each NAME.Something of an imported package.
+// uses calls fn for each selector NAME.Something of an imported package.
 func (f *file) uses(path string, fn func(pos token.Pos, selected string)) {
 	name, ok := f.imports(path)
 	if !ok {
@@ -120,6 +122,21 @@ func TestNothingSleepsToWait(t *testing.T) {
 	}
 }
 
+// TestThreadsAreLockedInOnePlace: only package osthread locks threads. It makes
+// sure that a goroutine that changes its thread is not on the main thread.
+func TestThreadsAreLockedInOnePlace(t *testing.T) {
+	for _, f := range sources(t) {
+		if room := f.pkg.rel(); f.test || room == "internal/osthread" || within(room, "test") {
+			continue
+		}
+		f.uses("runtime", func(pos token.Pos, name string) {
+			if name == "LockOSThread" {
+				t.Errorf("%s: runtime.LockOSThread: use internal/osthread", f.at(pos))
+			}
+		})
+	}
+}
+
 func TestNoTestIsSkippedAndNothingIsLeftToDo(t *testing.T) {
 	for _, f := range sources(t) {
 		if f.test {
@@ -141,7 +158,7 @@ func TestNoTestIsSkippedAndNothingIsLeftToDo(t *testing.T) {
 			for _, c := range group.List {
 				for _, mark := range []string{"TO" + "DO", "FIX" + "ME", "XX" + "X"} {
 					if slices.Contains(words(c.Text), mark) {
-						t.Errorf("%s: %s: do it, or write down in docs what is missing", f.at(c.Pos()), mark)
+						t.Errorf("%s: %s: do it, or document what is missing", f.at(c.Pos()), mark)
 					}
 				}
 			}

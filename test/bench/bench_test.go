@@ -1,9 +1,12 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package bench
 
 import (
 	"bytes"
 	"cmp"
 	"fmt"
+	"math"
 	"os"
 	"slices"
 	"sync"
@@ -13,29 +16,30 @@ import (
 
 // scale is how much is measured.
 type scale struct {
-	rounds   int // of single operations
-	few      int // of what takes seconds
-	pairs    int // of streams, an engine beside the other
-	many     int // containers in a row and at once
+	rounds   int // repetitions of single operations
+	few      int // repetitions of operations that take seconds
+	pairs    int // streams per engine; the engines take turns
+	many     int // containers that are started, one after the other and all at once
 	crowds   []int
 	restarts int
-	blocks   int      // blockFiles of log
-	taken    int      // ports that are published before another one is
-	turns    int      // of trips, an engine beside the other
-	trips    int      // over a connection, there and back, in a turn
-	stream   []string // iperf3's size of a stream
+	blocks   int      // log size, in multiples of blockFile
+	taken    int      // ports that are already published when another one is published
+	turns    int      // turns of each engine in the measurement of round trips
+	trips    int      // round trips over one connection in a turn
+	stream   []string // iperf3's option for the size of a stream
 	budget   *budget
-	calm     time.Duration // without a change before a size is taken
+	calm     time.Duration // time without a change before memory is measured
 }
 
-// budget is the time that all measurements may take; they are done with fewer
-// rounds when it is over.
+// budget is the time that all measurements may take. When it is over, the
+// remaining ones are done with fewer rounds.
 type budget struct {
 	until time.Time
 	over  bool
 }
 
-// done is asked before each round: whether the ones before have to do.
+// done is called before each round. It reports whether the rounds so far must
+// suffice.
 func (b *budget) done(rounds int) bool {
 	if rounds == 0 || time.Now().Before(b.until) {
 		return false
@@ -48,11 +52,25 @@ func (b *budget) done(rounds int) bool {
 type subject struct {
 	engine
 	api *api
-	ids []string // containers that run
-	one string   // the port of one of them
+	ids []string // running containers
+	one string   // published port of one of them
 }
 
-// TestEnginesSideBySide measures. With -full it is the benchmark.
+// waitUp waits until the API answers. It restarts a daemon that exited during
+// its own start.
+func (x *subject) waitUp() error {
+	deadline := time.Now().Add(2 * patience)
+	for {
+		err := x.api.try("GET", "/_ping", nil, nil)
+		if err == nil || time.Now().After(deadline) {
+			return err
+		}
+		x.again()
+		<-time.After(500 * time.Microsecond)
+	}
+}
+
+// TestEnginesSideBySide measures the engines. With -full it is the benchmark.
 func TestEnginesSideBySide(t *testing.T) {
 	s := scale{rounds: 2, few: 1, pairs: 1, many: 3, crowds: []int{0, 3}, restarts: 1, blocks: 1, calm: 100 * time.Millisecond,
 		taken: 20, turns: 1, trips: 20, stream: []string{"-n", "1M"}}
@@ -60,7 +78,7 @@ func TestEnginesSideBySide(t *testing.T) {
 		s = scale{rounds: 21, few: 3, pairs: 60, many: 50, crowds: []int{0, 50, 200}, restarts: 5, blocks: 10, calm: 2 * time.Second,
 			taken: 1000, turns: 300, trips: 50, stream: []string{"-n", "128M"}}
 	}
-	s.budget = &budget{until: time.Now().Add(8 * time.Minute)}
+	s.budget = &budget{until: time.Now().Add(11 * time.Minute)}
 	table := newTable()
 	subjects := []*subject{{engine: newHoldfast(t)}}
 	var pod *podman
@@ -73,7 +91,7 @@ func TestEnginesSideBySide(t *testing.T) {
 	for _, x := range subjects {
 		x.api, _ = connect(x.socket())
 		x.start()
-		if err := x.api.waitUp(); err != nil {
+		if err := x.waitUp(); err != nil {
 			t.Fatalf("%s does not answer: %v", x.name(), err)
 		}
 		x.api.must(t, "POST", "/images/load?quiet=1", archive(t), nil)
@@ -90,6 +108,9 @@ func TestEnginesSideBySide(t *testing.T) {
 	if part("run") {
 		measureRun(t, s, table, subjects, pod)
 	}
+	if part("verbs") {
+		measureVerbs(t, s, table, subjects)
+	}
 	if part("many") {
 		measureMany(t, s, table, subjects)
 	}
@@ -98,7 +119,7 @@ func TestEnginesSideBySide(t *testing.T) {
 			measureIdle(t, s, table, x)
 		}
 	}
-	if part("restart") || part("size") || part("ps") || part("gaps") {
+	if part("restart") || part("size") || part("ps") || part("gaps") || part("verbs") {
 		for _, n := range s.crowds {
 			for _, x := range subjects {
 				measureCrowd(t, s, table, x, n)
@@ -130,13 +151,13 @@ func TestEnginesSideBySide(t *testing.T) {
 		}
 	}
 	for name := range table.rows {
-		if table.get(name, "Holdfast") < 0 {
+		if math.IsNaN(table.get(name, "Holdfast")) {
 			t.Errorf("%s was not measured", name)
 		}
 	}
 }
 
-// measureRun takes single operations, an engine after the other in each round.
+// measureRun measures single operations. In each round the engines take turns.
 func measureRun(t *testing.T, s scale, table *table, subjects []*subject, pod *podman) {
 	runtime := newBare(t)
 	times := map[string]map[string][]time.Duration{}
@@ -148,7 +169,7 @@ func measureRun(t *testing.T, s scale, table *table, subjects []*subject, pod *p
 		}
 		times[what][who] = append(times[what][who], time.Since(begin))
 	}
-	// The first round of each warms caches and does not count.
+	// The first round of each engine warms caches and is not counted.
 	for round := range s.rounds + 1 {
 		if s.budget.done(max(0, round-1)) {
 			break
@@ -225,11 +246,11 @@ func measureMany(t *testing.T, s scale, table *table, subjects []*subject) {
 	}
 }
 
-// measureIdle takes the size of a fresh daemon without containers.
+// measureIdle measures the memory of a fresh daemon without containers.
 func measureIdle(t *testing.T, s scale, table *table, x *subject) {
 	x.stop()
 	x.start()
-	if err := x.api.waitUp(); err != nil {
+	if err := x.waitUp(); err != nil {
 		t.Fatal(err)
 	}
 	x.api.ps(t, 3, 0)
@@ -237,8 +258,8 @@ func measureIdle(t *testing.T, s scale, table *table, x *subject) {
 	table.set(rowIdle, x.name(), float64(pss(t, x.programs()))/1024)
 }
 
-// settle waits until the engine's size no longer shrinks, at most some
-// seconds: what a start needed for a moment is given back a little later.
+// settle waits until the engine's memory no longer shrinks, for some seconds at
+// most, because a daemon releases the memory of its start with a delay.
 func settle(s scale, x *subject) {
 	deadline := time.After(8 * time.Second)
 	last, since := 0, time.Now()
@@ -261,7 +282,7 @@ func settle(s scale, x *subject) {
 	}
 }
 
-// measureCrowd brings the engine to n containers and restarts it.
+// measureCrowd starts n containers in the engine and restarts the engine.
 func measureCrowd(t *testing.T, s scale, table *table, x *subject, n int) {
 	var mu sync.Mutex
 	more := max(0, n-len(x.ids))
@@ -286,7 +307,12 @@ func measureCrowd(t *testing.T, s scale, table *table, x *subject, n int) {
 			table.set(rowEach, x.name(), (all-idle*1024)/float64(n))
 		}
 	}
-	table.set(fmt.Sprintf(rowPS, n), x.name(), ms(x.api.ps(t, max(3, 10*s.few), n)))
+	if part("ps") {
+		table.set(fmt.Sprintf(rowPS, n), x.name(), ms(x.api.ps(t, max(3, 10*s.few), n)))
+	}
+	if part("verbs") {
+		measureCreate(t, s, table, x, n)
+	}
 	if part("restart") {
 		measureRestart(t, s, table, x, n)
 	}
@@ -317,12 +343,14 @@ func measureRestart(t *testing.T, s scale, table *table, x *subject, n int) {
 		}()
 		x.start()
 		up = append(up, <-first)
-		// An effect is answered when every container was looked at.
+		// An answer to this request means that every container has been
+		// examined.
 		if n > 0 {
 			x.api.must(t, "POST", "/containers/"+x.ids[n-1]+"/kill?signal=CONT", nil, nil)
 		}
 		taken = append(taken, time.Since(begin))
-		// Managed is what takes a signal.
+		// A container counts as managed when the daemon has delivered a signal
+		// to it.
 		each(min(8, n), func(worker int) {
 			for i := worker; i < n; i += min(8, n) {
 				x.api.must(t, "POST", "/containers/"+x.ids[i]+"/kill?signal=CONT", nil, nil)
@@ -357,7 +385,8 @@ func measureLogs(t *testing.T, s scale, table *table, subjects []*subject) {
 			x.api.must(t, "POST", "/containers/create", map[string]any{
 				"Image": imageRef,
 				"Cmd":   []string{"sh", "-c", fmt.Sprintf("read go; i=0; while [ $i -lt %d ]; do dd if=/lines bs=64k 2>/dev/null; i=$((i+1)); done", s.blocks)},
-				// It waits for its input until it is attached and begun.
+				// The container waits for its input, so that it starts to write
+				// only when the client is attached.
 				"OpenStdin": true, "StdinOnce": true,
 			}, &c)
 			x.api.must(t, "POST", "/containers/"+c.ID+"/start", nil, nil)
@@ -377,7 +406,7 @@ func measureLogs(t *testing.T, s scale, table *table, subjects []*subject) {
 				t.Fatal(err)
 			}
 			if got := bytes.Count(text, []byte{'\n'}); got != lines {
-				t.Errorf("%s: %d lines in the log, %d were written", x.name(), got, lines)
+				t.Errorf("%s: the log has %d lines, but %d were written", x.name(), got, lines)
 			}
 			x.api.must(t, "DELETE", "/containers/"+c.ID+"?force=1", nil, nil)
 		}

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package bench
 
 import (
@@ -17,7 +19,7 @@ import (
 	"time"
 )
 
-// api is a plain client of Docker's API, so that no library's work is measured.
+// api is a plain client of Docker's API, so that no client library is measured.
 type api struct {
 	http   *http.Client
 	socket string
@@ -112,11 +114,12 @@ func daemonVersion(t testing.TB, socket string) string {
 
 var ports atomic.Int64
 
-// nextPort is below what the kernel gives to outgoing connections.
+// nextPort returns a port below the range that the kernel uses for outgoing
+// connections.
 func nextPort() string { return strconv.FormatInt(10000+ports.Add(1)%20000, 10) }
 
-// web is a container that serves a page on a published port. Its stop signal
-// is one that the first process of a container does not ignore.
+// web is the configuration of a container that serves a page on a published
+// port. PID 1 of a container ignores SIGTERM, so another stop signal is set.
 func web(port string) map[string]any {
 	return map[string]any{
 		"Image": imageRef, "Cmd": []string{"httpd", "-f", "-p", "80", "-h", "/www"}, "StopSignal": "SIGKILL",
@@ -125,7 +128,8 @@ func web(port string) map[string]any {
 	}
 }
 
-// runDetached is "run -d -p": create, start, and until the port has answered.
+// runDetached does what "run -d -p" does: it creates and starts a container,
+// and waits until the port has answered.
 func (a *api) runDetached(t testing.TB) (id, port string) {
 	t.Helper()
 	port = nextPort()
@@ -164,8 +168,8 @@ func answered(port string) error {
 	}
 }
 
-// runRemove is "run --rm true", as the command line does it: create, attach,
-// wait for the removal, start, read to the end.
+// runRemove does what the command "run --rm true" does: create, attach, wait
+// for the removal, start, read to the end.
 func (a *api) runRemove(t testing.TB) {
 	t.Helper()
 	var c struct{ ID string }
@@ -189,7 +193,7 @@ func (a *api) runRemove(t testing.TB) {
 		return
 	}
 	var w sync.WaitGroup
-	// The head of the answer to a wait comes at once, and says that the wait
+	// The daemon sends the header of the answer to a wait as soon as the wait
 	// is registered.
 	resp, err := a.http.Post("http://engine/v1.41/containers/"+c.ID+"/wait?condition=removed", "application/json", nil)
 	if err != nil {
@@ -212,14 +216,14 @@ func (a *api) runRemove(t testing.TB) {
 	w.Wait()
 }
 
-// stopRemove is "stop" and "rm".
+// stopRemove does what "stop" and "rm" do.
 func (a *api) stopRemove(t testing.TB, id string) {
 	t.Helper()
 	a.must(t, "POST", "/containers/"+id+"/stop", nil, nil)
 	a.must(t, "DELETE", "/containers/"+id, nil, nil)
 }
 
-// ps is how often "ps" is measured, and the median is its time.
+// ps repeats "ps" and returns the median of its times.
 func (a *api) ps(t testing.TB, rounds, want int) time.Duration {
 	t.Helper()
 	var times []time.Duration
@@ -235,8 +239,8 @@ func (a *api) ps(t testing.TB, rounds, want int) time.Duration {
 	return median(times)
 }
 
-// refusal asks a port again and again until stop, and gives the longest time
-// in which it did not answer.
+// refusal requests a page from a port continuously until stop, and records the
+// longest time without an answer.
 type refusal struct {
 	stop chan struct{}
 	done chan struct{}
@@ -247,7 +251,7 @@ func watch(port string) *refusal {
 	r := &refusal{stop: make(chan struct{}), done: make(chan struct{})}
 	go func() {
 		defer close(r.done)
-		var since time.Time // of the first request that failed
+		var since time.Time // time of the first failed request
 		for {
 			begin := time.Now()
 			if err := ask(port); err != nil {
@@ -277,7 +281,7 @@ func (r *refusal) end() time.Duration {
 	return r.max
 }
 
-// say writes to a container's standard input and ends it.
+// say writes a text to a container's standard input and closes it.
 func (a *api) say(id, text string) error {
 	c, err := net.Dial("unix", a.socket)
 	if err != nil {

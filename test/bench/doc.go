@@ -1,11 +1,14 @@
-// Package bench measures the engine from outside, as its users see it, and
-// beside it dockerd, podman and the bare OCI runtime where they are installed:
-// pair by pair in one run, so that all of them see the same machine.
+// SPDX-License-Identifier: Apache-2.0
+
+// Package bench measures the engine from outside, as users see it. It measures
+// the dockerd and the OCI runtime of "make peer" beside it, and podman where
+// podman is installed. The engines take turns in one run, so that all of them
+// meet the same load of the machine.
 //
 // Everything runs in a network namespace of its own, which the test process
-// makes for itself: no link, rule or port of the host is touched, whichever
-// engine is measured.
+// creates. No interface, rule or port of the host is touched, whichever engine
+// is measured.
 //
-// "make bench" runs it in full and writes docs/benchmarks.md. As a part of the
-// tests it only shows that it works.
+// "make bench" runs all measurements and writes docs/benchmarks.md. As a part
+// of the tests the package only checks that the benchmark works.
 package bench

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package bench
 
 import (
@@ -13,7 +15,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/google/go-containerregistry/pkg/v1"
+	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"golang.org/x/sys/unix"
 
 	"holdfast/test/kit"
@@ -25,14 +27,17 @@ type engine interface {
 	socket() string
 	// start starts the daemon and returns when its process runs.
 	start()
-	// stop ends the daemon by SIGTERM, with live restore, and waits for it.
+	// stop ends the daemon with SIGTERM and waits for it. Live restore is on.
 	stop()
-	// kill ends the daemon by SIGKILL, and waits for it.
+	// kill kills the daemon with SIGKILL and waits for it.
 	kill()
-	// upgrade lets a new daemon take over, where upgrades says that it can.
+	// again restarts the daemon if it has exited by itself.
+	again()
+	// upgrade lets a new daemon take over. It may be called only if upgrades
+	// returns true.
 	upgrade()
 	upgrades() bool
-	// programs are the names of the engine's executables.
+	// programs returns the names of the engine's executables.
 	programs() []string
 	version() string
 }
@@ -45,8 +50,8 @@ const (
 	blockFile = 400 * (64 << 10)
 )
 
-// image has the host's static busybox, a page, and a file of numbered lines of
-// 100 bytes.
+// image contains the host's static busybox, a page, and a file of numbered
+// lines of 100 bytes.
 func image(t testing.TB) v1.Image {
 	var lines strings.Builder
 	for i := range blockFile / lineBytes {
@@ -58,15 +63,24 @@ func image(t testing.TB) v1.Image {
 
 func archive(t testing.TB) io.Reader { return kit.Archive(t, imageRef, image(t)) }
 
-// holdfast is the engine of the tree.
+// holdfast is the engine of this repository.
 type holdfast struct {
 	*kit.Daemon
 	t  testing.TB
-	ns netns // in which it runs
+	ns netns // the namespace in which it runs
 }
 
 func newHoldfast(t testing.TB) engine {
 	return &holdfast{kit.New(t, kit.Options{LiveRestore: true}), t, netns{}}
+}
+
+// bareExec calls the runtime directly to do what the engine does for an exec.
+func (h *holdfast) bareExec(id string, command ...string) {
+	h.t.Helper()
+	args := append([]string{"--root", h.ExecRoot + "/runtime/runc", "exec", id}, command...)
+	if out, err := exec.Command("runc", args...).CombinedOutput(); err != nil {
+		h.t.Errorf("runc exec: %v: %s", err, out)
+	}
 }
 
 func (*holdfast) name() string       { return "Holdfast" }
@@ -76,6 +90,7 @@ func (h *holdfast) stop()            { h.Term() }
 func (h *holdfast) kill()            { h.Kill9() }
 func (h *holdfast) upgrade()         { h.Takeover() }
 func (*holdfast) upgrades() bool     { return true }
+func (*holdfast) again()             {}
 func (h *holdfast) version() string  { return daemonVersion(h.t, h.socket()) }
 
 func (h *holdfast) start() {
@@ -85,17 +100,17 @@ func (h *holdfast) start() {
 	}
 }
 
-// dockerd is the installed one, with everything of its own.
+// dockerd is the first dockerd in PATH, with roots and a bridge of its own.
 type dockerd struct {
 	t      testing.TB
 	root   string
-	flags  []string // besides the usual ones
-	ns     netns    // in which it runs
+	flags  []string // in addition to the usual ones
+	ns     netns    // the namespace in which it runs
 	cmd    *exec.Cmd
 	exited chan struct{}
 }
 
-// newDockerd is nil where there is no dockerd.
+// newDockerd returns nil if no dockerd is installed.
 func newDockerd(t testing.TB, ns netns, flags ...string) engine {
 	if _, err := exec.LookPath("dockerd"); err != nil {
 		return nil
@@ -127,7 +142,7 @@ func (d *dockerd) start() {
 	defer log.Close()
 	d.cmd = exec.Command("dockerd", append([]string{"--data-root", d.root + "/data", "--exec-root", d.root + "/run",
 		"--pidfile", d.root + "/pid", "--config-file", config, "-H", "unix://" + d.socket(), "--group", "",
-		"--bip", "10.61.0.1/16", "--live-restore", "--cgroup-parent", d.cgroup(), "--storage-driver", "overlay2"}, d.flags...)...)
+		"--bip", "10.61.0.1/16", "--live-restore", "--cgroup-parent", d.cgroup()}, d.flags...)...)
 	d.cmd.Stdout, d.cmd.Stderr = log, log
 	d.cmd.SysProcAttr = &unix.SysProcAttr{Setpgid: true}
 	if err := d.ns.run(d.cmd.Start); err != nil {
@@ -138,15 +153,27 @@ func (d *dockerd) start() {
 	go func(cmd *exec.Cmd) { cmd.Wait(); close(exited) }(d.cmd)
 }
 
+// again restarts a dockerd that exited during its own start, as a service
+// manager would. dockerd waits for its containerd for 15 seconds at most.
+func (d *dockerd) again() {
+	d.t.Helper()
+	select {
+	case <-d.exited:
+		d.start()
+	default:
+	}
+}
+
 func (d *dockerd) stop() { d.end(unix.SIGTERM) }
 
-// kill takes dockerd's own containerd along, which asks the kernel for that.
-// It has to be reaped before dockerd starts again, which takes it for running
-// otherwise; an init process does so, but not every one.
+// kill also kills dockerd's containerd, which asks the kernel for that with a
+// parent-death signal. The containerd must be reaped before dockerd starts
+// again, because dockerd would take a zombie for a running process. Not every
+// PID 1 reaps it.
 func (d *dockerd) kill() {
 	d.t.Helper()
 	text, err := os.ReadFile(d.root + "/run/containerd/containerd.pid")
-	if errors.Is(err, os.ErrNotExist) { // it uses one that it has not started
+	if errors.Is(err, os.ErrNotExist) { // dockerd uses a containerd that it did not start
 		d.end(unix.SIGKILL)
 		return
 	}
@@ -173,7 +200,7 @@ func (d *dockerd) kill() {
 	}()
 	select {
 	case <-reaped:
-	case <-time.After(10 * time.Second): // it has outlived dockerd, and is used again
+	case <-time.After(10 * time.Second): // the containerd has outlived dockerd, and the next dockerd uses it
 	}
 }
 
@@ -186,7 +213,7 @@ func (d *dockerd) end(signal unix.Signal) {
 	select {
 	case <-d.exited:
 	case <-time.After(patience):
-		d.t.Fatal("dockerd does not end")
+		d.t.Fatal("dockerd did not exit")
 	}
 }
 
@@ -212,7 +239,7 @@ func (d *dockerd) cleanup() {
 			d.t.Logf("dockerd said:\n%s", b[max(0, len(b)-4000):])
 		}
 	}
-	// In this network namespace there is no other dockerd's.
+	// No other dockerd runs in this network namespace.
 	for _, pid := range d.ns.processes(d.programs()) {
 		unix.Kill(pid, unix.SIGKILL)
 	}
@@ -343,8 +370,8 @@ func tempDir(t testing.TB) string {
 	return dir
 }
 
-// removeTree unmounts what is mounted below a folder and removes it, and the
-// cgroups of that name.
+// removeTree unmounts all file systems below a folder, and removes the folder
+// and the cgroups of that name.
 func removeTree(t testing.TB, root string, cgroups ...string) {
 	for range 10 {
 		b, err := os.ReadFile("/proc/self/mountinfo")
@@ -386,10 +413,12 @@ func removeCgroup(dir string) {
 	unix.Rmdir(dir)
 }
 
-// processes are those of this network namespace that run one of the programs.
+// processes returns the pids in this network namespace whose executable is one
+// of the programs.
 func processes(programs []string) []int { return netns{}.processes(programs) }
 
-// processes are those of a network namespace that run one of the programs.
+// processes returns the pids in the network namespace whose executable is one
+// of the programs.
 func (n netns) processes(programs []string) []int {
 	var own string
 	err := n.run(func() (err error) {
@@ -430,7 +459,7 @@ func pss(t testing.TB, programs []string) int {
 	for _, pid := range processes(programs) {
 		b, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/smaps_rollup")
 		if err != nil {
-			continue // it has ended
+			continue // the process has exited
 		}
 		for line := range strings.Lines(string(b)) {
 			if f := strings.Fields(line); len(f) == 3 && f[0] == "Pss:" {
@@ -445,7 +474,7 @@ func pss(t testing.TB, programs []string) int {
 	return sum
 }
 
-// each runs fn for 0 to n-1, at once.
+// each calls fn concurrently with 0 to n-1.
 func each(n int, fn func(int)) {
 	var g sync.WaitGroup
 	for i := range n {

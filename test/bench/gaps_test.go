@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package bench
 
 import (
@@ -10,21 +12,21 @@ import (
 	"time"
 )
 
-// gap asks again and again, on a new connection each time, and notes the
-// longest time from one answer to the next.
+// gap calls a function again and again, on a new connection each time, and
+// records the longest time between two successful calls.
 type gap struct {
 	stop, done, first chan struct{}
 	max               time.Duration
 }
 
-// every is the pause between an answer, or a refusal, and the next question.
+// every is the pause between the end of one call and the next call.
 const every = 2 * time.Millisecond
 
 func watchGap(ask func() error) *gap {
 	g := &gap{stop: make(chan struct{}), done: make(chan struct{}), first: make(chan struct{})}
 	go func() {
 		defer close(g.done)
-		var last time.Time // of the last answer
+		var last time.Time // time of the last successful call
 		tick := time.NewTimer(every)
 		for {
 			if ask() == nil {
@@ -50,7 +52,7 @@ func watchGap(ask func() error) *gap {
 	return g
 }
 
-// begun waits for the first answer.
+// begun waits for the first successful call.
 func (g *gap) begun(t testing.TB, who string) {
 	t.Helper()
 	select {
@@ -60,14 +62,15 @@ func (g *gap) begun(t testing.TB, who string) {
 	}
 }
 
-// end is called after something else has had an answer.
+// end stops the calls. The caller must have had another answer from the engine
+// before.
 func (g *gap) end() time.Duration {
 	close(g.stop)
 	<-g.done
 	return g.max
 }
 
-// pinger asks the API whether it is there. A question waits as long as the
+// pinger requests /_ping from the API. A request waits for as long as the
 // engine lets it.
 func pinger(socket string) func() error {
 	c := &http.Client{Timeout: patience, Transport: &http.Transport{
@@ -79,8 +82,8 @@ func pinger(socket string) func() error {
 	return func() error { return get(c, "http://engine/_ping") }
 }
 
-// visitor asks a published port. Who has waited for a quarter of a second asks
-// again: a packet that was lost would be sent again only after a second.
+// visitor requests a page from a published port. The timeout is a quarter of a
+// second: TCP would retransmit a lost packet only after a second.
 func visitor(port string) func() error {
 	c := &http.Client{Timeout: 250 * time.Millisecond, Transport: &http.Transport{DisableKeepAlives: true}}
 	return func() error { return get(c, "http://127.0.0.1:"+port+"/index.html") }
@@ -99,8 +102,8 @@ func get(c *http.Client, url string) error {
 	return err
 }
 
-// measureGaps takes the daemon of n containers away in every way and watches
-// the API and the port of one container meanwhile.
+// measureGaps restarts, kills and upgrades the daemon of n containers.
+// Meanwhile it watches the API and the port of one container.
 func measureGaps(t *testing.T, s scale, table *table, x *subject, n int) {
 	for _, way := range []struct {
 		name string
@@ -118,16 +121,17 @@ func measureGaps(t *testing.T, s scale, table *table, x *subject, n int) {
 			if s.budget.done(round) {
 				break
 			}
-			// A connection that is kept open would keep the old daemon.
+			// An idle connection would delay the end of the old daemon.
 			x.api.http.CloseIdleConnections()
 			a, p := watchGap(pinger(x.socket())), watchGap(visitor(x.one))
 			a.begun(t, x.name())
 			p.begun(t, "a published port of "+x.name())
 			way.does()
-			if err := x.api.waitUp(); err != nil {
+			if err := x.waitUp(); err != nil {
 				t.Error(err)
 			}
-			// An effect is answered when every container was looked at.
+			// An answer to this request means that every container has been
+			// examined.
 			x.api.must(t, "POST", "/containers/"+x.ids[0]+"/kill?signal=CONT", nil, nil)
 			api = append(api, a.end())
 			port = append(port, p.end())

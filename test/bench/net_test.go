@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package bench
 
 import (
@@ -19,16 +21,18 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
+	"holdfast/internal/osthread"
 	"holdfast/test/kit"
 )
 
-// site is an engine in a network namespace of its own, whose links and rules
-// are this engine's alone, and a neighbour at the other end of a cable.
+// site is an engine in a network namespace of its own, so that the interfaces
+// and rules there are this engine's alone. A veth pair connects the namespace
+// with that of a neighbour.
 type site struct {
 	*subject
 	host, neighbour netns
 	server, client  machine
-	ports           map[int]string // where the server's are published
+	ports           map[int]string // by container port, the host port or address where the server is published
 }
 
 // machine is a running container.
@@ -45,7 +49,7 @@ const (
 	echoPort         = 7
 )
 
-// newSite starts an engine, which is nil where it is not installed.
+// newSite starts an engine. It returns nil if the engine is not installed.
 func newSite(t testing.TB, make func(netns) engine) *site {
 	t.Helper()
 	x := &site{ports: map[int]string{}}
@@ -77,19 +81,20 @@ func newSite(t testing.TB, make func(netns) engine) *site {
 	x.subject = &subject{engine: e}
 	x.api, _ = connect(x.socket())
 	x.start()
-	if err := x.api.waitUp(); err != nil {
+	if err := x.waitUp(); err != nil {
 		t.Fatalf("%s does not answer: %v", x.name(), err)
 	}
 	x.api.must(t, "POST", "/images/load?quiet=1", kit.Archive(t, imageRef, kit.Image(t, kit.Busybox(t, nil), nil)), nil)
 	x.api.must(t, "POST", "/networks/create", map[string]any{
 		"Name": netName, "Driver": "bridge",
-		// Addresses can be asked for where the subnet was.
+		// A network needs an explicit subnet before containers can request
+		// addresses in it.
 		"IPAM": map[string]any{"Config": []map[string]string{{"Subnet": "10.62.0.0/16"}}},
 	}, nil)
 	return x
 }
 
-// raise brings a link of the thread's namespace up.
+// raise sets an interface in the thread's namespace up.
 func raise(name, address string) error {
 	link, err := netlink.LinkByName(name)
 	if err != nil {
@@ -107,7 +112,8 @@ func raise(name, address string) error {
 	return netlink.LinkSetUp(link)
 }
 
-// sleeper is a container that does nothing on the user-defined network.
+// sleeper is the configuration of a container that does nothing, on the
+// user-defined network.
 func sleeper(ports map[int]string) map[string]any {
 	exposed, bound := map[string]any{}, map[string]any{}
 	for in, out := range ports {
@@ -121,7 +127,7 @@ func sleeper(ports map[int]string) map[string]any {
 	}
 }
 
-// launch is "run -d --network".
+// launch does what "run -d --network" does.
 func (x *site) launch(t testing.TB, ports map[int]string) (id string) {
 	t.Helper()
 	var c struct{ ID string }
@@ -135,8 +141,9 @@ func (x *site) remove(t testing.TB, id string) {
 	x.api.must(t, "DELETE", "/containers/"+id+"?force=1", nil, nil)
 }
 
-// machine finds where a running container lives. Its namespace stays open until
-// the end of the test, which no link outlives: the engine removes it itself.
+// machine returns the namespace and addresses of a running container. The
+// namespace's file stays open until the end of the test. No interface outlives
+// that, because the engine removes its interfaces itself.
 func (x *site) machine(t testing.TB, id string) machine {
 	t.Helper()
 	var c struct {
@@ -154,7 +161,7 @@ func (x *site) machine(t testing.TB, id string) machine {
 	return machine{id, c.NetworkSettings.Networks[netName].IPAddress, netns{f}}
 }
 
-// way is how the server's port is reached in the one or other case: from where,
+// way returns how the server's port is reached in case n: from which namespace,
 // and at which address.
 func (x *site) way(n int) (from netns, where func(port int) string) {
 	switch n {
@@ -168,8 +175,8 @@ func (x *site) way(n int) (from netns, where func(port int) string) {
 	return from, func(port int) string { return net.JoinHostPort(x.server.address, fmt.Sprint(port)) }
 }
 
-// measureNet takes networks, each engine in a namespace of its own. It comes last
-// and takes little, so it has all its rounds.
+// measureNet measures networks, each engine in a namespace of its own. It runs
+// last and is short, so it always has all its rounds.
 func measureNet(t *testing.T, s scale, table *table) {
 	own := newSite(t, func(ns netns) engine {
 		return &holdfast{kit.New(t, kit.Options{LiveRestore: true}), t, ns}
@@ -223,8 +230,8 @@ func measureNet(t *testing.T, s scale, table *table) {
 			serveIperf(t, x.server.ns)
 		}
 	}
-	// Shares of a machine that come and go must meet all engines alike, so they
-	// are measured in short turns, and who was first is second in the next one.
+	// Load from other processes on the machine must meet all engines alike. So
+	// the engines take short turns, and their order changes with each turn.
 	for way, name := range []string{"container to container", "host to container", "neighbour to published port"} {
 		conns := map[*site]*net.TCPConn{}
 		for _, x := range sites {
@@ -273,14 +280,14 @@ func measureNet(t *testing.T, s scale, table *table) {
 	}
 }
 
-// measureLaunch is "run -d" on a user-defined network.
+// measureLaunch measures "run -d" on a user-defined network.
 func measureLaunch(t *testing.T, s scale, table *table, sites []*site) {
 	times := map[string][]time.Duration{}
 	for round := range s.rounds + 1 {
 		for _, x := range sites {
 			begin := time.Now()
 			id := x.launch(t, nil)
-			if round > 0 { // the first warms caches
+			if round > 0 { // the first round warms caches
 				times[x.name()] = append(times[x.name()], time.Since(begin))
 			}
 			x.remove(t, id)
@@ -294,8 +301,9 @@ func measureLaunch(t *testing.T, s scale, table *table, sites []*site) {
 	}
 }
 
-// measureAttach takes a running container with a published port off its
-// network and measures how long it takes to come back to its address.
+// measureAttach disconnects a running container with a published port from its
+// network. Then it measures how long a new connection with the same address
+// takes.
 func measureAttach(t *testing.T, s scale, table *table, x *site) {
 	const bundle = 100 // ports of one container
 	var crowd []string
@@ -329,7 +337,7 @@ func measureAttach(t *testing.T, s scale, table *table, x *site) {
 				c.Close()
 			}
 			if err != nil {
-				t.Errorf("the port of a container that was attached: %v", err)
+				t.Errorf("the published port does not answer after the connect: %v", err)
 			}
 			if t.Failed() {
 				return
@@ -344,7 +352,7 @@ func measureAttach(t *testing.T, s scale, table *table, x *site) {
 	}
 }
 
-// echo gives everything back that comes to a port in a namespace, until end.
+// echo runs a TCP echo server in a namespace until end is called.
 func echo(t testing.TB, ns netns) (end func()) {
 	t.Helper()
 	var l net.Listener
@@ -389,8 +397,8 @@ func dial(from netns, address string) (c *net.TCPConn, err error) {
 	return c, err
 }
 
-// roundTrip is the median time of a byte there and back over a connection, in
-// microseconds.
+// roundTrip is the median time in which a byte travels to the peer and back
+// over a connection, in microseconds.
 func roundTrip(c *net.TCPConn, trips int) (float64, error) {
 	times := make([]time.Duration, trips)
 	err := pinned(c, clientCPU, func(fd int) error {
@@ -411,35 +419,31 @@ func roundTrip(c *net.TCPConn, trips int) (float64, error) {
 	return float64(median(times)) / float64(time.Microsecond), err
 }
 
-// Where the two ends of a connection run: where the scheduler would put them
-// says more about it than about networks.
+// The CPUs of the two ends of a connection. They are fixed, because the
+// scheduler's choice would influence the figures more than the network does.
 const clientCPU, serverCPU = 0, 0
 
 // pinned calls fn with a connection's blocking socket in a thread that stays on
-// one processor. The runtime's poller, whose
-// wake-ups cost as much as the network, is not between.
+// one CPU. It bypasses the runtime's poller, whose wake-ups cost as much time
+// as the network.
 func pinned(c *net.TCPConn, cpu int, fn func(fd int) error) error {
 	f, err := c.File()
 	if err != nil {
 		return err
 	}
 	defer f.Close()
-	done := make(chan error, 1)
-	go func() {
-		runtime.LockOSThread() // and never unlocked: the thread ends with its pin
+	return osthread.Run(func() error {
 		var set unix.CPUSet
 		set.Set(cpu % runtime.NumCPU())
 		fd := int(f.Fd())
-		err := errors.Join(unix.SchedSetaffinity(0, &set), unix.SetNonblock(fd, false))
-		if err == nil {
-			err = fn(fd)
+		if err := errors.Join(unix.SchedSetaffinity(0, &set), unix.SetNonblock(fd, false)); err != nil {
+			return err
 		}
-		done <- err
-	}()
-	return <-done
+		return fn(fd)
+	})
 }
 
-// again makes a system call that signals of the runtime may interrupt.
+// again repeats a system call that signals of the Go runtime have interrupted.
 func again(call func(int, []byte) (int, error), fd int, b []byte) error {
 	for {
 		n, err := call(fd, b)
@@ -452,7 +456,7 @@ func again(call func(int, []byte) (int, error), fd int, b []byte) error {
 	}
 }
 
-// serveIperf runs iperf3's server in a namespace until the end of the test.
+// serveIperf runs an iperf3 server in a namespace until the end of the test.
 func serveIperf(t testing.TB, ns netns) {
 	t.Helper()
 	cmd := exec.Command("iperf3", "-s", "-p", fmt.Sprint(iperfPort), "--forceflush")
@@ -485,14 +489,14 @@ func serveIperf(t testing.TB, ns netns) {
 	select {
 	case ok := <-ready:
 		if !ok {
-			t.Error("iperf3's server has ended")
+			t.Error("the iperf3 server has exited")
 		}
 	case <-time.After(10 * time.Second):
-		t.Error("iperf3's server does not say that it listens")
+		t.Error("the iperf3 server did not report that it listens")
 	}
 }
 
-// iperf is what the other end has received, in GB per second.
+// iperf returns the rate that the receiver measured, in GB per second.
 func iperf(from netns, address string, size []string) (float64, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
 	defer cancel()

@@ -1,22 +1,25 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package bench
 
 import (
 	"os"
-	"runtime"
 
 	"golang.org/x/sys/unix"
+
+	"holdfast/internal/osthread"
 )
 
 // netns is a network namespace; the zero value is that of the test.
 type netns struct{ file *os.File }
 
-// run calls fn in the namespace: what it opens and the processes that it
-// starts belong there.
+// run calls fn in the namespace. Sockets that fn opens and processes that it
+// starts belong to the namespace.
 func (n netns) run(fn func() error) error {
 	if n.file == nil {
 		return fn()
 	}
-	return aside(func() error {
+	return osthread.RunInNetns(func() error {
 		if err := unix.Setns(int(n.file.Fd()), unix.CLONE_NEWNET); err != nil {
 			return os.NewSyscallError("setns", err)
 		}
@@ -24,9 +27,10 @@ func (n netns) run(fn func() error) error {
 	})
 }
 
-// newNetns makes an empty namespace. It goes with its last process and file.
+// newNetns creates an empty namespace. The kernel removes it with its last
+// process and descriptor.
 func newNetns() (n netns, err error) {
-	err = aside(func() (err error) {
+	err = osthread.RunInNetns(func() (err error) {
 		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
 			return os.NewSyscallError("unshare", err)
 		}
@@ -34,25 +38,4 @@ func newNetns() (n netns, err error) {
 		return err
 	})
 	return n, err
-}
-
-// aside calls fn in a thread of its own, which comes back to where it was. One
-// that can't is not used again.
-func aside(fn func() error) error {
-	done := make(chan error, 1)
-	go func() {
-		runtime.LockOSThread()
-		back, err := os.Open("/proc/thread-self/ns/net")
-		if err != nil {
-			done <- err
-			return
-		}
-		defer back.Close()
-		err = fn()
-		if unix.Setns(int(back.Fd()), unix.CLONE_NEWNET) == nil {
-			runtime.UnlockOSThread()
-		}
-		done <- err
-	}()
-	return <-done
 }

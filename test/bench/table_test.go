@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package bench
 
 import (
@@ -14,7 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Rows of the table; the value's unit is in the name. %d is the number of
+// Rows of the table. A row's name contains the unit, and %d is the number of
 // containers.
 const (
 	rowRun      = "`run -d -p`: create, start, first answer (ms)"
@@ -41,45 +43,51 @@ const (
 	rowLaunch  = netPrefix + "`run -d` on a user-defined network (ms)"
 	rowAttach  = netPrefix + "attach a container with a published port, %d others being published (ms)"
 
-	// What a row's name begins with says in which table it stands; it is not
-	// written there.
-	gapPrefix = "gap: "
-	netPrefix = "net: "
+	// The prefix of a row's name chooses the table. It is not printed.
+	gapPrefix  = "gap: "
+	netPrefix  = "net: "
+	verbPrefix = "verb: "
 )
 
 // sections are the tables.
 var sections = []struct{ prefix, title, about string }{
 	{"", "", ""},
+	{verbPrefix, "Verb by verb",
+		"Requests go through the API, without a command line. The containers sleep, have no published port, and are " +
+			"ended by SIGKILL. A verb is measured until its answer is complete, and an `exec` until the client has its exit " +
+			"code. The copied files have a kilobyte each. Medians of 21, of 3 for verbs that carry many bytes, and of 10 " +
+			"for `create` and `start`."},
 	{gapPrefix, "Longest gap in answers",
-		"`GET /_ping` and a page of one container's published port are each asked on a new connection, 2 ms after the answer or the " +
-			"refusal before; a gap is the longest time from one answer to the next, from before the daemon goes until it has carried " +
-			"out a request with all containers restored. An undisturbed gap is thus a little over 2 ms. *Restart* is SIGTERM and a " +
-			"start, *crash* SIGKILL and a start at once, *upgrade* `holdfastd --takeover`, which dockerd has no counterpart of; the " +
-			"containerd that dockerd has started dies with it. " +
-			"Medians of 3, the longest of them in parentheses."},
+		"`GET /_ping` and a page of one container's published port are requested on a new connection each, 2 ms after " +
+			"the previous answer or refusal. A gap is the longest time between two answers, from before the end of the " +
+			"daemon until it has carried out a request with all containers restored. So an undisturbed gap is a little over " +
+			"2 ms. *Restart* is SIGTERM and a start, *crash* is SIGKILL and a start at once, and *upgrade* is `holdfastd " +
+			"--takeover`, for which dockerd has no counterpart. The containerd that dockerd has started dies with dockerd. " +
+			"Medians of 3, with the longest in parentheses."},
 	{netPrefix, "Networks",
-		"Each engine in a network namespace of its own, so that no packet passes the other's rules, dockerd with " +
-			"`--userland-proxy=false`; all on a user-defined bridge network. A stream is 128 MB of `iperf3` over one connection, as " +
-			"the receiver counts it, its processes being in the containers' network namespaces; there and back goes one byte over a " +
-			"TCP connection. Both ends share one core, so that a figure is the work that the packets are and not where the scheduler " +
-			"has put whom. The neighbour is another namespace at the other end of a veth cable to the host, " +
-			"and asks the host's address. Engines take short turns, 60 streams and 300 turns of 50 bytes each; the ratio is the median of " +
-			"those of the turns, and in parentheses where it lies with a certainty of 95 %: a target is missed where all of that is on " +
-			"the wrong side. `run -d` is `create` and `start`, without a port; attaching is " +
-			"`network connect` of a running container with one published port, after which the port is asked. Medians of 21."},
+		"Each engine runs in a network namespace of its own, so that no packet passes the other's rules; dockerd has " +
+			"`--userland-proxy=false`. All containers are on a user-defined bridge network. A stream is 128 MB of `iperf3` " +
+			"over one connection, as the receiver counts it; its processes are in the containers' network namespaces. A " +
+			"round trip is one byte there and back over a TCP connection. Both ends share one core, so that a figure shows " +
+			"the work for the packets and does not depend on the scheduler's placement. The neighbour is another namespace " +
+			"at the other end of a veth pair, and sends its requests to the host's address. The engines take short turns, " +
+			"60 streams and 300 turns of 50 bytes each. The comparison is the median over the turns, and the parentheses " +
+			"show the 95 % confidence interval of the ratio of dockerd's figure to ours. A target is missed if all of the " +
+			"interval is on the wrong side. `run -d` is `create` and `start`, without a port. Attaching is `network " +
+			"connect` of a running container with one published port, until the port answers. Medians of 21."},
 }
 
-// target is what a row is to reach: at most limit, at most a share of
-// dockerd's, or at least a floor.
+// target is the aim of a row: an upper limit, an upper share of dockerd's
+// figure, or a lower limit.
 type target struct {
 	row   string
-	limit float64 // 0 is none
+	limit float64 // 0 is no limit
 	share float64
 	floor float64
-	any   bool // there is none: it is shown for comparison
-	zero  bool // nothing at all
-	// What is measured by turns is to be no worse than dockerd's, as far as that
-	// can be told: no more, or with atLeast no less.
+	any   bool // no target: the row is shown for comparison
+	zero  bool // the figure must be zero
+	// For figures measured in turns, the aim is to be no worse than dockerd
+	// within the confidence interval: not more, or with atLeast not less.
 	level, atLeast bool
 }
 
@@ -108,6 +116,26 @@ var targets = []target{
 	{row: rowEach, limit: 1024},
 	{row: rowLog, floor: 300},
 
+	{row: rowVerbStop, share: 1. / 4},
+	{row: rowVerbKill, share: 1. / 4},
+	{row: rowVerbWait, share: 1. / 4},
+	{row: rowVerbDie, share: 1. / 4},
+	{row: rowVerbRemove, share: 1. / 4},
+	{row: rowVerbRestart, any: true},
+	{row: fmt.Sprintf(rowVerbCreate, 0), share: 1. / 4},
+	{row: fmt.Sprintf(rowVerbCreate, 50), share: 1. / 4},
+	{row: fmt.Sprintf(rowVerbCreate, 200), share: 1. / 4},
+	{row: rowVerbExec, any: true},
+	{row: rowVerbBare, any: true},
+	{row: rowVerbOver, limit: 8},
+	{row: fmt.Sprintf(rowVerbExecs, 20), any: true},
+	{row: fmt.Sprintf(rowVerbInspect, 50), any: true},
+	{row: rowVerbAttach, any: true},
+	{row: rowVerbStdin, any: true},
+	{row: fmt.Sprintf(rowVerbCpFile, 256), any: true},
+	{row: fmt.Sprintf(rowVerbCpFiles, 10_000), any: true},
+	{row: rowVerbVolume, any: true},
+
 	{row: fmt.Sprintf(rowGapAPI, "restart", 50), any: true},
 	{row: fmt.Sprintf(rowGapAPI, "restart", 200), any: true},
 	{row: fmt.Sprintf(rowGapAPI, "crash", 50), any: true},
@@ -132,14 +160,14 @@ var targets = []target{
 	{row: fmt.Sprintf(rowAttach, 1000), any: true},
 }
 
-// table is what was measured, by row and engine.
+// table holds the measured figures by row and engine.
 type table struct {
 	engines, versions []string
-	load              string // before the first measurement
+	load              string // load average before the first measurement
 	hurried           bool   // there were fewer rounds than usual
 	rows              map[string]map[string]float64
-	longest           map[string]map[string]float64 // where a row tells it too
-	pairs             map[string][]float64          // dockerd to Holdfast, round by round, sorted
+	longest           map[string]map[string]float64 // the maximum, for rows that show it
+	pairs             map[string][]float64          // ratios of dockerd's figure to Holdfast's, one per round, sorted
 }
 
 func newTable() *table {
@@ -155,7 +183,7 @@ func (t *table) set(row, engine string, value float64) {
 	t.rows[row][engine] = value
 }
 
-// setAll notes the median of times, and the longest.
+// setAll records the median of times, and the maximum.
 func (t *table) setAll(row, engine string, times []time.Duration) {
 	t.set(row, engine, ms(median(times)))
 	if t.longest[row] == nil {
@@ -164,8 +192,9 @@ func (t *table) setAll(row, engine string, times []time.Duration) {
 	t.longest[row][engine] = ms(slices.Max(times))
 }
 
-// setPairs notes the medians of what was measured by turns, and how the engines
-// compare in each round: what slows the machine for a while slows both.
+// setPairs records the medians of measurements that were taken in turns, and
+// the ratio of the engines in each round. A slow phase of the machine affects
+// both figures of a ratio.
 func (t *table) setPairs(row string, by map[string][]float64) {
 	for who, list := range by {
 		t.set(row, who, median(list))
@@ -177,23 +206,23 @@ func (t *table) setPairs(row string, by map[string][]float64) {
 	slices.Sort(t.pairs[row])
 }
 
-// certain is where the median of what such measurements come from lies with a
-// certainty of 95 %. They are sorted.
+// certain returns the 95 % confidence interval of the median. The list must be
+// sorted.
 func certain(list []float64) (low, high float64) {
 	n := float64(len(list))
 	off := 0.98 * math.Sqrt(n) // of a binomial distribution around n/2
 	return list[max(0, int(n/2-off))], list[min(len(list)-1, int(n/2+off))]
 }
 
-// get is -1 for what was not measured.
+// get returns NaN if the row was not measured. A difference may be negative.
 func (t *table) get(row, engine string) float64 {
 	if v, ok := t.rows[row][engine]; ok {
 		return v
 	}
-	return -1
+	return math.NaN()
 }
 
-// verdict says what the target is and whether it holds.
+// verdict returns the target and whether it is met, as a text.
 func (t *table) verdict(g target) string {
 	have, docker := t.get(g.row, "Holdfast"), t.get(g.row, "dockerd")
 	mark := func(ok bool, words string) string {
@@ -216,7 +245,7 @@ func (t *table) verdict(g target) string {
 		}
 		return mark(high >= 1, "≤ dockerd's")
 	case g.share > 0 && docker > 0:
-		return mark(have <= docker*g.share, "≤ 1/3 of dockerd's")
+		return mark(have <= docker*g.share, fmt.Sprintf("≤ 1/%.0f of dockerd's", 1/g.share))
 	}
 	return ""
 }
@@ -238,7 +267,7 @@ func (t *table) String() string {
 		var mine []target
 		for _, g := range known {
 			prefix, _, _ := strings.Cut(g.row, ": ")
-			other := s.prefix == "" && (prefix+": " == gapPrefix || prefix+": " == netPrefix)
+			other := s.prefix == "" && slices.Contains([]string{gapPrefix, netPrefix, verbPrefix}, prefix+": ")
 			if t.rows[g.row] != nil && strings.HasPrefix(g.row, s.prefix) && !other {
 				mine = append(mine, g)
 			}
@@ -280,7 +309,7 @@ func wrap(text string, width int) string {
 func (t *table) write(b *strings.Builder, prefix string, rows []target) {
 	var engines []string
 	for _, e := range t.engines {
-		if slices.ContainsFunc(rows, func(g target) bool { return t.get(g.row, e) >= 0 }) || e == "Holdfast" {
+		if slices.ContainsFunc(rows, func(g target) bool { return !math.IsNaN(t.get(g.row, e)) }) || e == "Holdfast" {
 			engines = append(engines, e)
 		}
 	}
@@ -292,8 +321,8 @@ func (t *table) write(b *strings.Builder, prefix string, rows []target) {
 	}
 	under := "\n|---|" + strings.Repeat("---:|", len(engines))
 	if ratio {
-		b.WriteString(" dockerd : Holdfast |")
-		under += "---:|"
+		b.WriteString(" Holdfast is |")
+		under += "---|"
 	}
 	if goal {
 		b.WriteString(" target |")
@@ -316,11 +345,11 @@ func (t *table) write(b *strings.Builder, prefix string, rows []target) {
 			have, docker := t.get(g.row, "Holdfast"), t.get(g.row, "dockerd")
 			cell := "–"
 			if have > 0 && docker > 0 && !g.zero {
-				cell = strconv.FormatFloat(docker/have, 'f', 2, 64)
+				cell = times(g.row, docker/have)
 			}
 			if p := t.pairs[g.row]; len(p) > 0 {
 				low, high := certain(p)
-				cell = fmt.Sprintf("%.2f (%.2f–%.2f)", median(p), low, high)
+				cell = fmt.Sprintf("%s (%.2f–%.2f)", times(g.row, median(p)), low, high)
 			}
 			b.WriteString(" " + cell + " |")
 		}
@@ -331,7 +360,31 @@ func (t *table) write(b *strings.Builder, prefix string, rows []target) {
 	}
 }
 
-// number has three digits that mean something.
+// times compares the engines in a row, given the ratio of dockerd's figure to
+// Holdfast's: "4.4 times faster". For rates a higher figure is better, for
+// everything else a lower one.
+func times(row string, ratio float64) string {
+	better, worse, even := "faster", "slower", "as fast"
+	switch {
+	case strings.HasSuffix(row, "/s)"):
+		ratio = 1 / ratio
+	case strings.HasSuffix(row, "PSS)"):
+		better, worse, even = "smaller", "larger", "as large"
+	}
+	word := better
+	if ratio < 1 {
+		ratio, word = 1/ratio, worse
+	}
+	switch {
+	case ratio < 1.05:
+		return even
+	case ratio < 10:
+		return fmt.Sprintf("%.1f times %s", ratio, word)
+	}
+	return fmt.Sprintf("%.0f times %s", ratio, word)
+}
+
+// number formats a value with three significant digits.
 func number(v float64) string {
 	switch {
 	case v == float64(int(v)), v >= 100 || v <= -100:
@@ -342,14 +395,14 @@ func number(v float64) string {
 	return strconv.FormatFloat(v, 'f', 2, 64)
 }
 
-// The report's table stands between these lines; what is around it is written
-// by people and stays.
+// The generated table stands between these two lines. The rest of the page is
+// written by hand.
 const (
 	beginMark = "<!-- measured: begin -->\n"
 	endMark   = "<!-- measured: end -->\n"
 )
 
-// writeTo replaces the measured part of a document.
+// writeTo replaces the generated part of a document.
 func (t *table) writeTo(path string) error {
 	b, err := os.ReadFile(path)
 	if err != nil {
@@ -363,7 +416,8 @@ func (t *table) writeTo(path string) error {
 	return os.WriteFile(path, []byte(before+beginMark+"\n"+t.machine()+"\n"+t.String()+"\n"+endMark+after), 0o644)
 }
 
-// machine tells what the figures depend on, in general terms.
+// machine describes the machine in general terms, as far as the figures depend
+// on it.
 func (t *table) machine() string {
 	var u unix.Utsname
 	unix.Uname(&u)

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package copy
 
 import (
@@ -18,14 +20,14 @@ func TestCommittedContainerIsAnImageThatRuns(t *testing.T) {
 		pid := d.Docker("inspect", "-f", "{{.State.Pid}} {{.State.StartedAt}}", "box")
 		id := d.Docker("commit", "-a", "somebody", "-m", "because", "-c", `CMD ["sh", "-c", "cat /new/deep/file; echo $KEPT $ADDED; ls /vol /bin/zcat /home /www /usr2 | tr '\n' ' '"]`, "-c", "ENV ADDED=too", "box", "made:1")
 		if got := d.Docker("inspect", "-f", "{{.State.Pid}} {{.State.StartedAt}}", "box"); got != pid || d.Docker("inspect", "-f", "{{.State.Status}}", "box") != "running" {
-			t.Errorf("the container was %s, is %s", pid, got)
+			t.Errorf("the container was %s and is %s", pid, got)
 		}
 		if got := d.Docker("images", "-q", "--no-trunc", "made:1"); got != id {
 			t.Errorf("made:1 is %s, want %s", got, id)
 		}
 		r := d.TryDocker("run", "--rm", "made:1")
 		if want := "y\nyes too\n"; !strings.HasPrefix(r.Stdout, want) || !strings.Contains(r.Stderr, "/bin/zcat: No such file") || strings.Contains(r.Stdout, "in ") || strings.Contains(r.Stdout, "index.html") || strings.Contains(r.Stdout, "app") {
-			t.Errorf("the image runs as %+v", r)
+			t.Errorf("a container of the committed image: %+v", r)
 		}
 		var got []struct {
 			Author, Comment string
@@ -50,31 +52,32 @@ func TestCommittedContainerIsAnImageThatRuns(t *testing.T) {
 			t.Errorf("events: %q", told)
 		}
 
-		// Of a stopped one, without a name, by holdfast; and of what is committed.
+		// Commit a stopped container with holdfast and without a name, and
+		// commit a container of the resulting image.
 		d.Docker("kill", "box")
 		bare := d.Holdfast("commit", "--no-pause", "box")
 		if out := d.Docker("run", "--rm", bare, "cat", "/new/deep/file"); out != "y" {
-			t.Errorf("without a name it says %q", out)
+			t.Errorf("a container of the unnamed image printed %q", out)
 		}
 		d.Docker("run", "--name", "second", "made:1", "sh", "-c", "rm -r /new; echo two > /two")
 		d.Docker("commit", "second", "made:2")
 		if r := d.TryDocker("run", "--rm", "made:2", "cat", "/two", "/new/deep/file"); r.Stdout != "two\n" || r.Code == 0 {
-			t.Errorf("of the second it says %+v", r)
+			t.Errorf("a container of the second image: %+v", r)
 		}
-		// One that changed nothing adds no layer.
+		// A commit of a container that changed no file adds no layer.
 		d.Docker("create", "--name", "same", image, "true")
 		d.Docker("commit", "same", "same:1")
 		if a, b := d.Docker("inspect", "-f", "{{.RootFS.Layers}}", "same:1"), d.Docker("inspect", "-f", "{{.RootFS.Layers}}", image); a != b {
 			t.Errorf("layers %s, want %s", a, b)
 		}
-		// What was committed is saved and loaded like any other.
+		// A committed image can be saved and loaded like any other.
 		file := filepath.Join(t.TempDir(), "made.tar")
 		d.Docker("save", "-o", file, "made:2")
 		d.Docker("rm", "second", "same")
 		d.Docker("rmi", "made:2")
 		d.Docker("load", "-i", file)
 		if out := d.Docker("run", "--rm", "made:2", "cat", "/two"); out != "two" {
-			t.Errorf("loaded again it says %q", out)
+			t.Errorf("a container of the loaded image printed %q", out)
 		}
 	})
 }
@@ -105,12 +108,12 @@ func TestBadCommitsAreRefusedAndSayWhy(t *testing.T) {
 			t.Errorf("%s: %d %q, want %d %q", query, res.StatusCode, said.Message, want.code, want.says)
 		}
 	}
-	// Without its image there is nothing to build on.
+	// Without the container's image there are no layers to build on.
 	d.Docker("rmi", "-f", d.Docker("images", "-q", "--no-trunc", image))
 	late := time.Now().Add(patience)
 	var r kit.Result
 	for r = d.TryDocker("commit", "box"); r.Code == 0 && time.Now().Before(late); r = d.TryDocker("commit", "box") {
-		d.Docker("rmi", "-f", strings.TrimSpace(r.Stdout)) // the collector has yet to come
+		d.Docker("rmi", "-f", strings.TrimSpace(r.Stdout)) // the garbage collector has not run yet
 	}
 	if !strings.Contains(r.Stderr, "the image of the container is gone") {
 		t.Errorf("%+v", r)
@@ -135,14 +138,14 @@ func TestContainerFrozenForACommitGoesOnWhenTheDaemonIsKilled(t *testing.T) {
 	r.Body.Close()
 	d.Start()
 	if got := d.Docker("inspect", "-f", "{{.State.Status}}", "box"); got != "running" {
-		t.Errorf("with the next daemon the container is %s", got)
+		t.Errorf("under the next daemon the container is %s", got)
 	}
-	// What its user froze is left so.
+	// A commit leaves a container paused if the user paused it.
 	d.Docker("pause", "box")
 	d.Kill9()
 	d.Start()
 	if got := d.Docker("inspect", "-f", "{{.State.Status}}", "box"); got != "paused" {
-		t.Errorf("what its user froze is %s", got)
+		t.Errorf("the container that its user paused is %s", got)
 	}
 	d.Docker("unpause", "box")
 	d.Docker("commit", "box", "made:2")

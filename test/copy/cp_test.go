@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package copy
 
 import (
@@ -70,8 +72,9 @@ func TestFilesAreCopiedBothWaysWithAllThatDockerKeeps(t *testing.T) {
 					t.Errorf("fifo: %+v", e)
 				}
 
-				// To a folder that is there, as its contents, a file over a file, and
-				// by tar.
+				// Copy a folder into an existing folder, the contents of a
+				// folder, a file over a file, and an archive from standard
+				// input.
 				back := t.TempDir()
 				run(t, client(d, "cp", box+":"+at+"/.", back), nil)
 				if b, err := os.ReadFile(back + "/plain"); err != nil || string(b) != "plain\n" {
@@ -84,10 +87,10 @@ func TestFilesAreCopiedBothWaysWithAllThatDockerKeeps(t *testing.T) {
 				if got[name+"/plain"].body != "one\n" || got[name+"/deep/er/file"].body != "by tar\n" {
 					t.Errorf("after the second copy: %+v", got)
 				}
-				// A link is followed within the container, if one asks for that.
+				// With -L a symbolic link is resolved within the container.
 				run(t, client(d, "cp", "-L", box+":"+at+"/sub/away", back+"/passwd"), nil)
 				if b, err := os.ReadFile(back + "/passwd"); err != nil || !strings.HasPrefix(string(b), "root:x:0:0:root:/root:/bin/sh\n") || strings.Contains(string(b), "daemon:") {
-					t.Errorf("/etc/passwd of the container: %q, %v", b, err)
+					t.Errorf("the copy of the container's /etc/passwd has %q: %v", b, err)
 				}
 			})
 		}
@@ -141,7 +144,7 @@ func TestCopySeesWhatTheContainerSees(t *testing.T) {
 	if hosts := d.Docker("cp", "box:/etc/hosts", "-"); !strings.Contains(hosts, d.Docker("inspect", "-f", "{{.Config.Hostname}}", "box")) {
 		t.Errorf("/etc/hosts: %q", hosts)
 	}
-	// What the kernel shows is no file of the container.
+	// Files of the container's proc file system can't be copied.
 	if code, said := ask(t, d, "GET", "box", "/proc/1/environ", "", nil); code != 404 {
 		t.Errorf("/proc/1/environ: %d %s", code, said)
 	}
@@ -158,16 +161,16 @@ func TestCopySeesWhatTheContainerSees(t *testing.T) {
 	see("/bind/seen", "bind")
 	see("/vol/inner/seen", "vol/inner")
 	if code, _ := ask(t, d, "GET", "box", "/mem/seen", "", nil); code != 404 {
-		t.Errorf("a tmpfs after its end: %d", code)
+		t.Errorf("a tmpfs of a stopped container: status %d", code)
 	}
 	d.DockerWith(bytes.NewReader(archive(t, tar.Header{Name: "new", Uname: "by cp\n"})), "cp", "-", "box:/bind")
 	if b, err := os.ReadFile(host + "/new"); err != nil || string(b) != "by cp\n" {
 		t.Errorf("through the bind: %q, %v", b, err)
 	}
-	// A container that never ran has its mounts too.
+	// A container that has never run has its mounts, too.
 	d.Docker("create", "--name", "fresh", "-v", "vol:/made/here", image, "true")
 	if got := entries(t, strings.NewReader(d.Docker("cp", "fresh:/made/here/seen", "-")+"\n")); got["seen"].body != "vol\n" {
-		t.Errorf("of one that never ran: %+v", got)
+		t.Errorf("cp from a container that has never run: %+v", got)
 	}
 }
 
@@ -203,7 +206,7 @@ func TestBadCopiesAreRefusedAndSayWhy(t *testing.T) {
 		says                     string
 	}{
 		{"GET", "nobody", "/", "", nil, 404, "No such container: nobody"},
-		{"GET", "box", "", "", nil, 400, "'path' cannot be empty"},
+		{"GET", "box", "", "", nil, 400, "path cannot be empty"},
 		{"GET", "box", "/none", "", nil, 404, "Could not find the file /none in container box"},
 		{"HEAD", "box", "/none", "", nil, 404, ""},
 		{"HEAD", "box", "/f", "", nil, 200, ""},
@@ -226,7 +229,7 @@ func TestBadCopiesAreRefusedAndSayWhy(t *testing.T) {
 			t.Errorf("%s %s:%s%s: %d %q, want %d %q", c.method, c.box, c.path, c.query, code, said, c.code, c.says)
 		}
 	}
-	// The answer reaches a client that has much left to send.
+	// The error must reach a client that still has much to send.
 	large := archive(t, tar.Header{Name: "f", Uname: strings.Repeat("large", 2<<20)})
 	for range 10 {
 		if code, said := ask(t, d, "PUT", "box", "/none", "", bytes.NewReader(large)); code != 404 || !strings.Contains(said, "/none") {
@@ -234,11 +237,11 @@ func TestBadCopiesAreRefusedAndSayWhy(t *testing.T) {
 		}
 	}
 	if out := d.Docker("exec", "box", "cat", "/d"); out != "x" {
-		t.Errorf("a file in a folder's place: %q", out)
+		t.Errorf("error for a file in the place of a folder: %q", out)
 	}
 }
 
-// swap exchanges two names for ever, as fast as it can.
+// swap exchanges two names in an endless loop, as fast as it can.
 func swap(a, b string) {
 	for {
 		_ = unix.Renameat2(unix.AT_FDCWD, a, unix.AT_FDCWD, b, unix.RENAME_EXCHANGE)
@@ -260,8 +263,9 @@ func TestHostileContainerNeverLeadsOutOfItsRoot(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	// On the host the links lead to host; in the container there is no such thing.
-	// The second kind goes by the processes of the host, which it sees.
+	// On the host the links lead to the folder host; in the container no such
+	// path exists. The magic link leads through /proc of a process of the host,
+	// which this container can see.
 	for name, link := range map[string]string{"absolute": host, "up": strings.Repeat("../", 40) + host[1:], "magic": "/proc/" + strconv.Itoa(os.Getpid()) + "/root" + host} {
 		d.Docker("run", "-d", "--name", name, "--pid=host", "-v", self+":/swap:ro", "-e", "SWAP_A=/w/x", "-e", "SWAP_B=/w/y", image,
 			"sh", "-c", "mkdir -p /w/x/in; echo mine > /w/x/secret; echo mine > /w/x/in/secret; ln -s "+link+" /w/y; touch /ready; exec /swap")
@@ -294,7 +298,7 @@ func TestHostileContainerNeverLeadsOutOfItsRoot(t *testing.T) {
 	}
 	t.Log(served)
 	if served["GET 200"] == 0 || served["PUT 200"] == 0 {
-		t.Errorf("nothing was ever copied: %v", served)
+		t.Errorf("no copy succeeded: %v", served)
 	}
 	var names []string
 	err = filepath.WalkDir(host, func(path string, e os.DirEntry, err error) error {
@@ -302,14 +306,15 @@ func TestHostileContainerNeverLeadsOutOfItsRoot(t *testing.T) {
 		return err
 	})
 	if want := " /in /in/secret /secret"; err != nil || strings.Join(names, " ") != want {
-		t.Errorf("on the host: %q, want %q (%v)", names, want, err)
+		t.Errorf("the file on the host contains %q, want %q (%v)", names, want, err)
 	}
 	if st, err := os.Stat(host + "/in"); err != nil || st.Mode().Perm() != 0o755 {
-		t.Errorf("mode of a folder of the host: %v, %v", st.Mode(), err)
+		t.Errorf("the mode of a folder on the host is %v: %v", st.Mode(), err)
 	}
 }
 
-// slow begins to read an archive, and leaves the rest to the caller.
+// slow requests an archive, reads its beginning, and leaves the rest to the
+// caller.
 func slow(t *testing.T, d *kit.Daemon, box, path string) net.Conn {
 	t.Helper()
 	conn, err := net.Dial("unix", strings.TrimPrefix(d.Host, "unix://"))
@@ -373,18 +378,18 @@ func TestKilledDaemonLeavesNothingOfACopy(t *testing.T) {
 		}
 		d.Kill9()
 		w.Close()
-		_ = put.Wait() // its daemon is gone
+		_ = put.Wait() // fails, because its daemon was killed
 		if n, _ := io.Copy(io.Discard, out); n > 64<<20 {
-			t.Errorf("%s: all came of an archive that broke off", box)
+			t.Errorf("%s: the whole archive arrived although the daemon was killed", box)
 		}
 		out.Close()
 		if left := mountsBelow(t, d.DataRoot+"/containers"); len(left) > 0 {
-			t.Errorf("mounted after the death: %q", left)
+			t.Errorf("still mounted after the daemon's death: %q", left)
 		}
 		d.Start()
 	}
 	if got := d.Docker("inspect", "-f", "{{.State.Status}}", "runs"); got != "running" {
-		t.Errorf("the container that was copied from: %s", got)
+		t.Errorf("the state of the copied container: %s", got)
 	}
 	d.Docker("start", "-a", "box")
 	d.Docker("rm", "box")
@@ -403,7 +408,7 @@ func TestRunningContainersAreCopiedFromAndToWithoutADaemon(t *testing.T) {
 		t.Errorf("%+v", got)
 	}
 	if r := d.TryHoldfast("cp", "idle:/etc/passwd", "-"); r.Code == 0 || !strings.Contains(r.Stderr, "needs the daemon") {
-		t.Errorf("of one that does not run: %+v", r)
+		t.Errorf("cp from a stopped container: %+v", r)
 	}
 	d.Start()
 }
@@ -456,7 +461,7 @@ func (zeros) Read(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// peak is the most memory that a process ever had, in kB.
+// peak is the peak resident memory of a process, in kB.
 func peak(t *testing.T, pid int) int {
 	t.Helper()
 	raw, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/status")

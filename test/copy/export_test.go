@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package copy
 
 import (
@@ -8,7 +10,8 @@ import (
 	"holdfast/test/kit"
 )
 
-// drivers are the two ways in which root file systems are made.
+// drivers runs a test with each of the two storage drivers for root file
+// systems.
 func drivers(t *testing.T, test func(*testing.T, *kit.Daemon)) {
 	for _, driver := range []string{"overlay2", "vfs"} {
 		t.Run(driver, func(t *testing.T) {
@@ -57,7 +60,7 @@ func TestDiffTellsWhatAContainerChanged(t *testing.T) {
 		}
 		d.Docker("run", "--name", "quiet", image, "true")
 		if got := d.Docker("diff", "quiet"); got != "" {
-			t.Errorf("of one that changed nothing: %s", got)
+			t.Errorf("diff of an unchanged container: %s", got)
 		}
 		if r := d.TryDocker("diff", "nobody"); r.Code == 0 || !strings.Contains(r.Stderr, "No such container") {
 			t.Errorf("of none: %+v", r)
@@ -84,12 +87,12 @@ func TestExportGivesTheRootFileSystemWithoutMounts(t *testing.T) {
 		check(d.Docker("export", "box") + "\n")
 		d.Docker("kill", "box")
 		check(d.Holdfast("export", "box") + "\n")
-		// What was exported can be imported and runs.
+		// An exported file system can be imported, and a container of it runs.
 		file := filepath.Join(t.TempDir(), "box.tar")
 		d.Docker("export", "-o", file, "box")
 		d.Docker("import", "-c", "CMD [\"cat\",\"/new/deep/file\"]", file, "again:test")
 		if got := d.Docker("run", "--rm", "again:test"); got != "y" {
-			t.Errorf("what was imported says %q", got)
+			t.Errorf("a container of the imported image printed %q", got)
 		}
 		if r := d.TryDocker("export", "nobody", "-o", file); r.Code == 0 || !strings.Contains(r.Stderr, "No such container") {
 			t.Errorf("of none: %+v", r)

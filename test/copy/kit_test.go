@@ -1,5 +1,7 @@
-// Package copy tests what moves file trees of containers and images: cp, diff,
-// export, commit, save, push. It needs root.
+// SPDX-License-Identifier: Apache-2.0
+
+// Package copy tests the commands that copy file trees of containers and
+// images: cp, diff, export, commit, save, push. It needs root.
 package copy
 
 import (
@@ -26,7 +28,7 @@ const (
 
 func TestMain(m *testing.M) {
 	if a, b := os.Getenv("SWAP_A"), os.Getenv("SWAP_B"); a != "" {
-		swap(a, b) // inside a container
+		swap(a, b) // runs as a program inside a container
 	}
 	kit.Main(m)
 }
@@ -38,13 +40,13 @@ func live(t *testing.T) *kit.Daemon {
 	return d
 }
 
-// clients are the two command lines that must behave the same.
+// clients are the two command lines, which must behave the same.
 var clients = map[string]func(*kit.Daemon, ...string) *exec.Cmd{
 	"docker":   func(d *kit.Daemon, args ...string) *exec.Cmd { return d.DockerCommand(context.Background(), args...) },
 	"holdfast": func(d *kit.Daemon, args ...string) *exec.Cmd { return d.HoldfastCommand(context.Background(), args...) },
 }
 
-// run runs a command with an input and gives its output.
+// run runs a command with an input and returns its output.
 func run(t *testing.T, cmd *exec.Cmd, stdin io.Reader) string {
 	t.Helper()
 	var out, errs bytes.Buffer
@@ -55,7 +57,7 @@ func run(t *testing.T, cmd *exec.Cmd, stdin io.Reader) string {
 	return out.String()
 }
 
-// entry is what a tar says of a name.
+// entry is the header of a name in an archive.
 type entry struct {
 	*tar.Header
 	body string
@@ -85,7 +87,7 @@ func archive(t *testing.T, list ...tar.Header) []byte {
 	var b bytes.Buffer
 	w := tar.NewWriter(&b)
 	for _, h := range list {
-		body := h.Uname // the body, where a test gives one
+		body := h.Uname // a test stores the file's contents there
 		h.Uname, h.Size = "", int64(len(body))
 		if h.Mode == 0 {
 			h.Mode = 0o644
@@ -103,8 +105,8 @@ func archive(t *testing.T, list ...tar.Header) []byte {
 	return b.Bytes()
 }
 
-// ask sends a request to /containers/NAME/archive and gives the status and what
-// an error says.
+// ask sends a request to /containers/NAME/archive and returns the status and
+// the error's message.
 func ask(t *testing.T, d *kit.Daemon, method, name, path, query string, body io.Reader) (int, string) {
 	t.Helper()
 	req, err := http.NewRequest(method, "http://d/containers/"+name+"/archive?path="+url.QueryEscape(path)+query, body)
@@ -125,8 +127,8 @@ func ask(t *testing.T, d *kit.Daemon, method, name, path, query string, body io.
 	return res.StatusCode, said.Message
 }
 
-// events are those until now. A duration would be cut to whole seconds by the
-// command line.
+// events returns the events up to now. It does not use --until with a duration,
+// because the command line would truncate it to seconds.
 func events(d *kit.Daemon, args ...string) string {
 	return d.Docker(append([]string{"events", "--since", "1h", "--until", time.Now().Format(time.RFC3339Nano)}, args...)...)
 }

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package copy
 
 import (
@@ -28,7 +30,7 @@ func TestSavedImagesLoadAgainAndAreTheSame(t *testing.T) {
 	for name, client := range clients {
 		t.Run(name, func(t *testing.T) {
 			file := filepath.Join(t.TempDir(), "saved.tar")
-			// A repository without a tag means all of its tags.
+			// A repository without a tag stands for all of its tags.
 			run(t, client(d, "save", "-o", file, "busybox", "other:1"), nil)
 			f, err := os.Open(file)
 			if err != nil {
@@ -47,7 +49,7 @@ func TestSavedImagesLoadAgainAndAreTheSame(t *testing.T) {
 			for _, m := range old {
 				for _, layer := range m.Layers {
 					if _, ok := got[layer]; !ok {
-						t.Errorf("no %s in the archive", layer)
+						t.Errorf("the archive has no %s", layer)
 					}
 				}
 			}
@@ -59,12 +61,13 @@ func TestSavedImagesLoadAgainAndAreTheSame(t *testing.T) {
 			d.Docker("rmi", image, "busybox:second", "other:1")
 			run(t, client(d, "load", "-i", file), nil)
 			if a, b := d.Docker("images", "-q", "--no-trunc", "busybox:second"), d.Docker("images", "-q", "--no-trunc", "other:1"); a != id || b != other {
-				t.Errorf("loaded %s and %s, want %s and %s", a, b, id, other)
+				t.Errorf("the loaded images are %s and %s, want %s and %s", a, b, id, other)
 			}
 			if out := d.Docker("run", "--rm", "other:1"); out != "other" {
 				t.Errorf("says %q", out)
 			}
-			// To standard output, and by ID, which has no name.
+			// Save to standard output, and by ID; then the archive has no name
+			// of the image.
 			byID := entries(t, strings.NewReader(run(t, client(d, "save", other), nil)))
 			if strings.Contains(byID["index.json"].body, "other") {
 				t.Errorf("saved by ID: %s", byID["index.json"].body)
@@ -74,7 +77,7 @@ func TestSavedImagesLoadAgainAndAreTheSame(t *testing.T) {
 			}
 		})
 	}
-	if told := events(d, "--filter", "event=save", "--filter", "image=other:1", "--format", "{{.Actor.Attributes.name}}"); told != "other:1\nother:1" {
+	if told := events(d, "--filter", "event=save", "--filter", "image="+other, "--format", "{{.Actor.Attributes.name}}"); strings.Count(told, other) != 4 {
 		t.Errorf("events: %q", told)
 	}
 }
@@ -111,21 +114,22 @@ func TestSaveAndPushTakeThePlatformThatIsAskedFor(t *testing.T) {
 		}
 		return n
 	}
-	// The index, and of each platform manifest, config and layer.
+	// The index, and the manifest, config and layer of each platform.
 	if all, one := blobs(), blobs("--platform", "linux/s390x"); all < 7 || one != 4 {
-		t.Errorf("%d blobs of all that is here, and %d of one platform", all, one)
+		t.Errorf("a save of all platforms has %d blobs, a save of one platform has %d", all, one)
 	}
-	// What is only partly here is pushed as one manifest.
+	// Of an index with only one local platform, that platform's manifest is
+	// pushed.
 	part := reg.Host + "/part:1"
 	d.Docker("tag", ref, part)
 	if r := d.TryDocker("push", "--platform", "linux/s390x", part); r.Code != 0 || pushed.FindString(r.Stdout) == "" {
 		t.Errorf("push of one platform: %+v", r)
 	}
 	if r := d.TryDocker("push", part); r.Code != 0 || !strings.Contains(r.Stdout+r.Stderr, "only the available single-platform image was pushed") {
-		t.Errorf("push of what is here: %+v", r)
+		t.Errorf("push of the local platforms: %+v", r)
 	}
 	if r := d.TryDocker("save", "--platform", "linux/amd64", ref); r.Code == 0 || !strings.Contains(r.Stderr, "does not provide the specified platform (linux/amd64)") {
-		t.Errorf("a platform that isn't here: %+v", r)
+		t.Errorf("push of a platform that is not local: %+v", r)
 	}
 }
 
@@ -147,7 +151,7 @@ func TestDaemonKilledWhileItSavesLosesNothing(t *testing.T) {
 	if _, err := io.ReadFull(conn, make([]byte, 1<<20)); err != nil {
 		t.Fatal(err)
 	}
-	// Its name goes meanwhile; what is being read stays.
+	// The tag is removed meanwhile. The content that is being read must stay.
 	d.Docker("rmi", "big:1")
 	d.Kill9()
 	d.Start()

@@ -1,7 +1,9 @@
-// Package crash tests what live restore promises, on real containers under a
-// real daemon that is stopped, killed, or dies at a named point of its own
-// code: a container never notices the daemon, and nothing is lost, left behind
-// or done twice. It needs root.
+// SPDX-License-Identifier: Apache-2.0
+
+// Package crash tests the promises of live restore with real containers under a
+// real daemon. The daemon is stopped, killed, or dies at a failpoint. A
+// container never notices, and no state is lost, left behind or applied twice.
+// It needs root.
 package crash
 
 import (
@@ -12,13 +14,9 @@ import (
 	"net"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"strings"
 	"testing"
 	"time"
-
-	moby "github.com/moby/moby/api/types/container"
-	"golang.org/x/sys/unix"
 
 	"holdfast/internal/shim/proto"
 	"holdfast/test/kit"
@@ -42,20 +40,11 @@ func live(t *testing.T) *kit.Daemon {
 	return start(t, kit.Options{LiveRestore: true})
 }
 
-// inspect is a container as the API shows it.
-func inspect(t *testing.T, d *kit.Daemon, ref string) moby.InspectResponse {
-	t.Helper()
-	var c moby.InspectResponse
-	if err := json.Unmarshal([]byte(d.Holdfast("inspect", "-f", "{{json .}}", ref)), &c); err != nil {
-		t.Fatal(err)
-	}
-	return c
-}
-
-// identity is what must not change of a running container, in one line.
+// identity returns the properties that must not change while a container runs,
+// in one line.
 func identity(t *testing.T, d *kit.Daemon, ref string) string {
 	t.Helper()
-	c := inspect(t, d, ref)
+	c := d.Inspect(ref)
 	var net []string
 	for name, e := range c.NetworkSettings.Networks {
 		net = append(net, fmt.Sprintf("%s %s %s", name, e.IPAddress, e.MacAddress))
@@ -64,7 +53,7 @@ func identity(t *testing.T, d *kit.Daemon, ref string) string {
 	return fmt.Sprintf("%s pid %d started %s restarts %d network %v ports %s", c.State.Status, c.State.Pid, c.State.StartedAt, c.RestartCount, net, ports)
 }
 
-// web runs a container that serves /www on a port of 127.0.0.1, and gives the
+// web runs a container that serves /www on a port of 127.0.0.1, and returns the
 // page's URL.
 func web(t *testing.T, d *kit.Daemon, name string, more ...string) string {
 	t.Helper()
@@ -73,9 +62,9 @@ func web(t *testing.T, d *kit.Daemon, name string, more ...string) string {
 	return page(d, name)
 }
 
-// ownPort is a free port of 127.0.0.1 that no other daemon picks by itself: it
-// is below those that daemons count up from, so that it stays this test's also
-// when a shim that kept it was killed.
+// ownPort returns a free port of 127.0.0.1 below the range that daemons
+// allocate from. So no other daemon takes the port while it is unbound because
+// the shim that reserved it was killed.
 func ownPort(t *testing.T) string {
 	t.Helper()
 	for range 100 {
@@ -93,7 +82,7 @@ func page(d *kit.Daemon, name string) string {
 	return "http://" + strings.TrimSpace(d.Holdfast("port", name, "80/tcp")) + "/index.html"
 }
 
-// noFailure ends a prober that must not have seen one.
+// noFailure stops a prober and fails the test if a request failed.
 func noFailure(t *testing.T, p *kit.Prober) {
 	t.Helper()
 	if r := p.Stop(); len(r.Failures) > 0 || r.Answered == 0 {
@@ -101,22 +90,8 @@ func noFailure(t *testing.T, p *kit.Prober) {
 	}
 }
 
-// eventually waits for what nothing tells of.
-func eventually(t *testing.T, what string, fn func() bool) {
-	t.Helper()
-	deadline := time.Now().Add(30 * time.Second)
-	tick := time.NewTicker(3 * time.Millisecond)
-	defer tick.Stop()
-	for !fn() {
-		if time.Now().After(deadline) {
-			t.Fatalf("not within 30 s: %s", what)
-		}
-		<-tick.C
-	}
-}
-
-// record is what a shim wrote last, read from its files as a daemon would that
-// was dead meanwhile.
+// record reads the state that a shim wrote last from its files, as a new daemon
+// would.
 func record(d *kit.Daemon, id string) (st proto.State) {
 	for _, path := range []string{d.ExecRoot + "/shim/" + id + "/" + proto.StateFile, d.DataRoot + "/containers/" + id + "/" + proto.ExitFile} {
 		if b, err := os.ReadFile(path); err == nil && json.Unmarshal(b, &st) == nil {
@@ -126,61 +101,8 @@ func record(d *kit.Daemon, id string) (st proto.State) {
 	return st
 }
 
-// alive reports whether a process lives, which a zombie does not.
-func alive(pid int) bool {
-	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
-	if err != nil || pid <= 0 {
-		return false
-	}
-	f := strings.Fields(string(b[strings.LastIndexByte(string(b), ')')+1:]))
-	return len(f) > 0 && f[0] != "Z" && f[0] != "X"
-}
-
-// shimsOf are the pids of a container's shims: one, if all is well.
-func shimsOf(t testing.TB, id string) []int {
-	t.Helper()
-	files, err := filepath.Glob("/proc/[0-9]*/cmdline")
-	if err != nil {
-		t.Fatal(err)
-	}
-	var pids []int
-	for _, f := range files {
-		b, _ := os.ReadFile(f)
-		if string(b) == "holdfast-shim\x00"+id+"\x00" {
-			var pid int
-			fmt.Sscanf(f, "/proc/%d/", &pid)
-			if alive(pid) {
-				pids = append(pids, pid)
-			}
-		}
-	}
-	return pids
-}
-
-// kill kills a process that the test's daemon started.
-func kill(t *testing.T, pid int) {
-	t.Helper()
-	fd, err := unix.PidfdOpen(pid, 0)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer unix.Close(fd)
-	if err := unix.PidfdSendSignal(fd, unix.SIGKILL, nil, 0); err != nil {
-		t.Fatal(err)
-	}
-	for {
-		n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 30_000)
-		if err == unix.EINTR {
-			continue
-		}
-		if n == 0 || err != nil {
-			t.Fatalf("process %d does not die: %v", pid, err)
-		}
-		return
-	}
-}
-
-// rules are the daemon's nftables tables as nft lists them, but for counters.
+// rules returns the daemon's nftables tables as nft lists them, without
+// counters.
 func rules(t *testing.T, d *kit.Daemon) string {
 	t.Helper()
 	var out strings.Builder
@@ -193,7 +115,8 @@ func rules(t *testing.T, d *kit.Daemon) string {
 		if len(f) != 3 || f[2] != d.Table {
 			continue
 		}
-		// With handles: a rule that was deleted and made again shows.
+		// With -a nft prints handles, so that a rule shows which was deleted
+		// and added again.
 		table, err := exec.Command("nft", "-a", "--stateless", "list", "table", f[1], f[2]).Output()
 		if err != nil {
 			t.Fatalf("nft list table: %v", err)
@@ -217,7 +140,7 @@ type message struct {
 	}
 }
 
-// events are those of the journal since a time, up to now, of one kind.
+// events returns the events between a time and now, filtered by kind.
 func events(t *testing.T, d *kit.Daemon, since time.Time, filters ...string) []message {
 	t.Helper()
 	args := []string{"events", "--format", "{{json .}}", "--since", stamp(since), "--until", stamp(time.Now())}
@@ -248,7 +171,7 @@ func count(ms []message, action string) int {
 	return n
 }
 
-// background starts a command of the client that goes on beside the test.
+// background starts a command of the client that runs while the test continues.
 func background(t *testing.T, d *kit.Daemon, args ...string) (*exec.Cmd, context.CancelFunc) {
 	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())

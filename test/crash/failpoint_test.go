@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package crash
 
 import (
@@ -17,21 +19,21 @@ import (
 	"holdfast/test/kit"
 )
 
-// story is a crash inside one operation, at each of its points.
+// story is a crash inside one operation, at each of its failpoints.
 type story struct {
 	name   string
 	points []string
-	// before sets the scene under a daemon that does not die.
+	// before sets the scene under a daemon that does not crash.
 	before func(t *testing.T, d *kit.Daemon)
-	// do is what the daemon dies in; nil is its start.
+	// do is the operation in which the daemon dies; nil is the daemon's start.
 	do func(d *kit.Daemon)
-	// after looks at what the next daemon made of it, and may leave a
-	// container new, which is removed.
+	// after checks the state under the next daemon. It may leave the container
+	// "new", which is then removed.
 	after func(t *testing.T, d *kit.Daemon, point string)
 }
 
 const (
-	// Serves a page, and ends with 7 when it gets SIGUSR1.
+	// Serves a page, and exits with 7 on SIGUSR1.
 	server = "httpd -p 80 -h /www; trap 'exit 7' USR1; while :; do sleep 0.02; done"
 )
 
@@ -51,20 +53,41 @@ func status(d *kit.Daemon, name string) string {
 	return strings.TrimSpace(r.Stdout)
 }
 
-// oneOrNone checks that exactly what is listed runs, and nothing beside it.
+// oneOrNone checks that the listed container runs exactly once, with one shim,
+// or not at all.
 func oneOrNone(t *testing.T, d *kit.Daemon, name string) {
 	t.Helper()
-	c := inspect(t, d, name)
-	shims := shimsOf(t, c.ID)
+	c := d.Inspect(name)
+	shims := kit.Shims(t, c.ID)
 	switch {
-	case c.State.Running && (len(shims) != 1 || !alive(c.State.Pid)):
-		t.Errorf("%s is %s with shims %v and process %d", name, c.State.Status, shims, c.State.Pid)
+	case c.State.Running && (len(shims) != 1 || !kit.Alive(c.State.Pid)):
+		t.Errorf("container %s is %s, with shims %v and process %d", name, c.State.Status, shims, c.State.Pid)
 	case !c.State.Running && len(shims) != 0:
 		t.Errorf("%s is %s with shims %v", name, c.State.Status, shims)
 	}
 }
 
-// serves starts new, unless it runs, and asks for its page.
+// createdAndRemovedOnce checks that each container has one event of its creation, and
+// each but the neighbour one of its removal.
+func createdAndRemovedOnce(t *testing.T, d *kit.Daemon) {
+	t.Helper()
+	lives := map[string][]message{}
+	for _, m := range events(t, d, time.Unix(1, 0), "type=container") {
+		lives[m.Actor.ID] = append(lives[m.Actor.ID], m)
+	}
+	neighbour := d.Inspect("neighbour").ID
+	for id, life := range lives {
+		removed := 1
+		if id == neighbour {
+			removed = 0
+		}
+		if c, r := count(life, "create"), count(life, "destroy"); c != 1 || r != removed {
+			t.Errorf("%.12s has %d events of its creation and %d of its removal", id, c, r)
+		}
+	}
+}
+
+// serves starts "new" unless it runs, and requests its page.
 func serves(t *testing.T, d *kit.Daemon) {
 	t.Helper()
 	d.Holdfast("start", "new")
@@ -86,9 +109,9 @@ var stories = []story{
 			}
 			serves(t, d)
 			if made := d.TryHoldfast("rmi", "made:1").Code == 0; made != (point == "commit.recorded") {
-				t.Errorf("an image is there: %v", made)
+				t.Errorf("an image exists: %v", made)
 			}
-			// And again, now whole.
+			// Commit again, without a crash.
 			d.Holdfast("commit", "new", "made:2")
 			d.Holdfast("rmi", "made:2")
 			serves(t, d)
@@ -141,8 +164,28 @@ var stories = []story{
 		},
 		do: func(d *kit.Daemon) { d.TryHoldfast("start", "new") },
 		after: func(t *testing.T, d *kit.Daemon, _ string) {
-			eventually(t, "it runs", func() bool { return status(d, "new") == "running" })
+			kit.Eventually(t, "the container runs", func() bool { return status(d, "new") == "running" })
 			serves(t, d)
+		},
+	},
+	{
+		name:   "start with a part of a volume",
+		points: []string{"launch.placed-subpath"},
+		before: func(_ *testing.T, d *kit.Daemon) {
+			d.Holdfast("run", "--rm", "-v", "parts:/v", image, "sh", "-c", "mkdir /v/a; echo part >/v/a/index.html")
+			d.Holdfast("create", "--name", "new", "-p", "127.0.0.1::80", "--mount", "type=volume,source=parts,target=/www,volume-subpath=a", image, "sh", "-c", server)
+		},
+		do: func(d *kit.Daemon) { d.TryHoldfast("start", "new") },
+		after: func(t *testing.T, d *kit.Daemon, _ string) {
+			if got := status(d, "new"); got != "created" {
+				t.Errorf("the container is %s", got)
+			}
+			if mounts, err := os.ReadFile("/proc/self/mountinfo"); err != nil || regexp.MustCompile(regexp.QuoteMeta(d.ExecRoot)+`/shim/\S+/subpaths/`).Match(mounts) {
+				t.Errorf("left mounted: %v\n%s", err, mounts)
+			}
+			serves(t, d)
+			d.Holdfast("rm", "-f", "new")
+			d.Holdfast("volume", "rm", "parts")
 		},
 	},
 	{
@@ -168,7 +211,7 @@ var stories = []story{
 		do:     func(d *kit.Daemon) { d.TryHoldfast("stop", "-t", "0", "new") },
 		after: func(t *testing.T, d *kit.Daemon, point string) {
 			want := "exited"
-			if point == "halt.recorded" { // the shim never heard of it
+			if point == "halt.recorded" { // the shim did not receive the request
 				want = "running"
 			}
 			if got := status(d, "new"); got != want {
@@ -183,12 +226,12 @@ var stories = []story{
 		before: running,
 		do:     func(d *kit.Daemon) { d.TryHoldfast("kill", "-s", "USR1", "new") },
 		after: func(t *testing.T, d *kit.Daemon, _ string) {
-			c := inspect(t, d, "new")
+			c := d.Inspect("new")
 			if c.State.Status != "exited" || c.State.ExitCode != 7 {
 				t.Errorf("the container is %s with %d", c.State.Status, c.State.ExitCode)
 			}
 			if n := count(events(t, d, time.Unix(1, 0), "container="+c.ID), "die"); n != 1 {
-				t.Errorf("%d deaths told", n)
+				t.Errorf("%d die events", n)
 			}
 			serves(t, d)
 		},
@@ -197,13 +240,13 @@ var stories = []story{
 		name: "remove",
 		points: []string{
 			"remove.recorded", "remove.halted", "remove.gave-back", "remove.removed-volumes",
-			"remove.cleared-run-directory", "remove.removed-files", "remove.removed-record", "remove.told",
+			"remove.cleared-run-directory", "remove.removed-files", "remove.set-aside", "remove.told", "remove.forgotten",
 		},
 		before: running,
 		do:     func(d *kit.Daemon) { d.TryHoldfast("rm", "-f", "-v", "new") },
 		after: func(t *testing.T, d *kit.Daemon, _ string) {
-			eventually(t, "it is gone", func() bool { return status(d, "new") == "gone" })
-			created(t, d) // its name is free
+			kit.Eventually(t, "the container is removed", func() bool { return status(d, "new") == "gone" })
+			created(t, d) // the name is free, so create succeeds
 		},
 	},
 	{
@@ -244,24 +287,24 @@ var stories = []story{
 		points: []string{"lose.cleared", "lose.told", "lose.recorded"},
 		before: func(t *testing.T, d *kit.Daemon) {
 			running(t, d)
-			c := inspect(t, d, "new")
+			c := d.Inspect("new")
 			d.Kill9()
-			kill(t, shimsOf(t, c.ID)[0])
-			kill(t, c.State.Pid)
+			kit.Kill(t, kit.Shims(t, c.ID)[0])
+			kit.Kill(t, c.State.Pid)
 		},
 		after: func(t *testing.T, d *kit.Daemon, _ string) {
-			c := inspect(t, d, "new")
+			c := d.Inspect("new")
 			before := c.State
 			if before.Status != "exited" || before.ExitCode != 255 || !strings.Contains(before.Error, "exit code is unknown") {
 				t.Errorf("%+v", before)
 			}
 			d.Kill9()
 			d.Start()
-			if again := inspect(t, d, "new").State; again.FinishedAt != before.FinishedAt || again.ExitCode != 255 || again.Status != "exited" {
+			if again := d.Inspect("new").State; again.FinishedAt != before.FinishedAt || again.ExitCode != 255 || again.Status != "exited" {
 				t.Errorf("was %+v, is %+v", before, again)
 			}
 			if n := count(events(t, d, time.Unix(1, 0), "container="+c.ID), "die"); n != 1 {
-				t.Errorf("%d deaths told", n)
+				t.Errorf("%d die events", n)
 			}
 			serves(t, d)
 		},
@@ -275,24 +318,26 @@ var stories = []story{
 		},
 		do: func(d *kit.Daemon) { d.TryHoldfast("network", "connect", "--gw-priority", "1", "more", "new") },
 		after: func(t *testing.T, d *kit.Daemon, _ string) {
-			// It was written down, so it is finished.
+			// The desired state was written, so the next daemon finishes the
+			// operation.
 			if got := d.Holdfast("inspect", "-f", "{{.NetworkSettings.Networks.more.IPAddress}}", "new"); got != "10.62.7.2" {
 				t.Errorf("the address is %q", got)
 			}
 			if got := d.Holdfast("exec", "new", "ip", "-o", "-4", "addr", "show", "eth1"); !strings.Contains(got, "10.62.7.2/24") {
 				t.Errorf("the interface has %q", got)
 			}
-			// Names too: its own in the file, and others' by its name server, of which
-			// the default network has none.
+			// Names are checked as well: the container's own name in its hosts
+			// file, and names of others through the name server. The default
+			// network has no name server.
 			if got := d.Holdfast("exec", "new", "cat", "/etc/hosts"); !strings.Contains(got, "10.62.7.2\t") {
 				t.Errorf("the hosts file is %q", got)
 			}
 			if got := d.Holdfast("exec", "new", "nslookup", "new.more", "127.0.0.11"); !strings.Contains(got, "10.62.7.2") {
-				t.Errorf("the name server says %q", got)
+				t.Errorf("the name server answered %q", got)
 			}
 			serves(t, d)
 			d.Holdfast("network", "disconnect", "more", "new")
-			// Its address is free again.
+			// The container's address is free again.
 			d.Holdfast("run", "--rm", "--network", "more", "--ip", "10.62.7.2", image, "true")
 			d.Holdfast("network", "rm", "more")
 			serves(t, d)
@@ -309,7 +354,7 @@ var stories = []story{
 		do: func(d *kit.Daemon) { d.TryHoldfast("network", "disconnect", "more", "new") },
 		after: func(t *testing.T, d *kit.Daemon, _ string) {
 			if got := d.Holdfast("exec", "new", "sh", "-c", "ip -o -4 addr; cat /etc/hosts"); strings.Contains(got, "10.62.8.") {
-				t.Errorf("the container still has %q", got)
+				t.Errorf("the container still has the address %q", got)
 			}
 			d.Holdfast("run", "--rm", "--network", "more", "--ip", "10.62.8.2", image, "true")
 			d.Holdfast("network", "rm", "more")
@@ -322,7 +367,8 @@ var stories = []story{
 		before: running,
 		do:     func(d *kit.Daemon) { d.TryHoldfast("network", "create", "--subnet", "10.62.9.0/24", "more") },
 		after: func(t *testing.T, d *kit.Daemon, _ string) {
-			// It was written down, so it is there, and whole.
+			// The record was written, so the next daemon must have the whole
+			// network.
 			d.Holdfast("run", "--rm", "--network", "more", "--ip", "10.62.9.7", image, "true")
 			d.Holdfast("network", "rm", "more")
 			noSubnet(t, "10.62.9.")
@@ -338,7 +384,7 @@ var stories = []story{
 		do: func(d *kit.Daemon) { d.TryHoldfast("network", "rm", "more") },
 		after: func(t *testing.T, d *kit.Daemon, _ string) {
 			if r := d.TryHoldfast("network", "inspect", "more"); r.Code == 0 {
-				t.Errorf("the network is there: %s", r.Stdout)
+				t.Errorf("the network exists: %s", r.Stdout)
 			}
 			noSubnet(t, "10.62.10.")
 			d.Holdfast("network", "create", "--subnet", "10.62.10.0/24", "more")
@@ -350,13 +396,14 @@ var stories = []story{
 		points: []string{"replace.reserved", "replace.spawned"},
 		before: running,
 		do: func(d *kit.Daemon) {
-			// The daemon notices by itself, and dies in what it does about it.
+			// The daemon notices the shim's death by itself, and dies while it
+			// replaces the shim.
 			if pid, err := strconv.Atoi(strings.TrimSpace(shimPid(d, "new"))); err == nil {
 				_ = syscall.Kill(pid, syscall.SIGKILL)
 			}
 		},
 		after: func(t *testing.T, d *kit.Daemon, _ string) {
-			eventually(t, "it is supervised", func() bool { return len(shimsOf(t, inspect(t, d, "new").ID)) == 1 })
+			kit.Eventually(t, "the container has a shim", func() bool { return len(kit.Shims(t, d.Inspect("new").ID)) == 1 })
 			if got := status(d, "new"); got != "running" {
 				t.Errorf("the container is %s", got)
 			}
@@ -365,7 +412,7 @@ var stories = []story{
 	},
 }
 
-// noSubnet expects no link of the host to have an address of a subnet.
+// noSubnet checks that no interface of the host has an address in a subnet.
 func noSubnet(t *testing.T, prefix string) {
 	t.Helper()
 	addrs, err := net.InterfaceAddrs()
@@ -396,7 +443,8 @@ func shimPid(d *kit.Daemon, name string) string {
 	return ""
 }
 
-// dieAt lets the daemon die at a point of an operation. It is left dead.
+// dieAt runs an operation in which the daemon dies at a failpoint. The daemon
+// is not restarted.
 func dieAt(t *testing.T, d *kit.Daemon, point string, do func(*kit.Daemon)) {
 	t.Helper()
 	if d.Running() {
@@ -411,19 +459,19 @@ func dieAt(t *testing.T, d *kit.Daemon, point string, do func(*kit.Daemon)) {
 		}
 		do(d)
 	} else if err == nil && d.Running() {
-		// It may say that it is ready and die a little later.
+		// The daemon may report that it is ready before it dies.
 		d.WaitExit()
 	}
 	if do != nil {
 		if code := d.WaitExit(); code != -1 {
-			t.Fatalf("%s: the daemon ended by itself, with %d", point, code)
+			t.Fatalf("%s: the daemon did not die at the failpoint but exited with %d", point, code)
 		}
 	}
 }
 
-// However the daemon dies inside an operation, the next one finds the container
-// properly there or not at all, nothing is left over, and the neighbour never
-// notices.
+// The daemon dies at each failpoint of each operation. The next daemon finds
+// the container complete or not at all, no resources are left over, and a
+// neighbour container is unaffected.
 func TestCrashInsideAnyOperationLeavesNothingHalfDone(t *testing.T) {
 	t.Parallel()
 	for _, s := range stories {
@@ -443,7 +491,7 @@ func TestCrashInsideAnyOperationLeavesNothingHalfDone(t *testing.T) {
 						t.Errorf("%+v", r)
 					}
 					if after := identity(t, d, "neighbour"); after != before {
-						t.Errorf("the neighbour was %s, is %s", before, after)
+						t.Errorf("the neighbour was %s and is %s", before, after)
 					}
 					if got := d.Holdfast("volume", "ls", "-q"); got != "" {
 						t.Errorf("volumes are left: %s", got)
@@ -451,6 +499,7 @@ func TestCrashInsideAnyOperationLeavesNothingHalfDone(t *testing.T) {
 					if got := strings.Fields(d.Holdfast("ps", "-aq")); len(got) != 1 {
 						t.Errorf("containers: %v", got)
 					}
+					createdAndRemovedOnce(t, d)
 					for _, pattern := range []string{d.DataRoot + "/containers/*", d.ExecRoot + "/shim/*"} {
 						if files, _ := filepath.Glob(pattern); len(files) != 1 {
 							t.Errorf("files: %v", files)
@@ -458,7 +507,7 @@ func TestCrashInsideAnyOperationLeavesNothingHalfDone(t *testing.T) {
 					}
 				})
 				if t.Failed() {
-					return // the next would stumble over what is left
+					return // the next story would fail because of the leftovers
 				}
 			}
 			noFailure(t, p)
@@ -466,7 +515,8 @@ func TestCrashInsideAnyOperationLeavesNothingHalfDone(t *testing.T) {
 	}
 }
 
-// Every point of the code has its story above, and every story its points.
+// Every failpoint in the code has a story above, and every failpoint of a story
+// exists in the code.
 func TestEveryFailpointIsTested(t *testing.T) {
 	used := map[string]bool{}
 	here := regexp.MustCompile(`failpoint\.Here\("([^"]+)"\)`)
@@ -477,7 +527,7 @@ func TestEveryFailpointIsTested(t *testing.T) {
 		text, err := os.ReadFile(path)
 		for _, m := range here.FindAllStringSubmatch(string(text), -1) {
 			if used[m[1]] {
-				t.Errorf("two points are called %s", m[1])
+				t.Errorf("two failpoints are called %s", m[1])
 			}
 			used[m[1]] = true
 		}
@@ -491,7 +541,7 @@ func TestEveryFailpointIsTested(t *testing.T) {
 		for _, p := range s.points {
 			tested[p] = true
 			if !used[p] {
-				t.Errorf("%s: there is no point %s in the code", s.name, p)
+				t.Errorf("%s: the code has no failpoint %s", s.name, p)
 			}
 		}
 	}
@@ -503,6 +553,6 @@ func TestEveryFailpointIsTested(t *testing.T) {
 	}
 	slices.Sort(missing)
 	if len(missing) > 0 {
-		t.Errorf("no story has the points %v", missing)
+		t.Errorf("no story covers the failpoints %v", missing)
 	}
 }

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package crash
 
 import (
@@ -12,7 +14,7 @@ import (
 	"holdfast/test/kit"
 )
 
-// The list of what a container must not notice, whatever ends the daemon.
+// The promises that a container never notices, however the daemon ends.
 func TestContainerNeverNoticesTheDaemonsEnd(t *testing.T) {
 	t.Parallel()
 	d := live(t)
@@ -48,7 +50,7 @@ func TestContainerNeverNoticesTheDaemonsEnd(t *testing.T) {
 			}
 		}
 		if after := rules(t, d); after != table {
-			t.Errorf("%s: the packet filter was touched\nwas\n%s\nis\n%s", c.name, table, after)
+			t.Errorf("%s: the packet filter was touched\nbefore:\n%s\nafter:\n%s", c.name, table, after)
 		}
 		if got := d.Holdfast("info", "-f", "{{.LiveRestoreEnabled}} {{.ContainersRunning}} {{.ContainersPaused}}"); got != "true 2 1" {
 			t.Errorf("%s: info: %s", c.name, got)
@@ -65,7 +67,7 @@ func TestContainerNeverNoticesTheDaemonsEnd(t *testing.T) {
 	d.Holdfast("unpause", "frozen")
 }
 
-// What elsewhere was broken after a restore.
+// Operations that other engines are known to break by a restore.
 func TestEverythingWorksAfterARestore(t *testing.T) {
 	t.Parallel()
 	d := live(t)
@@ -94,7 +96,7 @@ func TestEverythingWorksAfterARestore(t *testing.T) {
 	if err := attach.Start(); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "attached input arrives", func() bool { return strings.Contains(d.Holdfast("logs", "echo"), "got two") })
+	kit.Eventually(t, "attached input arrives", func() bool { return strings.Contains(d.Holdfast("logs", "echo"), "got two") })
 	if got := d.Holdfast("logs", "echo"); got != "first\ngot one\ngot two" {
 		t.Errorf("logs: %q", got)
 	}
@@ -102,7 +104,8 @@ func TestEverythingWorksAfterARestore(t *testing.T) {
 	if err := wait.Wait(); err != nil || waited.String() != "137\n" {
 		t.Errorf("wait: %q %v", waited.String(), err)
 	}
-	// It lasts as long as the container, and tells its exit code.
+	// The stream lasts as long as the container, and the client gets the exit
+	// code.
 	if attach.Wait(); attached.String() != "got one\ngot two\n" || attach.ProcessState.ExitCode() != 137 {
 		t.Errorf("attach: %q %v", attached.String(), attach.ProcessState)
 	}
@@ -131,11 +134,11 @@ func TestExitCodeOfTheDowntimeIsKept(t *testing.T) {
 	}
 	d.Kill9()
 	for name := range want {
-		eventually(t, name+" ends", func() bool { return record(d, ids[name]).Status == "exited" })
+		kit.Eventually(t, name+" ends", func() bool { return record(d, ids[name]).Status == "exited" })
 	}
 	d.Start()
 	for name, code := range want {
-		if c := inspect(t, d, name); c.State.ExitCode != code || c.State.Status != "exited" {
+		if c := d.Inspect(name); c.State.ExitCode != code || c.State.Status != "exited" {
 			t.Errorf("%s: %s %d", name, c.State.Status, c.State.ExitCode)
 		}
 	}
@@ -152,7 +155,7 @@ func TestSocketStaysTheSameWhileADaemonLives(t *testing.T) {
 		return st.Ino
 	}
 	before := inode()
-	// A container that has the socket itself, not its folder.
+	// A container that mounts the socket itself, not its folder.
 	d.Holdfast("run", "-d", "--name", "agent", "-v", d.Socket+":/holdfast.sock", image, "sleep", "1000")
 	d.Hup()
 	second := d.Command()
@@ -164,7 +167,8 @@ func TestSocketStaysTheSameWhileADaemonLives(t *testing.T) {
 	}
 }
 
-// A port of a container that runs is nobody else's, daemon or not.
+// No other process can take the port of a running container, whether a daemon
+// lives or not.
 func TestPortOfARunningContainerCantBeTaken(t *testing.T) {
 	t.Parallel()
 	d := live(t)
@@ -173,7 +177,7 @@ func TestPortOfARunningContainerCantBeTaken(t *testing.T) {
 	d.Kill9()
 	if l, err := net.Listen("tcp", address); err == nil {
 		l.Close()
-		t.Errorf("another process can listen on %s", address)
+		t.Errorf("another process can bind %s", address)
 	}
 	d.Start()
 	r := d.TryHoldfast("run", "-d", "--name", "other", "-p", address+":80", image, "sleep", "1000")
@@ -184,8 +188,8 @@ func TestPortOfARunningContainerCantBeTaken(t *testing.T) {
 	d.Holdfast("start", "other")
 }
 
-// Rules that somebody flushed cost no request, and are back with the next
-// daemon.
+// Flushed rules must not fail a single request, and the next daemon restores
+// them.
 func TestFlushedRulesComeBack(t *testing.T) {
 	t.Parallel()
 	d := live(t)
@@ -211,7 +215,8 @@ func TestFlushedRulesComeBack(t *testing.T) {
 
 var handles = regexp.MustCompile(` # handle \d+`)
 
-// Every option may change: a container keeps what it was made with.
+// Any option may change between two daemons. A container keeps the values with
+// which it was created.
 func TestContainerSurvivesChangedOptions(t *testing.T) {
 	t.Parallel()
 	d := live(t)
@@ -245,7 +250,7 @@ func TestContainerSurvivesChangedOptions(t *testing.T) {
 func TestAddressesAreNotLeakedByManyDeaths(t *testing.T) {
 	t.Parallel()
 	d := kit.New(t, kit.Options{LiveRestore: true})
-	// 5 addresses: those that were lost would be missed soon.
+	// Only five addresses, so that a leaked address is noticed soon.
 	d.SetFlags("--fixed-cidr", d.Address.Addr().String()+"/29")
 	d.Start()
 	d.Load(image, kit.Busybox(t, nil))
@@ -254,11 +259,11 @@ func TestAddressesAreNotLeakedByManyDeaths(t *testing.T) {
 	for i := range 20 {
 		id := d.Holdfast("run", "-d", image, "sleep", "1000")
 		d.Kill9()
-		if i%2 == 0 { // its shim and it go with the daemon
-			for _, pid := range shimsOf(t, id) {
-				kill(t, pid)
+		if i%2 == 0 { // the container and its shim die together with the daemon
+			for _, pid := range kit.Shims(t, id) {
+				kit.Kill(t, pid)
 			}
-			kill(t, record(d, id).Pid)
+			kit.Kill(t, record(d, id).Pid)
 		}
 		d.Start()
 		d.Holdfast("rm", "-f", id)

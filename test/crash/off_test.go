@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package crash
 
 import (
@@ -8,15 +10,15 @@ import (
 	"holdfast/test/kit"
 )
 
-// Without live restore SIGTERM stops every container by its own rules: its
-// stop signal, its time, then SIGKILL.
+// Without live restore, SIGTERM to the daemon stops every container with its
+// own stop signal and timeout, and then with SIGKILL.
 func TestWithoutLiveRestoreTermStopsAllByTheirOwnRules(t *testing.T) {
 	t.Parallel()
 	d := start(t, kit.Options{})
 	const obeys = "trap 'exit 3' TERM USR1; echo trapped; while :; do sleep 0.02; done"
 	trapped := func(names ...string) {
 		for _, name := range names {
-			eventually(t, name+" waits for signals", func() bool { return d.Holdfast("logs", name) == "trapped" })
+			kit.Eventually(t, name+" waits for signals", func() bool { return d.Holdfast("logs", name) == "trapped" })
 		}
 	}
 	d.Holdfast("run", "-d", "--name", "term", image, "sh", "-c", obeys)
@@ -31,15 +33,15 @@ func TestWithoutLiveRestoreTermStopsAllByTheirOwnRules(t *testing.T) {
 	d.Holdfast("run", "-d", "--name", "frozen", image, "sh", "-c", obeys)
 	trapped("frozen", "term", "usr1", "deaf", "brief", "always", "unless")
 	d.Holdfast("pause", "frozen")
-	pid := inspect(t, d, "deaf").State.Pid
+	pid := d.Inspect("deaf").State.Pid
 
 	from := time.Now()
 	d.Term()
 	if took := time.Since(from); took < time.Second || took > 5*time.Second {
-		t.Errorf("it took %s, with one container that needs 1 s", took)
+		t.Errorf("the daemon took %s to exit, although no container needs more than 1 s", took)
 	}
-	if alive(pid) {
-		t.Error("a container is left running")
+	if kit.Alive(pid) {
+		t.Error("a container still runs")
 	}
 	d.Start()
 	for name, want := range map[string]string{
@@ -50,33 +52,33 @@ func TestWithoutLiveRestoreTermStopsAllByTheirOwnRules(t *testing.T) {
 		}
 	}
 	for _, name := range []string{"always", "unless"} {
-		eventually(t, name+" is started again", func() bool { return status(d, name) == "running" })
+		kit.Eventually(t, name+" is started again", func() bool { return status(d, name) == "running" })
 	}
-	eventually(t, "--rm is gone", func() bool { return status(d, "brief") == "gone" })
+	kit.Eventually(t, "the container with --rm is removed", func() bool { return status(d, "brief") == "gone" })
 	if got := d.Holdfast("volume", "ls", "-q"); got != "" {
 		t.Errorf("volumes are left: %s", got)
 	}
 }
 
-// shutdown-timeout bounds the whole, for containers that have no time of their
-// own.
+// shutdown-timeout limits the whole shutdown, for containers without a stop
+// timeout of their own.
 func TestShutdownIsBoundedByItsTimeout(t *testing.T) {
 	t.Parallel()
 	d := start(t, kit.Options{Config: map[string]any{"shutdown-timeout": 1}})
 	d.Holdfast("run", "-d", "--name", "deaf", image, "sh", "-c", "trap '' TERM; while :; do sleep 0.02; done")
-	pid := inspect(t, d, "deaf").State.Pid
+	pid := d.Inspect("deaf").State.Pid
 	from := time.Now()
 	d.Term()
 	if took := time.Since(from); took < 900*time.Millisecond || took > 4*time.Second {
 		t.Errorf("it took %s", took)
 	}
-	if alive(pid) {
-		t.Error("the container outlives the daemon, which is not to be without live restore")
+	if kit.Alive(pid) {
+		t.Error("without live restore the container outlives the daemon")
 	}
 }
 
-// After a crash without live restore the next start stops what is left, and
-// then applies the restart policies.
+// After a crash without live restore, the next daemon stops the containers that
+// still run and then applies the restart policies.
 func TestWithoutLiveRestoreTheNextStartStopsWhatACrashLeft(t *testing.T) {
 	t.Parallel()
 	d := start(t, kit.Options{})
@@ -84,34 +86,35 @@ func TestWithoutLiveRestoreTheNextStartStopsWhatACrashLeft(t *testing.T) {
 	pids := map[string]int{}
 	for name, args := range map[string][]string{"plain": nil, "brief": {"--rm"}, "always": {"--restart", "always"}, "failure": {"--restart", "on-failure"}} {
 		d.Holdfast(append(append([]string{"run", "-d", "--name", name}, args...), image, "sh", "-c", obeys)...)
-		pids[name] = inspect(t, d, name).State.Pid
+		pids[name] = d.Inspect(name).State.Pid
 	}
 	d.Kill9()
 	for name, pid := range pids {
-		if !alive(pid) {
+		if !kit.Alive(pid) {
 			t.Errorf("%s died with the daemon", name)
 		}
 	}
 	d.Start()
 	for name, pid := range pids {
-		if alive(pid) {
+		if kit.Alive(pid) {
 			t.Errorf("%s is left running", name)
 		}
 	}
 	if got := d.Holdfast("inspect", "-f", "{{.State.Status}} {{.State.ExitCode}}", "plain"); got != "exited 3" {
 		t.Errorf("plain is %s", got)
 	}
-	eventually(t, "--rm is gone", func() bool { return status(d, "brief") == "gone" })
+	kit.Eventually(t, "the container with --rm is removed", func() bool { return status(d, "brief") == "gone" })
 	for _, name := range []string{"always", "failure"} {
-		eventually(t, name+" is started again", func() bool {
-			c := inspect(t, d, name)
+		kit.Eventually(t, name+" is started again", func() bool {
+			c := d.Inspect(name)
 			return c.State.Status == "running" && c.State.Pid != pids[name]
 		})
 		oneOrNone(t, d, name)
 	}
 }
 
-// SIGHUP is enough: what is killed right after it leaves the containers alone.
+// SIGHUP alone enables live restore: a daemon that is killed right after it
+// leaves the containers running.
 func TestLiveRestoreEnabledByHupKeepsTheContainers(t *testing.T) {
 	t.Parallel()
 	d := start(t, kit.Options{})
@@ -128,13 +131,13 @@ func TestLiveRestoreEnabledByHupKeepsTheContainers(t *testing.T) {
 	if after := identity(t, d, "web"); after != before {
 		t.Errorf("was %s, is %s", before, after)
 	}
-	// And the other way.
+	// And live restore can be disabled again.
 	d.WriteConfig(nil)
 	d.Hup()
 	noFailure(t, p)
 	d.Term()
 	d.Start()
 	if got := status(d, "web"); got != "exited" {
-		t.Errorf("with live restore off again it is %s", got)
+		t.Errorf("with live restore disabled again the container is %s", got)
 	}
 }

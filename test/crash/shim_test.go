@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package crash
 
 import (
@@ -9,8 +11,8 @@ import (
 	"holdfast/test/kit"
 )
 
-// The shim of a container is killed: the container runs on, the daemon lives,
-// and the container can be stopped and removed.
+// The shim of a container is killed while the daemon lives. The container runs
+// on, and can be stopped and removed.
 func TestContainerOutlivesItsShim(t *testing.T) {
 	t.Parallel()
 	for _, c := range []struct {
@@ -31,82 +33,83 @@ func TestContainerOutlivesItsShim(t *testing.T) {
 			d := live(t)
 			p := kit.Probe(t, web(t, d, "web", "-v", "/data"))
 			p.WaitAnswer(t)
-			before := inspect(t, d, "web")
-			kill(t, shimsOf(t, before.ID)[0])
-			if !alive(before.State.Pid) {
+			before := d.Inspect("web")
+			kit.Kill(t, kit.Shims(t, before.ID)[0])
+			if !kit.Alive(before.State.Pid) {
 				t.Fatal("the container died with its shim")
 			}
-			eventually(t, "the daemon knows what it has", func() bool {
+			kit.Eventually(t, "the daemon reports the lost shim", func() bool {
 				return strings.Contains(d.Log(), "the container runs without its shim")
 			})
-			if s := inspect(t, d, "web").State; !s.Running || s.Pid != before.State.Pid || s.StartedAt != before.State.StartedAt {
+			if s := d.Inspect("web").State; !s.Running || s.Pid != before.State.Pid || s.StartedAt != before.State.StartedAt {
 				t.Errorf("was %+v, is %+v", before.State, s)
 			}
 			noFailure(t, p)
 			pid := d.Pid()
 			c.end(d)
 			if got := status(d, "web"); got != c.left {
-				t.Errorf("it is %s, want %s", got, c.left)
+				t.Errorf("the container is %s, want %s", got, c.left)
 			}
-			if alive(before.State.Pid) {
-				t.Error("the process is left")
+			if kit.Alive(before.State.Pid) {
+				t.Error("the process still runs")
 			}
 			if !d.Running() || d.Pid() != pid {
-				t.Error("the daemon did not survive it")
+				t.Error("the daemon did not survive the death of the shim")
 			}
 		})
 	}
 }
 
-// The shim was killed while there was no daemon.
+// The shim was killed while no daemon lived.
 func TestContainerWithoutAShimIsFoundByTheNextDaemon(t *testing.T) {
 	t.Parallel()
 	d := live(t)
 	p := kit.Probe(t, web(t, d, "web"))
 	p.WaitAnswer(t)
-	before := inspect(t, d, "web")
+	before := d.Inspect("web")
 	d.Kill9()
-	kill(t, shimsOf(t, before.ID)[0])
+	kit.Kill(t, kit.Shims(t, before.ID)[0])
 	d.Start()
-	c := inspect(t, d, "web")
+	c := d.Inspect("web")
 	if !c.State.Running || c.State.Pid != before.State.Pid || c.State.StartedAt != before.State.StartedAt {
 		t.Errorf("was %+v, is %+v", before.State, c.State)
 	}
 	noFailure(t, p)
 	d.Holdfast("rm", "-f", "web")
-	if alive(before.State.Pid) {
-		t.Error("the process is left")
+	if kit.Alive(before.State.Pid) {
+		t.Error("the process still runs")
 	}
 }
 
-// A container whose shim is killed in the middle of its stop is stopped.
+// The shim is killed in the middle of a stop. The container is stopped
+// nevertheless.
 func TestStopGoesOnWhenTheShimIsKilledInIt(t *testing.T) {
 	t.Parallel()
 	d := live(t)
 	d.Holdfast("run", "-d", "--name", "deaf", "--stop-timeout", "1", image, "sh", "-c", "trap 'touch /asked' TERM; while :; do sleep 0.02; done")
-	c := inspect(t, d, "deaf")
+	c := d.Inspect("deaf")
 	stop, _ := background(t, d, "stop", "deaf")
 	if err := stop.Start(); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "the container is asked to stop", func() bool {
+	kit.Eventually(t, "the container is asked to stop", func() bool {
 		_, err := os.Stat(d.DataRoot + "/containers/" + c.ID + "/upper/asked")
 		return err == nil
 	})
-	kill(t, shimsOf(t, c.ID)[0])
+	kit.Kill(t, kit.Shims(t, c.ID)[0])
 	if err := stop.Wait(); err != nil {
 		t.Errorf("stop: %v", err)
 	}
-	if alive(c.State.Pid) {
-		t.Error("the process is left")
+	if kit.Alive(c.State.Pid) {
+		t.Error("the process still runs")
 	}
 	if got := status(d, "deaf"); got != "exited" {
-		t.Errorf("it is %s", got)
+		t.Errorf("the container is %s", got)
 	}
 }
 
-// A record that can't be read costs its container the management, not its
-// life, and the others nothing.
+// A container whose record can't be read is not managed, but its process runs
+// on. Other containers are not affected.
 func TestContainerWhoseRecordCantBeReadIsLeftAlone(t *testing.T) {
 	t.Parallel()
 	for name, damage := range map[string]func(spec []byte) []byte{
@@ -124,8 +127,8 @@ func TestContainerWhoseRecordCantBeReadIsLeftAlone(t *testing.T) {
 			d := live(t)
 			p := kit.Probe(t, web(t, d, "broken", "-v", "/data", "-v", "named:/named"))
 			p.WaitAnswer(t)
-			c := inspect(t, d, "broken")
-			d.Holdfast("run", "-d", "--name", "other", image, "sleep", "1000") // keeps the image's name
+			c := d.Inspect("broken")
+			d.Holdfast("run", "-d", "--name", "other", image, "sleep", "1000") // so that the image stays in use
 			other := identity(t, d, "other")
 			path := d.DataRoot + "/containers/" + c.ID + "/spec.json"
 			whole, err := os.ReadFile(path)
@@ -139,35 +142,36 @@ func TestContainerWhoseRecordCantBeReadIsLeftAlone(t *testing.T) {
 			}
 			d.Start()
 			if after := identity(t, d, "other"); after != other {
-				t.Errorf("the other was %s, is %s", other, after)
+				t.Errorf("the other container was %s and is %s", other, after)
 			}
 			if got := status(d, "broken"); got != "gone" {
-				t.Errorf("what can't be read is %s", got)
+				t.Errorf("the container without a readable record is %s", got)
 			}
 			if log := d.Log(); !strings.Contains(log, path) || !strings.Contains(log, "left as it is") {
 				t.Error("the log does not name the file")
 			}
 			for _, what := range []string{"container", "image", "volume", "system"} {
-				d.TryHoldfast(what, "prune", "-f") // refused where it could hit the unread one
+				d.TryHoldfast(what, "prune", "-f") // refused where it could remove resources of the unreadable container
 			}
 			d.TryHoldfast("volume", "prune", "-a", "-f")
-			for range 3 { // its address, its ports and its layers stay its own
+			for range 3 { // the unreadable container's address, port and layers must stay reserved
 				d.Holdfast("rm", "-f", d.Holdfast("run", "-d", image, "sleep", "1000"))
 			}
-			if !alive(c.State.Pid) {
+			if !kit.Alive(c.State.Pid) {
 				t.Error("its process was killed")
 			}
 			if now, err := os.ReadFile(path); err != nil || string(now) != string(broken) {
-				t.Errorf("its record was touched: %v", err)
+				t.Errorf("its record was changed: %v", err)
 			}
 			noFailure(t, p)
-			// A repaired record brings it back.
+			// With its record repaired, the next daemon manages the container
+			// again.
 			d.Kill9()
 			if err := os.WriteFile(path, whole, 0o600); err != nil {
 				t.Fatal(err)
 			}
 			d.Start()
-			again := inspect(t, d, "broken")
+			again := d.Inspect("broken")
 			if again.State.Pid != c.State.Pid || again.State.StartedAt != c.State.StartedAt {
 				t.Errorf("was %+v, is %+v", c.State, again.State)
 			}

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package crash
 
 import (
@@ -8,7 +10,9 @@ import (
 	"holdfast/test/kit"
 )
 
-// A daemon that nobody kept the socket for has to make a new one.
+// The daemon and the listening socket are gone, so the next daemon must create
+// a new socket. A container that bind-mounts the old one must reach the new
+// one.
 func TestContainerThatHasBoundTheSocketReachesTheNextDaemon(t *testing.T) {
 	t.Parallel()
 	d := live(t)
@@ -33,13 +37,13 @@ func TestContainerThatHasBoundTheSocketReachesTheNextDaemon(t *testing.T) {
 		d.Kill9()
 		d.Start()
 		if is, err := os.Stat(d.Socket); err != nil || os.SameFile(was, is) {
-			t.Fatalf("the socket is the one of the daemon that was killed: %v", err)
+			t.Fatalf("the socket still belongs to the killed daemon: %v", err)
 		}
 		ask()
 	}
 	mounts := d.Holdfast("exec", "portainer", "cat", "/proc/self/mountinfo")
 	for _, path := range paths {
-		path = strings.TrimPrefix(path, "/var") // where the image has a link
+		path = strings.TrimPrefix(path, "/var") // /var/run is a symbolic link in the image
 		var at []string
 		for line := range strings.Lines(mounts) {
 			if strings.HasSuffix(strings.Fields(line)[4], path) {
@@ -54,12 +58,13 @@ func TestContainerThatHasBoundTheSocketReachesTheNextDaemon(t *testing.T) {
 		t.Errorf("was %s\nis  %s", before, after)
 	}
 
-	// Where a container has unmounted it, nothing comes back.
+	// If the container has unmounted the socket, the daemon does not mount it
+	// again.
 	d.Holdfast("run", "-d", "--name", "own", "--privileged", "-v", d.Socket+":/srv/docker.sock", image, "sleep", "1000")
 	d.Holdfast("exec", "own", "umount", "/srv/docker.sock")
 	d.Kill9()
 	d.Start()
 	if got := d.Holdfast("exec", "own", "stat", "-c", "%F", "/srv/docker.sock"); got != "regular empty file" {
-		t.Errorf("at a path that the container has unmounted there is a %s", got)
+		t.Errorf("the path that the container has unmounted is a %s", got)
 	}
 }

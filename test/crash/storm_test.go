@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package crash
 
 import (
@@ -31,22 +33,22 @@ var (
 	stormBoth = flag.Bool("both", true, "BenchmarkStormOfDeaths kills daemon and shims together as well")
 )
 
-// stormProgram counts its runs in a file, and its lines in each run. A line is
-// a write of its own.
+// stormProgram counts its runs in a file, and its lines within each run. Each
+// line is one write.
 const stormProgram = `n=$(cat /n 2>/dev/null || echo 0); n=$((n+1)); echo $n >/n
 trap 'echo "$n end $i"; exit 7' TERM
 i=0; echo "$n start"
 while :; do i=$((i+1)); echo "$n $i"; busybox usleep 3000; done`
 
-// storm is what is done to a daemon and its containers, and what came of it.
+// storm is the load on a daemon and its containers, and its results.
 type storm struct {
 	b *testing.B
 	d *kit.Daemon
 
 	mu    sync.Mutex
-	said  map[string]int // refusals by their words
+	said  map[string]int // errors by message
 	done  map[string]int
-	shook []time.Time // when daemon and shims were dead together
+	shook []time.Time // times at which daemon and shims were dead together
 }
 
 func (s *storm) count(what string) {
@@ -63,7 +65,8 @@ func (s *storm) refused(what, words string) {
 	s.said[what+": "+numbers.ReplaceAllString(strings.TrimSpace(words), "#")]++
 }
 
-// call asks the API; 0 is a daemon that died or was not there.
+// call sends a request to the API. It returns 0 if the daemon died or was not
+// running.
 func (s *storm) call(method, path string, body, into any) (int, string) {
 	var in io.Reader
 	if body != nil {
@@ -78,7 +81,7 @@ func (s *storm) call(method, path string, body, into any) (int, string) {
 	if err != nil {
 		if ctx.Err() != nil {
 			s.b.Errorf("%s %s hangs", method, path)
-			s.d.Signal(unix.SIGUSR1) // its stacks
+			s.d.Signal(unix.SIGUSR1) // the daemon logs its goroutines' stacks
 		}
 		return 0, err.Error()
 	}
@@ -95,7 +98,7 @@ func (s *storm) call(method, path string, body, into any) (int, string) {
 	return resp.StatusCode, string(b)
 }
 
-// insist asks until a daemon has answered.
+// insist repeats a request until a daemon has answered.
 func (s *storm) insist(method, path string, body, into any) (int, string) {
 	tick := time.NewTicker(20 * time.Millisecond)
 	defer tick.Stop()
@@ -119,7 +122,8 @@ type stormState struct {
 	RestartCount int
 }
 
-// live does to one container what users do, until it is told to stop.
+// live performs random operations of a user on one container, until stop is
+// closed.
 func (s *storm) live(name string, dice *rand.Rand, stop <-chan struct{}) {
 	for {
 		select {
@@ -141,7 +145,7 @@ func (s *storm) live(name string, dice *rand.Rand, stop <-chan struct{}) {
 				s.count("stop")
 				var st stormState
 				if c, _ := s.insist("GET", "/containers/"+name+"/json", nil, &st); c != 200 {
-					s.b.Errorf("%s is not there after its stop", name)
+					s.b.Errorf("container %s does not exist after its stop", name)
 				} else if st.State.Running || st.State.Status != "exited" && st.State.Status != "created" {
 					s.b.Errorf("%s after its stop: %+v", name, st.State)
 				} else if x := st.State.ExitCode; code == 204 && st.State.Status == "exited" && x != 7 && !(x == 255 && s.shaken(began)) {
@@ -263,8 +267,8 @@ func (s *storm) live(name string, dice *rand.Rand, stop <-chan struct{}) {
 	}
 }
 
-// listens reports whether the program has set its trap: before, SIGTERM is
-// ignored by a first process.
+// listens reports whether the program has set its trap. Before that PID 1
+// ignores SIGTERM.
 func (s *storm) listens(name string) bool {
 	r := s.d.TryHoldfast("exec", name, "grep", "SigCgt", "/proc/1/status")
 	f := strings.Fields(r.Stdout)
@@ -275,7 +279,7 @@ func (s *storm) listens(name string) bool {
 	return err == nil && mask&(1<<(unix.SIGTERM-1)) != 0
 }
 
-// shaken reports whether daemon and shims were dead together since then.
+// shaken reports whether daemon and shims were dead together since a time.
 func (s *storm) shaken(since time.Time) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -287,8 +291,8 @@ func (s *storm) shaken(since time.Time) bool {
 	return false
 }
 
-// inOrder checks the lines of a program. part allows for a beginning that is
-// not there.
+// inOrder checks that the numbered lines of a program are complete. With part,
+// lines at the beginning may be missing.
 func inOrder(text string, part bool) error {
 	run, at, ended := -1, -1, false
 	for line := range strings.SplitSeq(text, "\n") {
@@ -304,8 +308,8 @@ func inOrder(text string, part bool) error {
 		switch {
 		case f[1] == "start":
 			if run >= 0 && n != run+1 {
-				// A run that was over before it could say anything is no loss: its
-				// start was interrupted, and undone.
+				// A run without output is no loss: its start was interrupted
+				// and undone.
 				if n <= run || n > run+10 {
 					return bad()
 				}
@@ -351,13 +355,13 @@ func (s *storm) shims() []int {
 	return out
 }
 
-// BenchmarkStormOfDeaths kills daemon and shims at random, while users ask all
-// sorts of things of their containers, and looks for what is lost, doubled,
-// wrong or left. It is no test, for its dice fall differently every time:
+// BenchmarkStormOfDeaths kills daemon and shims at random while users operate
+// their containers, and looks for state that is lost, doubled, wrong or left
+// over. It is not a test, because its random choices differ in every run:
 //
 //	go test ./test/crash -run xxx -bench StormOfDeaths -benchtime 1x -storm 5m
 func BenchmarkStormOfDeaths(b *testing.B) {
-	beInit()
+	kit.ReapOrphans()
 	b.Logf("-seed %d", *stormSeed)
 	dice := rand.New(rand.NewPCG(*stormSeed, 1))
 	d := kit.Start(b, kit.Options{LiveRestore: true})
@@ -463,7 +467,7 @@ func BenchmarkStormOfDeaths(b *testing.B) {
 			if got := d.Holdfast("exec", name, "echo", "works"); got != "works" {
 				b.Errorf("exec in %s: %q", name, got)
 			}
-			if n := len(shimsOf(b, st.ID)); n != 1 {
+			if n := len(kit.Shims(b, st.ID)); n != 1 {
 				b.Errorf("%s has %d shims", name, n)
 			}
 			d.Holdfast("stop", "-t", "30", name)
@@ -477,8 +481,8 @@ func BenchmarkStormOfDeaths(b *testing.B) {
 			b.Errorf("log of %s: %v", name, err)
 		}
 		b.Logf("%s: %d lines, %d ends", name, strings.Count(log, "\n"), strings.Count(log, "end"))
-		if n := len(shimsOf(b, st.ID)); n != 0 {
-			b.Errorf("%s has %d shims and does not run", name, n)
+		if n := len(kit.Shims(b, st.ID)); n != 0 {
+			b.Errorf("container %s has %d shims although it does not run", name, n)
 		}
 	}
 	var lines []string
@@ -490,30 +494,4 @@ func BenchmarkStormOfDeaths(b *testing.B) {
 	}
 	sort.Strings(lines)
 	fmt.Println(strings.Join(lines, "\n")) // b.Log cuts it off
-}
-
-// beInit makes this process the one that orphans go to when the daemon is dead
-// too, and reaps those that a container's end would wait for: the machine's
-// first process may be one that reaps nothing.
-func beInit() {
-	if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); err != nil {
-		panic(err)
-	}
-	go func() {
-		for range time.Tick(20 * time.Millisecond) {
-			lists, _ := filepath.Glob("/proc/self/task/*/children")
-			for _, path := range lists {
-				list, _ := os.ReadFile(path)
-				for pid := range strings.FieldsSeq(string(list)) {
-					status, _ := os.ReadFile("/proc/" + pid + "/status")
-					_, ns, _ := strings.Cut(string(status), "\nNSpid:")
-					ns, _, _ = strings.Cut(ns, "\n")
-					if f := strings.Fields(ns); strings.Contains(string(status), "\nState:\tZ") && len(f) > 1 && f[len(f)-1] != "1" {
-						n, _ := strconv.Atoi(pid)
-						unix.Wait4(n, nil, unix.WNOHANG, nil)
-					}
-				}
-			}
-		}
-	}()
 }

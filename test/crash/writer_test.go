@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package crash
 
 import (
@@ -13,23 +15,24 @@ import (
 	"holdfast/test/kit"
 )
 
-// lines of 100 bytes each make 105 MB.
+// At 100 bytes each, the lines are 105 MB.
 const lines = 1_050_000
 
-// writer waits for its word, writes all lines at full speed, and says so.
+// writer waits for the file /word/go, writes all lines at full speed, and
+// reports that it is done.
 const writer = `while [ ! -e /word/go ]; do sleep 0.01; done
 awk -v n=$LINES 'BEGIN { for (i = 1; i <= n; i++) printf "%08d ninety-nine bytes and a newline make a line of one hundred, which is written at full speed\n", i }'
 touch /word/written
 exec sleep 1000`
 
-// A container that writes at full speed while there is no daemon is never
-// blocked, and its log has every line once and in order.
+// A container that writes at full speed while no daemon lives is never blocked,
+// and its log has every line once and in order.
 func TestWriterIsNeverBlockedAndEveryLineIsLoggedOnce(t *testing.T) {
 	t.Parallel()
 	for _, c := range []struct {
 		name string
 		opts []string
-		// rotated files that must be there
+		// The rotated files that must exist.
 		rotated string
 	}{
 		{"json-file", nil, ""},
@@ -49,7 +52,7 @@ func TestWriterIsNeverBlockedAndEveryLineIsLoggedOnce(t *testing.T) {
 			if err := os.WriteFile(word+"/go", nil, 0o600); err != nil {
 				t.Fatal(err)
 			}
-			eventually(t, "all is written with no daemon", func() bool {
+			kit.Eventually(t, "all is written with no daemon", func() bool {
 				_, err := os.Stat(word + "/written")
 				return err == nil
 			})
@@ -72,7 +75,8 @@ func TestWriterIsNeverBlockedAndEveryLineIsLoggedOnce(t *testing.T) {
 	}
 }
 
-// everyLine reads a container's log, whose lines begin with their number.
+// everyLine reads a container's log and checks that its numbered lines are
+// complete.
 func everyLine(t *testing.T, d *kit.Daemon, name string, want int) error {
 	t.Helper()
 	cmd := d.HoldfastCommand(context.Background(), "logs", name)

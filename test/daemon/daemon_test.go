@@ -1,5 +1,7 @@
-// Package daemon tests the daemon's own life, whatever it serves: start, lock,
-// sockets, configuration, signals, stop. It needs root.
+// SPDX-License-Identifier: Apache-2.0
+
+// Package daemon tests the daemon's own life, without regard to containers:
+// start, lock, sockets, configuration, signals, stop. It needs root.
 package daemon
 
 import (
@@ -38,11 +40,11 @@ func TestZombieStaleSocketAndStalePidFileDontStopTheNextStart(t *testing.T) {
 	d := kit.Start(t, kit.Options{})
 	d.KillZombie()
 	if state := procState(t, d.Pid()); state != "Z" {
-		t.Fatalf("the killed daemon is %s and no zombie", state)
+		t.Fatalf("the killed daemon has the state %s and is not a zombie", state)
 	}
 	for _, left := range []string{d.Socket, d.ExecRoot + "/holdfastd.pid"} {
 		if _, err := os.Stat(left); err != nil {
-			t.Fatalf("nothing stale to start over: %v", err)
+			t.Fatalf("no stale file exists before the start: %v", err)
 		}
 	}
 	zombie := d.Pid()
@@ -66,7 +68,7 @@ func procState(t *testing.T, pid int) string {
 	return strings.Fields(string(stat[bytes.LastIndexByte(stat, ')')+1:]))[0]
 }
 
-// second runs another daemon that is expected to end at once.
+// second starts another daemon that is expected to exit at once.
 func second(t *testing.T, d *kit.Daemon, args ...string) string {
 	t.Helper()
 	cmd := d.Command()
@@ -78,7 +80,7 @@ func second(t *testing.T, d *kit.Daemon, args ...string) string {
 	err := cmd.Run()
 	timer.Stop()
 	if err == nil {
-		t.Fatalf("the second daemon ended well:\n%s", &errs)
+		t.Fatalf("the second daemon exited with success:\n%s", &errs)
 	}
 	return errs.String()
 }
@@ -96,7 +98,7 @@ func TestSecondDaemonOnARootIsToldWhoHoldsIt(t *testing.T) {
 			}
 		}
 	}
-	ping(t, d) // and the first goes on
+	ping(t, d) // the first daemon continues to serve
 }
 
 func TestSocketOfALiveDaemonIsNotTaken(t *testing.T) {
@@ -145,7 +147,7 @@ func TestLiveRestoreAsFlagAndInTheFileStopsTheStart(t *testing.T) {
 		t.Errorf("got  %v\nwant %s", err, want)
 	}
 	if _, err := os.Stat(d.DataRoot); err == nil {
-		t.Error("the failed start made the data root")
+		t.Error("the failed start created the data root")
 	}
 }
 
@@ -179,7 +181,7 @@ func TestReloadTakesLiveKeysAndNamesTheOthers(t *testing.T) {
 		t.Error(d.Log())
 	}
 
-	// A bad file leaves all as it is, and says why.
+	// A bad file changes nothing, and the log gives the reason.
 	for _, bad := range []string{"{", `{"foo": 1}`, `{"live-restore": "x"}`} {
 		if err := os.WriteFile(d.ConfigFile(), []byte(bad), 0o600); err != nil {
 			t.Fatal(err)
@@ -190,12 +192,12 @@ func TestReloadTakesLiveKeysAndNamesTheOthers(t *testing.T) {
 		}
 	}
 	if n := strings.Count(d.Log(), "the configuration was not reloaded"); n != 3 {
-		t.Errorf("%d of 3 refusals in the log:\n%s", n, d.Log())
+		t.Errorf("the log has %d refusals of 3:\n%s", n, d.Log())
 	}
 	d.WriteConfig(nil)
 	d.Hup()
 	if v := info(); v.LiveRestoreEnabled || v.Debug || len(v.Labels) > 0 {
-		t.Errorf("keys taken out of the file stay: %+v", v)
+		t.Errorf("keys removed from the file are still set: %+v", v)
 	}
 }
 
@@ -203,7 +205,7 @@ func TestSignalDumpsTheStacks(t *testing.T) {
 	for _, s := range []unix.Signal{unix.SIGUSR1, unix.SIGQUIT} {
 		d := kit.Start(t, kit.Options{})
 		d.Signal(s)
-		// Signals are answered one after the other; of two that wait at once the
+		// Signals are handled one after the other. If two are pending, the
 		// kernel delivers SIGHUP first.
 		d.Hup()
 		d.Hup()
@@ -272,7 +274,7 @@ func TestDaemonListensWhereverItIsTold(t *testing.T) {
 		t.Error(got)
 	}
 	if !strings.Contains(d.Log(), "without TLS") {
-		t.Error("no warning of plain TCP")
+		t.Error("no warning about plain TCP")
 	}
 }
 

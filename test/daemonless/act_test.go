@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package daemonless
 
 import (
@@ -13,7 +15,7 @@ import (
 	"holdfast/test/kit"
 )
 
-// loop ends at once when it is told to, and with 7 by SIGUSR1.
+// loop exits at once on SIGTERM, and with 7 on SIGUSR1.
 const loop = `trap 'exit 0' TERM; trap 'exit 7' USR1; while :; do sleep 0.05; done`
 
 func TestStoppedWithoutADaemonStaysStopped(t *testing.T) {
@@ -36,13 +38,14 @@ func TestStoppedWithoutADaemonStaysStopped(t *testing.T) {
 		t.Errorf("exit codes and restarts are %q", got)
 	}
 	d.Start()
-	// As in Docker, always means after a start of the daemon too.
-	waitFor(t, "always comes back", func() bool { return d.Holdfast("ps", "--format", "{{.Names}}") != "" })
+	// As in Docker, the policy always also restarts the container when the
+	// daemon starts.
+	kit.Eventually(t, "the container with the policy always runs again", func() bool { return d.Holdfast("ps", "--format", "{{.Names}}") != "" })
 	if got := d.Holdfast("ps", "--format", "{{.Names}}"); got != "always" {
 		t.Errorf("after the daemon's start %q run", got)
 	}
 	d.Restart()
-	waitFor(t, "always is kept", func() bool { return d.Holdfast("ps", "--format", "{{.Names}}") != "" })
+	kit.Eventually(t, "the container with the policy always runs again", func() bool { return d.Holdfast("ps", "--format", "{{.Names}}") != "" })
 	if got := d.Holdfast("ps", "--format", "{{.Names}}"); got != "always" {
 		t.Errorf("after another start %q run", got)
 	}
@@ -86,7 +89,7 @@ func TestWaitAndFollowedLogEndWithTheContainer(t *testing.T) {
 	for i := 0; scan.Scan(); i++ {
 		lines.WriteString(scan.Text() + "\n")
 		if i == 0 {
-			// It follows: what comes now is shown as well.
+			// The log is followed: new lines are shown as well.
 			if r := alone(t, d, "exec", "web", "sh", "-c", "echo more > /proc/1/fd/1"); r.Code != 0 {
 				t.Errorf("%+v", r)
 			}
@@ -105,7 +108,7 @@ func TestWaitAndFollowedLogEndWithTheContainer(t *testing.T) {
 func TestTerminalsWorkWithoutADaemon(t *testing.T) {
 	d := start(t, kit.Options{})
 	d.Holdfast("run", "-dit", "--name", "shell", "busybox", "sh")
-	// How the client ends by its detach keys is Docker's own choice.
+	// Docker decides how the client ends after its detach keys.
 	detached := inTerminal(t, d, "attach", "shell")
 	detached.say("echo ear''ly\r")
 	detached.expect("early")
@@ -120,7 +123,7 @@ func TestTerminalsWorkWithoutADaemon(t *testing.T) {
 	exec.say("stty size\r")
 	exec.expect("30 100")
 	exec.resize(20, 77)
-	waitFor(t, "the new size", func() bool {
+	kit.Eventually(t, "the new size", func() bool {
 		return strings.Contains(ok(t, d, "exec", "shell", "sh", "-c", "for p in /proc/[0-9]*; do stty size < $p/fd/0; done 2>/dev/null"), "20 77")
 	})
 	exec.say("exit 9\r")
@@ -133,7 +136,7 @@ func TestTerminalsWorkWithoutADaemon(t *testing.T) {
 	attach.expect("attached")
 	attach.say("\x10\x11")
 	if code := attach.end(); code != want {
-		t.Errorf("after the detach keys attach ended with %d, with a daemon with %d", code, want)
+		t.Errorf("after the detach keys attach exited with %d; with a daemon it exits with %d", code, want)
 	}
 	attach = inTerminal(t, d, "attach", "shell")
 	attach.say("exit 4\r")
@@ -141,7 +144,7 @@ func TestTerminalsWorkWithoutADaemon(t *testing.T) {
 		t.Errorf("attach ended with %d", code)
 	}
 	if got := ok(t, d, "inspect", "-f", "{{.State.ExitCode}}", "shell"); got != "4" {
-		t.Errorf("the container ended with %s", got)
+		t.Errorf("the container exited with %s", got)
 	}
 }
 
@@ -178,7 +181,7 @@ func TestRemovedByItselfIsGoneWithoutADaemon(t *testing.T) {
 	log := d.Holdfast("inspect", "-f", "{{.LogPath}}", "once")
 	d.Kill9()
 	ok(t, d, "stop", "once")
-	waitFor(t, "the shim to remove the log", func() bool {
+	kit.Eventually(t, "the shim to remove the log", func() bool {
 		_, err := os.Stat(log)
 		return os.IsNotExist(err)
 	})
@@ -186,7 +189,7 @@ func TestRemovedByItselfIsGoneWithoutADaemon(t *testing.T) {
 		t.Errorf("ps -a still shows %q", got)
 	}
 	d.Start()
-	waitFor(t, "the daemon clears what was left", func() bool { return d.Holdfast("ps", "-aq") == "" })
+	kit.Eventually(t, "the daemon clears what was left", func() bool { return d.Holdfast("ps", "-aq") == "" })
 }
 
 func TestEventsAreToldWithoutADaemon(t *testing.T) {
@@ -232,7 +235,8 @@ func TestObserverLeavesNoTrace(t *testing.T) {
 	}
 }
 
-// tree lists what a daemon and shims write: names, sizes and times of change.
+// tree lists the files that a daemon and shims write, with their sizes and
+// modification times.
 func tree(t *testing.T, root string) string {
 	t.Helper()
 	var b strings.Builder

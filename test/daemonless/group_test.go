@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package daemonless
 
 import (
@@ -13,7 +15,7 @@ import (
 	"holdfast/test/kit"
 )
 
-// A group and users that this machine need not know.
+// The IDs of a group and of users that need not exist on this machine.
 const (
 	apiGroup = 48211
 	member   = 48212
@@ -27,15 +29,15 @@ func TestWhoMayUseTheAPIMayUseTheShimsAndNobodyElse(t *testing.T) {
 	d.TryHoldfast("run", "--name", "failed", "busybox", "sh", "-c", "echo bye; exit 3")
 	d.Restart()
 	d.Holdfast("run", "-d", "--name", "later", "busybox", "sh", "-c", loop)
-	waitFor(t, "logs", func() bool {
+	kit.Eventually(t, "logs", func() bool {
 		return d.Holdfast("logs", "web") == "hello" && d.Holdfast("logs", "local") == "there"
 	})
 	if got := d.Holdfast("exec", "web", "sh", "-c", "ls -ldn / /etc /dev /dev/shm /etc/hosts | awk '{print $4}' | sort -u"); got != "0" {
-		t.Errorf("in the container something belongs to group %s", got)
+		t.Errorf("a file in the container belongs to group %s", got)
 	}
 	d.Kill9()
 
-	// The programs where any user reaches them.
+	// Copies of the programs that any user can execute.
 	bin := filepath.Join(d.Root, "bin")
 	if err := os.Mkdir(bin, 0o755); err != nil {
 		t.Fatal(err)

@@ -1,6 +1,7 @@
-// Package daemonless tests what the command line does where no daemon lives:
-// each command's answer is compared with the one that the daemon gave. It needs
-// root.
+// SPDX-License-Identifier: Apache-2.0
+
+// Package daemonless tests the command line while no daemon lives. The answer
+// of each command is compared with the daemon's answer. It needs root.
 package daemonless
 
 import (
@@ -22,7 +23,7 @@ import (
 
 func TestMain(m *testing.M) { kit.Main(m) }
 
-// note is the line on stderr that says who answers.
+// note is the line on stderr that names the source of the answer.
 var note = regexp.MustCompile(`(?m)^holdfast: no daemon answers on /\S+/holdfast\.sock: asking the containers' shims\n`)
 
 const patience = 60 * time.Second
@@ -37,18 +38,19 @@ func start(t *testing.T, o kit.Options) *kit.Daemon {
 	return d
 }
 
-// alone runs holdfast where no daemon lives: it must say so, once.
+// alone runs holdfast while no daemon lives. The command must print the note
+// once.
 func alone(t *testing.T, d *kit.Daemon, args ...string) kit.Result {
 	t.Helper()
 	r := d.TryHoldfast(args...)
 	if n := len(note.FindAllString(r.Stderr, -1)); n != 1 {
-		t.Errorf("%v says %d times that no daemon answers: %q", args, n, r.Stderr)
+		t.Errorf("%v printed %d times that no daemon answers: %q", args, n, r.Stderr)
 	}
 	r.Stderr = note.ReplaceAllString(r.Stderr, "")
 	return r
 }
 
-// ok is alone for what must succeed.
+// ok is alone for a command that must succeed.
 func ok(t *testing.T, d *kit.Daemon, args ...string) string {
 	t.Helper()
 	r := alone(t, d, args...)
@@ -56,19 +58,6 @@ func ok(t *testing.T, d *kit.Daemon, args ...string) string {
 		t.Fatalf("%v: exit code %d\n%s%s", args, r.Code, r.Stdout, r.Stderr)
 	}
 	return strings.TrimSuffix(r.Stdout, "\n")
-}
-
-// waitFor runs a check until it holds. It is for what tells of itself by no
-// event.
-func waitFor(t *testing.T, what string, check func() bool) {
-	t.Helper()
-	deadline := time.Now().Add(patience)
-	for !check() {
-		if time.Now().After(deadline) {
-			t.Fatalf("not within %s: %s", patience, what)
-		}
-		<-time.After(20 * time.Millisecond)
-	}
 }
 
 // session is a command in a pseudo-terminal.
@@ -79,7 +68,7 @@ type session struct {
 
 	mu   sync.Mutex
 	got  bytes.Buffer
-	more chan struct{} // closed and replaced when something came
+	more chan struct{} // closed and replaced when output arrives
 }
 
 // inTerminal starts holdfast in a pseudo-terminal of 30 rows and 100 columns.
@@ -133,7 +122,7 @@ func (s *session) expect(text string) {
 		select {
 		case <-more:
 		case <-deadline:
-			s.t.Fatalf("the terminal does not show %q but %q", text, got)
+			s.t.Fatalf("the terminal does not show %q, but %q", text, got)
 		}
 	}
 }
@@ -145,7 +134,7 @@ func (s *session) resize(rows, columns uint16) {
 	}
 }
 
-// end waits for the command's end and gives its exit code.
+// end waits for the command's end and returns its exit code.
 func (s *session) end() int {
 	s.t.Helper()
 	timer := time.AfterFunc(patience, func() { s.cmd.Process.Kill() })

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package daemonless
 
 import (
@@ -8,12 +10,12 @@ import (
 	"holdfast/test/kit"
 )
 
-// What differs between two calls of one command: how long ago something was,
-// and what is counted now.
+// Values that differ between two calls of one command: elapsed times, and
+// current counters.
 var (
 	ages    = regexp.MustCompile(`(About |Less than )?(an?|\d+) (second|minute)s?( ago)?`)
 	spaces  = regexp.MustCompile(` +`)
-	share   = regexp.MustCompile(` \d+ (\d\d:\d\d )`) // of the processor, and when it began
+	share   = regexp.MustCompile(` \d+ (\d\d:\d\d )`) // CPU share, and start time
 	figures = regexp.MustCompile(`\d+(\.\d+)?([kMG]i?)?B?%?`)
 )
 
@@ -30,8 +32,8 @@ func TestCommandsThatReadGiveTheSameWithoutADaemon(t *testing.T) {
 	d.Holdfast("create", "--name", "never", "busybox", "true")
 	d.Holdfast("network", "create", "back")
 	d.Holdfast("run", "-d", "--name", "inner", "--network", "back", "--log-driver", "local", "busybox", "sh", "-c", "echo one; echo two; exec sleep 1000")
-	waitFor(t, "healthy", func() bool { return d.Holdfast("inspect", "-f", "{{.State.Health.Status}}", "web") == "healthy" })
-	waitFor(t, "logs", func() bool {
+	kit.Eventually(t, "healthy", func() bool { return d.Holdfast("inspect", "-f", "{{.State.Health.Status}}", "web") == "healthy" })
+	kit.Eventually(t, "logs", func() bool {
 		return strings.Contains(d.Holdfast("logs", "web"), "hello") && strings.Contains(d.Holdfast("logs", "inner"), "two")
 	})
 

@@ -1,5 +1,7 @@
-// Package demo runs "holdfast demo" for real: it must keep its promises, and
-// leave nothing behind even when it is interrupted. It needs root.
+// SPDX-License-Identifier: Apache-2.0
+
+// Package demo runs "holdfast demo". The demo must keep its promises, and leave
+// nothing behind even if it is interrupted. It needs root.
 package demo
 
 import (
@@ -18,7 +20,7 @@ import (
 	"time"
 )
 
-// limit is what a whole demo may take.
+// limit is the time limit for a whole demo.
 const limit = 15 * time.Second
 
 // holdfast is the program under test: in HOLDFAST_BIN, or in the repository's
@@ -39,10 +41,11 @@ func holdfast(t *testing.T) string {
 	return path
 }
 
-// command is a demo whose temporary folder is the test's own, and the folder.
+// command returns a demo whose temporary folder belongs to the test, and the
+// folder.
 func command(t *testing.T, args ...string) (*exec.Cmd, string) {
 	t.Helper()
-	// A socket's path has 108 bytes at most, so not t.TempDir.
+	// A socket's path has at most 108 bytes, so t.TempDir is not suitable.
 	tmp, err := os.MkdirTemp("/tmp", "hfdemo-")
 	if err != nil {
 		t.Fatal(err)
@@ -54,13 +57,13 @@ func command(t *testing.T, args ...string) (*exec.Cmd, string) {
 	})
 	cmd := exec.Command(holdfast(t), append([]string{"demo"}, args...)...)
 	cmd.Env = append(os.Environ(), "TMPDIR="+tmp)
-	// A demo that hangs is asked to clean up, not killed.
+	// A demo that hangs gets SIGTERM and not SIGKILL, so that it cleans up.
 	timer := time.AfterFunc(2*limit, func() { cmd.Process.Signal(syscall.SIGTERM) })
 	t.Cleanup(func() { timer.Stop() })
 	return cmd, tmp
 }
 
-// leftovers lists what is there of a demo that has ended.
+// leftovers lists the resources that a demo has left after its end.
 func leftovers(t *testing.T, cmd *exec.Cmd, tmp string) []string {
 	t.Helper()
 	var left []string
@@ -85,7 +88,7 @@ func leftovers(t *testing.T, cmd *exec.Cmd, tmp string) []string {
 		t.Fatal(err)
 	}
 	for _, path := range commands {
-		// One that has ended meanwhile can't be read.
+		// A process that has exited meanwhile can't be read.
 		if line, err := os.ReadFile(path); err == nil && bytes.Contains(line, []byte(tmp)) {
 			left = append(left, path+": "+strings.ReplaceAll(string(line), "\x00", " "))
 		}
@@ -121,11 +124,11 @@ func TestDemoKeepsItsPromisesAndLeavesNothing(t *testing.T) {
 		t.Fatal(err)
 	}
 	if took := time.Since(begin); took > limit {
-		t.Errorf("it took %s, the limit is %s", took, limit)
+		t.Errorf("the demo took %s, and the limit is %s", took, limit)
 	}
 	for _, want := range []string{"numbered without a gap", ", 0 failed", "did not notice"} {
 		if !bytes.Contains(out, []byte(want)) {
-			t.Errorf("the report does not say %q", want)
+			t.Errorf("the report does not contain %q", want)
 		}
 	}
 	if left := leftovers(t, cmd, tmp); len(left) > 0 {
@@ -161,7 +164,7 @@ func TestInterruptedDemoLeavesNothing(t *testing.T) {
 			}
 			err = cmd.Wait()
 			if !sent {
-				t.Fatalf("it ended before it said %q: %v", moment, err)
+				t.Fatalf("the demo ended before it printed %q: %v", moment, err)
 			}
 			if got := cmd.ProcessState.ExitCode(); got != 130 {
 				t.Errorf("exit code %d, want 130", got)

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package image_test
 
 import (
@@ -11,8 +13,8 @@ import (
 	"holdfast/internal/image"
 )
 
-// busybox is an image like the real one: one layer with a static program and
-// its links.
+// busybox is an image like the published one: one layer with a static program
+// and the links to it.
 func busybox(t testing.TB) v1.Image {
 	files := []file{{name: "bin/", kind: '5'}, {name: "bin/busybox", body: read(t, "/bin/busybox")}}
 	for i := range 300 {
@@ -21,8 +23,8 @@ func busybox(t testing.TB) v1.Image {
 	return imageOf(t, "linux/amd64", layerOf(t, files...))
 }
 
-// BenchmarkPullBusybox is a pull with unpacking from a registry in this
-// process into a store that lacks the image.
+// BenchmarkPullBusybox pulls from a registry in this process into a store
+// without the image, and unpacks it.
 func BenchmarkPullBusybox(b *testing.B) {
 	reg := newRegistry(b)
 	reg.push("busybox:1", busybox(b))
@@ -43,7 +45,7 @@ func BenchmarkPullBusybox(b *testing.B) {
 	}
 }
 
-// BenchmarkPullLargeLayers is four layers of 25 MB each.
+// BenchmarkPullLargeLayers pulls four layers of 25 MB each.
 func BenchmarkPullLargeLayers(b *testing.B) {
 	reg := newRegistry(b)
 	var layers []v1.Layer
@@ -69,7 +71,8 @@ func BenchmarkPullLargeLayers(b *testing.B) {
 	}
 }
 
-// BenchmarkRootfs is what a container's life costs here, by number of layers.
+// BenchmarkRootfs prepares, mounts and removes a root file system, by number of
+// layers.
 func BenchmarkRootfs(b *testing.B) {
 	for _, n := range []int{1, 8, 60} {
 		reg := newRegistry(b)

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package image_test
 
 import (
@@ -25,7 +27,8 @@ import (
 	"holdfast/internal/image/mounts"
 )
 
-// TestMain is also the process that TestPullKilledAtAnyMoment kills.
+// TestMain is also the program of the process that TestPullKilledAtAnyMoment
+// kills.
 func TestMain(m *testing.M) {
 	if root := os.Getenv("HOLDFAST_TEST_PULL_ROOT"); root != "" {
 		ctx := context.Background()
@@ -55,7 +58,8 @@ func TestPullKilledAtAnyMomentIsDoneAgain(t *testing.T) {
 		cmd.Env = append(os.Environ(), "HOLDFAST_TEST_PULL_ROOT="+root, "HOLDFAST_TEST_PULL_REF="+reg.ref("kill:1"))
 		var out bytes.Buffer
 		cmd.Stdout = &out
-		// Killed while request number at is half answered.
+		// The process is killed when half of the answer to request number at is
+		// written.
 		var mu sync.Mutex
 		seen := 0
 		started := make(chan struct{})
@@ -84,12 +88,12 @@ func TestPullKilledAtAnyMomentIsDoneAgain(t *testing.T) {
 		ctx := context.Background()
 		s, err := image.Open(ctx, image.Options{Root: root, Snapshotter: "overlay2"})
 		must(t, err)
-		must(t, s.Hold(ctx, nil))
+		must(t, s.PinSnapshots(ctx, nil))
 		pull(t, s, reg.ref("kill:1"))
 		must(t, s.Collect(ctx))
 		_, mnt := mounted(t, s, reg.ref("kill:1"))
 		if read(t, filepath.Join(mnt, "a")) != noise(200_000) || read(t, filepath.Join(mnt, "b")) != noise(300_000) || read(t, filepath.Join(mnt, "c")) != "c" {
-			t.Errorf("killed at request %d: the image is not whole", at)
+			t.Errorf("killed at request %d: the image is incomplete", at)
 		}
 		must(t, s.UnmountRootfs(mnt))
 		must(t, os.RemoveAll(filepath.Join(filepath.Dir(mnt), "container")))
@@ -97,7 +101,7 @@ func TestPullKilledAtAnyMomentIsDoneAgain(t *testing.T) {
 		must(t, err)
 		must(t, s.Collect(ctx))
 		if left := leftovers(t, root); len(left) > 0 {
-			t.Errorf("killed at request %d: left behind %q", at, left)
+			t.Errorf("killed at request %d: files left over: %q", at, left)
 		}
 		must(t, s.Close())
 	}
@@ -117,7 +121,7 @@ func TestCollectorKeepsWhatAPullBrings(t *testing.T) {
 	must(t, s.Collect(context.Background()))
 	_, mnt := mounted(t, s, reg.ref("busy:1"))
 	if read(t, filepath.Join(mnt, "a")) != noise(50_000) || read(t, filepath.Join(mnt, "b")) != noise(60_000) {
-		t.Error("the image is not whole")
+		t.Error("the image is incomplete")
 	}
 }
 
@@ -150,7 +154,8 @@ func TestSelfSignedRegistryIsRefusedUnlessInsecure(t *testing.T) {
 	t.Cleanup(srv.Close)
 	s := newStore(t, nil)
 	must(t, s.Pull(context.Background(), strings.TrimPrefix(srv.URL, "https://")+"/tls:1", nil, nil, false, nil))
-	// The same server under an address of this machine that is not loopback.
+	// The same server at an address of this machine that is not a loopback
+	// address.
 	addr := ownAddress(t)
 	l, err := net.Listen("tcp", net.JoinHostPort(addr, "0"))
 	must(t, err)
@@ -167,8 +172,9 @@ func TestSelfSignedRegistryIsRefusedUnlessInsecure(t *testing.T) {
 	must(t, s.Pull(context.Background(), ref, nil, nil, false, nil))
 }
 
-// ownAddress is an IPv4 address of this machine that is not loopback. It makes
-// one, on an interface of its own, which goes with the test.
+// ownAddress returns an IPv4 address of this machine that is not a loopback
+// address. If there is none, it adds one to an interface of its own, which is
+// removed at the end of the test.
 func ownAddress(t testing.TB) string {
 	link := &netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: fmt.Sprintf("hfimg%d", os.Getpid()%100000)}}
 	must(t, netlink.LinkAdd(link))

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package image_test
 
 import (
@@ -52,7 +54,7 @@ func TestImportTakesEveryCompressionAndAppliesChanges(t *testing.T) {
 			}
 			_, mnt := mounted(t, s, id)
 			if read(t, filepath.Join(mnt, "bin/hello")) != "hello" {
-				t.Error("the rootfs is not what was imported")
+				t.Error("the root file system differs from the imported archive")
 			}
 			h, err := s.History(ctx, id, nil)
 			must(t, err)
@@ -141,7 +143,7 @@ func TestArchivesOfDockerSaveAndOCILayoutsAreLoaded(t *testing.T) {
 			must(t, s.Collect(ctx))
 			_, mnt := mounted(t, s, c.name)
 			if read(t, filepath.Join(mnt, "a")) != "a" {
-				t.Error("the rootfs is not what was saved")
+				t.Error("the root file system differs from the saved image")
 			}
 		})
 	}
@@ -173,7 +175,7 @@ func TestBadArchivesAreNotLoadedAndNothingStays(t *testing.T) {
 	}
 }
 
-// importNamed makes a small image whose ID depends on body.
+// importNamed imports a small image whose ID depends on body.
 func importNamed(t testing.TB, s *image.Store, ref, body string, changes ...string) string {
 	t.Helper()
 	id, err := s.Import(context.Background(), bytes.NewReader(tarOf(t, file{name: "body", body: body})), ref, "", changes, nil)
@@ -219,7 +221,7 @@ func TestTagMovesAndTheOldImageDangles(t *testing.T) {
 	if len(list) != 1 || list[0].ID != one || len(list[0].RepoTags) != 0 {
 		t.Errorf("dangling: %+v", list)
 	}
-	in, err := s.Inspect(ctx, "app:1", nil)
+	in, err := s.Inspect(ctx, "app:1", nil, nil)
 	must(t, err)
 	sort.Strings(in.RepoTags)
 	if in.ID != two || !reflect.DeepEqual(in.RepoTags, []string{"app:1", "app:2"}) || !reflect.DeepEqual(in.RepoDigests, []string{"app@" + two}) {
@@ -233,7 +235,7 @@ func TestTagMovesAndTheOldImageDangles(t *testing.T) {
 	}
 	wants(t, s.Tag(ctx, one, "a@"+one), errdefs.IsInvalidArgument, "refusing to create a tag with a digest reference")
 	wants(t, s.Tag(ctx, "none", "x"), errdefs.IsNotFound, "No such image: none:latest")
-	if got := strings.Join(events, ", "); got != "import app:1, import app:2, tag app:1, tag app:old" {
+	if got := strings.Join(events, ", "); got != "tag app:1, import "+one+", tag app:2, import "+two+", tag app:1, tag app:old" {
 		t.Errorf("events %s", got)
 	}
 }
@@ -258,19 +260,19 @@ func TestRemovalFollowsDockersRules(t *testing.T) {
 	_, err := remove(id, false, nil)
 	wants(t, err, errdefs.IsConflict, "conflict: unable to delete "+short+" (must be forced) - image is referenced in multiple repositories")
 	if got, err := remove("b:1", false, running); err != nil || got != "untagged b:1 deleted" {
-		t.Errorf("one of two names: %q %v", got, err)
+		t.Errorf("removing one of two names: %q %v", got, err)
 	}
 	_, err = remove("a:1", false, stopped)
-	wants(t, err, errdefs.IsConflict, `conflict: unable to remove repository reference "a:1" (must force) - container dddddddddddd is using its referenced image `+short)
+	wants(t, err, errdefs.IsConflict, "conflict: unable to delete a:1 (must be forced) - container dddddddddddd is using its referenced image "+short)
 	_, err = remove(id, true, running)
 	wants(t, err, errdefs.IsConflict, "conflict: unable to delete "+short+" (cannot be forced) - image is being used by running container cccccccccccc")
 	_, err = remove(id, false, stopped)
 	wants(t, err, errdefs.IsConflict, "conflict: unable to delete "+short+" (must be forced) - image is being used by stopped container dddddddddddd")
 	if got, err := remove("a:1", true, running); err != nil || got != "untagged a:1 deleted" {
-		t.Errorf("forced name of a used image: %q %v", got, err)
+		t.Errorf("forced removal of a name of a used image: %q %v", got, err)
 	}
 	if _, err := s.Resolve(ctx, id, nil); err != nil {
-		t.Errorf("the image of a running container went with its name: %v", err)
+		t.Errorf("the image of a running container was removed with its name: %v", err)
 	}
 	if got, err := remove(short, true, stopped); err != nil || got != "untagged  deleted "+id {
 		t.Errorf("forced ID: %q %v", got, err)
@@ -332,7 +334,12 @@ func TestPruneTakesWhatNobodyUsesAndFreesIt(t *testing.T) {
 	used := importNamed(t, s, "used:1", "third", "LABEL keep=yes")
 	prune := func(args filter.Args) apiimage.PruneReport {
 		t.Helper()
-		r, err := s.Prune(ctx, args, func(id string) bool { return id == used })
+		r, err := s.Prune(ctx, args, func(id string) []image.User {
+			if id != used {
+				return nil
+			}
+			return []image.User{{Ref: id}}
+		})
 		must(t, err)
 		return r
 	}

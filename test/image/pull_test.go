@@ -1,5 +1,8 @@
-// Package image_test holds the image store against registries that run in
-// this process and behave well or badly. It mounts and so needs root.
+// SPDX-License-Identifier: Apache-2.0
+
+// Package image_test tests the image store with registries that run in this
+// process and behave correctly or not. The tests mount file systems, so they
+// need root.
 package image_test
 
 import (
@@ -35,10 +38,10 @@ func TestPulledImageIsNamedUnpackedAndMounted(t *testing.T) {
 		"Digest: " + digest.String(), "Status: Downloaded newer image for " + reg.ref("team/app:1"),
 	} {
 		if !strings.Contains(said, want) {
-			t.Errorf("pull did not say %q:\n%s", want, said)
+			t.Errorf("the pull did not report %q:\n%s", want, said)
 		}
 	}
-	if again := pull(t, s, reg.ref("team/app:1")); !strings.Contains(again, "Status: Image is up to date for") || !strings.Contains(again, "Already exists") {
+	if again := pull(t, s, reg.ref("team/app:1")); !strings.Contains(again, "Status: Image is up to date for") || strings.Contains(again, "fs layer") || strings.Contains(again, "Already exists") {
 		t.Errorf("second pull said:\n%s", again)
 	}
 	img, err := s.Resolve(context.Background(), reg.ref("team/app:1"), nil)
@@ -51,14 +54,14 @@ func TestPulledImageIsNamedUnpackedAndMounted(t *testing.T) {
 		t.Errorf("rootfs holds %q", got)
 	}
 	if _, err := os.Stat(filepath.Join(mnt, "etc/gone")); !os.IsNotExist(err) {
-		t.Errorf("a file that the top layer removes: %v", err)
+		t.Errorf("a file that the top layer removes still exists: %v", err)
 	}
 	if st, err := os.Stat(filepath.Join(mnt, "etc")); err != nil || st.Mode().Perm() != 0o711 {
-		t.Errorf("directory that the top layer does not name: %v %v, want the mode of the layer below", st.Mode(), err)
+		t.Errorf("a directory that is missing in the top layer has mode %v (%v), want the mode of the layer below", st.Mode(), err)
 	}
 	must(t, os.WriteFile(filepath.Join(mnt, "etc/base"), []byte(noise(8192)), 0o600))
 	if n, err := s.RootfsUsage(dir); err != nil || n < 8192 {
-		t.Errorf("usage %d %v, want at least what was written", n, err)
+		t.Errorf("usage is %d (%v), want at least the written size", n, err)
 	}
 }
 
@@ -120,20 +123,20 @@ func TestCutDownloadGoesOnWhereItEnded(t *testing.T) {
 		_, after, ok := strings.Cut(line, "bytes=")
 		at, err := strconv.ParseInt(strings.TrimSuffix(after, "-"), 10, 64)
 		if !ok || err != nil || at <= last {
-			t.Errorf("request %q does not go on after byte %d", line, last)
+			t.Errorf("request %q does not resume after byte %d", line, last)
 		}
 		last = at
 	}
 	if last < 2<<20 || last > size {
-		t.Errorf("the last request went on at %d of %d", last, size)
+		t.Errorf("the last request resumed at byte %d of %d", last, size)
 	}
 	_, mnt := mounted(t, s, reg.ref("cut:1"))
 	if read(t, filepath.Join(mnt, "big")) != noise(4<<20) {
-		t.Error("the resumed layer is not what was pushed")
+		t.Error("the resumed layer differs from the pushed one")
 	}
 }
 
-// cutter passes on only so many bytes.
+// cutter ends an answer after a number of bytes.
 type cutter struct {
 	http.ResponseWriter
 	left int
@@ -178,7 +181,7 @@ func TestLyingRegistryIsRefusedAndNothingStays(t *testing.T) {
 	for _, c := range []struct {
 		name string
 		lie  func(body []byte) []byte
-		size bool // whether the length is announced as it is
+		size bool // whether Content-Length has the true length
 		text string
 	}{
 		{"another byte in a layer", func(b []byte) []byte { b[len(b)/2] ^= 1; return b }, true, "filesystem layer verification failed for digest"},
@@ -228,7 +231,7 @@ func TestManifestThatIsNotWhatItsDigestSaysIsRefused(t *testing.T) {
 	wants(t, err, errdefs.IsDataLoss, "manifest verification failed for digest sha256:")
 }
 
-// recorder keeps the body to itself.
+// recorder keeps the body instead of sending it.
 type recorder struct {
 	http.ResponseWriter
 	body []byte

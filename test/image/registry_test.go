@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package image_test
 
 import (
@@ -24,8 +26,8 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/types"
 )
 
-// fakeRegistry is a registry over HTTP in this process. Its blobs are served by
-// net/http, which knows ranges; a test may come between.
+// fakeRegistry is a registry over HTTP in this process. net/http serves the
+// blobs, with support for ranges. A test can intercept requests.
 type fakeRegistry struct {
 	t    testing.TB
 	srv  *httptest.Server
@@ -72,7 +74,8 @@ func newRegistry(t testing.TB) *fakeRegistry {
 
 func (reg *fakeRegistry) ref(repoTag string) string { return reg.host + "/" + repoTag }
 
-// interpose puts fn before every request from now on; nil takes it away.
+// interpose calls fn for every request from now on; fn may pass it on to next.
+// nil ends that.
 func (reg *fakeRegistry) interpose(fn func(w http.ResponseWriter, r *http.Request, next http.Handler)) {
 	reg.mu.Lock()
 	defer reg.mu.Unlock()
@@ -128,7 +131,8 @@ func (reg *fakeRegistry) pushIndex(repoTag string, idx v1.ImageIndex) v1.Hash {
 	return d
 }
 
-// mirrorURL is the registry as a mirror of Docker Hub.
+// mirrorURL is the URL of the registry when it is used as a mirror of Docker
+// Hub.
 func (reg *fakeRegistry) mirrorURL() string {
 	u, err := url.Parse(reg.srv.URL)
 	must(reg.t, err)
@@ -145,7 +149,7 @@ func must(t testing.TB, err error) {
 // file is one entry of a layer.
 type file struct {
 	name, body, link string
-	kind             byte // of archive/tar; 0 is a regular file
+	kind             byte // as in archive/tar; 0 is a regular file
 	mode             int64
 	uid              int
 }
@@ -222,7 +226,7 @@ func indexOf(t testing.TB, images map[string]v1.Image) v1.ImageIndex {
 	return idx
 }
 
-// noise is data that does not compress, so that a layer is as large as it says.
+// noise is data that does not compress, so that the size of a layer is known.
 func noise(n int) string {
 	b := make([]byte, n)
 	x := uint64(88172645463325252)
@@ -239,7 +243,7 @@ func tarLayer(raw []byte) (v1.Layer, error) {
 	return newLayer(func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(raw)), nil })
 }
 
-// broken is a layer whose bytes are no archive.
+// broken is a layer that is not a tar archive.
 func broken(body string) v1.Layer {
 	return static.NewLayer([]byte(body), types.OCIUncompressedLayer)
 }

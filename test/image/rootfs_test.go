@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package image_test
 
 import (
@@ -26,10 +28,10 @@ func TestImageOfSixtyLayersIsMounted(t *testing.T) {
 	s := newStore(t, nil)
 	pull(t, s, reg.ref("deep:1"))
 	_, mnt := mounted(t, s, reg.ref("deep:1"))
-	entries, err := os.ReadDir(mnt)
+	files, err := filepath.Glob(filepath.Join(mnt, "layer-*"))
 	must(t, err)
-	if len(entries) != 61 || read(t, filepath.Join(mnt, "last")) != "59" {
-		t.Errorf("%d files, the last of layer %q", len(entries), read(t, filepath.Join(mnt, "last")))
+	if len(files) != 60 || read(t, filepath.Join(mnt, "last")) != "59" {
+		t.Errorf("%d files, the last from layer %q", len(files), read(t, filepath.Join(mnt, "last")))
 	}
 }
 
@@ -45,7 +47,7 @@ func TestNativeDriverCopiesAndMountsTheSame(t *testing.T) {
 	pull(t, s, reg.ref("native:1"))
 	dir, mnt := mounted(t, s, reg.ref("native:1"))
 	if read(t, filepath.Join(mnt, "b"))+read(t, filepath.Join(mnt, "c")) != "bc" {
-		t.Error("the copy is not the image")
+		t.Error("the copy differs from the image")
 	}
 	if st, err := os.Stat(filepath.Join(mnt, "c")); err != nil || st.Mode()&os.ModeSetuid == 0 {
 		t.Errorf("mode of c: %v %v", st.Mode(), err)
@@ -63,7 +65,7 @@ func TestNativeDriverCopiesAndMountsTheSame(t *testing.T) {
 	}
 	_, other := mounted(t, s, reg.ref("native:1"))
 	if _, err := os.Stat(filepath.Join(other, "new")); !os.IsNotExist(err) {
-		t.Errorf("what one container wrote is in another: %v", err)
+		t.Errorf("a file that one container wrote exists in another: %v", err)
 	}
 }
 
@@ -75,7 +77,7 @@ func TestContainersKeepTheDriverThatTheyWereMadeWith(t *testing.T) {
 	root, dir, mnt := filepath.Join(base, "images"), filepath.Join(base, "c"), filepath.Join(base, "mnt")
 	s, err := image.Open(ctx, image.Options{Root: root, Snapshotter: "overlay2"})
 	must(t, err)
-	must(t, s.Hold(ctx, nil))
+	must(t, s.PinSnapshots(ctx, nil))
 	pull(t, s, reg.ref("both:1"))
 	img, err := s.Resolve(ctx, reg.ref("both:1"), nil)
 	must(t, err)
@@ -85,12 +87,13 @@ func TestContainersKeepTheDriverThatTheyWereMadeWith(t *testing.T) {
 	s = openStore(t, root, func(o *image.Options) { o.Snapshotter = "native" })
 	must(t, s.MountRootfs(ctx, img.Snapshot, img.Storage, dir, mnt, false))
 	if read(t, filepath.Join(mnt, "a")) != "a" {
-		t.Error("the overlay of the old driver is not what it was")
+		t.Error("the overlay of the old driver has changed")
 	}
-	// A new container gets the new driver; its layers are unpacked when needed.
+	// A new container uses the new driver. Its layers are unpacked again when
+	// needed.
 	_, fresh := mounted(t, s, reg.ref("both:1"))
 	if read(t, filepath.Join(fresh, "a")) != "a" {
-		t.Error("the copy is not the image")
+		t.Error("the copy differs from the image")
 	}
 }
 
@@ -111,7 +114,7 @@ func TestRootfsStepsMayBeRepeatedAndUndone(t *testing.T) {
 	var st unix.Stat_t
 	must(t, unix.Stat(mnt, &st))
 	if st.Mode&0o7777 != 0o755 || st.Uid != 0 {
-		t.Errorf("root directory has mode %o and owner %d, so not everyone in the container can enter it", st.Mode&0o7777, st.Uid)
+		t.Errorf("root directory has mode %o and owner %d, so some users in the container can't enter it", st.Mode&0o7777, st.Uid)
 	}
 	must(t, os.WriteFile(filepath.Join(mnt, "mine"), []byte("kept"), 0o600))
 	must(t, s.UnmountRootfs(mnt))
@@ -119,12 +122,12 @@ func TestRootfsStepsMayBeRepeatedAndUndone(t *testing.T) {
 	must(t, s.PrepareRootfs(ctx, img, dir))
 	must(t, s.MountRootfs(ctx, img.Snapshot, img.Storage, dir, mnt, false))
 	if read(t, filepath.Join(mnt, "mine")) != "kept" {
-		t.Error("preparing again lost what the container wrote")
+		t.Error("the second call of Prepare lost the container's files")
 	}
 	must(t, s.UnmountRootfs(mnt))
 	must(t, s.MountRootfs(ctx, img.Snapshot, img.Storage, dir, mnt, true))
 	if _, err := os.Stat(filepath.Join(mnt, "mine")); !os.IsNotExist(err) {
-		t.Error("a read-only mount shows the writable layer")
+		t.Error("the read-only mount shows the writable layer")
 	}
 	if err := os.WriteFile(filepath.Join(mnt, "x"), nil, 0o600); err == nil {
 		t.Error("a read-only mount could be written")
@@ -179,7 +182,7 @@ func TestCollectorKeepsWhatContainersStandOn(t *testing.T) {
 	s, err := image.Open(ctx, image.Options{Root: root, Snapshotter: "overlay2"})
 	must(t, err)
 	wants(t, s.Collect(ctx), errdefs.IsFailedPrecondition, "waits until the containers' layers are known")
-	must(t, s.Hold(ctx, nil))
+	must(t, s.PinSnapshots(ctx, nil))
 	pull(t, s, reg.ref("keep:1"))
 	img, err := s.Resolve(ctx, reg.ref("keep:1"), nil)
 	must(t, err)
@@ -197,10 +200,11 @@ func TestCollectorKeepsWhatContainersStandOn(t *testing.T) {
 	check()
 	must(t, s.Close())
 
-	// After a restart the link alone holds them, whatever the specs say.
+	// After a restart the link alone keeps the layers, whatever the
+	// specifications contain.
 	s, err = image.Open(ctx, image.Options{Root: root, Snapshotter: "overlay2"})
 	must(t, err)
-	must(t, s.Hold(ctx, nil))
+	must(t, s.PinSnapshots(ctx, nil))
 	must(t, s.Collect(ctx))
 	check()
 	must(t, s.UnmountRootfs(mnt))
@@ -208,22 +212,22 @@ func TestCollectorKeepsWhatContainersStandOn(t *testing.T) {
 	check()
 	must(t, s.Close())
 
-	// And the specs alone, if the link is lost.
+	// And the specifications alone keep them if the link is lost.
 	links, err := filepath.Glob(filepath.Join(root, "rootfs", "*"))
 	must(t, err)
 	for _, l := range links {
 		must(t, os.Remove(l))
 	}
 	s = openStore(t, root, nil)
-	must(t, s.Hold(ctx, []string{img.Snapshot}))
+	must(t, s.PinSnapshots(ctx, []string{img.Snapshot}))
 	must(t, s.Collect(ctx))
 	check()
 
 	must(t, s.UnmountRootfs(mnt))
 	must(t, s.RemoveRootfs(ctx, dir))
-	must(t, s.Hold(ctx, nil))
+	must(t, s.PinSnapshots(ctx, nil))
 	if len(leftovers(t, root)) == 0 {
-		t.Fatal("the layers went before they were let go")
+		t.Fatal("the layers were removed while they were still in use")
 	}
 	must(t, s.Collect(ctx))
 	if left := leftovers(t, root); len(left) > 0 {
@@ -288,7 +292,8 @@ func TestArchiveCannotClimbOutOfItsRoot(t *testing.T) {
 				tag := fmt.Sprintf("climb:%d", i)
 				reg.push(tag, imageOf(t, "linux/amd64", layerOf(t, file{name: "base"}), layer))
 				s := newStore(t, func(o *image.Options) { o.Snapshotter = driver })
-				// Refused or kept inside: both are fine.
+				// The pull may fail, or write only inside the store. Both are
+				// correct.
 				if err := s.Pull(context.Background(), reg.ref(tag), nil, nil, false, nil); err != nil {
 					t.Logf("%d: %v", i, err)
 				}

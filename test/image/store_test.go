@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package image_test
 
 import (
@@ -21,16 +23,17 @@ import (
 func needRoot(t testing.TB) {
 	t.Helper()
 	if os.Geteuid() != 0 {
-		t.Fatal("needs root: run it by `make test`")
+		t.Fatal("this test needs root: run `make test`")
 	}
 }
 
-// newStore opens a store in a directory of its own. Nothing holds its layers.
+// newStore opens a store in a directory of its own. No container uses its
+// layers.
 func newStore(t testing.TB, change func(*image.Options)) *image.Store {
 	t.Helper()
 	needRoot(t)
 	s := openStore(t, filepath.Join(tempDir(t), "images"), change)
-	must(t, s.Hold(context.Background(), nil))
+	must(t, s.PinSnapshots(context.Background(), nil))
 	return s
 }
 
@@ -50,7 +53,7 @@ func openStore(t testing.TB, root string, change func(*image.Options)) *image.St
 	return s
 }
 
-// tempDir is t.TempDir with mounts taken away before its removal.
+// tempDir is t.TempDir, but unmounts what is mounted there before the removal.
 func tempDir(t testing.TB) string {
 	t.Helper()
 	dir := t.TempDir()
@@ -77,7 +80,7 @@ func (w testWriter) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// messages gathers what a pull says.
+// messages collects the progress messages of a pull.
 type messages struct {
 	mu  sync.Mutex
 	all []jsonstream.Message
@@ -111,8 +114,8 @@ func pull(t testing.TB, s *image.Store, ref string) string {
 	return m.text()
 }
 
-// mounted prepares and mounts a container's rootfs of an image, and returns its
-// directory and where it is mounted.
+// mounted prepares and mounts a container's root file system of an image. It
+// returns the container's directory and the mount point.
 func mounted(t testing.TB, s *image.Store, ref string) (dir, target string) {
 	t.Helper()
 	ctx := context.Background()
@@ -138,14 +141,14 @@ func wants(t testing.TB, err error, kind func(error) bool, text string) {
 		t.Fatalf("no error, want one with %q", text)
 	}
 	if !kind(err) {
-		t.Errorf("error %q is not of the wanted kind", err)
+		t.Errorf("error %q has the wrong kind", err)
 	}
 	if !strings.Contains(err.Error(), text) {
-		t.Errorf("error %q does not say %q", err, text)
+		t.Errorf("error %q does not contain %q", err, text)
 	}
 }
 
-// leftovers lists what a store holds besides its empty structure.
+// leftovers lists the files of a store that an empty store does not have.
 func leftovers(t testing.TB, root string) []string {
 	t.Helper()
 	var out []string

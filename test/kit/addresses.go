@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package kit
 
 import (
@@ -9,10 +11,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// AwaitAddresses waits until the kernel has made sure that nobody else has the
-// IPv6 addresses of the test's network namespace. It tells of each when it has,
-// a second or more after the address came up, so that who listens for changes
-// waits first.
+// AwaitAddresses waits until the kernel has completed duplicate address
+// detection for the IPv6 addresses of the test's network namespace. The kernel
+// sends a message for each address, a second or more after it was added, so
+// AwaitAddresses subscribes before it looks.
 func AwaitAddresses(t testing.TB) {
 	t.Helper()
 	changes := make(chan netlink.AddrUpdate, 1024)
@@ -33,7 +35,7 @@ func AwaitAddresses(t testing.TB) {
 		select {
 		case <-changes:
 		case <-late:
-			return // of an interface without a carrier, say: it is not told of soon
+			return // such as for an interface without carrier, whose message may not come soon
 		}
 	}
 }
@@ -44,7 +46,7 @@ func probing() (any bool, err error) {
 		all, err = netlink.AddrList(nil, netlink.FAMILY_V6)
 	}
 	for _, a := range all {
-		// One whose probe failed stays tentative for ever.
+		// An address whose detection failed stays tentative for ever.
 		any = any || a.Flags&unix.IFA_F_TENTATIVE != 0 && a.Flags&unix.IFA_F_DADFAILED == 0
 	}
 	return any, err

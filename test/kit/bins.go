@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package kit
 
 import (
@@ -17,8 +19,8 @@ var built struct {
 	paths map[string]string
 }
 
-// Binary is the path of holdfastd, holdfast or holdfast-shim: the one in the
-// folder HOLDFAST_BIN, or one that is built the first time that the test
+// Binary returns the path of holdfastd, holdfast or holdfast-shim: the one in
+// the directory HOLDFAST_BIN, or one that is built the first time that the test
 // process asks for it.
 func Binary(t testing.TB, name string) string {
 	t.Helper()
@@ -39,7 +41,8 @@ func Binary(t testing.TB, name string) string {
 	}
 	if built.dir == "" {
 		sweepOnce.Do(sweep)
-		// Named by the process, so that a later one sees whether it lives.
+		// Named after the process, so that a later one can check whether it is
+		// running.
 		dir := fmt.Sprintf("/tmp/hfbin-%d", os.Getpid())
 		if err := os.RemoveAll(dir); err != nil {
 			t.Fatal(err)
@@ -49,7 +52,8 @@ func Binary(t testing.TB, name string) string {
 		}
 		built.dir, built.paths = dir, map[string]string{}
 	}
-	// All three into one folder: the daemon finds the shim beside itself.
+	// All three in one directory, because the daemon looks for the shim beside
+	// itself.
 	cmd := exec.Command("go", "build", "-trimpath", "-ldflags=-s -w", "-o", built.dir+"/", "./cmd/"+name)
 	cmd.Dir = moduleRoot(t)
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
@@ -60,8 +64,8 @@ func Binary(t testing.TB, name string) string {
 	return built.paths[name]
 }
 
-// Main runs a package's tests and removes what Binary built. Packages whose
-// tests use the kit have
+// Main runs a package's tests and removes the binaries that Binary built.
+// Packages whose tests use the kit have
 //
 //	func TestMain(m *testing.M) { kit.Main(m) }
 func Main(m *testing.M) {
@@ -72,7 +76,7 @@ func Main(m *testing.M) {
 	os.Exit(code)
 }
 
-// moduleRoot is the folder of go.mod, seen from this file's package.
+// moduleRoot returns the directory of go.mod.
 func moduleRoot(t testing.TB) string {
 	t.Helper()
 	out, err := exec.Command("go", "env", "GOMOD").Output()
@@ -86,7 +90,7 @@ func moduleRoot(t testing.TB) string {
 	return filepath.Dir(mod)
 }
 
-// docker is the path of Docker's own client.
+// docker returns the path of Docker's client.
 func docker(t testing.TB) string {
 	t.Helper()
 	if path, err := exec.LookPath("docker"); err == nil {
@@ -99,7 +103,7 @@ func docker(t testing.TB) string {
 	return path
 }
 
-// needRoot fails a test that was started without what it needs.
+// needRoot fails a test that is not run as root on Linux.
 func needRoot(t testing.TB) {
 	t.Helper()
 	if os.Geteuid() != 0 {

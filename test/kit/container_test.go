@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package kit
 
 import (
@@ -26,5 +28,5 @@ func TestContainerGoesOnWhileTheDaemonIsDeadAndIsCleanedUp(t *testing.T) {
 	} else {
 		t.Log(r)
 	}
-	// The container is left to the kit, which must find nothing after it.
+	// The container is left to the kit's cleanup, which must find no leak.
 }

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package kit
 
 import (
@@ -24,57 +26,63 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// patience is how long the kit waits for what should take milliseconds.
+// patience bounds the kit's waits for things that should take milliseconds.
 const patience = 60 * time.Second
 
-// Options are how Start starts a daemon.
+// Options are the options of Start.
 type Options struct {
 	LiveRestore bool
-	// Config are further keys of daemon.json.
+	// Config has further keys of daemon.json.
 	Config map[string]any
 	// Flags come after the kit's own.
 	Flags []string
 	// Env are variables as NAME=value, on top of the test's.
 	Env []string
-	// Binary is another holdfastd than that of the tree, such as one of a
-	// release; empty is Binary's.
+	// Binary is another holdfastd, such as one of a release. Empty means that
+	// of the tree.
 	Binary string
-	// Shim is another holdfast-shim; empty is the one beside the daemon.
+	// Shim is another holdfast-shim. Empty means the one beside the daemon.
 	Shim string
+	// Wrap may change the daemon's command before each start, for example to
+	// start it in another namespace.
+	Wrap func(*exec.Cmd)
 }
 
 // Daemon is a private holdfastd.
 type Daemon struct {
-	// ID is what all names of this daemon are made of: hf-XXXXXXXX.
+	// ID is part of all names of this daemon: hf- and eight hexadecimal digits.
 	ID string
-	// Root holds everything on disk; DataRoot and ExecRoot are in it.
+	// Root holds all files. DataRoot and ExecRoot are in it.
 	Root, DataRoot, ExecRoot string
-	// Socket is the API's path, Host the same as DOCKER_HOST has it.
+	// Socket is the path of the API's socket. Host is the same in the form of
+	// DOCKER_HOST.
 	Socket, Host string
-	// Bridge is the default network's link, Address its address and subnet.
+	// Bridge is the default network's link. Address is its address and prefix
+	// length.
 	Bridge  string
 	Address netip.Prefix
-	// Cgroup is the parent of all containers' cgroups, without the mount.
+	// Cgroup is the parent of all containers' cgroups, without the mount point.
 	Cgroup string
 	// Table is the nftables table.
 	Table string
 
 	t    testing.TB
 	opts Options
-	conf map[string]any // what WriteConfig wrote last
+	conf map[string]any // the last argument of WriteConfig
+	peer *Peer          // the peer that this is a part of, or nil
 
 	mu     sync.Mutex
 	cmd    *exec.Cmd
-	exited chan struct{} // closed when cmd has ended, whether reaped or not
-	served bool          // it was ready once, so containers may be there
+	exited chan struct{} // closed when cmd has ended, whether or not it was reaped
+	served bool          // it was ready once, so there may be containers
 	notify *net.UnixConn
-	// predecessors handed over to the present process, or one before it.
+	// predecessors are the processes that handed over before the present one.
 	predecessors []*Predecessor
 }
 
-// Start starts a private daemon and waits until it says that it is ready. All
-// that it and its containers leave is looked for, reported and removed when
-// the test ends.
+// Start starts a private daemon and waits until it reports that it is ready.
+// When the test ends, everything that it and its containers have left is
+// reported and removed.
 func Start(t testing.TB, o Options) *Daemon {
 	t.Helper()
 	d := New(t, o)
@@ -132,9 +140,9 @@ func New(t testing.TB, o Options) *Daemon {
 	return d
 }
 
-// WriteConfig replaces daemon.json; nil is an empty one. Hup or Restart makes
-// the daemon read it. A key that stands there takes the place of the kit's own
-// flag from the next start on.
+// WriteConfig replaces daemon.json; nil makes it empty. The daemon reads it at
+// Hup or Restart. From the next start on, a key in it replaces the kit's own
+// flag.
 func (d *Daemon) WriteConfig(conf map[string]any) {
 	d.t.Helper()
 	if conf == nil {
@@ -153,18 +161,21 @@ func (d *Daemon) WriteConfig(conf map[string]any) {
 // ConfigFile is the path of daemon.json.
 func (d *Daemon) ConfigFile() string { return d.Root + "/daemon.json" }
 
-// LogFile is the path of what the daemon logs, over all its lives.
+// LogFile is the path of the daemon's log, which spans all its lives.
 func (d *Daemon) LogFile() string { return d.Root + "/daemon.log" }
 
-// Log is what the daemon has logged so far.
+// Log returns what the daemon has logged so far.
 func (d *Daemon) Log() string {
 	b, _ := os.ReadFile(d.LogFile())
 	return string(b)
 }
 
-// Command is the daemon's command line, for tests that start it in a way of
-// their own. It is not started.
+// Command returns the daemon's command, not started, for tests that start it
+// differently.
 func (d *Daemon) Command() *exec.Cmd {
+	if d.peer != nil {
+		return d.peer.command()
+	}
 	args := []string{"--config-file", d.ConfigFile()}
 	for _, f := range [][2]string{
 		{"data-root", d.DataRoot}, {"exec-root", d.ExecRoot}, {"bridge", d.Bridge}, {"bip", d.Address.String()},
@@ -178,23 +189,27 @@ func (d *Daemon) Command() *exec.Cmd {
 		args = append(args, "--shim", d.opts.Shim)
 	}
 	cmd := exec.Command(d.opts.Binary, append(args, d.opts.Flags...)...)
-	cmd.Env = append(os.Environ(), "NOTIFY_SOCKET="+d.Root+"/notify")
+	cmd.Env = append(os.Environ(), "NOTIFY_SOCKET="+d.Root+"/notify", d.raceReports())
 	cmd.Env = append(cmd.Env, d.opts.Env...)
-	// Signals of the terminal are for the test.
+	// The terminal's signals are meant for the test.
 	cmd.SysProcAttr = &unix.SysProcAttr{Setpgid: true}
+	if d.opts.Wrap != nil {
+		d.opts.Wrap(cmd)
+	}
 	return cmd
 }
 
-// SetBinary makes the next start use another holdfastd, as an upgrade does.
+// SetBinary sets the holdfastd for the next start, as an upgrade does.
 func (d *Daemon) SetBinary(path string) { d.opts.Binary = path }
 
-// SetFlags makes the next start use these in place of Options.Flags.
+// SetFlags replaces Options.Flags from the next start on.
 func (d *Daemon) SetFlags(flags ...string) { d.opts.Flags = flags }
 
-// SetEnv makes the next start use these variables in place of Options.Env.
+// SetEnv replaces Options.Env from the next start on.
 func (d *Daemon) SetEnv(env ...string) { d.opts.Env = env }
 
-// Start starts the daemon, which must not run, and waits until it is ready.
+// Start starts the daemon, which must not be running, and waits until it is
+// ready.
 func (d *Daemon) Start() {
 	d.t.Helper()
 	if err := d.TryStart(); err != nil {
@@ -202,8 +217,8 @@ func (d *Daemon) Start() {
 	}
 }
 
-// TryStart is Start with an error instead of a failure: when the daemon ends
-// instead of getting ready, the error holds its last words.
+// TryStart is Start, but returns an error instead of failing the test. If the
+// daemon ends before it is ready, the error contains its output.
 func (d *Daemon) TryStart() error {
 	if d.Running() {
 		return errors.New("the daemon runs already")
@@ -220,7 +235,11 @@ func (d *Daemon) TryStart() error {
 		return err
 	}
 	cmd.Stdout, cmd.Stderr = log, log
-	if err := cmd.Start(); err != nil {
+	start := cmd.Start
+	if d.peer != nil {
+		start = func() error { return d.peer.Netns.Run(cmd.Start) }
+	}
+	if err := start(); err != nil {
 		return err
 	}
 	exited := make(chan struct{})
@@ -228,7 +247,7 @@ func (d *Daemon) TryStart() error {
 	d.cmd, d.exited = cmd, exited
 	d.mu.Unlock()
 	go func() {
-		// Without reaping it: a test may want the zombie.
+		// Wait without reaping, because a test may want the zombie.
 		for {
 			if err := unix.Waitid(unix.P_PID, cmd.Process.Pid, nil, unix.WEXITED|unix.WNOWAIT, nil); err != unix.EINTR {
 				break
@@ -280,14 +299,14 @@ func (d *Daemon) waitNotify(want string) error {
 	case err := <-got:
 		return err
 	case <-exited:
-		// It may have spoken just before. Wake the reader, and wait for it: no
-		// two may read.
+		// The message may have arrived just before. Stop the reader and wait
+		// for it, because two readers must not read at the same time.
 		d.notify.SetReadDeadline(time.Now())
 		return <-got
 	}
 }
 
-// drainNotify throws away what an earlier life said.
+// drainNotify discards messages of an earlier process.
 func (d *Daemon) drainNotify() {
 	b := make([]byte, 4096)
 	d.notify.SetReadDeadline(time.Now().Add(time.Millisecond))
@@ -298,7 +317,7 @@ func (d *Daemon) drainNotify() {
 	}
 }
 
-// Running reports whether the daemon's process runs.
+// Running reports whether the daemon's process is running.
 func (d *Daemon) Running() bool {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -313,7 +332,7 @@ func (d *Daemon) Running() bool {
 	}
 }
 
-// Pid is the daemon's process ID, of its last life.
+// Pid is the process ID of the last daemon.
 func (d *Daemon) Pid() int {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -323,7 +342,7 @@ func (d *Daemon) Pid() int {
 	return d.cmd.Process.Pid
 }
 
-// Signal sends a signal and does not wait.
+// Signal sends a signal without waiting.
 func (d *Daemon) Signal(s unix.Signal) {
 	d.t.Helper()
 	d.mu.Lock()
@@ -344,8 +363,8 @@ func (d *Daemon) Exited() <-chan struct{} {
 	return d.exited
 }
 
-// WaitExit waits until the daemon has ended and gives its exit code; -1 is a
-// death by signal.
+// WaitExit waits until the daemon has ended and returns its exit code. -1 means
+// that a signal killed it.
 func (d *Daemon) WaitExit() int {
 	d.t.Helper()
 	select {
@@ -356,7 +375,7 @@ func (d *Daemon) WaitExit() int {
 	return d.Reap()
 }
 
-// Reap reaps the ended daemon and gives its exit code.
+// Reap reaps the ended daemon and returns its exit code.
 func (d *Daemon) Reap() int {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -366,15 +385,16 @@ func (d *Daemon) Reap() int {
 	return d.cmd.ProcessState.ExitCode()
 }
 
-// Kill9 kills the daemon, and returns when its process is gone and reaped.
+// Kill9 kills the daemon, and returns when its process has ended and was
+// reaped.
 func (d *Daemon) Kill9() {
 	d.t.Helper()
 	d.Signal(unix.SIGKILL)
 	d.WaitExit()
 }
 
-// KillZombie kills the daemon and leaves it as a zombie, as a parent does that
-// doesn't wait. The next start or the end of the test reaps it.
+// KillZombie kills the daemon and leaves it as a zombie, as a parent that does
+// not wait would. The next start or the end of the test reaps it.
 func (d *Daemon) KillZombie() {
 	d.t.Helper()
 	d.Signal(unix.SIGKILL)
@@ -385,7 +405,7 @@ func (d *Daemon) KillZombie() {
 	}
 }
 
-// Term stops the daemon by SIGTERM and waits until it has ended, which must
+// Term stops the daemon with SIGTERM and waits until it has ended, which must
 // be with exit code 0.
 func (d *Daemon) Term() {
 	d.t.Helper()
@@ -395,14 +415,14 @@ func (d *Daemon) Term() {
 	}
 }
 
-// Restart stops the daemon by SIGTERM and starts it again.
+// Restart stops the daemon with SIGTERM and starts it again.
 func (d *Daemon) Restart() {
 	d.t.Helper()
 	d.Term()
 	d.Start()
 }
 
-// Hup makes the daemon read its configuration again, and waits until it has.
+// Hup makes the daemon reload its configuration, and waits until it has.
 func (d *Daemon) Hup() {
 	d.t.Helper()
 	d.drainNotify()
@@ -413,6 +433,21 @@ func (d *Daemon) Hup() {
 	if err := d.waitNotify("READY=1"); err != nil {
 		d.t.Fatal(err)
 	}
+}
+
+// HearOut reads the daemon's messages to its service manager from now until the
+// test's end, for tests in which there are many. After that Hup and another
+// Start receive none.
+func (d *Daemon) HearOut() {
+	_ = d.notify.SetReadDeadline(time.Time{})
+	go func() {
+		b := make([]byte, 4096)
+		for {
+			if _, err := d.notify.Read(b); err != nil {
+				return
+			}
+		}
+	}()
 }
 
 // Client is a client of the API. It is closed when the test ends.
@@ -426,8 +461,7 @@ func (d *Daemon) Client() *client.Client {
 	return c
 }
 
-// HTTP is a plain HTTP client over the socket; the host in URLs is of no
-// account.
+// HTTP is a plain HTTP client for the socket. The host in URLs is ignored.
 func (d *Daemon) HTTP() *http.Client {
 	return &http.Client{Transport: &http.Transport{
 		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
@@ -437,7 +471,7 @@ func (d *Daemon) HTTP() *http.Client {
 	}}
 }
 
-// tail is the end of the daemon's log, for failures.
+// tail returns the end of the daemon's log, for failure messages.
 func (d *Daemon) tail() string {
 	log := d.Log()
 	if len(log) > 8000 {
@@ -446,12 +480,13 @@ func (d *Daemon) tail() string {
 	return "log of the daemon:\n" + log
 }
 
-// cleanup ends the daemon's life in a test: containers removed, daemon
-// stopped, leaks reported and removed.
+// cleanup cleans up after a test: it removes the containers, stops the daemon,
+// and reports and removes leaks.
 func (d *Daemon) cleanup() {
 	t := d.t
 	t.Helper()
 	defer func() {
+		d.checkRaces()
 		if t.Failed() {
 			t.Log(d.tail())
 		}
@@ -467,7 +502,8 @@ func (d *Daemon) cleanup() {
 		return
 	}
 	if !d.Running() && served && !t.Failed() {
-		// It is the daemon that is to remove what containers left.
+		// The daemon itself must remove what the containers have left, so start
+		// it again.
 		d.Reap()
 		if err := d.TryStart(); err != nil {
 			t.Errorf("start for cleaning up: %v", err)
@@ -487,8 +523,8 @@ func (d *Daemon) cleanup() {
 		}
 	}
 	d.Reap()
-	if t.Failed() {
-		return // what is left is a consequence
+	if t.Failed() || d.peer != nil {
+		return // leaks are a consequence of the failure, or the peer's
 	}
 	for _, leak := range d.Leaks() {
 		t.Errorf("left behind: %s", leak)
@@ -550,7 +586,7 @@ func (d *Daemon) call(ctx context.Context, method, path string, into any) error 
 	}
 	switch {
 	case resp.StatusCode == http.StatusNotFound:
-		return nil // gone meanwhile
+		return nil // it was removed meanwhile
 	case resp.StatusCode >= 300:
 		return fmt.Errorf("%s %s: %s: %s", method, path, resp.Status, body)
 	case into == nil:
@@ -559,7 +595,7 @@ func (d *Daemon) call(ctx context.Context, method, path string, into any) error 
 	return json.Unmarshal(body, into)
 }
 
-// freeSubnet picks a /24 of 10.0.0.0/8 that no link of the host has.
+// freeSubnet picks a /24 in 10.0.0.0/8 that no link of the host uses.
 func freeSubnet() (netip.Prefix, error) {
 	addrs, err := net.InterfaceAddrs()
 	if err != nil {
@@ -569,7 +605,7 @@ next:
 	for range 100 {
 		b := make([]byte, 2)
 		rand.Read(b)
-		// Above 10.64, where fewer machines live.
+		// Above 10.64, where fewer networks are in use.
 		p := netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 64 + b[0]%190, b[1], 1}), 24)
 		for _, a := range addrs {
 			if have, err := netip.ParsePrefix(a.String()); err == nil && have.Overlaps(p) {
@@ -581,8 +617,8 @@ next:
 	return netip.Prefix{}, errors.New("no free subnet in 10.64.0.0/10")
 }
 
-// writeOwner notes the test process in a root, so that a later process can
-// tell whether it still lives.
+// writeOwner records the test process in a root, so that a later process can
+// check whether it is still running.
 func writeOwner(root string) error {
 	start, err := startTime(os.Getpid())
 	if err != nil {
@@ -591,8 +627,9 @@ func writeOwner(root string) error {
 	return os.WriteFile(filepath.Join(root, "owner"), []byte(strconv.Itoa(os.Getpid())+" "+start), 0o600)
 }
 
-// startTime is when a process started, in clock ticks since boot: with the ID
-// it names one process and no later one. A zombie is an error.
+// startTime returns when a process started, in clock ticks since boot. Together
+// with the pid it identifies a process even if the pid is reused. A zombie is
+// an error.
 func startTime(pid int) (string, error) {
 	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	if err != nil {

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package kit
 
 import (
@@ -18,10 +20,10 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/tarball"
 )
 
-// File is an entry of a layer. Of what is not set, Mode is 0644 for a file and
-// 0755 for a folder, and the owner root.
+// File is an entry of a layer. If Mode is zero it is 0644 for a file and 0755
+// for a directory. The default owner is root.
 type File struct {
-	Name string // without a leading slash; a folder's ends in one
+	Name string // without a leading slash; a directory's name ends in one
 	Body []byte
 	Link string // a symlink's target
 	Mode int64
@@ -29,11 +31,11 @@ type File struct {
 	GID  int
 }
 
-// built layers and images say the same time, so that their digests are the
+// epoch is the time in built layers and images, so that their digests are the
 // same in every test.
 var epoch = time.Date(2024, 1, 2, 3, 4, 5, 0, time.UTC)
 
-// Layer is a layer with the files, in their order.
+// Layer makes a layer of the files, in their order.
 func Layer(t testing.TB, files ...File) v1.Layer {
 	t.Helper()
 	var b bytes.Buffer
@@ -70,7 +72,7 @@ func Layer(t testing.TB, files ...File) v1.Layer {
 	return l
 }
 
-// Image is base with layers on top and its config changed.
+// Image returns base with layers on top and its config changed.
 func Image(t testing.TB, base v1.Image, change func(*v1.Config), layers ...v1.Layer) v1.Image {
 	t.Helper()
 	img, err := mutate.AppendLayers(base, layers...)
@@ -83,7 +85,7 @@ func Image(t testing.TB, base v1.Image, change func(*v1.Config), layers ...v1.La
 	}
 	cf = cf.DeepCopy()
 	cf.Created = v1.Time{Time: epoch}
-	cf.OS, cf.Architecture = "linux", goArch()
+	cf.OS, cf.Architecture = "linux", Arch()
 	if change != nil {
 		change(&cf.Config)
 	}
@@ -99,14 +101,14 @@ var busybox struct {
 	layer v1.Layer
 }
 
-// Busybox is an image of the host's static busybox with all its applets, an
-// /etc with root, nobody and a user app (1000:1000), and sh as its command.
-// change changes the config; nil leaves it.
+// Busybox makes an image of the host's static busybox with all its applets, an
+// /etc with the users root, nobody and app (1000:1000), and the command sh.
+// change, if not nil, changes the config.
 func Busybox(t testing.TB, change func(*v1.Config)) v1.Image {
 	t.Helper()
 	busybox.Do(func() { busybox.layer = busyboxLayer(t) })
 	if busybox.layer == nil {
-		t.Fatal("no busybox layer: an earlier test said why")
+		t.Fatal("no busybox layer: see the failure of an earlier test")
 	}
 	base := Image(t, empty.Image, func(c *v1.Config) {
 		c.Env = []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}
@@ -143,7 +145,7 @@ func busyboxLayer(t testing.TB) v1.Layer {
 	return Layer(t, files...)
 }
 
-// Archive is an image as `docker save` writes it, for `docker load`.
+// Archive returns an image in the format of `docker save`, for `docker load`.
 func Archive(t testing.TB, ref string, img v1.Image) io.Reader {
 	t.Helper()
 	tag, err := name.NewTag(ref)
@@ -157,7 +159,7 @@ func Archive(t testing.TB, ref string, img v1.Image) io.Reader {
 	return &b
 }
 
-// Load puts an image into the daemon under a name.
+// Load loads an image into the daemon under a name.
 func (d *Daemon) Load(ref string, img v1.Image) {
 	d.t.Helper()
 	d.DockerWith(Archive(d.t, ref, img), "load")

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package kit
 
 import (
@@ -34,11 +36,11 @@ func TestDaemonStartsStopsAndLeavesNothing(t *testing.T) {
 		first := d.Pid()
 		d.Kill9()
 		if d.Running() {
-			t.Error("it runs after SIGKILL")
+			t.Error("the daemon is running after SIGKILL")
 		}
 		d.Start()
 		if d.Pid() == first {
-			t.Error("the same process")
+			t.Error("the daemon has the same pid after a restart")
 		}
 		d.Restart()
 		if got := d.TryDocker("inspect", "no-such-thing"); got.Code == 0 || got.Stderr == "" {
@@ -102,7 +104,8 @@ func TestEveryKindOfLeakIsFoundAndRemoved(t *testing.T) {
 			must(c.Flush())
 		})
 
-		// A shell that names the root and waits for its input's end.
+		// A shell with the root in its command line, which waits for the end of
+		// its input.
 		sleep := exec.Command("sh", "-c", "read line; : "+d.ExecRoot+"/shim")
 		stdin, err := sleep.StdinPipe()
 		must(err)
@@ -138,7 +141,8 @@ func TestEveryKindOfLeakIsFoundAndRemoved(t *testing.T) {
 	}
 }
 
-// cgroupMount is a hierarchy that has processes: v2, or pids on v1.
+// cgroupMount returns the mount point of a hierarchy with processes: v2, or
+// pids on v1.
 func cgroupMount(t *testing.T) string {
 	if _, err := os.Stat("/sys/fs/cgroup/cgroup.procs"); err == nil {
 		return "/sys/fs/cgroup"
@@ -149,33 +153,39 @@ func cgroupMount(t *testing.T) string {
 	return "/sys/fs/cgroup/pids"
 }
 
-// TestChild is a test in a process of its own: what the next tests start.
+// TestChild is the body of the next tests, which run it in a process of its
+// own.
 func TestChild(t *testing.T) {
 	mode := os.Getenv("KIT_CHILD")
 	if mode == "" {
-		// Its run in the package itself shows that it does nothing then.
+		// In a normal run of the package it does nothing.
 		return
 	}
 	d := Start(t, Options{})
+	d.Holdfast("network", "create", "own")
 	os.Stdout.WriteString("root=" + d.Root + "\n")
 	switch mode {
 	case "panic":
 		panic("on purpose")
 	case "fatal":
 		t.Fatal("on purpose")
+	case "race":
+		if err := os.WriteFile(d.Root+"/race.1", []byte("on purpose"), 0o600); err != nil {
+			t.Log(err) // then the test passes, which fails its parent
+		}
 	case "killed":
 		unix.Kill(os.Getpid(), unix.SIGKILL)
 	}
 }
 
-// child runs TestChild in another process and gives the root of its daemon.
+// child runs TestChild in another process and returns the root of its daemon.
 func child(t *testing.T, mode string) string {
 	t.Helper()
 	cmd := exec.Command(os.Args[0], "-test.run=^TestChild$")
 	cmd.Env = append(os.Environ(), "KIT_CHILD="+mode, "HOLDFAST_BIN="+binDir(t))
 	out, err := cmd.CombinedOutput()
 	if err == nil {
-		t.Fatalf("it did not fail:\n%s", out)
+		t.Fatalf("the child did not fail:\n%s", out)
 	}
 	_, rest, ok := strings.Cut(string(out), "root=")
 	if !ok {
@@ -200,8 +210,14 @@ func TestNothingIsLeftOfATestThatFailedOrPanicked(t *testing.T) {
 		if procs, err := (&Daemon{Root: root, Cgroup: "/none"}).processes(); len(procs) > 0 || err != nil {
 			t.Errorf("%s: %v %v", mode, procs, err)
 		}
+		if links, err := (&Daemon{Root: root}).ownedLinks(); len(links) > 0 || err != nil {
+			t.Errorf("%s: %v %v", mode, links, err)
+		}
 	}
 }
+
+// child fails the test if the other process's test passes.
+func TestReportedDataRaceFailsTheTest(t *testing.T) { child(t, "race") }
 
 func TestWhatAKilledTestLeftIsSwept(t *testing.T) {
 	root := child(t, "killed")
@@ -210,8 +226,14 @@ func TestWhatAKilledTestLeftIsSwept(t *testing.T) {
 	if len(procs) == 0 || err != nil {
 		t.Fatalf("the daemon should have outlived its test: %v", err)
 	}
+	if links, err := left.ownedLinks(); len(links) < 2 || err != nil {
+		t.Fatalf("its bridges should be there: %v %v", links, err)
+	}
 	mine := New(t, Options{Binary: "/bin/true"})
 	sweep()
+	if links, err := left.ownedLinks(); len(links) > 0 || err != nil {
+		t.Errorf("%v %v", links, err)
+	}
 	if procs, err := left.processes(); len(procs) > 0 || err != nil {
 		t.Errorf("%v %v", procs, err)
 	}
@@ -252,7 +274,7 @@ func TestRegistryServesPushedImages(t *testing.T) {
 	if again != want {
 		t.Error("the same image has another digest")
 	}
-	// A range that is open at its end, as a resumed download asks for.
+	// A range without an end, as a resumed download requests it.
 	layers, err := got.Layers()
 	if err != nil {
 		t.Fatal(err)

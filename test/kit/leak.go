@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package kit
 
 import (
@@ -22,14 +24,16 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
+	"holdfast/internal/eventserver"
+	"holdfast/internal/network/bridge"
 	"holdfast/internal/network/firewall"
 )
 
-// Leaks lists what of the daemon's containers is left on the host: processes,
+// Leaks lists what the daemon's containers have left on the host: processes,
 // mounts, links, nftables elements, rules in other programs' packet filters,
-// cgroups and files. It is meant for when no container should be; what the
-// daemon needs for itself (its bridge, the table's frame and the bridge's rules
-// in other tables, images) is not listed.
+// cgroups and files. It is meant to be called when there are no containers. It
+// does not list what the daemon needs for itself: its bridge, its nftables
+// table, the bridge's rules in other tables, and images.
 func (d *Daemon) Leaks() []string {
 	var out []string
 	add := func(kind string, items []string, err error) {
@@ -62,7 +66,7 @@ func (d *Daemon) Leaks() []string {
 	add("link", names, err)
 	elements, err := d.nftElements()
 	add("nftables element", elements, err)
-	rules, err := d.rulesOfNothing()
+	rules, err := d.staleRules()
 	add("rule in another program's filter", rules, err)
 	add("cgroup", d.childCgroups(), nil)
 	for _, pattern := range []string{d.DataRoot + "/containers/*", d.ExecRoot + "/shim/*", d.DataRoot + "/volumes/*/_data"} {
@@ -72,12 +76,12 @@ func (d *Daemon) Leaks() []string {
 	return out
 }
 
-// foreignMounts leaves out the mounts that belong to the image store and not
-// to a container.
+// foreignMounts leaves out the mounts of the image store, which belong to no
+// container, and the file system that a test has given the data root.
 func (d *Daemon) foreignMounts(all []string) []string {
 	var out []string
 	for _, m := range all {
-		if !strings.HasPrefix(m, d.DataRoot+"/images") {
+		if m != d.DataRoot && !strings.HasPrefix(m, d.DataRoot+"/images") {
 			out = append(out, m)
 		}
 	}
@@ -89,11 +93,11 @@ type process struct {
 	cmdline string
 }
 
-// shimName is what a shim calls itself, before its container's ID.
+// shimName begins the command line of a shim, before its container's ID.
 const shimName = "holdfast-shim "
 
-// isShim reports whether a process is a shim of the daemon's: it has files open
-// below the root, which may be gone.
+// isShim reports whether a process is a shim of this daemon: it has files open
+// below the root, which may have been removed.
 func (d *Daemon) isShim(pid int, cmdline string) bool {
 	if !strings.HasPrefix(cmdline, shimName) {
 		return false
@@ -105,8 +109,9 @@ func (d *Daemon) isShim(pid int, cmdline string) bool {
 	})
 }
 
-// settledProcesses are the processes once shims had their time: a shim leaves
-// after its container's end was told.
+// settledProcesses returns the processes, after waiting for those that exit by
+// themselves: a shim after it has reported its container's end, an event server
+// after its daemon and its clients.
 func (d *Daemon) settledProcesses() ([]process, error) {
 	late := time.Now().Add(patience)
 	for {
@@ -114,24 +119,27 @@ func (d *Daemon) settledProcesses() ([]process, error) {
 		if err != nil {
 			return nil, err
 		}
-		i := slices.IndexFunc(procs, func(p process) bool { return strings.HasPrefix(p.cmdline, shimName) })
+		i := slices.IndexFunc(procs, func(p process) bool {
+			return strings.HasPrefix(p.cmdline, shimName) || strings.Contains(p.cmdline, " "+eventserver.Command+" ")
+		})
 		if i < 0 {
 			return procs, nil
 		}
 		fd, err := unix.PidfdOpen(procs[i].pid, 0)
 		if err != nil {
-			continue // it has just gone
+			continue // it has just exited
 		}
-		n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, max(0, int(time.Until(late).Milliseconds())))
+		err = WaitReadable(fd, time.Until(late))
 		unix.Close(fd)
-		if n == 0 && err == nil {
+		if errors.Is(err, os.ErrDeadlineExceeded) {
 			return procs, nil
 		}
 	}
 }
 
-// processes are those that have the daemon's root in their command line, those
-// in its cgroup, and its shims. Zombies hold nothing and are left out.
+// processes returns the processes with the daemon's root in their command line,
+// those in its cgroup, and its shims. Zombies are left out, because they hold
+// nothing.
 func (d *Daemon) processes() ([]process, error) {
 	in := map[int]bool{}
 	for _, dir := range d.cgroups() {
@@ -172,7 +180,7 @@ func (d *Daemon) processes() ([]process, error) {
 	return out, nil
 }
 
-// mounts are the mount points below the root, the deepest first.
+// mounts returns the mount points below the root, the deepest first.
 func (d *Daemon) mounts() ([]string, error) {
 	list, err := mountinfo.GetMounts(mountinfo.PrefixFilter(d.Root))
 	if err != nil {
@@ -186,7 +194,7 @@ func (d *Daemon) mounts() ([]string, error) {
 	return out, nil
 }
 
-// ports are the links that hang on the daemon's bridge.
+// ports returns the links attached to the daemon's bridge.
 func (d *Daemon) ports() ([]netlink.Link, error) {
 	bridge, err := netlink.LinkByName(d.Bridge)
 	if errors.As(err, &netlink.LinkNotFoundError{}) {
@@ -200,7 +208,7 @@ func (d *Daemon) ports() ([]netlink.Link, error) {
 		if !errors.Is(err, netlink.ErrDumpInterrupted) {
 			break
 		}
-		all, err = netlink.LinkList() // of a host on which other tests run
+		all, err = netlink.LinkList() // interrupted, because other tests change links
 	}
 	if err != nil {
 		return nil, err
@@ -214,8 +222,25 @@ func (d *Daemon) ports() ([]netlink.Link, error) {
 	return out, nil
 }
 
-// settledPorts are the ports once the kernel had its time: a network namespace
-// that was given up takes its links along from a work queue, later.
+// ownedLinks returns the daemon's bridge, and the links that are described as those
+// of its data root: the bridges of user-defined networks, and what is on them.
+func (d *Daemon) ownedLinks() ([]netlink.Link, error) {
+	all, err := netlink.LinkList()
+	if err != nil {
+		return nil, err
+	}
+	var out []netlink.Link
+	for _, l := range all {
+		a := l.Attrs()
+		if root, ours := bridge.Foreign(a.Alias, ""); a.Name == d.Bridge || ours && strings.HasPrefix(root, d.Root+"/") {
+			out = append(out, l)
+		}
+	}
+	return out, nil
+}
+
+// settledPorts returns the ports after waiting for the kernel: it removes the
+// links of an unused network namespace later, from a work queue.
 func (d *Daemon) settledPorts() ([]netlink.Link, error) {
 	changes := make(chan netlink.LinkUpdate, 64)
 	done := make(chan struct{})
@@ -223,7 +248,7 @@ func (d *Daemon) settledPorts() ([]netlink.Link, error) {
 	if err := netlink.LinkSubscribe(changes, done); err != nil {
 		return nil, err
 	}
-	late := time.After(15 * time.Second) // the queue is one for the whole machine
+	late := time.After(15 * time.Second) // the whole machine has one such queue
 	for {
 		links, err := d.ports()
 		if err != nil || len(links) == 0 {
@@ -237,7 +262,7 @@ func (d *Daemon) settledPorts() ([]netlink.Link, error) {
 	}
 }
 
-// tables are the daemon's nftables tables, of any family.
+// tables returns the daemon's nftables tables of any family.
 func (d *Daemon) tables(c *nftables.Conn) ([]*nftables.Table, error) {
 	all, err := c.ListTables()
 	if err != nil {
@@ -252,7 +277,8 @@ func (d *Daemon) tables(c *nftables.Conn) ([]*nftables.Table, error) {
 	return out, nil
 }
 
-// nftElements are the elements of the table's maps: each is a published port.
+// nftElements returns the elements of the table's maps. Each is a published
+// port.
 func (d *Daemon) nftElements() ([]string, error) {
 	c, err := nftables.New()
 	if err != nil {
@@ -284,9 +310,9 @@ func (d *Daemon) nftElements() ([]string, error) {
 	return out, nil
 }
 
-// rulesOfNothing are the daemon's rules in other programs' packet filters that
-// name an interface that is gone.
-func (d *Daemon) rulesOfNothing() ([]string, error) {
+// staleRules returns the daemon's rules in other programs' packet filters
+// that name an interface which no longer exists.
+func (d *Daemon) staleRules() ([]string, error) {
 	var out []string
 	look := func(where, name string) {
 		if _, err := net.InterfaceByName(name); err != nil {
@@ -324,8 +350,9 @@ func (d *Daemon) rulesOfNothing() ([]string, error) {
 		}
 	}
 	for _, family := range []string{"ip", "ip6"} {
-		// Who asks for a table makes it.
-		names, _ := os.ReadFile("/proc/net/" + family + "_tables_names") // without legacy tables there is none
+		// Listing a legacy table would create it, so check first whether it
+		// exists.
+		names, _ := os.ReadFile("/proc/net/" + family + "_tables_names") // without legacy tables the file does not exist
 		if !slices.Contains(strings.Fields(string(names)), "filter") {
 			continue
 		}
@@ -342,8 +369,8 @@ func (d *Daemon) rulesOfNothing() ([]string, error) {
 	return out, nil
 }
 
-// withdraw takes the daemon's rules out of other programs' packet filters.
-func (d *Daemon) withdraw() error {
+// removeRules removes the daemon's rules from other programs' packet filters.
+func (d *Daemon) removeRules() error {
 	t, err := firewall.Open(d.Table)
 	if err != nil {
 		return err
@@ -356,11 +383,11 @@ func (d *Daemon) withdraw() error {
 	return errors.Join(err, err2, zones.Forget(ctx, d.Bridge), zones.Close(), t.Close())
 }
 
-// cgroups are the daemon's parent cgroups, one in each hierarchy.
+// cgroups returns the daemon's parent cgroups, one in each hierarchy.
 func (d *Daemon) cgroups() []string {
 	var out []string
 	for _, pattern := range []string{"/sys/fs/cgroup" + d.Cgroup, "/sys/fs/cgroup/*" + d.Cgroup} {
-		dirs, _ := filepath.Glob(pattern) // fails on bad patterns alone
+		dirs, _ := filepath.Glob(pattern) // it fails only for bad patterns
 		out = append(out, dirs...)
 	}
 	return out
@@ -379,11 +406,12 @@ func (d *Daemon) childCgroups() []string {
 	return out
 }
 
-// scrub removes everything that has the daemon's names, whoever left it.
+// scrub removes everything with the daemon's names, whichever process left it.
 func (d *Daemon) scrub() error {
 	var errs []error
 	d.thaw()
-	// Killing a shim may leave its container to the next round.
+	// When a shim is killed, its container's process may only be found in the
+	// next round.
 	for range 10 {
 		procs, err := d.processes()
 		if err != nil || len(procs) == 0 {
@@ -408,17 +436,23 @@ func (d *Daemon) scrub() error {
 			errs = append(errs, fmt.Errorf("delete link %s: %w", l.Attrs().Name, err))
 		}
 	}
-	if l, err := netlink.LinkByName(d.Bridge); err == nil {
+	owned, err := d.ownedLinks()
+	errs = append(errs, err)
+	for _, l := range owned {
 		if err := netlink.LinkDel(l); err != nil && err != unix.ENODEV {
-			errs = append(errs, fmt.Errorf("delete link %s: %w", d.Bridge, err))
+			errs = append(errs, fmt.Errorf("delete link %s: %w", l.Attrs().Name, err))
 		}
 	}
-	errs = append(errs, d.dropTables(), d.withdraw())
+	errs = append(errs, d.dropTables(), d.removeRules())
 	for _, dir := range d.cgroups() {
 		errs = append(errs, removeCgroup(dir))
 	}
-	errs = append(errs, os.RemoveAll(d.Root))
-	return errors.Join(errs...)
+	// Keep the root after an error: it names its owner, so the next sweep can
+	// find the rest.
+	if err := errors.Join(errs...); err != nil {
+		return err
+	}
+	return os.RemoveAll(d.Root)
 }
 
 func (d *Daemon) dropTables() error {
@@ -436,8 +470,8 @@ func (d *Daemon) dropTables() error {
 	return c.Flush()
 }
 
-// thaw lets the processes of paused containers run, for frozen ones don't die.
-// What has no freezer has nothing frozen.
+// thaw resumes paused containers, because frozen processes do not die. A cgroup
+// without a freezer has nothing frozen.
 func (d *Daemon) thaw() {
 	for _, root := range d.cgroups() {
 		_ = filepath.WalkDir(root, func(dir string, e fs.DirEntry, err error) error {
@@ -450,27 +484,38 @@ func (d *Daemon) thaw() {
 	}
 }
 
-// killAndWait kills a process, whichever it is, by a descriptor that can't
-// come to mean another one.
+// killAndWait kills a process by a pidfd, which can't refer to a process that
+// reuses the pid.
 func killAndWait(pid int) error {
 	fd, err := unix.PidfdOpen(pid, 0)
 	if err != nil {
-		return nil // gone
+		return nil // it has exited
 	}
 	defer unix.Close(fd)
 	if err := unix.PidfdSendSignal(fd, unix.SIGKILL, nil, 0); err != nil && err != unix.ESRCH {
 		return fmt.Errorf("kill process %d: %w", pid, err)
 	}
-	deadline := time.Now().Add(10 * time.Second)
-	for {
-		n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, int(time.Until(deadline).Milliseconds()))
-		if err == unix.EINTR {
-			continue
+	if err := WaitReadable(fd, 10*time.Second); err != nil {
+		return fmt.Errorf("process %d does not die: %w", pid, err)
+	}
+	return nil
+}
+
+// WaitReadable waits until a descriptor is readable. A pidfd (pidfd_open(2)) is
+// when its process has ended. Go's scheduler may interrupt poll at any time, so
+// it is repeated.
+func WaitReadable(fd int, within time.Duration) error {
+	for late := time.Now().Add(within); ; {
+		n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, max(0, int(time.Until(late).Milliseconds())))
+		switch {
+		case err == unix.EINTR:
+		case err != nil:
+			return os.NewSyscallError("poll", err)
+		case n == 0:
+			return os.ErrDeadlineExceeded
+		default:
+			return nil
 		}
-		if err != nil || n == 0 {
-			return fmt.Errorf("process %d does not die: %w", pid, errors.Join(err))
-		}
-		return nil
 	}
 }
 
@@ -492,9 +537,9 @@ func removeCgroup(dir string) error {
 	return errors.Join(errs...)
 }
 
-// rmdirWhenFree removes a cgroup once the processes that were just killed in
-// it have left. On a v1 hierarchy nothing tells when that is, so it tries
-// again for a while.
+// rmdirWhenFree removes a cgroup once the processes that were just killed in it
+// have left. A v1 hierarchy sends no event for that, so it tries again for a
+// while.
 func rmdirWhenFree(dir string) error {
 	again := time.NewTicker(5 * time.Millisecond)
 	defer again.Stop()
@@ -514,7 +559,7 @@ func rmdirWhenFree(dir string) error {
 
 var sweepOnce sync.Once
 
-// sweep removes what test processes left that were killed.
+// sweep removes what killed test processes have left.
 func sweep() {
 	owners, _ := filepath.Glob("/tmp/hf-*/owner")
 	for _, path := range owners {
@@ -528,7 +573,7 @@ func sweep() {
 			continue
 		}
 		if start, err := startTime(pid); err == nil && start == f[1] {
-			continue // it lives
+			continue // its test process is running
 		}
 		root := filepath.Dir(path)
 		id := filepath.Base(root)

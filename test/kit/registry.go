@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package kit
 
 import (
@@ -19,7 +21,7 @@ import (
 	"github.com/sirupsen/logrus"
 )
 
-// Registry is a registry on 127.0.0.1, over HTTP, with all in memory.
+// Registry is a registry on 127.0.0.1, over HTTP, with all data in memory.
 type Registry struct {
 	// Host is its name in references: 127.0.0.1:PORT.
 	Host string
@@ -27,7 +29,7 @@ type Registry struct {
 }
 
 // StartRegistry starts the registry of the distribution project. between, if
-// not nil, stands between it and its clients, to delay, cut off or lie.
+// not nil, wraps its handler, to delay, cut off or falsify answers.
 func StartRegistry(t testing.TB, between func(http.Handler) http.Handler) *Registry {
 	t.Helper()
 	conf := &configuration.Configuration{
@@ -37,7 +39,7 @@ func StartRegistry(t testing.TB, between func(http.Handler) http.Handler) *Regis
 	conf.Log.AccessLog.Disabled = true
 	conf.HTTP.Secret = "a secret of this test"
 	conf.Catalog.MaxEntries = 100
-	logrus.SetOutput(io.Discard) // the registry's, in this process
+	logrus.SetOutput(io.Discard) // the registry's log, in this process
 	ctx, cancel := context.WithCancel(context.Background())
 	t.Cleanup(cancel)
 	var h http.Handler = handlers.NewApp(ctx, conf)
@@ -55,7 +57,7 @@ func StartRegistry(t testing.TB, between func(http.Handler) http.Handler) *Regis
 	return &Registry{Host: strings.TrimPrefix(s.URL, "http://"), t: t}
 }
 
-// Push stores an image under repository[:tag] and gives its full reference.
+// Push stores an image under repository[:tag] and returns its full reference.
 func (r *Registry) Push(ref string, img v1.Image) string {
 	r.t.Helper()
 	tag, err := name.NewTag(r.Host+"/"+ref, name.Insecure)
@@ -81,4 +83,5 @@ func (r *Registry) PushIndex(ref string, index v1.ImageIndex) string {
 	return tag.Name()
 }
 
-func goArch() string { return runtime.GOARCH }
+// Arch is the architecture of images that run here, in the notation of images.
+func Arch() string { return runtime.GOARCH }

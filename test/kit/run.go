@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package kit
 
 import (
@@ -11,45 +13,47 @@ import (
 	"time"
 )
 
-// Result is what a command said.
+// Result is the output and exit code of a command.
 type Result struct {
 	Stdout, Stderr string
-	Code           int // -1: ended by a signal or not started
+	Code           int // -1: killed by a signal or not started
 }
 
-// Docker runs Docker's client against the daemon and gives its standard
-// output without the last newline. A failure fails the test.
+// Docker runs Docker's client against the daemon and returns its standard
+// output without the last newline. If it fails the test fails.
 func (d *Daemon) Docker(args ...string) string {
 	d.t.Helper()
 	return d.must(d.TryDocker(args...), "docker", args)
 }
 
-// Holdfast is Docker with the client of the tree.
+// Holdfast is Docker with the tree's client.
 func (d *Daemon) Holdfast(args ...string) string {
 	d.t.Helper()
 	return d.must(d.TryHoldfast(args...), "holdfast", args)
 }
 
-// TryDocker is Docker with the result, whatever it is.
+// TryDocker is Docker, but returns the result and never fails the test because
+// of it.
 func (d *Daemon) TryDocker(args ...string) Result {
 	d.t.Helper()
 	return d.run(d.DockerCommand(context.Background(), args...))
 }
 
-// TryHoldfast is Holdfast with the result, whatever it is.
+// TryHoldfast is Holdfast, but returns the result and never fails the test
+// because of it.
 func (d *Daemon) TryHoldfast(args ...string) Result {
 	d.t.Helper()
 	return d.run(d.HoldfastCommand(context.Background(), args...))
 }
 
-// DockerCommand is Docker's client set up for the daemon, not yet started: for
-// tests that feed it, read along or kill it.
+// DockerCommand returns a command of Docker's client for the daemon, not
+// started, for tests that feed it, read its output or kill it.
 func (d *Daemon) DockerCommand(ctx context.Context, args ...string) *exec.Cmd {
 	d.t.Helper()
 	return d.command(ctx, docker(d.t), args)
 }
 
-// HoldfastCommand is DockerCommand with the client of the tree.
+// HoldfastCommand is DockerCommand with the tree's client.
 func (d *Daemon) HoldfastCommand(ctx context.Context, args ...string) *exec.Cmd {
 	d.t.Helper()
 	return d.command(ctx, Binary(d.t, "holdfast"), args)
@@ -62,11 +66,11 @@ func (d *Daemon) command(ctx context.Context, path string, args []string) *exec.
 			cmd.Env = append(cmd.Env, v)
 		}
 	}
-	cmd.Env = append(cmd.Env, "DOCKER_HOST="+d.Host, "DOCKER_CONFIG="+d.Root+"/docker")
+	cmd.Env = append(cmd.Env, "DOCKER_HOST="+d.Host, "DOCKER_CONFIG="+d.Root+"/docker", d.raceReports())
 	return cmd
 }
 
-// run runs a command to its end, which must come within the kit's patience.
+// run runs a command to its end. It must end within 2*patience.
 func (d *Daemon) run(cmd *exec.Cmd) Result {
 	d.t.Helper()
 	var out, errs bytes.Buffer
@@ -99,7 +103,7 @@ func (d *Daemon) must(r Result, name string, args []string) string {
 	return strings.TrimSuffix(r.Stdout, "\n")
 }
 
-// DockerWith runs Docker's client with standard input.
+// DockerWith is Docker with standard input.
 func (d *Daemon) DockerWith(stdin io.Reader, args ...string) string {
 	d.t.Helper()
 	cmd := d.DockerCommand(context.Background(), args...)

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package kit
 
 import (
@@ -11,9 +13,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Takeover lets another daemon take over from the running one, by
-// --takeover, and waits until it is ready. The old process may go on for the
-// streams that it serves; Predecessors gives it.
+// Takeover starts another daemon with --takeover, and waits until it has taken
+// over from the running one. The old process may continue for the streams that
+// it serves; Predecessors returns it.
 func (d *Daemon) Takeover(env ...string) {
 	d.t.Helper()
 	if err := d.TryTakeover(env...); err != nil {
@@ -21,9 +23,9 @@ func (d *Daemon) Takeover(env ...string) {
 	}
 }
 
-// TryTakeover is Takeover with an error, with the new daemon's last words,
-// when that one ends instead. The old one is the daemon then. env are further
-// variables of the new one.
+// TryTakeover is Takeover, but returns an error with the new daemon's output if
+// that daemon ends instead. The old daemon then continues. env has further
+// variables for the new one.
 func (d *Daemon) TryTakeover(env ...string) error {
 	if !d.Running() {
 		return errors.New("there is no daemon to take over from")
@@ -49,7 +51,8 @@ func (d *Daemon) TryTakeover(env ...string) error {
 	before, beforeExited := d.cmd, d.exited
 	d.cmd, d.exited = cmd, awaitExit(cmd.Process.Pid)
 	d.mu.Unlock()
-	// The daemon that refused says READY=1 too: it is the process that counts.
+	// A daemon that refused the handover also sends READY=1, so wait for the
+	// new process's pid.
 	if err := d.waitNotify(fmt.Sprintf("MAINPID=%d", cmd.Process.Pid)); err != nil {
 		cmd.Process.Kill()
 		<-d.Exited()
@@ -64,8 +67,8 @@ func (d *Daemon) TryTakeover(env ...string) error {
 	return nil
 }
 
-// Became makes a process the daemon that the running one has started in its
-// place, by an upgrade.
+// Became records that a process, which the running daemon has started for an
+// upgrade, is now the daemon.
 func (d *Daemon) Became(pid int) {
 	d.t.Helper()
 	p, err := os.FindProcess(pid)
@@ -79,7 +82,8 @@ func (d *Daemon) Became(pid int) {
 	d.leave(before, beforeExited)
 }
 
-// leave notes a process that is the daemon no more, and reaps it in its time.
+// leave records a process that is no longer the daemon, and reaps it when it
+// ends.
 func (d *Daemon) leave(cmd *exec.Cmd, exited <-chan struct{}) {
 	p := &Predecessor{Pid: cmd.Process.Pid, Exited: make(chan struct{})}
 	d.mu.Lock()
@@ -96,19 +100,19 @@ func (d *Daemon) leave(cmd *exec.Cmd, exited <-chan struct{}) {
 // Predecessor is a process that was the daemon.
 type Predecessor struct {
 	Pid    int
-	Code   int           // once Exited is closed
+	Code   int           // valid once Exited is closed
 	Exited chan struct{} // closed when it has ended and was reaped
 }
 
-// Predecessors are the processes that were the daemon before, oldest first.
+// Predecessors returns the processes that were the daemon before, oldest first.
 func (d *Daemon) Predecessors() []*Predecessor {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	return append([]*Predecessor(nil), d.predecessors...)
 }
 
-// awaitExit gives a channel that is closed when a child has ended, without
-// reaping it.
+// awaitExit returns a channel that is closed when a child has ended. The child
+// is not reaped.
 func awaitExit(pid int) chan struct{} {
 	exited := make(chan struct{})
 	go func() {

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package network_test
 
 import (
@@ -14,7 +16,7 @@ import (
 	"time"
 )
 
-// dockerd is one on the same host, with folders of its own.
+// dockerd is a dockerd on the same host, with directories of its own.
 type dockerd struct {
 	*host
 	root string
@@ -32,14 +34,14 @@ func newDockerd(h *host) *dockerd {
 		}
 		cgroups, _ := filepath.Glob("/sys/fs/cgroup/*/" + filepath.Base(root))
 		for _, dir := range append(cgroups, "/sys/fs/cgroup/"+filepath.Base(root)) {
-			_ = os.Remove(dir) // where there is none, none is left
+			_ = os.Remove(dir) // the directory did not exist before, so it must not remain
 		}
 	})
 	return d
 }
 
-// start starts it and waits until it answers. That it finds forwarding off is
-// why it sets the policy to drop.
+// start starts dockerd and waits until it answers. It finds forwarding
+// disabled, so it enables it and sets the policy of FORWARD to DROP.
 func (d *dockerd) start() {
 	d.t.Helper()
 	d.ok(os.WriteFile("/proc/sys/net/ipv4/ip_forward", []byte("0"), 0))
@@ -65,7 +67,7 @@ func (d *dockerd) start() {
 		select {
 		case <-exited:
 		case <-time.After(30 * time.Second):
-			d.t.Error("dockerd does not end")
+			d.t.Error("dockerd did not exit")
 			_ = cmd.Process.Kill()
 			<-exited
 		}
@@ -94,7 +96,8 @@ func (d *dockerd) start() {
 
 func (d *dockerd) socket() string { return d.root + "/docker.sock" }
 
-// docker runs the client that came with it: a newer one may not talk to it.
+// docker runs the client of the same release as dockerd, because a newer client
+// may not support its API version.
 func (d *dockerd) docker(input io.Reader, args ...string) string {
 	d.t.Helper()
 	cmd := d.command("docker", append([]string{"-H", "unix://" + d.socket()}, args...)...)
@@ -110,8 +113,8 @@ func (d *dockerd) docker(input io.Reader, args ...string) string {
 	return strings.TrimSpace(string(out))
 }
 
-// web starts a container that answers on port 80, published on 8090, and gives
-// its address.
+// web starts a container that answers on port 80, published on port 8090, and
+// returns its address.
 func (d *dockerd) web() string {
 	d.t.Helper()
 	busybox, err := os.ReadFile("/bin/busybox")
@@ -128,7 +131,8 @@ func (d *dockerd) web() string {
 	return d.docker(nil, "inspect", "-f", "{{.NetworkSettings.IPAddress}}", id)
 }
 
-// beside asks both what they shall do.
+// beside checks that the containers of both engines are reachable as they
+// should be.
 func (d *dockerd) beside(w *crowd, web string) {
 	d.t.Helper()
 	w.works()
@@ -136,7 +140,8 @@ func (d *dockerd) beside(w *crowd, web string) {
 	d.answers("", "tcp", hostAddr+":8090", "docker", "")
 	d.answers("", "tcp", web+":80", "docker", "")
 	d.answers(w.a.Netns, "tcp", hostAddr+":8090", "docker", "")
-	// Its containers are not opened to ours.
+	// Packets from Holdfast's containers to unpublished ports of dockerd's
+	// containers are dropped.
 	d.answers("", "tcp", web+":81", "hidden", "")
 	d.silent(w.a.Netns, "tcp", web+":81")
 }
@@ -148,24 +153,24 @@ func TestEverythingWorksBesideDockerd(t *testing.T) {
 	h.ok(h.m.Close())
 	d := newDockerd(h)
 
-	// Before us.
+	// dockerd starts before Holdfast.
 	d.start()
 	web := d.web()
 	h.open(nil)
 	w := newCrowd(h)
 	d.beside(w, web)
 	if got := h.saved("nft"); !strings.Contains(got, ":FORWARD DROP") || !strings.Contains(got, "DOCKER-USER") {
-		t.Fatalf("dockerd's rules are others than expected:\n%s", got)
+		t.Fatalf("dockerd's rules differ from the expected ones:\n%s", got)
 	}
 
-	// It restarts over our rules.
+	// dockerd restarts while Holdfast's rules exist.
 	d.docker(nil, "rm", "-f", d.docker(nil, "ps", "-q"))
 	d.end()
 	d.start()
 	web = d.web()
 	d.beside(w, web)
 
-	// Without our daemon.
+	// No daemon of Holdfast runs.
 	h.ok(h.m.Close())
 	d.beside(w, web)
 	before := generation(t)
@@ -174,7 +179,7 @@ func TestEverythingWorksBesideDockerd(t *testing.T) {
 		t.Errorf("the next daemon sent %d transactions", now-before)
 	}
 
-	// Who filters in DOCKER-USER filters us too.
+	// Rules in DOCKER-USER apply to Holdfast's containers, too.
 	h.do("", "iptables", "-I", "DOCKER-USER", "-s", lanAddr, "-j", "DROP")
 	h.silent(h.lan, "tcp", hostAddr+":8080")
 	h.silent(h.lan, "tcp", hostAddr+":8090")

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package network_test
 
 import (
@@ -28,7 +30,7 @@ const busConfig = `<!DOCTYPE busconfig PUBLIC "-//freedesktop//DTD D-Bus Bus Con
 </busconfig>
 `
 
-// begin starts a program that goes on until stop, or the test's end.
+// begin starts a program that runs until stop or the end of the test.
 func (h *host) begin(name string, args ...string) (stop func()) {
 	h.t.Helper()
 	cmd := h.command(name, args...)
@@ -48,10 +50,10 @@ func (h *host) begin(name string, args ...string) (stop func()) {
 	return stop
 }
 
-// bus starts a system bus of the host's own, and connects to it.
+// bus starts a system bus in the host's namespace and connects to it.
 func (h *host) bus() *dbus.Conn {
 	h.t.Helper()
-	// The path of a socket must be short.
+	// A socket's path must be short, so t.TempDir is not suitable.
 	dir, err := os.MkdirTemp("", "hfbus")
 	h.ok(err)
 	h.t.Cleanup(func() { os.RemoveAll(dir) })
@@ -80,7 +82,7 @@ func (h *host) bus() *dbus.Conn {
 	return conn
 }
 
-// firewalld starts it and waits until it answers.
+// firewalld starts firewalld and waits until it answers.
 func (h *host) firewalld(conn *dbus.Conn) (stop func()) {
 	h.t.Helper()
 	const name = "org.fedoraproject.FirewallD1"
@@ -125,7 +127,8 @@ func TestEverythingWorksBesideFirewalld(t *testing.T) {
 		t.Error("firewalld's table was changed")
 	}
 
-	// Without a daemon, and by the next, which finds all in order.
+	// The packets pass without a daemon too, and the next daemon changes
+	// nothing.
 	h.ok(h.m.Close())
 	w.works()
 	before := generation(t)
@@ -149,7 +152,7 @@ func TestEverythingWorksBesideFirewalld(t *testing.T) {
 	h.says("firewalld accepts")
 	w.works()
 
-	// What goes is not known any more.
+	// The interface of a removed container is removed from firewalld, too.
 	h.ok(h.m.Release(context.Background(), w.c.Sandbox))
 	_, err := h.m.Remove(context.Background(), w.network)
 	h.ok(err)
@@ -162,11 +165,11 @@ func TestEverythingWorksBesideFirewalld(t *testing.T) {
 	h.opts.Iptables, h.opts.Ip6tables = false, false
 	h.open(nil)
 	if got := h.do("", "firewall-cmd", "--zone=trusted", "--list-interfaces"); strings.Contains(got, "hft0") {
-		t.Errorf("in the zone without a packet filter: %s", got)
+		t.Errorf("interfaces in the zone while the packet filter is disabled: %s", got)
 	}
 }
 
-// Who wants other rules for containers makes a zone for them.
+// An administrator who wants other rules for containers assigns a zone.
 func TestZonesOfTheAdministratorsAreUsed(t *testing.T) {
 	clean(t)
 	h := newHost(t, nil)

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package network_test
 
 import (
@@ -16,7 +18,7 @@ import (
 	"holdfast/internal/network/bridge"
 )
 
-// says waits until the manager has logged words.
+// says waits until the manager has logged certain words.
 func (h *host) says(words string) {
 	h.t.Helper()
 	again := time.NewTicker(5 * time.Millisecond)
@@ -31,7 +33,27 @@ func (h *host) says(words string) {
 		select {
 		case <-again.C:
 		case <-late:
-			h.t.Fatalf("it was not said that %q, but: %s", words, all)
+			h.t.Fatalf("the log does not contain %q: %s", words, all)
+		}
+	}
+}
+
+// vanishes waits until an interface is gone. The kernel removes the interfaces of a
+// network namespace some time after the namespace.
+func (h *host) vanishes(name string) {
+	h.t.Helper()
+	changes, done := make(chan netlink.LinkUpdate, 16), make(chan struct{})
+	defer close(done)
+	h.ok(netlink.LinkSubscribe(changes, done))
+	late := time.After(10 * time.Second)
+	for {
+		if _, err := net.InterfaceByName(name); err != nil {
+			return
+		}
+		select {
+		case <-changes:
+		case <-late:
+			h.t.Fatalf("%s is still there", name)
 		}
 	}
 }
@@ -43,7 +65,7 @@ func (h *host) link(name string) netlink.Link {
 	return link
 }
 
-// damage is what firewalls, network managers and hands do to a host.
+// damage is what firewalls, network managers and administrators do to a host.
 var damage = map[string]struct {
 	do   func(h *host, c *container)
 	says string
@@ -69,7 +91,7 @@ func TestDamageDoneWhileTheDaemonLivesIsHealedWithoutARestart(t *testing.T) {
 			c := h.run(h.request("8080:80/tcp"))
 			h.serve(c.Netns, "tcp4", ":80", "web")
 			h.answers(h.lan, "tcp", hostAddr+":8080", "web", lanAddr)
-			for range 2 { // the first is not the last
+			for range 2 { // repairing once is not enough
 				h.log.take()
 				d.do(h, c)
 				h.says(d.says)
@@ -92,7 +114,7 @@ func TestDamageDoneWhileNoDaemonLivesIsHealedByTheNext(t *testing.T) {
 			h.open(h.stored(c))
 			h.answers(h.lan, "tcp", hostAddr+":8080", "web", lanAddr)
 			if h.log.take() == "" {
-				t.Error("nothing was logged of it")
+				t.Error("nothing was logged")
 			}
 			if got := h.m.Troubles(c.Container); len(got) > 0 {
 				t.Errorf("troubles: %q", got)
@@ -101,19 +123,21 @@ func TestDamageDoneWhileNoDaemonLivesIsHealedByTheNext(t *testing.T) {
 	}
 }
 
-// A network's bridge that is removed must not come back by the healing.
+// The repair of one bridge must not recreate the bridge of another network that
+// is removed at the same time.
 func TestHealingBringsNothingBackThatWasRemoved(t *testing.T) {
 	h := newHost(t, nil)
 	for range 20 {
 		id, err := h.m.Create(context.Background(), apinet.CreateRequest{Name: "own", Options: map[string]string{"com.docker.network.bridge.name": "hft9"}})
 		h.ok(err)
-		h.removeBridgeAddress() // so that it heals while the other is removed
+		h.removeBridgeAddress() // so that this network is repaired while the other is removed
 		_, err = h.m.Remove(context.Background(), id)
 		h.ok(err)
 	}
 	h.says("a bridge was changed by others")
 	c := h.run(h.request("8080:80/tcp"))
 	h.ok(h.m.Release(context.Background(), c.Sandbox))
+	h.vanishes(c.Endpoints[0].HostName)
 	h.removeBridgeAddress()
 	h.says("a bridge was changed by others")
 	for _, name := range []string{"hft9", c.Endpoints[0].HostName} {
@@ -123,7 +147,7 @@ func TestHealingBringsNothingBackThatWasRemoved(t *testing.T) {
 	}
 }
 
-// What can't be healed is told in words that a user can act on.
+// If a repair is impossible, the message must tell the user how to proceed.
 func TestPortTakenWhileTheShimWasAwayIsTold(t *testing.T) {
 	h := newHost(t, nil)
 	c := h.run(h.request("8080:80/tcp"))

@@ -1,25 +1,23 @@
-// Package network_test holds the tests of the engine's networking against the
-// kernel. They need root. The whole test process runs in a network and a mount
-// namespace of its own, which stand for a host; other namespaces stand for
-// containers and for a machine on the host's link. All of it ends with the
-// process.
+// SPDX-License-Identifier: Apache-2.0
+
+// Package network_test tests the engine's networking with the kernel. The tests
+// need root. The test process runs in network and mount namespaces of its own,
+// which stand for a host. Other namespaces stand for containers and for a
+// machine on the host's network. The kernel removes them all when the process
+// ends.
 package network_test
 
 import (
 	"bytes"
 	"context"
-	"errors"
 	"fmt"
 	"log/slog"
 	"net"
 	"net/netip"
 	"os"
-	"os/exec"
 	"path/filepath"
-	"runtime"
 	"strings"
 	"sync"
-	"syscall"
 	"testing"
 	"time"
 
@@ -29,56 +27,19 @@ import (
 
 	"holdfast/internal/network"
 	"holdfast/internal/network/bridge"
+	"holdfast/test/kit"
 )
 
-// The first thread stays with the main goroutine: it can't end, so it must not
-// be one that goes into another namespace.
-func init() { runtime.LockOSThread() }
-
-const insideEnv = "HOLDFAST_TEST_HOST_NAMESPACE"
-
 func TestMain(m *testing.M) {
-	if os.Getenv(insideEnv) == "" {
-		os.Exit(reexec())
-	}
-	if err := errors.Join(
-		unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""),
-		lo(),
-	); err != nil {
-		fmt.Fprintln(os.Stderr, "set up the host's namespace:", err)
+	kit.Isolate(unix.CLONE_NEWNS)
+	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
+		fmt.Fprintln(os.Stderr, "make the host's mounts private:", err)
 		os.Exit(1)
 	}
 	os.Exit(m.Run())
 }
 
-func reexec() int {
-	cmd := exec.Command("/proc/self/exe", os.Args[1:]...)
-	cmd.Env = append(os.Environ(), insideEnv+"=1")
-	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
-	cmd.SysProcAttr = &syscall.SysProcAttr{
-		Cloneflags: syscall.CLONE_NEWNET | syscall.CLONE_NEWNS,
-		Pdeathsig:  syscall.SIGKILL,
-	}
-	runtime.LockOSThread() // Pdeathsig is about the thread
-	if err := cmd.Run(); err != nil {
-		if exit := new(exec.ExitError); errors.As(err, &exit) {
-			return exit.ExitCode()
-		}
-		fmt.Fprintln(os.Stderr, "these tests need root:", err)
-		return 1
-	}
-	return 0
-}
-
-func lo() error {
-	link, err := netlink.LinkByName("lo")
-	if err != nil {
-		return err
-	}
-	return netlink.LinkSetUp(link)
-}
-
-// The link between the host and the machine beside it.
+// The network between the host and the machine beside it.
 const (
 	hostAddr  = "192.0.2.1"
 	lanAddr   = "192.0.2.9"
@@ -94,7 +55,7 @@ type host struct {
 	lan  string // path of the neighbour's namespace
 	log  *logBuffer
 	n    int
-	// zones is firewalld's configuration.
+	// zones is the directory of firewalld's configuration.
 	zones string
 }
 
@@ -117,7 +78,8 @@ func newHost(t *testing.T, change func(*network.Options)) *host {
 	return h
 }
 
-// addLAN makes the neighbour, with a veth whose host's end is lan0.
+// addLAN makes the neighbour. A veth pair connects it to the host, where the
+// interface is lan0.
 func (h *host) addLAN() {
 	h.t.Helper()
 	h.ok(bridge.Join(bridge.Sandbox{Path: h.lan}))
@@ -166,7 +128,7 @@ func (h *host) cleanUp() {
 	links, _ := netlink.LinkList()
 	for _, l := range links {
 		if l.Attrs().Name != "lo" {
-			_ = netlink.LinkDel(l) // the other end of a veth may be gone with it
+			_ = netlink.LinkDel(l) // the other end of a veth pair may have been removed with it
 		}
 	}
 	table := h.opts.Table
@@ -183,37 +145,21 @@ func (h *host) ok(err error) {
 	}
 }
 
-// in runs f on a thread in the namespace that is mounted at path; an empty
-// path is the host's.
+// in runs f on a thread in the namespace that is mounted at path. An empty path
+// is the host's namespace.
 func (h *host) in(path string, f func()) {
 	h.t.Helper()
 	if path == "" {
 		f()
 		return
 	}
-	done := make(chan error, 1)
-	go func() {
-		// Neither t.Fatal nor a panic in f may leave the caller waiting.
-		err := errors.New("the function in " + path + " did not end")
-		defer func() { done <- err }()
-		runtime.LockOSThread() // never unlocked: the thread ends in this namespace
-		ns, e := os.Open(path)
-		if e != nil {
-			err = e
-			return
-		}
-		defer ns.Close()
-		if e := unix.Setns(int(ns.Fd()), unix.CLONE_NEWNET); e != nil {
-			err = e
-			return
-		}
+	h.ok(kit.InNetns(path, func() error {
 		f()
-		err = nil
-	}()
-	h.ok(<-done)
+		return nil
+	}))
 }
 
-// container is one that was joined and published.
+// container is a container with endpoints and published ports.
 type container struct {
 	network.Sandbox
 	reserved []network.Reserved
@@ -226,8 +172,9 @@ func (h *host) id() string {
 	return fmt.Sprintf("%064x", h.n)
 }
 
-// request publishes the given ports, each as docker run -p takes it, but with
-// the container's port and protocol always named: [ip:][port]:port/proto.
+// request is a request to publish the given ports, each as docker run -p takes
+// it, but always with the container's port and protocol:
+// [ip:][port]:port/proto.
 func (h *host) request(ports ...string) network.Request {
 	h.t.Helper()
 	r := network.Request{ID: h.id(), PortBindings: apinet.PortMap{}}
@@ -263,9 +210,10 @@ func (c *container) closePorts() {
 	}
 }
 
-// serve answers in a namespace: who asks gets the server's name and the
-// address that it saw. Nobody accepts on the host's reserved sockets, so an
-// answer proves that the kernel translated.
+// serve runs a server in a namespace. It answers with its own name and the
+// address that it sees the client at. No process accepts connections on the
+// host's reserved sockets, so an answer proves that the kernel translated the
+// address.
 func (h *host) serve(path, network, addr, name string) {
 	h.t.Helper()
 	h.in(path, func() {
@@ -312,8 +260,8 @@ func host1(a net.Addr) string {
 	return host
 }
 
-// ask gives the answer's words, or an error. patience bounds how long silence
-// is listened to.
+// ask returns the words of the answer, or an error. patience limits the time
+// until an answer must come.
 func (h *host) ask(path, network, addr string, patience time.Duration) (answer []string, err error) {
 	h.t.Helper()
 	h.in(path, func() {
@@ -340,8 +288,8 @@ func (h *host) ask(path, network, addr string, patience time.Duration) (answer [
 }
 
 const (
-	soon    = 5 * time.Second        // an answer comes
-	silence = 300 * time.Millisecond // long enough for one on this host
+	soon    = 5 * time.Second        // limit for an answer that must come
+	silence = 300 * time.Millisecond // limit for an answer that must not come; on one host that is long enough
 )
 
 func (h *host) answers(path, network, addr, name, seenAs string) {
@@ -370,7 +318,7 @@ func (l *logBuffer) Write(p []byte) (int, error) {
 	return l.b.Write(p)
 }
 
-// take gives what was logged since the last call.
+// take returns the messages that were logged since the last call.
 func (l *logBuffer) take() string {
 	l.mu.Lock()
 	defer l.mu.Unlock()

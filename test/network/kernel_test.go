@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package network_test
 
 import (
@@ -23,7 +25,7 @@ func removeTable(t *testing.T, name string) {
 	}
 }
 
-// flushChain takes a chain's rules out, to see that they mattered.
+// flushChain removes a chain's rules, to prove that a test depends on them.
 func flushChain(t *testing.T, table, chain string) {
 	t.Helper()
 	conn, err := nftables.New()
@@ -37,7 +39,7 @@ func flushChain(t *testing.T, table, chain string) {
 	}
 }
 
-// owners counts the elements of all maps by the container that they name.
+// owners counts the elements of all maps by the container that they belong to.
 func owners(t *testing.T, table string) map[string]int {
 	t.Helper()
 	conn, err := nftables.New()
@@ -87,6 +89,6 @@ func generation(t *testing.T) uint32 {
 			return ad.Uint32()
 		}
 	}
-	t.Fatal("no generation in the answer")
+	t.Fatal("the kernel's answer has no generation")
 	return 0
 }

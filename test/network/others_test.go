@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package network_test
 
 import (
@@ -16,7 +18,8 @@ import (
 	"holdfast/internal/network"
 )
 
-// debian is where packages are unpacked that shall not be installed.
+// debian is the directory where Debian packages are unpacked without being
+// installed.
 const debian = "../../.cache/debian"
 
 func exists(path string) bool {
@@ -24,7 +27,7 @@ func exists(path string) bool {
 	return err == nil
 }
 
-// command is a program that is installed, or unpacked.
+// command returns a command of a program that is installed or unpacked there.
 func (h *host) command(name string, args ...string) *exec.Cmd {
 	h.t.Helper()
 	path := "PATH=" + os.Getenv("PATH")
@@ -45,7 +48,7 @@ func (h *host) command(name string, args ...string) *exec.Cmd {
 	return cmd
 }
 
-// do runs a program of another's, with an input if it is not empty.
+// do runs another program's command, with an input if it is not empty.
 func (h *host) do(input, name string, args ...string) string {
 	h.t.Helper()
 	cmd := h.command(name, args...)
@@ -58,7 +61,7 @@ func (h *host) do(input, name string, args ...string) string {
 	return out.String()
 }
 
-// iptables runs both families' program of a kind, nft or legacy.
+// iptables runs iptables and ip6tables of a kind, nft or legacy.
 func (h *host) iptables(kind string, args ...string) {
 	h.t.Helper()
 	for _, family := range []string{"iptables-", "ip6tables-"} {
@@ -66,7 +69,7 @@ func (h *host) iptables(kind string, args ...string) {
 	}
 }
 
-// own copies a folder of the machine's, for programs that write there.
+// own mounts a copy of a host directory over it, for programs that write there.
 func (h *host) own(dir string) {
 	h.t.Helper()
 	to := h.t.TempDir()
@@ -82,13 +85,13 @@ func (h *host) own(dir string) {
 
 // foreign is another program that filters forwarded packets.
 type foreign struct {
-	// start makes it filter. It drops what is forwarded.
+	// start starts the program. It drops forwarded packets.
 	start func(h *host)
-	// list gives its rules, with ours.
+	// list returns its rules, with ours among them.
 	list func(h *host) string
-	// undone are what happens to its rules: ours are gone, or at another place.
+	// undone are actions that remove our rules or move them behind others.
 	undone map[string]func(h *host)
-	// stop ends it.
+	// stop stops the program.
 	stop func(h *host)
 }
 
@@ -98,7 +101,7 @@ func (h *host) saved(kind string) string {
 		for _, line := range strings.Split(h.do("", family+kind+"-save", "-t", "filter"), "\n") {
 			if !strings.HasPrefix(line, "#") {
 				if i := strings.Index(line, " ["); i > 0 {
-					line = line[:i] // counters
+					line = line[:i] // without counters
 				}
 				out.WriteString(line + "\n")
 			}
@@ -122,7 +125,7 @@ func xtables(kind string) foreign {
 		list: func(h *host) string { return h.saved(kind) },
 		undone: map[string]func(h *host){
 			"flush": each("-F", "FORWARD"),
-			"flush everything": func(h *host) { // as one that restores saved rules
+			"flush everything": func(h *host) { // as a program does that restores saved rules
 				for _, family := range []string{"iptables-", "ip6tables-"} {
 					h.do("*filter\n:INPUT ACCEPT\n:FORWARD DROP\n:OUTPUT ACCEPT\nCOMMIT\n", family+kind+"-restore")
 				}
@@ -193,7 +196,7 @@ const nftTable = `table inet mine {
 	}
 }`
 
-// clean takes away what other programs left in the host's namespace.
+// clean removes what other programs left in the host's namespace.
 func clean(t *testing.T) {
 	t.Cleanup(func() {
 		for _, args := range [][]string{
@@ -203,7 +206,7 @@ func clean(t *testing.T) {
 		} {
 			if strings.Contains(args[0], "legacy") {
 				if b, _ := os.ReadFile("/proc/net/ip_tables_names"); len(b) == 0 {
-					continue // asking for it would make it
+					continue // listing it would create it
 				}
 			}
 			if out, err := exec.Command("/usr/sbin/"+args[0], args[1:]...).CombinedOutput(); err != nil {
@@ -213,8 +216,8 @@ func clean(t *testing.T) {
 	})
 }
 
-// crowd is a host with what can be asked there: two containers on the default
-// network, one on a network of a user's.
+// crowd is a host with two containers on the default network and one on a
+// user-defined network.
 type crowd struct {
 	*host
 	a, b, c *container
@@ -244,7 +247,7 @@ func newCrowd(h *host) *crowd {
 
 func sixes(o *network.Options) { o.IPv6, o.FixedCIDRv6 = true, "fd00:1::/64" }
 
-// works asks everything that shall work, and what shall not.
+// works checks all connections that must work, and those that must not.
 func (w *crowd) works() {
 	w.t.Helper()
 	w.answers(w.lan, "tcp", hostAddr+":8080", "a", lanAddr)
@@ -261,8 +264,8 @@ func (w *crowd) works() {
 	w.silent(w.lan, "tcp", w.b.ip()+":80")
 }
 
-// filterFrames shows the frames between a bridge's ports to the filters of
-// packets, as others on the host may have switched on.
+// filterFrames makes packet filters see frames between a bridge's ports, as
+// other programs on the host may have configured.
 func (h *host) filterFrames() {
 	h.t.Helper()
 	for _, name := range []string{"iptables", "ip6tables"} {
@@ -278,7 +281,8 @@ func (h *host) filterFrames() {
 	}
 }
 
-// Theirs is found as it is, ours are taken out of a list of rules.
+// withoutOurs removes our rules from a list, so that the other program's rules
+// can be compared.
 func withoutOurs(list string) string {
 	lines := strings.Split(list, "\n")
 	lines = slices.DeleteFunc(lines, func(l string) bool {
@@ -300,34 +304,35 @@ func TestEverythingWorksBesideAProgramThatDropsForwardedPackets(t *testing.T) {
 			w := newCrowd(h)
 			w.works()
 			if got := withoutOurs(f.list(h)); name != "a table of nft" && got != theirs {
-				t.Errorf("their rules were\n%s\nand are\n%s", theirs, got)
+				t.Errorf("the other program's rules before:\n%s\nafter:\n%s", theirs, got)
 			}
 
 			ours := f.list(h)
 			if apart := "-A " + table + " -o docker9 -j RETURN\n"; strings.Contains(theirs, "docker9") && strings.Count(ours, apart) != 2 {
-				t.Errorf("an engine's containers are open to ours:\n%s", ours)
+				t.Errorf("our containers reach closed ports of the other engine's containers:\n%s", ours)
 			}
 
-			// Without a daemon, and by the next, which finds all in order.
+			// The packets pass without a daemon too, and the next daemon
+			// changes nothing.
 			h.ok(h.m.Close())
 			w.works()
 			before := generation(t)
 			h.log.take()
 			h.open(h.stored(w.a, w.b, w.c))
 			if now := generation(t); now != before || f.list(h) != ours {
-				t.Errorf("the next daemon sent %d transactions; rules before\n%s\nafter\n%s", now-before, ours, f.list(h))
+				t.Errorf("the next daemon sent %d transactions; rules before:\n%s\nafter:\n%s", now-before, ours, f.list(h))
 			}
 			if got := h.log.take(); got != "" {
-				t.Errorf("the next daemon said: %s", got)
+				t.Errorf("the next daemon logged: %s", got)
 			}
 			w.works()
 
-			// What goes takes its rules along.
+			// The rules of a removed network are removed, too.
 			h.ok(h.m.Release(context.Background(), w.c.Sandbox))
 			_, err := h.m.Remove(context.Background(), w.network)
 			h.ok(err)
 			if got := f.list(h); strings.Contains(got, "hft9") {
-				t.Errorf("a network is gone, and its rules are there:\n%s", got)
+				t.Errorf("the rules of a removed network still exist:\n%s", got)
 			}
 			h.m.Leave()
 			w.answers(w.lan, "tcp", hostAddr+":8080", "a", lanAddr) // containers run on
@@ -336,16 +341,16 @@ func TestEverythingWorksBesideAProgramThatDropsForwardedPackets(t *testing.T) {
 			}
 			h.m.Leave()
 			if got := f.list(h); got != theirs {
-				t.Errorf("their rules were\n%s\nand after a daemon that left nothing behind are\n%s", theirs, got)
+				t.Errorf("the other program's rules before:\n%s\nafter the removal of all of ours:\n%s", theirs, got)
 			}
 			h.open(nil)
 			if got := f.list(h); got == theirs {
-				t.Error("the next daemon has put no rule")
+				t.Error("the next daemon added no rule")
 			}
 			h.opts.Iptables, h.opts.Ip6tables = false, false
 			h.open(nil)
 			if got := f.list(h); got != theirs {
-				t.Errorf("their rules were\n%s\nand without a packet filter of ours are\n%s", theirs, got)
+				t.Errorf("the other program's rules before:\n%s\nwith our packet filter disabled:\n%s", theirs, got)
 			}
 			f.stop(h)
 		})
@@ -360,7 +365,7 @@ func TestWhatUndoesOurRulesInAnotherProgramsFilterIsHealedWithoutARestart(t *tes
 			h.filterFrames()
 			w := newCrowd(h)
 			h.log.take()
-			f.start(h) // after us
+			f.start(h) // the program starts after us
 			h.says("it now accepts")
 			w.works()
 			return w
@@ -371,8 +376,9 @@ func TestWhatUndoesOurRulesInAnotherProgramsFilterIsHealedWithoutARestart(t *tes
 				t.Log(what)
 				w.log.take()
 				undo(w.host)
-				// ufw may leave our rules where they belong, and may not; what is
-				// asked before they are put back is asked again by the kernel.
+				// ufw keeps our rules in some cases and removes them in others.
+				// A packet that is dropped before the rules are restored is
+				// retransmitted by the kernel.
 				if name != "ufw" {
 					w.says("it now accepts")
 				}
@@ -380,15 +386,15 @@ func TestWhatUndoesOurRulesInAnotherProgramsFilterIsHealedWithoutARestart(t *tes
 			}
 			w.log.take()
 			f.stop(w.host)
-			if name != "a table of nft" { // which is gone
-				w.says("needed no more")
+			if name != "a table of nft" { // it was deleted
+				w.says("no longer needed")
 			}
 			w.works()
 		})
 	}
 }
 
-// What another program decides by name stays decided.
+// If another program drops packets by an explicit rule, its decision stands.
 func TestRulesOfOthersThatNameWhatTheyDropKeepTheirSay(t *testing.T) {
 	for _, kind := range []string{"nft", "legacy"} {
 		t.Run(kind, func(t *testing.T) {
@@ -401,7 +407,7 @@ func TestRulesOfOthersThatNameWhatTheyDropKeepTheirSay(t *testing.T) {
 			h.answers(h.lan, "tcp", hostAddr+":8080", "web", lanAddr)
 			h.log.take()
 			h.do("", "iptables-"+kind, "-A", "FORWARD", "-s", lanAddr, "-j", "DROP")
-			h.says("it now accepts") // behind the new rule
+			h.says("it now accepts") // our rule comes after the new one
 			h.silent(h.lan, "tcp", hostAddr+":8080")
 			h.answers("", "tcp", hostAddr+":8080", "web", "")
 		})
@@ -450,8 +456,8 @@ func TestFilterThatCannotBeChangedIsTold(t *testing.T) {
 		})
 		_, err = in.Write([]byte("table inet held { flags owner; chain forward { type filter hook forward priority 0; policy drop; }; }\n"))
 		h.ok(err)
-		h.says("nft inet held: its owner lets nobody else change it")
-		// Once, though it is looked at again.
+		h.says("nft inet held: its owner does not let other programs change it")
+		// The message is logged once, although the state is checked repeatedly.
 		h.log.take()
 		h.ok(h.m.Sync(context.Background()))
 		if got := h.log.take(); got != "" {

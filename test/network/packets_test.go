@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package network_test
 
 import (
@@ -19,8 +21,8 @@ func netParse(c *container) (net.IP, *net.IPNet, error) {
 	return net.ParseCIDR(c.Endpoints[0].IPv4.Address.String())
 }
 
-// count listens in a namespace and gives a function that waits for one packet
-// and says how many came.
+// count listens in a namespace. It returns a function that waits for a packet
+// and returns the number of packets received.
 func (h *host) count(path, network, addr string) func(patience time.Duration) int {
 	var c net.PacketConn
 	h.in(path, func() {
@@ -43,7 +45,7 @@ func (h *host) count(path, network, addr string) func(patience time.Duration) in
 }
 
 // send puts a packet on the link of a namespace's eth0, addressed to the host's
-// interface. It may be one that routing would never send.
+// interface. It may be a packet that routing would never send.
 func (h *host) send(path, hostLink string, packet []byte) {
 	h.t.Helper()
 	to, err := netlink.LinkByName(hostLink)
@@ -60,7 +62,7 @@ func (h *host) send(path, hostLink string, packet []byte) {
 			return
 		}
 		defer unix.Close(fd)
-		const ipv4 = 0x0008 // ETH_P_IP in network order
+		const ipv4 = 0x0008 // ETH_P_IP in network byte order
 		sa := &unix.SockaddrLinklayer{Protocol: ipv4, Ifindex: eth0.Attrs().Index, Halen: 6}
 		copy(sa.Addr[:], to.Attrs().HardwareAddr)
 		if err := unix.Sendto(fd, packet, 0, sa); err != nil {
@@ -91,8 +93,8 @@ func datagram(src, dst string, port uint16) []byte {
 	return b
 }
 
-// udpClient gives a function that asks once more on the same flow and returns
-// the name of who answered.
+// udpClient returns a function that sends one more datagram on the same flow
+// and returns the name of the server that answered.
 func (h *host) udpClient(path, addr string) func() string {
 	var c net.Conn
 	h.in(path, func() {
@@ -107,8 +109,8 @@ func (h *host) udpClient(path, addr string) func() string {
 	h.t.Cleanup(func() { c.Close() })
 	return func() string {
 		buf := make([]byte, 1500)
-		// A datagram may be refused while the port leads nowhere; ask again
-		// until the deadline.
+		// The kernel may refuse a datagram while the port leads nowhere, so
+		// send again until the deadline.
 		for deadline := time.Now().Add(soon); time.Now().Before(deadline); {
 			_, _ = c.Write([]byte("x"))
 			h.ok(c.SetReadDeadline(time.Now().Add(silence)))

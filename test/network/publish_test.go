@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package network_test
 
 import (
@@ -77,7 +79,7 @@ func TestContainerReachesOutsideWithTheHostsAddress(t *testing.T) {
 	h.answers(c.Netns, "udp", lanAddr+":7000", "lan", hostAddr)
 }
 
-// route gives the neighbour a way to the containers' subnet by the host.
+// route gives the neighbour a route through the host to the containers' subnet.
 func (h *host) route(c *container) {
 	h.in(h.lan, func() {
 		_, dst, err := netParse(c)
@@ -99,8 +101,8 @@ func TestUnpublishedPortIsOutOfTheNeighboursReach(t *testing.T) {
 	h.silent(h.lan, "tcp", c.ip()+":81")
 	h.silent(h.lan, "tcp", c.ip()+":80")
 	h.answers("", "tcp", c.ip()+":81", "hidden", "")
-	// The rules were what kept it out.
-	h.ok(h.m.Close()) // nobody heals it
+	// The rules kept the packet out.
+	h.ok(h.m.Close()) // so that no daemon repairs the rules
 	flushChain(t, table, "to-hft0")
 	h.answers(h.lan, "tcp", c.ip()+":81", "hidden", lanAddr)
 }
@@ -113,11 +115,11 @@ func TestNeighbourCannotReachTheHostsLoopback(t *testing.T) {
 	if n := packets(silence); n != 0 {
 		t.Errorf("%d packets came through", n)
 	}
-	h.ok(h.m.Close()) // nobody heals it
+	h.ok(h.m.Close()) // so that no daemon repairs the rules
 	flushChain(t, table, "guard")
 	h.send(h.lan, "lan0", datagram(lanAddr, "127.0.0.1", 5353))
 	if n := packets(soon); n != 1 {
-		t.Errorf("without the guard %d packets came through: the test does not reach the hole", n)
+		t.Errorf("without the guard %d packets passed, so the test does not prove that the guard works", n)
 	}
 }
 
@@ -129,18 +131,19 @@ func TestContainerCannotReachOrPretendToBeTheHostsLoopback(t *testing.T) {
 	trusting := h.count("", "udp4", gateway+":9001")
 	send := func() {
 		h.send(c.Netns, "hft0", datagram(c.ip(), "127.0.0.1", 9000))
-		// 127.0.0.1 itself is an address of lo, which the kernel looks after.
+		// The kernel itself drops packets to 127.0.0.1, an address of lo, but
+		// not those to the rest of 127.0.0.0/8.
 		h.send(c.Netns, "hft0", datagram("127.9.9.9", gateway, 9001))
 	}
 	send()
 	if a, b := private(silence), trusting(silence); a+b != 0 {
-		t.Errorf("%d packets reached 127.0.0.1, %d came as from its subnet", a, b)
+		t.Errorf("%d packets reached 127.0.0.1, %d arrived with a source address of its subnet", a, b)
 	}
-	h.ok(h.m.Close()) // nobody heals it
+	h.ok(h.m.Close()) // so that no daemon repairs the rules
 	flushChain(t, table, "guard")
 	send()
 	if a, b := private(soon), trusting(soon); a*b != 1 {
-		t.Errorf("without the guard %d packets reached 127.0.0.1, %d came as from its subnet: the test does not reach the holes", a, b)
+		t.Errorf("without the guard %d packets reached 127.0.0.1 and %d arrived with a source address of its subnet, so the test does not prove that the guard works", a, b)
 	}
 }
 
@@ -157,7 +160,8 @@ func TestContainersOfAClosedBridgeDoNotMeet(t *testing.T) {
 	h.answers(open[1].Netns, "tcp", open[0].ip()+":80", "open", "")
 }
 
-// newOpenBridge is the same with icc, for comparison.
+// newOpenBridge is the same with communication between containers enabled, for
+// comparison.
 func newOpenBridge(t *testing.T, h *host) [2]*container {
 	h.opts.BridgeName, h.opts.ICC, h.opts.Root = "hft1", true, h.opts.Root+"1"
 	h.opts.BIP = "10.99.0.1/24"
@@ -181,7 +185,7 @@ func TestTeardownBatchEndsTheTranslation(t *testing.T) {
 	if n := owners(t, table)[c.Container]; n != 3 {
 		t.Fatalf("%d elements", n)
 	}
-	for range 2 { // the second time there is nothing left, and that is fine
+	for range 2 { // the second call has nothing to remove, and must succeed
 		batches := h.m.TeardownBatch(c.Sandbox)
 		if len(batches) == 0 {
 			t.Fatal("nothing to send")
@@ -210,11 +214,11 @@ func TestUDPClientReachesTheNewContainerOfAPort(t *testing.T) {
 	old.closePorts()
 	next := h.run(h.request("5353:53/udp"))
 	if next.ip() == old.ip() {
-		t.Errorf("%s was given out again at once", next.ip())
+		t.Errorf("the address %s was allocated again at once", next.ip())
 	}
 	h.serve(next.Netns, "udp4", ":53", "new")
 	if got := client(); got != "new" {
-		t.Errorf("the flow leads to %q", got)
+		t.Errorf("the flow reaches %q", got)
 	}
 }
 
@@ -230,7 +234,7 @@ func TestKernelHoldsTheRulesAsDocumented(t *testing.T) {
 		t.Fatalf("%v: %s", err, out)
 	}
 	if got, want := string(out), h.m.Rules(); got != want {
-		t.Errorf("the kernel has\n%s\nwant\n%s", got, want)
+		t.Errorf("the kernel's rules are\n%s\nwant\n%s", got, want)
 	}
 }
 
@@ -255,7 +259,7 @@ func TestThousandPortsArePublishedTogether(t *testing.T) {
 	h.open(map[string]network.Sandbox{c.Container: c.Sandbox})
 	t.Logf("restore: %v", time.Since(start))
 	if generation(t) != before {
-		t.Error("restore touched the rules")
+		t.Error("the restore changed the rules")
 	}
 	start = time.Now()
 	h.ok(h.m.Release(context.Background(), c.Sandbox))
@@ -277,7 +281,7 @@ func TestReserveSaysInDockersWordsThatAPortIsTaken(t *testing.T) {
 			t.Errorf("%v: got %v, want %q", ports, err, want)
 		}
 		if len(s.Ports) != 0 {
-			t.Errorf("a sandbox came with the error")
+			t.Errorf("a sandbox was returned together with an error")
 		}
 	}
 	fails("Bind for 0.0.0.0:8080 failed: port is already allocated", "8081:81/tcp", "8080:80/tcp")
@@ -286,9 +290,10 @@ func TestReserveSaysInDockersWordsThatAPortIsTaken(t *testing.T) {
 	fails("failed to bind host port 0.0.0.0:9090/tcp: address already in use", "9091:91/tcp", "9090:80/tcp")
 	fails("failed to bind host port 203.0.113.1:80/tcp: cannot assign requested address", "203.0.113.1:80:80/tcp")
 
-	// Nothing was kept by those that failed.
+	// The failed requests have reserved no port.
 	c := h.run(h.request("8081:81/tcp", "9091:91/tcp", "8080:80/udp"))
-	// A range goes on to the next port, also past another process's.
+	// A range continues with the next port, also if another process uses one of
+	// them.
 	ranged := h.run(h.request("9090-9092:80/tcp"))
 	if p := ranged.Ports[0].HostPort; p != 9092 {
 		t.Errorf("port %d of the range", p)

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package network_test
 
 import (
@@ -21,7 +23,8 @@ import (
 	"holdfast/internal/network/bridge"
 )
 
-// stored is what the engine reads again after it was killed.
+// stored returns the sandboxes as the engine would read them from the
+// specifications after it was killed.
 func (h *host) stored(cs ...*container) map[string]network.Sandbox {
 	h.t.Helper()
 	out := map[string]network.Sandbox{}
@@ -57,7 +60,8 @@ func TestRestoreTouchesNothingThatIsAsItShouldBe(t *testing.T) {
 	if got := h.log.take(); got != "" {
 		t.Errorf("logged: %s", got)
 	}
-	// A change of our own ends the wait: what came before it is the answer.
+	// The test changes an interface itself. All notifications before that one
+	// belong to the restore.
 	attrs := netlink.NewLinkAttrs()
 	attrs.Name = "mark"
 	h.ok(netlink.LinkAdd(&netlink.Bridge{LinkAttrs: attrs}))
@@ -73,16 +77,16 @@ func TestRestoreTouchesNothingThatIsAsItShouldBe(t *testing.T) {
 	}
 	h.answers(h.lan, "tcp", hostAddr+":8080", "a", lanAddr)
 
-	// What is in use is known again.
+	// The addresses and ports in use are known again.
 	c := h.run(h.request())
 	for _, other := range []*container{a, b} {
 		if c.ip() == other.ip() {
-			t.Errorf("%s was given out twice", c.ip())
+			t.Errorf("the address %s was allocated twice", c.ip())
 		}
 	}
 	_, _, err := h.m.Prepare(context.Background(), h.request("8080:80/tcp"))
 	if err == nil {
-		t.Error("port 8080 was given out twice")
+		t.Error("port 8080 was allocated twice")
 	}
 }
 
@@ -135,7 +139,7 @@ func TestRestorePutsBackWhatWasTakenAway(t *testing.T) {
 			c := h.run(h.request("8080:80/tcp"))
 			h.serve(c.Netns, "tcp4", ":80", "web")
 			h.answers(h.lan, "tcp", hostAddr+":8080", "web", lanAddr)
-			h.ok(h.m.Close()) // it is done while nobody looks
+			h.ok(h.m.Close()) // the change happens while no daemon watches
 			take(h, c)
 			h.silent(h.lan, "tcp", hostAddr+":8080")
 			h.open(h.stored(c))
@@ -179,7 +183,7 @@ func TestContainerKeepsItsGatewayWhenTheBridgesAddressChanges(t *testing.T) {
 	h.answers(h.lan, "tcp", hostAddr+":8080", "old", lanAddr)
 	h.answers(old.Netns, "tcp", lanAddr+":7000", "lan", hostAddr)
 	h.answers(next.Netns, "tcp", lanAddr+":7000", "lan", hostAddr)
-	// Once nobody needs the old address it goes.
+	// The old address is removed when no container needs it any more.
 	h.ok(h.m.Release(context.Background(), old.Sandbox))
 	h.open(h.stored(next))
 	addrs, _, err := bridge.Addresses("hft0")
@@ -208,9 +212,7 @@ func TestSubnetAvoidsTheHostsRoutesAndStays(t *testing.T) {
 	}
 	h := newHost(t, nil)
 	gateway := func() string {
-		gs, err := h.m.Gateways("bridge")
-		h.ok(err)
-		return gs[0].String()
+		return h.m.HostGateway()[0].String()
 	}
 	if got := gateway(); got != "172.18.0.1" {
 		t.Errorf("gateway %s", got)
@@ -257,7 +259,7 @@ func TestJoinMayBeCutOffAndRepeated(t *testing.T) {
 	s, reserved, err := h.m.Prepare(ctx, h.request())
 	h.ok(err)
 	c := &container{s, reserved}
-	// The namespace was mounted, no more.
+	// The daemon died after it had mounted the namespace.
 	h.ok(bridge.Join(bridge.Sandbox{Path: s.Netns}))
 	for range 3 {
 		h.ok(h.m.Join(ctx, s))
@@ -270,7 +272,7 @@ func TestJoinMayBeCutOffAndRepeated(t *testing.T) {
 	if _, err := os.Stat(s.Netns); !os.IsNotExist(err) {
 		t.Errorf("the namespace's file: %v", err)
 	}
-	// The interface of a namespace that was never mounted is in the way.
+	// The interface of a namespace that was never mounted still exists.
 	s, _, err = h.m.Prepare(ctx, h.request())
 	h.ok(err)
 	attrs := netlink.NewLinkAttrs()
@@ -447,7 +449,8 @@ func TestManyContainersAtOnce(t *testing.T) {
 	h.open(h.stored(cs...))
 	t.Logf("restore of %d: %v", n, time.Since(start))
 
-	// The threads that went into namespaces came back to the host's, or ended.
+	// The threads that entered namespaces have returned to the host's namespace
+	// or exited.
 	host, err := os.Readlink("/proc/self/ns/net")
 	h.ok(err)
 	runtime.GC()
@@ -517,7 +520,7 @@ func TestWithoutPacketFilterPortsAreTheShims(t *testing.T) {
 		t.Errorf("%d batches", len(b))
 	}
 	if generation(t) != before {
-		t.Error("the packet filter was touched")
+		t.Error("the packet filter was changed")
 	}
 	if len(reserved) != 2 || reserved[0].Target != c.ip()+":80" {
 		t.Errorf("reserved %+v", reserved)
@@ -549,6 +552,65 @@ func TestReserveBindsThePortsAgain(t *testing.T) {
 	}
 	if l, err := net.Listen("tcp4", ":8080"); err == nil {
 		l.Close()
-		t.Error("another process gets the port")
+		t.Error("another process can bind the port")
+	}
+}
+
+// A container on a macvlan network has ended, and its namespace still exists, as
+// the kernel removes a namespace some time after its last process. A daemon that has
+// found the container, and did not make its namespace itself, frees the hardware
+// address for the next start all the same.
+func TestAddressOnAParentIsFreeAtOnceAlsoAfterARestore(t *testing.T) {
+	h := newHost(t, nil)
+	_, err := h.m.Create(context.Background(), apinet.CreateRequest{Name: "mac", Driver: "macvlan", Options: map[string]string{"parent": "lan0"}})
+	h.ok(err)
+	r := h.request()
+	r.Mode = "mac"
+	c := h.run(r)
+	h.open(h.stored(c))
+	process, err := os.Open(c.Netns)
+	h.ok(err)
+	defer process.Close()
+	h.ok(bridge.Leave(c.Netns)) // as the shim does at the end
+	h.ok(h.m.Release(context.Background(), c.Sandbox))
+	r.Last = c.Endpoints
+	again := h.run(r)
+	if got, want := again.Endpoints[0].MAC, c.Endpoints[0].MAC; got != want {
+		t.Errorf("the next start has the hardware address %s, want %s", got, want)
+	}
+}
+
+// After a handover the old daemon's networks are closed, and the table belongs to
+// its successor.
+func TestClosedNetworksLeaveTheTableAlone(t *testing.T) {
+	h := newHost(t, nil)
+	old := h.m
+	h.open(nil) // closes the old ones
+	c := h.run(h.request("8081:80/tcp"))
+	h.serve(c.Netns, "tcp4", ":80", "c")
+	before := generation(t)
+	if _, err := old.Create(context.Background(), apinet.CreateRequest{Name: "late"}); err != nil {
+		t.Log(err) // it may be refused
+	}
+	if now := generation(t); now != before {
+		t.Errorf("%d transactions", now-before)
+	}
+	h.answers(h.lan, "tcp", hostAddr+":8081", "c", lanAddr)
+}
+
+// The daemon found containers with rules, and its own options want none. What the
+// last of them leaves in the table goes with the next change.
+func TestRulesThatNoContainerNeedsAreRemovedByTheNextChange(t *testing.T) {
+	h := newHost(t, nil)
+	c := h.run(h.request("8081:80/tcp"))
+	h.opts.Iptables, h.opts.Ip6tables = false, false
+	h.open(h.stored(c))
+	h.ok(h.m.Release(context.Background(), c.Sandbox))
+	_, err := h.m.Create(context.Background(), apinet.CreateRequest{Name: "next"})
+	h.ok(err)
+	before := generation(t)
+	h.ok(h.m.Sync(context.Background()))
+	if now := generation(t); now != before {
+		t.Errorf("the table was not what it should be: %d transactions", now-before)
 	}
 }

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package networks
 
 import (
@@ -78,7 +80,7 @@ func TestDefaultRouteAndPublishedPortFollowTheGatewayPriority(t *testing.T) {
 		if got := fetchHost("http://127.0.0.1:18081/"); got != "ada" {
 			t.Errorf("published port: %q", got)
 		}
-		// And from another machine, on a host that looks where packets come from.
+		// And from another machine, on a host with reverse path filtering.
 		if err := inNamespace(pid, func() error { return connect("198.18.3.1", 18081, 2*time.Second) }); err != nil {
 			t.Errorf("published port from another machine: %v", err)
 		}
@@ -101,8 +103,8 @@ func TestDefaultRouteAndPublishedPortFollowTheGatewayPriority(t *testing.T) {
 	h.always(func() { via(2) })
 }
 
-// As in Docker, a container that joins or leaves a network keeps what it has
-// written into its own files.
+// As in Docker, a container that joins or leaves a network keeps its own
+// changes in /etc/hosts and /etc/resolv.conf.
 func TestWhatAContainerWroteIntoItsFilesStaysWhenItsNetworksChange(t *testing.T) {
 	t.Parallel()
 	h := newHouse(t, nil)
@@ -125,16 +127,17 @@ func TestWhatAContainerWroteIntoItsFilesStaysWhenItsNetworksChange(t *testing.T)
 		got := h.in("ada", "cat", "/etc/hosts", "/etc/hostname", "/etc/resolv.conf")
 		h.has("files", got, "192.0.2.9 printer\n", "mine\nnameserver 192.0.2.53\n")
 		if strings.Contains(got, own) {
-			t.Errorf("a line of a network that it has left:\n%s", got)
+			t.Errorf("a line of a network that the container has left:\n%s", got)
 		}
 		if got := h.in("bob", "cat", "/etc/resolv.conf"); strings.Contains(got, "127.0.0.11") {
-			t.Errorf("the name server of a network that it has left:\n%s", got)
+			t.Errorf("the name server of a network that the container has left:\n%s", got)
 		}
 	})
 }
 
-// What a connection is told: addresses, link-local ones too, the interface's
-// name and its settings; of a container that was created, runs, or is paused.
+// The options of a connection: addresses, including link-local ones, the
+// interface's name, and its sysctls. The container is created, running or
+// paused.
 func TestConnectionIsAsItWasAskedFor(t *testing.T) {
 	t.Parallel()
 	h := newHouse(t, nil)
@@ -151,7 +154,7 @@ func TestConnectionIsAsItWasAskedFor(t *testing.T) {
 	h.d.Docker("create", "--name", "ada", "--network", "first", image, "sleep", "9999")
 	h.run("bob", "--network", "first", image, "sleep", "9999")
 	h.run("cyd", "--network", "first", image, "sleep", "9999")
-	h.refused("does not belong to any of this network's subnets", "network", "connect", "--ip", "192.0.2.7", "n", "ada")
+	h.refused("no configured subnet contains IP address", "network", "connect", "--ip", "192.0.2.7", "n", "ada")
 	h.refused("net.X.Y.IFNAME.Z=VALUE", "network", "connect", "--driver-opt", "com.docker.network.endpoint.sysctls=kernel.x=1", "n", "ada")
 	connect("ada", 11)
 	connect("bob", 12)
@@ -182,8 +185,8 @@ func TestConnectionIsAsItWasAskedFor(t *testing.T) {
 	h.d.Docker("network", "rm", "n")
 }
 
-// A command that comes while the daemon has not yet looked at everything waits
-// for that, and is carried out.
+// A command that arrives while the daemon still restores containers waits for
+// that, and is then carried out.
 func TestConnectWhileTheDaemonIsStarting(t *testing.T) {
 	t.Parallel()
 	h := newHouse(t, nil)
@@ -198,7 +201,7 @@ func TestConnectWhileTheDaemonIsStarting(t *testing.T) {
 		for i := range 6 {
 			all.Go(func() {
 				verb := []string{"connect", "disconnect"}[round]
-				// Until there is a socket that answers the command fails at once.
+				// Until the socket exists the command fails at once.
 				for deadline := time.Now().Add(20 * time.Second); ; {
 					r := h.d.TryDocker("network", verb, "two", fmt.Sprintf("ada%d", i))
 					if r.Code == 0 {
@@ -267,8 +270,9 @@ func TestProjectOfSeveralServicesLivesOnWithoutTheDaemon(t *testing.T) {
 			t.Errorf("published port: %q", got)
 		}
 	})
-	// One is replaced, as `up` does: made with its new configuration, the old
-	// one removed, the new one renamed and started.
+	// One container is replaced as `up` does it: a new one is created with the
+	// new configuration, the old one is removed, and the new one is renamed and
+	// started.
 	h.d.Docker("create", "--name", "x_p-app-2", "--hostname", "app2-new", "--network", "name=p_back,alias=app", "--network", "name=p_front,alias=app", image, "sh", "-c", server)
 	h.d.Docker("stop", "-t", "0", "p-app-2")
 	h.d.Docker("rm", "p-app-2")
@@ -281,7 +285,7 @@ func TestProjectOfSeveralServicesLivesOnWithoutTheDaemon(t *testing.T) {
 		h.resolves("p-web-1", "app", app...)
 		h.unknown("p-web-1", "x_p-app-2")
 	})
-	// down
+	// As `down` does it.
 	h.d.Docker("rm", "-f", "p-web-1", "p-app-1", "p-app-2", "p-db-1")
 	clear(h.pids)
 	h.d.Docker("network", "rm", "p_front", "p_back")

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package networks
 
 import (
@@ -35,7 +37,8 @@ func TestNetworkIsWhatWasAskedFor(t *testing.T) {
 func TestSecondSubnetIsUsedWhenTheFirstIsFull(t *testing.T) {
 	t.Parallel()
 	h := newHouse(t, nil)
-	// Each has room for one container. The command line gives them in no order.
+	// Each subnet has room for one container. The command line sends the
+	// subnets in no particular order.
 	h.d.Docker("network", "create", "--subnet", h.net+".1.0/30", "--subnet", h.net+".2.0/30", "n")
 	h.serve("ada", "--network", "n")
 	h.serve("bob", "--network", "n")
@@ -71,16 +74,16 @@ func TestErrorsAreInDockersWords(t *testing.T) {
 			{"network o not found", "run", "--rm", "--network", "o", image},
 			{"No such container: nobody", "network", "connect", "n", "nobody"},
 			{"already exists in network n", "network", "connect", "n", "ada"},
-			{"is not connected to network bridge", "network", "disconnect", "bridge", "ada"},
+			{"is not connected to ", "network", "disconnect", "bridge", "ada"},
 			{"host network", "network", "connect", "host", "ada"},
 			{"private (none) mode", "network", "connect", "none", "ada"},
-			{"does not belong to any of this network's subnets", "run", "--rm", "--network", "n", "--ip", "192.0.2.1", image},
+			{"no configured subnet contains IP address", "run", "--rm", "--network", "n", "--ip", "192.0.2.1", image},
 			{"ddress already in use", "run", "--rm", "--network", "n", "--ip", h.address("ada", "n"), image},
 			{"gateway mode 'isolated' can only be used for an internal network", "network", "create", "-o", "com.docker.network.bridge.gateway_mode_ipv4=isolated", "o"},
 			{"want nat, nat-unprotected, routed or isolated", "network", "create", "-o", "com.docker.network.bridge.gateway_mode_ipv4=bridged", "o"},
-			{"user specified IP address is supported on user defined networks only", "run", "--rm", "--ip", "192.0.2.1", image},
-			{"user specified IP address is supported on user defined networks only", "create", "--network", "none", "--ip", "192.0.2.1", image},
-			{"user specified IP address is supported on user defined networks only", "create", "--network", "host", "--ip", "192.0.2.1", image},
+			{"user-specified IP address is supported on user-defined networks only", "run", "--rm", "--ip", "192.0.2.1", image},
+			{"user-specified IP address is supported on user-defined networks only", "create", "--network", "none", "--ip", "192.0.2.1", image},
+			{"user-specified IP address is supported on user-defined networks only", "create", "--network", "host", "--ip", "192.0.2.1", image},
 			{"network-scoped alias is supported only for containers in user defined networks", "network", "connect", "--alias", "a", "bridge", "ada"},
 			{"invalid MAC address 01:00:00:00:00:01", "create", "--network", "n", "--mac-address", "01:00:00:00:00:01", image},
 			{"failed to allocate secondary ip address (a:" + own + "4.1): Address already in use", "network", "create", "--subnet", own + "4.0/24", "--aux-address", "a=" + own + "4.1", "o"},
@@ -96,7 +99,8 @@ func TestErrorsAreInDockersWords(t *testing.T) {
 		h.d.Kill9()
 		h.d.Start()
 	}
-	// A container that does not run names it, and does not hold it.
+	// A stopped container refers to the network, but does not prevent its
+	// removal.
 	h.d.Docker("rm", "-f", "ada")
 	delete(h.pids, "ada")
 	h.d.Docker("network", "rm", "n")
@@ -141,8 +145,8 @@ func TestExistingBridgeIsUsedAndKept(t *testing.T) {
 	}
 }
 
-// As with dockerd's bridge "none": a container that names no network runs, and may
-// join one.
+// As with dockerd's bridge "none": a container without a network runs, and can
+// be connected to one.
 func TestWithoutADefaultBridgeContainersHaveLoopbackAlone(t *testing.T) {
 	t.Parallel()
 	h := newHouse(t, map[string]any{"bridge": "none", "bip": ""})
@@ -188,7 +192,7 @@ func TestDaemonsDefaultOptionsHoldForNewNetworks(t *testing.T) {
 	h.always(func() { h.has("link", h.in("ada", "ip", "link", "show", "eth0"), "mtu 1234") })
 }
 
-// A subnet shows on the host only when a bridge has an address of it.
+// A subnet is visible on the host only when a bridge has an address in it.
 func TestDaemonsBesideEachOtherChooseDifferentSubnets(t *testing.T) {
 	t.Parallel()
 	a := newHouse(t, nil)
@@ -220,7 +224,7 @@ func TestConfigurationOnlyNetworkConfiguresOthers(t *testing.T) {
 	h.d.Docker("network", "create", "--config-from", "conf", "n")
 	h.run("ada", "--network", "n", image, "sleep", "9999")
 	h.always(func() {
-		h.has("addresses", h.in("ada", "ip", "addr", "show", "eth0"), h.net+".1.64/24", "mtu 1400")
+		h.has("addresses", h.in("ada", "ip", "addr", "show", "eth0"), h.net+".1.65/24", "mtu 1400")
 		if h.d.Running() {
 			h.has("inspect", h.d.Docker("network", "inspect", "n"), `"Network": "conf"`, `"who": "test"`, `"Driver": "bridge"`, h.net+".1.64/26")
 			h.has("inspect", h.d.Docker("network", "inspect", "conf"), `"ConfigOnly": true`, `"Driver": "null"`)

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package networks
 
 import (
@@ -8,15 +10,16 @@ import (
 	"time"
 )
 
-// neighbour is another machine, with routes to the networks of the house by
-// the host.
+// neighbour is another machine, with routes through the host to the networks of
+// the house.
 type neighbour struct {
 	*house
 	pid  int
 	addr string
 }
 
-// newNeighbour: n makes its addresses another's than those of the other tests.
+// newNeighbour makes a neighbour. n must differ from that of other tests, so
+// that their addresses differ.
 func (h *house) newNeighbour(name string, n int, to ...string) *neighbour {
 	h.Helper()
 	m := &neighbour{house: h, addr: fmt.Sprintf("198.18.%d.2", n)}
@@ -53,7 +56,7 @@ func (m *neighbour) isKeptOut(addr string, port int) {
 	}
 }
 
-// sees is the address that the machine sees a container with.
+// sees returns the address that the machine sees a container at.
 func (m *neighbour) sees(from string) string {
 	m.Helper()
 	said := m.in(from, "sh", "-c", "nc "+m.addr+" 80 </dev/null")
@@ -86,7 +89,8 @@ func TestRoutedNetworkIsReachedAtItsContainersAddresses(t *testing.T) {
 		h.reaches("bob", a4, "ada")
 		h.equal("its own address outside", m.sees("ada"), a4)
 	})
-	// What is published goes with the container, also without a daemon.
+	// The published ports of a container are closed with it, also without a
+	// daemon.
 	h.d.Kill9()
 	h.host("kill", "-9", strconv.Itoa(h.pids["ada"]))
 	for late := time.Now().Add(10 * time.Second); ; {
@@ -95,7 +99,7 @@ func TestRoutedNetworkIsReachedAtItsContainersAddresses(t *testing.T) {
 			break
 		}
 		if time.Now().After(late) {
-			t.Fatal("the ports of a container that is gone can be reached:\n" + rules)
+			t.Fatal("the ports of a removed container can be reached:\n" + rules)
 		}
 	}
 	h.d.Start()
@@ -115,7 +119,7 @@ func TestUnprotectedNetworkIsOpenToOtherMachines(t *testing.T) {
 	h.always(func() {
 		m.connects(b4, 80)
 		m.connects("198.18.6.1", 18681)
-		h.isolated("cyd", b4)
+		h.reaches("cyd", b4, "bob") // as in Docker
 		h.equal("the host's address outside", m.sees("bob"), "198.18.6.1")
 	})
 }

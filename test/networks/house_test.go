@@ -1,23 +1,24 @@
-// Package networks tests networks of the user's own as a user meets them: with
-// the docker command, real sockets and other machines. What a test promises is
-// looked at three times: with the daemon, after it was killed with -9, and when
-// it is back. It needs root.
+// SPDX-License-Identifier: Apache-2.0
+
+// Package networks tests user-defined networks as a user meets them: with the
+// docker command, real sockets and other machines. Each promise is checked
+// three times: under a daemon, after it was killed with SIGKILL, and under the
+// next daemon. It needs root.
 //
-// The test process runs in a network namespace of its own, which stands for
-// the host, so nothing of it meets the links of the real one.
+// The test process runs in a network namespace of its own, which stands for the
+// host. So the tests don't affect the interfaces of the real host.
 package networks
 
 import (
 	"bufio"
 	"bytes"
-	"errors"
 	"fmt"
 	"io"
 	"maps"
 	"net"
 	"os"
 	"os/exec"
-	"runtime"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -28,32 +29,16 @@ import (
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/net/dns/dnsmessage"
-	"golang.org/x/sys/unix"
 
 	"holdfast/test/kit"
 )
 
-// The first thread stays with the main goroutine: it can't end, so it must not
-// be one that goes into another namespace.
-func init() { runtime.LockOSThread() }
-
 const (
-	insideEnv  = "HOLDFAST_TEST_NETWORKS_NAMESPACE"
 	machineEnv = "HOLDFAST_TEST_NETWORKS_MACHINE"
 )
 
 func TestMain(m *testing.M) {
-	if os.Getenv(insideEnv) == "" {
-		os.Exit(reexec())
-	}
-	lo, err := netlink.LinkByName("lo")
-	if err == nil {
-		err = netlink.LinkSetUp(lo)
-	}
-	if err != nil {
-		fmt.Fprintln(os.Stderr, "set up the host's namespace:", err)
-		os.Exit(1)
-	}
+	kit.Isolate(0)
 	if err := answerNobody(); err != nil {
 		fmt.Fprintln(os.Stderr, "name server:", err)
 		os.Exit(1)
@@ -61,35 +46,19 @@ func TestMain(m *testing.M) {
 	kit.Main(m)
 }
 
-func reexec() int {
-	cmd := exec.Command("/proc/self/exe", os.Args[1:]...)
-	cmd.Env = append(os.Environ(), insideEnv+"=1")
-	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
-	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET, Pdeathsig: syscall.SIGKILL}
-	runtime.LockOSThread() // Pdeathsig is about the thread
-	if err := cmd.Run(); err != nil {
-		if exit := new(exec.ExitError); errors.As(err, &exit) {
-			return exit.ExitCode()
-		}
-		fmt.Fprintln(os.Stderr, "these tests need root:", err)
-		return 1
-	}
-	return 0
-}
-
 const image = "busybox:test"
 
 // server answers on port 80 with its host name.
 const server = `mkdir -p /srv; hostname > /srv/index.html; exec httpd -f -p 80 -h /srv`
 
-// house is a daemon with pools that no other test's daemon has.
+// house is a daemon whose address pools no other test's daemon uses.
 type house struct {
 	*testing.T
 	d *kit.Daemon
-	// ids are the containers', by name, of those that were started by run.
+	// ids are the IDs, by name, of the containers that run started.
 	ids map[string]string
-	// net is the beginning of the IPv4 addresses that are the test's own: two
-	// bytes, as in "10.3". Its upper half are the daemon's pools.
+	// net is the beginning of the IPv4 addresses of this test: two bytes, as in
+	// "10.3". The daemon's pools are its upper half.
 	net  string
 	pids map[string]int
 }
@@ -110,10 +79,11 @@ func newHouse(t *testing.T, config map[string]any) *house {
 	return h
 }
 
-// clean removes containers and networks, and looks for what networks left.
+// clean removes containers and networks, and checks that no resources of
+// networks are left over.
 func (h *house) clean() {
 	if h.Failed() {
-		return // the namespace takes all along
+		return // the resources are removed with the namespace
 	}
 	if !h.d.Running() {
 		h.d.Start()
@@ -131,13 +101,18 @@ func (h *house) clean() {
 			h.Errorf("left behind: link %s", b)
 		}
 	}
-	if rules := h.rules(); strings.Contains(rules, "br-") {
-		h.Errorf("left behind: rules of networks that are gone:\n%s", rules)
+	// Bridges of other tests' daemons may exist as well.
+	rules := h.rules()
+	for _, b := range bridges {
+		if strings.Contains(rules, b) {
+			h.Errorf("rules of removed networks are left over:\n%s", rules)
+			break
+		}
 	}
 }
 
-// always looks at something with the daemon, after it was killed with -9, and
-// when it is back; nothing of the kernel's is another then.
+// always runs a check under the daemon, after it was killed with SIGKILL, and
+// under the next daemon. Meanwhile the state in the kernel must not change.
 func (h *house) always(check func()) {
 	h.Helper()
 	check()
@@ -147,25 +122,32 @@ func (h *house) always(check func()) {
 	check()
 	h.d.Start()
 	if after := h.kernel(); after != before {
-		h.Errorf("the kernel's side is another with the new daemon:\n%s\nbefore:\n%s", less(after, before), less(before, after))
+		h.Errorf("the new daemon changed the state in the kernel:\n%s\nbefore:\n%s", less(after, before), less(before, after))
 	}
 	h.Log("with the next daemon")
 	check()
 }
 
-// kernel is what the daemon's networks are in the kernel.
+// kernel lists the interfaces, addresses and routes of the daemon's networks in
+// the kernel.
 func (h *house) kernel() string {
 	h.Helper()
 	var b strings.Builder
-	b.WriteString(h.rules())
+	for line := range strings.Lines(h.rules()) {
+		if !within.MatchString(line) {
+			b.WriteString(line)
+		}
+	}
 	for line := range strings.Lines(h.host("ip", "-o", "addr") + h.host("ip", "route")) {
 		if strings.Contains(" "+line, " "+h.net+".") {
-			// The kernel notices late that a bridge has no port any more.
+			// The kernel sets "linkdown" with a delay after a bridge has lost
+			// its last port.
 			b.WriteString(strings.ReplaceAll(line, " linkdown", ""))
 		}
 	}
 	for _, name := range slices.Sorted(maps.Keys(h.pids)) {
-		// Without what the kernel gives itself, and its doubts about it.
+		// Link-local addresses, which the kernel assigns itself, and
+		// "tentative" are left out.
 		b.WriteString(name + "\n")
 		for line := range strings.Lines(h.in(name, "sh", "-c", "ip addr; ip route; cat /etc/hosts /etc/resolv.conf")) {
 			if !strings.Contains(line, "fe80::") {
@@ -176,7 +158,11 @@ func (h *house) kernel() string {
 	return b.String()
 }
 
-// less are the lines of a that are not in b.
+// within matches a rule of the chain rest for a bridge of another test's
+// daemon.
+var within = regexp.MustCompile(`^\s*iifname "[^"]+" oifname "[^"]+" accept\n?$`)
+
+// less returns the lines of a that are not in b.
 func less(a, b string) string {
 	var out strings.Builder
 	for line := range strings.Lines(a) {
@@ -187,8 +173,8 @@ func less(a, b string) string {
 	return out.String()
 }
 
-// rules are the packet filter's. A daemon that was told to leave it alone has
-// none.
+// rules lists the packet filter's rules. A daemon with the packet filter
+// disabled has none.
 func (h *house) rules() string {
 	h.Helper()
 	out, err := try("nft", "list", "table", "inet", h.d.Table)
@@ -208,13 +194,13 @@ func (h *house) run(name string, args ...string) {
 	h.know(name)
 }
 
-// serve starts a container that answers with its name.
+// serve starts a container whose web server answers with its name.
 func (h *house) serve(name string, args ...string) {
 	h.Helper()
 	h.run(name, append(args, image, "sh", "-c", server)...)
 }
 
-// know notes a container's process, for in works without a daemon.
+// know records a container's process, so that in works without a daemon.
 func (h *house) know(name string) {
 	h.Helper()
 	pid, err := strconv.Atoi(h.inspect(name, "{{.State.Pid}}"))
@@ -229,7 +215,7 @@ func (h *house) inspect(name, format string) string {
 	return h.d.Docker("inspect", "-f", format, name)
 }
 
-// address of a container on a network.
+// address returns the address of a container on a network.
 func (h *house) address(name, network string) string {
 	h.Helper()
 	return h.inspect(name, fmt.Sprintf("{{(index .NetworkSettings.Networks %q).IPAddress}}", network))
@@ -280,8 +266,8 @@ func (h *house) tryIn(name string, args ...string) (string, error) {
 	return try(append([]string{"nsenter", "-t", strconv.Itoa(h.pids[name]), "-m", "-n", "-u", "-p", "--"}, args...)...)
 }
 
-// fetch is what an address or name, with a port or without, answers to a
-// container. A name is asked of the container's name server.
+// fetch returns the page that a container gets from an address or name, with or
+// without a port. A name is resolved by the container's name server.
 func (h *house) fetch(from, to string) (got string) {
 	h.Helper()
 	port := 80
@@ -303,7 +289,7 @@ func (h *house) fetch(from, to string) (got string) {
 	return got
 }
 
-// reaches expects to's server to answer from.
+// reaches checks that the server "to" answers.
 func (h *house) reaches(from, to, want string) {
 	h.Helper()
 	// A server that was just started may not listen yet.
@@ -320,8 +306,8 @@ func (h *house) reaches(from, to, want string) {
 	}
 }
 
-// isolated expects no packet to get from one container to an address: a SYN is
-// neither answered nor refused within the half of a second.
+// isolated checks that no packet gets from a container to an address: a SYN is
+// neither answered nor refused within half a second.
 func (h *house) isolated(from, address string) {
 	h.Helper()
 	h.within(from, func() error {
@@ -332,8 +318,8 @@ func (h *house) isolated(from, address string) {
 	})
 }
 
-// within runs f on a thread in a container's network namespace. f may only use
-// what stays on its thread: plain system calls.
+// within runs f on a thread in a container's network namespace. f may use only
+// plain system calls, because those stay on its thread.
 func (h *house) within(name string, f func() error) {
 	h.Helper()
 	if err := inNamespace(h.pids[name], f); err != nil {
@@ -342,25 +328,10 @@ func (h *house) within(name string, f func() error) {
 }
 
 func inNamespace(pid int, f func() error) error {
-	done := make(chan error, 1)
-	go func() {
-		runtime.LockOSThread() // and never unlocked: the thread ends here
-		done <- func() error {
-			ns, err := os.Open(fmt.Sprintf("/proc/%d/ns/net", pid))
-			if err != nil {
-				return err
-			}
-			defer ns.Close()
-			if err := unix.Setns(int(ns.Fd()), unix.CLONE_NEWNET); err != nil {
-				return err
-			}
-			return f()
-		}()
-	}()
-	return <-done
+	return kit.InNetns(fmt.Sprintf("/proc/%d/ns/net", pid), f)
 }
 
-// refused expects a docker command to fail with words.
+// refused checks that a docker command fails with certain words.
 func (h *house) refused(words string, args ...string) {
 	h.Helper()
 	r := h.d.TryDocker(args...)
@@ -369,7 +340,7 @@ func (h *house) refused(words string, args ...string) {
 	}
 }
 
-// has expects words in a text.
+// has checks that a text contains words.
 func (h *house) has(what, text string, words ...string) {
 	h.Helper()
 	for _, w := range words {
@@ -386,12 +357,12 @@ func (h *house) equal(what, got, want string) {
 	}
 }
 
-// machine is another machine: a process with a network namespace, and a link
-// of the host that leads to it.
+// machine starts another machine: a process in a network namespace, with a veth
+// pair to the host.
 func (h *house) machine(link, hostAddr, addr string) (pid int) {
 	h.Helper()
 	cmd := exec.Command("/proc/self/exe", "-test.run=^TestMachine$")
-	cmd.Env = append(os.Environ(), insideEnv+"=1", machineEnv+"=1")
+	cmd.Env = append(os.Environ(), machineEnv+"=1")
 	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET}
 	in, err := cmd.StdinPipe()
 	var said io.ReadCloser
@@ -423,8 +394,8 @@ func (h *house) machine(link, hostAddr, addr string) (pid int) {
 	return pid
 }
 
-// TestMachine is the process of machine: it answers on port 80, and ends when
-// its input does. Without machine's word there is nothing for it to do.
+// TestMachine is the process of machine: it serves port 80 and exits at the end
+// of its input. Without machine's environment variable it does nothing.
 func TestMachine(t *testing.T) {
 	if os.Getenv(machineEnv) == "" {
 		return

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package networks
 
 import (
@@ -47,7 +49,7 @@ func TestNamesResolveWithAndWithoutADaemon(t *testing.T) {
 		if len(first) != 2 {
 			t.Errorf("the answer always begins with %v", first)
 		}
-		h.unknown("ada", "far") // of a network that the container isn't on
+		h.unknown("ada", "far") // a name on a network that the container is not on
 		h.unknown("far", "bob")
 		h.has("resolv.conf", h.in("ada", "cat", "/etc/resolv.conf"), "nameserver 127.0.0.11", "options ndots:0")
 		if got := h.fetch("ada", "www.n"); got != "bob" && got != "cyd" {
@@ -122,13 +124,13 @@ func TestLinksOfTheDefaultNetworkFollowTheContainerTheyName(t *testing.T) {
 	}
 	was := h.address("db", "bridge")
 	h.always(func() { linked(was) })
-	// It comes back with another address.
+	// The container gets another address when it is connected again.
 	h.d.Docker("network", "disconnect", "bridge", "db")
 	h.run("other", image, "sleep", "9999")
 	h.d.Docker("network", "connect", "bridge", "db")
 	is := h.address("db", "bridge")
 	if is == was {
-		t.Fatalf("the address is the same, %s", is)
+		t.Fatalf("the container still has the address %s", is)
 	}
 	h.always(func() { linked(is) })
 	h.d.Docker("restart", "-t", "0", "db")
@@ -137,8 +139,8 @@ func TestLinksOfTheDefaultNetworkFollowTheContainerTheyName(t *testing.T) {
 	h.always(func() { linked(is) })
 }
 
-// The resolvers that programs use: the C library's, asked on the host with the
-// container's network and its resolv.conf, and busybox's in the container.
+// The resolvers that programs use: the C library's, which runs on the host with
+// the container's network and resolv.conf, and busybox's in the container.
 func TestResolversOfProgramsFindNames(t *testing.T) {
 	t.Parallel()
 	up := newUpstream(t, "127.0.4.53", 4)
@@ -147,7 +149,7 @@ func TestResolversOfProgramsFindNames(t *testing.T) {
 	h.serve("bob", "--network", "n_1", "--network-alias", "the_alias")
 	h.run("ada", "--network", "n_1", "--link", "bob:linked", "--dns-search", "corp.example", "--add-host", "host.docker.internal:host-gateway", image, "sleep", "9999")
 	b4, b6 := h.address("bob", "n_1"), h.address6("bob", "n_1")
-	gw := h.inspect("ada", "{{.NetworkSettings.Networks.n_1.Gateway}}")
+	gw := h.d.Address.Addr().String() // on any network
 	pid := fmt.Sprint(h.pids["ada"])
 	getent := func(db, name string) string {
 		t.Helper()
@@ -167,7 +169,7 @@ func TestResolversOfProgramsFindNames(t *testing.T) {
 		h.has("wget", h.in("ada", "wget", "-qO-", "http://bob/"), "bob")
 	})
 	if up.asked("bob.") || up.asked("the_alias.") || up.asked("bob.n_1.") {
-		t.Errorf("our own names were asked of the host's server: %v", up.seen)
+		t.Errorf("queries for container names were forwarded to the host's name server: %v", up.seen)
 	}
 }
 
@@ -178,8 +180,9 @@ type upstream struct {
 	seen []string
 }
 
-// newUpstream answers on an address of the host's loopback: for big. with more
-// than a datagram holds, for mute. not at all, and 192.0.2.N for the rest.
+// newUpstream starts a name server on a loopback address of the host. For big.
+// the answer is larger than a datagram, for mute. there is no answer, and for
+// other names it is 192.0.2.N.
 func newUpstream(t *testing.T, addr string, n byte) *upstream {
 	t.Helper()
 	u := &upstream{addr: addr}
@@ -256,7 +259,8 @@ func (u *upstream) asked(name string) bool {
 
 func TestOtherNamesAreAskedOfTheHostsServers(t *testing.T) {
 	t.Parallel()
-	// On loopback, where a container itself could not reach them.
+	// The servers are on loopback, where a container itself could not reach
+	// them.
 	one, two := newUpstream(t, "127.0.1.53", 1), newUpstream(t, "127.0.2.53", 2)
 	h := newHouse(t, map[string]any{"dns": []string{one.addr, two.addr}})
 	h.d.Docker("network", "create", "n")
@@ -266,7 +270,7 @@ func TestOtherNamesAreAskedOfTheHostsServers(t *testing.T) {
 	h.run("shut", "--network", "in", image, "sleep", "9999")
 	h.always(func() {
 		h.resolves("ada", "somewhere.example.com", "192.0.2.1")
-		h.resolves("bob", "somewhere.example.com", "192.0.2.2") // its first one is dead
+		h.resolves("bob", "somewhere.example.com", "192.0.2.2") // its first server does not answer
 		if r := h.ask("ada", "big", dnsmessage.TypeTXT, true); len(r.all) != 40 {
 			t.Errorf("over TCP: %d answers", len(r.all))
 		}
@@ -274,15 +278,15 @@ func TestOtherNamesAreAskedOfTheHostsServers(t *testing.T) {
 		h.unknown("shut", "leak.example.com")
 		h.unknown("ada", "nobody.n")
 		if r := h.ask("ada", backwards(h.net+".128.250"), dnsmessage.TypePTR, false); r.code != dnsmessage.RCodeNameError {
-			t.Errorf("an address of a network's own that nobody has: %+v", r)
+			t.Errorf("reverse lookup of an unused address of the network: %+v", r)
 		}
 	})
 	if r := h.ask("ada", "mute", dnsmessage.TypeA, false); r.code != dnsmessage.RCodeServerFailure {
-		t.Errorf("servers that say nothing: %+v", r)
+		t.Errorf("query to servers that do not answer: %+v", r)
 	}
 	for _, u := range []*upstream{one, two} {
 		if u.asked("leak.example.com.") || u.asked("nobody.n.") || u.asked(backwards(h.net+".128.250")+".") {
-			t.Errorf("names of our own were asked of %s: %v", u.addr, u.seen)
+			t.Errorf("queries for container names were forwarded to %s: %v", u.addr, u.seen)
 		}
 	}
 }
@@ -301,7 +305,7 @@ func TestContainerMayListenOnPort53Itself(t *testing.T) {
 	})
 }
 
-// What tracks connections makes every packet dearer, not only those of names.
+// Connection tracking slows down every packet, not only those of name queries.
 func TestNamesNeedNoConnectionTracking(t *testing.T) {
 	t.Parallel()
 	h := newHouse(t, nil)
@@ -331,20 +335,22 @@ func TestNamesNeedNoConnectionTracking(t *testing.T) {
 		}
 	})
 
-	// A container that tracks for a filter of its own sees connections as they are.
+	// A container whose own filter uses connection tracking sees its
+	// connections as they are.
 	h.host("nsenter", "-t", fmt.Sprint(h.pids["ada"]), "-n", "nft", `table inet own {
 		chain in { type filter hook input priority 0; policy drop; ct state established,related accept; iif lo ct state new accept; }
 		chain out { type filter hook output priority 0; ct state invalid drop; ip saddr 127.0.0.11 ct state new drop; }
 	}`)
 	h.always(ask)
 	if tracked() == 0 {
-		t.Error("nothing is tracked: the filter was not reached")
+		t.Error("no connection is tracked, so the filter was not reached")
 	}
 }
 
-// A daemon that dies while the last container of a network goes leaves the
-// network's names behind. Those of the others stand still while the next one looks
-// at one container after the other.
+// A daemon that dies while the last container of a network is removed leaves
+// the network's name file behind. The next daemon removes it, and does not
+// rewrite the name files of other networks while it restores one container
+// after the other.
 func TestNamesThatADaemonLeftAreRemovedByTheNext(t *testing.T) {
 	t.Parallel()
 	h := newHouse(t, nil)
@@ -369,7 +375,7 @@ func TestNamesThatADaemonLeftAreRemovedByTheNext(t *testing.T) {
 		t.Errorf("names: %v, %v", entries, err)
 	}
 	if after, err := os.Stat(mine); err != nil || !os.SameFile(before, after) {
-		t.Errorf("the file of a network that has not changed is another: %v", err)
+		t.Errorf("the name file of an unchanged network was replaced: %v", err)
 	}
 	h.reaches("ada", "ada", "ada")
 }

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package networks
 
 import (
@@ -6,7 +8,7 @@ import (
 	"time"
 )
 
-// Not in parallel: the policies are the whole host's.
+// Not in parallel: the policies apply to the whole host.
 func TestHostWhoseFiltersDropForwardedPacketsIsNoObstacle(t *testing.T) {
 	h := newHouse(t, nil)
 	programs := []string{"iptables-nft", "iptables-legacy"}
@@ -38,14 +40,14 @@ func TestHostWhoseFiltersDropForwardedPacketsIsNoObstacle(t *testing.T) {
 				return nil
 			})
 			if err != nil || got != want {
-				t.Errorf("another machine asks the port %d: %q, %v", port, got, err)
+				t.Errorf("another machine requests a page from port %d: %q, %v", port, got, err)
 			}
 		}
 		h.within("bob", func() error { return connect("198.18.3.2", 80, 5*time.Second) })
 		h.reaches("bob", "ada", "ada")
 		h.isolated("bob", other)
 		if now := rules(); now != before {
-			t.Errorf("the rules are\n%s\nand were\n%s", now, before)
+			t.Errorf("the rules after:\n%s\nbefore:\n%s", now, before)
 		}
 	})
 	h.d.Docker("rm", "-f", "ada", "bob")
@@ -55,6 +57,6 @@ func TestHostWhoseFiltersDropForwardedPacketsIsNoObstacle(t *testing.T) {
 	}
 	h.d.Docker("network", "rm", "own")
 	if got := rules(); strings.Contains(got, gone) {
-		t.Errorf("a rule names %s, which is gone:\n%s", gone, got)
+		t.Errorf("a rule refers to %s, which no longer exists:\n%s", gone, got)
 	}
 }

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package networks
 
 import (
@@ -12,8 +14,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// What the kernel can't translate goes through the container's shim: here
-// connections to [::1] and datagrams to it.
+// The shim forwards the connections that the kernel can't translate: here
+// connections and datagrams to [::1].
 func TestForwardedPortFollowsTheContainerToAnotherNetwork(t *testing.T) {
 	t.Parallel()
 	h := newHouse(t, nil)
@@ -34,13 +36,14 @@ func TestForwardedPortFollowsTheContainerToAnotherNetwork(t *testing.T) {
 	h.d.Docker("network", "connect", "two", "ada")
 	h.d.Docker("network", "disconnect", "one", "ada")
 	h.always(answers)
-	// A new shim knows it too.
+	// A new shim knows the address as well.
 	killShim(t, h, "ada")
 	h.always(answers)
 	h.d.Docker("network", "connect", "--gw-priority", "7", "one", "ada")
 	h.always(answers)
-	// Without any network the port stays the container's, and leads nowhere:
-	// the next container gets the address that it led to.
+	// Without any network the port remains reserved for the container and leads
+	// nowhere, also when the next container gets the container's former
+	// address.
 	a := h.address("ada", "one")
 	h.d.Docker("network", "disconnect", "two", "ada")
 	h.d.Docker("network", "disconnect", "one", "ada")
@@ -80,12 +83,13 @@ func killShim(t *testing.T, h *house, name string) {
 	}
 	for deadline := time.Now().Add(20 * time.Second); look() == old; {
 		if time.Now().After(deadline) {
-			t.Fatal("no new shim comes")
+			t.Fatal("no new shim was started")
 		}
 	}
 }
 
-// echo answers datagrams to a port of a container with its name.
+// echo starts a server in a container that answers datagrams with the
+// container's name.
 func (h *house) echo(name string, port int) {
 	h.Helper()
 	var f *os.File
@@ -115,7 +119,7 @@ func (h *house) echo(name string, port int) {
 	}()
 }
 
-// say sends a datagram and gives the answer.
+// say sends a datagram and returns the answer.
 func say(to string) string {
 	c, err := net.Dial("udp", to)
 	if err != nil {
@@ -172,8 +176,8 @@ func TestPortsArePublishedWhenTheFirstNetworkLeadsOut(t *testing.T) {
 	h.refused("port is already allocated", "run", "--rm", "-p", "18092:80", image)
 }
 
-// The one number that was chosen for IPv6 is the one of IPv4 too, and what was
-// asked for on IPv6 alone stays there.
+// A port number that was allocated for IPv6 is kept when the container gets
+// IPv4. A port that was requested for IPv6 alone stays there.
 func TestPortsArePublishedOnIPv4WhenTheContainerGetsIt(t *testing.T) {
 	t.Parallel()
 	h := newHouse(t, nil)
@@ -187,7 +191,8 @@ func TestPortsArePublishedOnIPv4WhenTheContainerGetsIt(t *testing.T) {
 		h.equal("before", fetchHost("http://[::1]:"+port+"/"), "ada")
 	}
 	h.d.Docker("network", "connect", "four", "ada")
-	// Another has it: the container stays as it is, and so does the other.
+	// Another container has the port: the connect fails, and both containers
+	// stay as they are.
 	h.refused("port is already allocated", "network", "connect", "four", "bob")
 	h.always(func() {
 		for _, at := range []string{"127.0.0.1", "[::1]"} {
@@ -197,13 +202,13 @@ func TestPortsArePublishedOnIPv4WhenTheContainerGetsIt(t *testing.T) {
 		}
 		h.equal("IPv6 alone", fetchHost("http://[::1]:18195/"), "ada")
 		if got := fetchHost("http://127.0.0.1:18195/"); got == "ada" {
-			t.Error("what was published on IPv6 alone is on IPv4")
+			t.Error("a port published on IPv6 alone is open on IPv4")
 		}
 		h.equal("the other's", fetchHost("http://127.0.0.1:18196/"), "eve")
 		h.equal("of the one that was refused", fetchHost("http://[::1]:18196/"), "bob")
 		if l, err := net.Listen("tcp", "127.0.0.1:18194"); err == nil {
 			l.Close()
-			t.Error("another process gets the port on IPv4")
+			t.Error("another process can bind the port on IPv4")
 		}
 	})
 	h.d.Docker("rm", "-f", "eve")
@@ -215,14 +220,15 @@ func TestPortsArePublishedOnIPv4WhenTheContainerGetsIt(t *testing.T) {
 	for _, at := range []string{"127.0.0.1:18194", "127.0.0.1:18196", "[::1]:18194"} {
 		l, err := net.Listen("tcp", at)
 		if err != nil {
-			t.Errorf("the port is not given back: %v", err)
+			t.Errorf("the port was not released: %v", err)
 			continue
 		}
 		l.Close()
 	}
 }
 
-// The ports are the shim's while no daemon lives: nobody else gets them.
+// While no daemon lives the shim keeps the ports reserved: no other process can
+// bind them.
 func TestPortsAreHeldWhileNoDaemonLives(t *testing.T) {
 	t.Parallel()
 	h := newHouse(t, nil)
@@ -243,7 +249,7 @@ func TestPortsAreHeldWhileNoDaemonLives(t *testing.T) {
 		h.equal("udp", say("127.0.0.3:18100"), "ada")
 		if l, err := net.ListenPacket("udp", "127.0.0.3:18100"); err == nil {
 			l.Close()
-			t.Error("another process gets the port of udp")
+			t.Error("another process can bind the UDP port")
 		}
 	})
 }

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package networks
 
 import (
@@ -15,7 +17,7 @@ import (
 	"holdfast/test/kit"
 )
 
-// Not parallel: nobody else may change anything in the namespace.
+// Not in parallel: no other test may change anything in the namespace.
 func TestRestoreAfterKill9TouchesNothingInTheKernel(t *testing.T) {
 	h := newHouse(t, nil)
 	h.d.Docker("network", "create", "--ipv6", "one")
@@ -23,7 +25,8 @@ func TestRestoreAfterKill9TouchesNothingInTheKernel(t *testing.T) {
 	h.serve("ada", "--network", "one", "--network", "two", "-p", "18083:80")
 	h.serve("bob", "--network", "two")
 	h.serve("cyd", "-p", "18084:80/udp")
-	// The kernel takes a while to find its own link-local addresses unique.
+	// The kernel needs some time for duplicate address detection of its
+	// link-local addresses.
 	for deadline := time.Now().Add(20 * time.Second); strings.Contains(h.host("ip", "-6", "addr", "show", "tentative"), "inet6"); {
 		if time.Now().After(deadline) {
 			t.Fatal("addresses stay tentative")
@@ -38,7 +41,7 @@ func TestRestoreAfterKill9TouchesNothingInTheKernel(t *testing.T) {
 			t.Errorf("the packet filter's generation went from %d to %d", before, after)
 		}
 		if events := watch(); len(events) > 0 {
-			t.Errorf("links, addresses or routes were changed: %v", events)
+			t.Errorf("interfaces, addresses or routes were changed: %v", events)
 		}
 	}
 }
@@ -56,7 +59,7 @@ func netlinkSocket(t *testing.T, protocol int, groups uint32) int {
 	return fd
 }
 
-// generation counts the transactions of the packet filter.
+// generation returns the number of transactions of the packet filter.
 func generation(t *testing.T) uint32 {
 	t.Helper()
 	fd := netlinkSocket(t, unix.NETLINK_NETFILTER, 0)
@@ -77,11 +80,12 @@ func generation(t *testing.T) uint32 {
 	if err != nil || len(ms) == 0 || ms[0].Header.Type != unix.NFNL_SUBSYS_NFTABLES<<8|unix.NFT_MSG_NEWGEN || len(ms[0].Data) < 12 {
 		t.Fatalf("generation: %v, %v", ms, err)
 	}
-	return binary.BigEndian.Uint32(ms[0].Data[8:]) // behind nfgenmsg: NFTA_GEN_ID
+	return binary.BigEndian.Uint32(ms[0].Data[8:]) // after nfgenmsg: NFTA_GEN_ID
 }
 
-// watchKernel gives a function that tells what was said of links, addresses and
-// routes since. The kernel says it before the change returns.
+// watchKernel returns a function that lists the changes of interfaces,
+// addresses and routes since. The kernel sends a notification before the system
+// call that makes the change returns.
 func watchKernel(t *testing.T) func() []string {
 	t.Helper()
 	fd := netlinkSocket(t, unix.NETLINK_ROUTE, unix.RTMGRP_LINK|unix.RTMGRP_IPV4_IFADDR|unix.RTMGRP_IPV6_IFADDR|unix.RTMGRP_IPV4_ROUTE|unix.RTMGRP_IPV6_ROUTE)
@@ -115,7 +119,8 @@ func TestThousandPortsOfOneContainerAreAnsweredWithoutADaemon(t *testing.T) {
 	h.d.Docker("network", "create", "net")
 	h.serve("first", "--network", "net", "-p", "127.0.0.1:28000:80")
 	began := time.Now()
-	// All of the range, of which three have somebody behind them.
+	// All ports of the range are published; three of them have a server behind
+	// them.
 	h.run("ada", "--network", "net", "-p", "127.0.0.1:20000-20999:8000-8999", image, "sh", "-c",
 		"mkdir /srv; hostname > /srv/index.html; for p in 8000 8500 8999; do httpd -p $p -h /srv; done; exec sleep 9999")
 	many := time.Since(began)

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package networks
 
 import (
@@ -15,7 +17,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// connect connects to an address by TCP and hangs up. It stays on its thread.
+// connect opens a TCP connection to an address and closes it. It stays on its
+// thread.
 func connect(address string, port int, patience time.Duration) error {
 	fd, err := dial(address, port, unix.SOCK_STREAM, patience)
 	if err != nil {
@@ -24,7 +27,7 @@ func connect(address string, port int, patience time.Duration) error {
 	return unix.Close(fd)
 }
 
-// again repeats a system call that a signal cut off.
+// again repeats a system call that a signal has interrupted.
 func again(call func() error) error {
 	for {
 		if err := call(); err != unix.EINTR {
@@ -38,7 +41,7 @@ func read(fd int, b []byte) (n int, err error) {
 	return n, err
 }
 
-// get asks for the first page of a server, on its thread.
+// get requests the root page of a web server. It stays on its thread.
 func get(address string, port int) string {
 	fd, err := dial(address, port, unix.SOCK_STREAM, 2*time.Second)
 	if err != nil {
@@ -60,8 +63,8 @@ func get(address string, port int) string {
 	}
 }
 
-// dial connects a socket; what is sent and read on it must not take longer than
-// patience either.
+// dial connects a socket. Later sends and receives on it have the same timeout,
+// patience.
 func dial(address string, port, kind int, patience time.Duration) (int, error) {
 	a, err := netip.ParseAddr(address)
 	if err != nil {
@@ -79,7 +82,7 @@ func dial(address string, port, kind int, patience time.Duration) (int, error) {
 	}
 	tv := unix.NsecToTimeval(patience.Nanoseconds())
 	err = errors.Join(
-		unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_SNDTIMEO, &tv), // of connect, too
+		unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_SNDTIMEO, &tv), // also of connect
 		unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &tv),
 		again(func() error { return unix.Connect(fd, to) }),
 	)
@@ -90,14 +93,14 @@ func dial(address string, port, kind int, patience time.Duration) (int, error) {
 	return fd, nil
 }
 
-// reply is what a name server said.
+// reply is a name server's answer.
 type reply struct {
 	code  dnsmessage.RCode
-	all   []string // addresses, names or texts, as they came
+	all   []string // addresses, names or texts, in the order of the answer
 	ednsd bool
 }
 
-// ask asks the container's name server.
+// ask sends a query to the container's name server.
 func (h *house) ask(from, name string, kind dnsmessage.Type, tcp bool) reply {
 	h.Helper()
 	var r reply
@@ -144,7 +147,7 @@ func ask(server, name string, kind dnsmessage.Type, tcp bool) (reply, error) {
 	for {
 		n, err := read(fd, buf[got:])
 		if err != nil || n == 0 {
-			return reply{}, fmt.Errorf("no answer about %s: %w", name, errors.Join(err, errors.New("the server hung up")))
+			return reply{}, fmt.Errorf("no answer about %s: %w", name, errors.Join(err, errors.New("the server closed the connection")))
 		}
 		got += n
 		if !tcp {
@@ -180,7 +183,7 @@ func parse(b []byte) (reply, error) {
 	return r, nil
 }
 
-// resolves expects addresses for a name.
+// resolves checks the addresses of a name.
 func (h *house) resolves(from, name string, want ...string) {
 	h.Helper()
 	r := h.ask(from, name, dnsmessage.TypeA, false)
@@ -189,7 +192,7 @@ func (h *house) resolves(from, name string, want ...string) {
 	}
 }
 
-// unknown expects that a name does not exist.
+// unknown checks that a name does not exist.
 func (h *house) unknown(from, name string) {
 	h.Helper()
 	if r := h.ask(from, name, dnsmessage.TypeA, false); r.code != dnsmessage.RCodeNameError {
@@ -197,7 +200,7 @@ func (h *house) unknown(from, name string) {
 	}
 }
 
-// fetchHost is what a URL answers to the host.
+// fetchHost returns the page that the host gets from a URL.
 func fetchHost(url string) string {
 	c := http.Client{Timeout: 5 * time.Second, Transport: &http.Transport{DisableKeepAlives: true}}
 	resp, err := c.Get(url)
@@ -212,7 +215,7 @@ func fetchHost(url string) string {
 	return strings.TrimSpace(string(b))
 }
 
-// nowhere is the name server of a host that knows no name.
+// nowhere is the address of the host's name server, which knows no name.
 const nowhere = "127.0.0.99"
 
 func answerNobody() error {

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package oci
 
 import (
@@ -6,7 +8,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// mountTmpfs mounts one for the time of the test.
+// mountTmpfs mounts a tmpfs until the end of the test.
 func mountTmpfs(t *testing.T, dir string) {
 	t.Helper()
 	if err := unix.Mount("tmpfs", dir, "tmpfs", 0, "mode=1777,size=1m"); err != nil {

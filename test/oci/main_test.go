@@ -1,6 +1,8 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Package oci runs specifications of internal/engine/oci with a real OCI
-// runtime, as root, and looks at what came of them: from inside the container
-// and in the control groups. It leaves nothing behind.
+// runtime, as root. It checks the results inside the container and in the
+// control groups, and leaves nothing behind.
 package oci
 
 import (
@@ -39,7 +41,7 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-// box is a container in the making.
+// box is a container that a test configures and runs.
 type box struct {
 	t    *testing.T
 	dir  string // bundle and runtime state
@@ -47,7 +49,7 @@ type box struct {
 	spec *specs.Spec
 }
 
-// newBox lays out a root filesystem of busybox with a few users.
+// newBox creates a root file system with busybox and a few users.
 func newBox(t *testing.T, cmd ...string) *box {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "holdfast-oci-")
@@ -78,7 +80,8 @@ func newBox(t *testing.T, cmd ...string) *box {
 			t.Fatal(err)
 		}
 	}
-	// As in any image: a runtime gives a tmpfs the mode of what it covers.
+	// As in any image, because a runtime gives a tmpfs the mode of the
+	// directory that it covers.
 	if err := os.Chmod(filepath.Join(b.in.Rootfs, "tmp"), fs.ModeSticky|0o777); err != nil {
 		t.Fatal(err)
 	}
@@ -110,15 +113,16 @@ func (b *box) file(name, content string, mode os.FileMode) string {
 	return p
 }
 
-// fifo makes a FIFO that the container writes to once. What it returns waits
-// for that.
+// fifo makes a FIFO that the container writes to once. The returned function
+// waits for that.
 func (b *box) fifo(name string) func() {
 	b.t.Helper()
 	p := filepath.Join(b.dir, name)
 	if err := syscall.Mkfifo(p, 0o666); err != nil {
 		b.t.Fatal(err)
 	}
-	// Open for both, so that neither side waits for the other to open it.
+	// Opened for reading and writing, so that neither side waits for the other
+	// to open it.
 	f, err := os.OpenFile(p, os.O_RDWR|syscall.O_NONBLOCK, 0)
 	if err != nil {
 		b.t.Fatal(err)
@@ -130,12 +134,12 @@ func (b *box) fifo(name string) func() {
 			b.t.Fatal(err)
 		}
 		if _, err := f.Read(make([]byte, 1)); err != nil {
-			b.t.Fatalf("the container never said that it is ready: %v", err)
+			b.t.Fatalf("the container did not report that it is ready: %v", err)
 		}
 	}
 }
 
-// build goes the daemon's way: Adapt, Validate, Build.
+// build makes the specification as the daemon does: Adapt, Validate, Build.
 func (b *box) build() {
 	b.t.Helper()
 	oci.Adapt(b.in.Host, b.in.HostConfig, b.in.Defaults)
@@ -165,7 +169,7 @@ func (b *box) runc(args ...string) *exec.Cmd {
 	return exec.CommandContext(ctx, "runc", append([]string{"--root", filepath.Join(b.dir, "state")}, args...)...)
 }
 
-// run starts the container, waits for its end and returns what it wrote.
+// run starts the container, waits for its end and returns its output.
 func (b *box) run() string {
 	b.t.Helper()
 	b.build()
@@ -205,7 +209,7 @@ func (b *box) start() int {
 	return pid
 }
 
-// remove undoes all, whatever has become of the container.
+// remove removes the container and its resources, whatever its state.
 func (b *box) remove() {
 	if out, err := b.runc("delete", "--force", b.in.ID).CombinedOutput(); err != nil {
 		b.t.Errorf("runc delete: %v\n%s", err, out)
@@ -229,7 +233,7 @@ func removeGroups(t *testing.T, dir string) {
 			removeGroups(t, filepath.Join(dir, e.Name()))
 		}
 	}
-	// Its last process may still be on its way out.
+	// Its last process may still be exiting.
 	deadline := time.Now().Add(5 * time.Second)
 	for {
 		err := os.Remove(dir)
@@ -237,7 +241,7 @@ func removeGroups(t *testing.T, dir string) {
 			return
 		}
 		if time.Now().After(deadline) {
-			t.Errorf("control group stays behind: %v", err)
+			t.Errorf("the control group remains: %v", err)
 			return
 		}
 		<-time.After(10 * time.Millisecond)

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package oci
 
 import (
@@ -17,7 +19,7 @@ import (
 	"holdfast/internal/engine/stats"
 )
 
-// status asks the container for its own process's state.
+// status prints the state of the container's own process.
 const status = `
 while read k v; do case $k in
 CapBnd:) echo capbnd=$v;; CapEff:) echo capeff=$v;; Seccomp:) echo seccomp=$v;; NoNewPrivs:) echo nnp=$v;;
@@ -95,7 +97,7 @@ echo somaxconn=$(cat /proc/sys/net/core/somaxconn)
 	hc.IpcMode = "none"
 	b.in.Mounts = oci.TmpfsMounts(hc.Tmpfs)
 
-	// A mount inside the read-only one is read-only too.
+	// A mount below the read-only one is read-only, too.
 	source := filepath.Join(b.dir, "source")
 	if err := os.MkdirAll(filepath.Join(source, "inner"), 0o777); err != nil {
 		t.Fatal(err)
@@ -217,7 +219,7 @@ func TestLimitsStatsAndUpdateOfARunningContainer(t *testing.T) {
 		check(group("cpu", "cpu.cfs_quota_us", ""), "25000")
 		check(group("cpu", "cpu.shares", ""), "512")
 		if got := group("memory", "memory.memsw.limit_in_bytes", ""); len(got) < 18 {
-			t.Errorf("swap is limited still: %s", got)
+			t.Errorf("swap is still limited: %s", got)
 		}
 	} else {
 		check(group("cpu", "", "cpu.max"), "25000 100000")
@@ -232,8 +234,8 @@ func TestExecRunsAsAskedInARunningContainer(t *testing.T) {
 	b := newBox(t, "sleep", "1000")
 	b.in.Config.Env = []string{"FROM=container"}
 	b.in.Config.WorkingDir = "/data"
-	pid := b.start()
-	root := fmt.Sprintf("/proc/%d/root", pid)
+	b.start()
+	root := b.in.Rootfs
 	for _, tc := range []struct {
 		name string
 		req  container.ExecCreateRequest
@@ -305,7 +307,7 @@ func TestCgroupNamespaceOfItsOwn(t *testing.T) {
 	b.in.HostConfig.CgroupnsMode = "private"
 	for line := range strings.Lines(b.run()) {
 		if !strings.HasSuffix(strings.TrimSpace(line), ":/") && strings.Contains(line, b.in.ID) {
-			t.Errorf("the container sees where its group is: %s", line)
+			t.Errorf("the container sees the path of its control group: %s", line)
 		}
 	}
 }

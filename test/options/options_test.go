@@ -1,8 +1,10 @@
-// Package options tests that a container keeps what it was created with: each
-// key of daemon.json is changed under a running container that is asked and
-// read all the time, by SIGHUP where a reload takes the key and by a restart
-// where it does not, and new containers must show the new value. It needs
-// root.
+// SPDX-License-Identifier: Apache-2.0
+
+// Package options tests that a container keeps the options with which it was
+// created. Each key of daemon.json is changed under a running container. A
+// reload with SIGHUP applies the key if it can be reloaded; otherwise the
+// daemon is restarted. Meanwhile the container's port and log are used, and a
+// new container must have the new value. It needs root.
 package options
 
 import (
@@ -25,19 +27,20 @@ func TestMain(m *testing.M) { kit.Main(m) }
 // change is an option that gets another value.
 type change struct {
 	key string
-	set map[string]any // keys of daemon.json: key, and what it needs beside it
-	// hup: a reload takes it, and is used; otherwise it must be refused by a
-	// reload, and a restart is used.
+	set map[string]any // the keys of daemon.json: the option, and other keys that it needs
+	// hup is set if a reload applies the key. If it is not set, a reload must
+	// refuse the change, and the daemon is restarted.
 	hup bool
-	// alone: it can't stand beside the others' values.
+	// alone is set if the value can't be combined with those of the other
+	// changes.
 	alone bool
 	// run are further options of the new container.
 	run []string
-	// check looks at the new container, and at the old one once more.
+	// check examines the new container, and the old one once more.
 	check func(*house)
 }
 
-// house is a daemon with the container that must not notice anything.
+// house is a daemon with the container that must not be affected.
 type house struct {
 	*testing.T
 	d      *kit.Daemon
@@ -49,15 +52,15 @@ type house struct {
 
 const image = "busybox:test"
 
-// what of a container must stay the same.
+// facts is the format of the properties that must not change.
 const facts = `{{.Id}} {{.State.Pid}} {{.State.StartedAt}} {{.RestartCount}} {{json .HostConfig}} {{json .Config}} ` +
 	`{{json .NetworkSettings.Ports}} {{json .NetworkSettings.Networks}} {{.LogPath}} {{json .Mounts}}`
 
-// writer serves its web page and writes numbered lines.
+// writer is a command that serves a web page and writes numbered lines.
 var writer = []string{"sh", "-c", "httpd -h /www; i=0; while :; do echo $i; i=$((i+1)); usleep 5000; done"}
 
 // newHouse starts a daemon with the keys of base, and the old container. base
-// may change the keys that are there before, which are those of the kit.
+// may change the default keys, which are those of the kit.
 func newHouse(t *testing.T, base func(d *kit.Daemon, keys map[string]any)) *house {
 	h := &house{T: t, d: kit.New(t, kit.Options{LiveRestore: true})}
 	d := h.d
@@ -78,7 +81,7 @@ func newHouse(t *testing.T, base func(d *kit.Daemon, keys map[string]any)) *hous
 	return h
 }
 
-// settings are the daemon's keys with those of a change.
+// settings returns the daemon's keys together with those of a change.
 func (h *house) settings(set map[string]any) map[string]any {
 	conf := map[string]any{"live-restore": true}
 	maps.Copy(conf, h.base)
@@ -86,7 +89,10 @@ func (h *house) settings(set map[string]any) map[string]any {
 	return conf
 }
 
-type planned struct{ Key, Old, New, Reload, Restart, Why string }
+type planned struct {
+	Key, Reload, Restart, Why string
+	Old, New                  any
+}
 
 func (h *house) plan() map[string]planned {
 	h.Helper()
@@ -101,20 +107,20 @@ func (h *house) plan() map[string]planned {
 	return out
 }
 
-// apply makes a change, as the plan says.
+// apply makes a change in the way that the plan names.
 func (h *house) apply(c change) {
 	h.Helper()
 	h.d.WriteConfig(h.settings(c.set))
 	p, ok := h.plan()[c.key]
 	switch {
 	case !ok:
-		h.Errorf("%s is not in the plan %v", c.key, h.plan())
-	case c.hup != (p.Reload == "live" || p.Reload == "new objects only"):
+		h.Errorf("the plan %[2]v does not contain %[1]s", c.key, h.plan())
+	case c.hup != (p.Reload == "live" || p.Reload == "new objects"):
 		h.Errorf("the plan for a reload is %q", p.Reload)
-	case p.Restart != "live" && p.Restart != "new objects only":
+	case p.Restart != "live" && p.Restart != "new objects":
 		h.Errorf("the plan for a restart is %q", p.Restart)
 	case !c.hup && p.Why == "":
-		h.Error("the plan does not say why a reload refuses it")
+		h.Error("the plan gives no reason why a reload refuses the change")
 	}
 	if c.hup {
 		h.d.Hup()
@@ -123,11 +129,11 @@ func (h *house) apply(c change) {
 	}
 }
 
-// same checks that the old container has noticed nothing so far.
+// same checks that nothing of the old container has changed.
 func (h *house) same() {
 	h.Helper()
 	if after := h.d.Docker("inspect", "-f", facts, "old"); after != h.before {
-		h.Errorf("the old container was\n%s\nand is\n%s", h.before, after)
+		h.Errorf("the old container before:\n%s\nafter:\n%s", h.before, after)
 	}
 	if r := h.probe.Report(); len(r.Failures) > 0 {
 		h.Error(r)
@@ -137,12 +143,12 @@ func (h *house) same() {
 	h.log()
 }
 
-// log checks that the old container's log goes on without a gap.
+// log checks that the old container's log continues without a gap.
 func (h *house) log() {
 	h.Helper()
 	read := func() []string { return strings.Split(h.d.Docker("logs", "old"), "\n") }
 	lines := read()
-	// It writes a hundred times a second, on a machine with nothing else to do.
+	// The container writes a hundred lines per second on an idle machine.
 	for late := time.Now().Add(20 * time.Second); len(lines) <= h.lines && time.Now().Before(late); {
 		lines = read()
 	}
@@ -153,13 +159,13 @@ func (h *house) log() {
 		}
 	}
 	if len(lines) <= h.lines {
-		h.Errorf("the old container's log had %d lines and has %d", h.lines, len(lines))
+		h.Errorf("the old container's log had %d lines and now has %d", h.lines, len(lines))
 	}
 	h.lines = len(lines)
 }
 
-// fresh runs a new container, which must be served by its published port, and
-// checks it.
+// fresh starts a new container, requests a page from its published port, and
+// runs the change's check.
 func (h *house) fresh(c change) {
 	h.Helper()
 	args := append([]string{"run", "-d", "--name", "new", "-p", "127.0.0.1::80"}, c.run...)
@@ -171,7 +177,7 @@ func (h *house) fresh(c change) {
 	h.d.Docker("rm", "-f", "new")
 }
 
-// answers asks a container's published port until the server in it is up.
+// answers waits until the server behind a container's published port answers.
 func (h *house) answers(name string) {
 	h.Helper()
 	p := kit.Probe(h, "http://"+h.d.Docker("port", name, "80/tcp")+"/index.html")
@@ -189,7 +195,7 @@ func (h *house) in(name string, command ...string) string {
 	return h.d.Docker(append([]string{"exec", name}, command...)...)
 }
 
-// want compares what was found with what is wanted.
+// want compares a value with the wanted one.
 func (h *house) want(what, got, want string) {
 	h.Helper()
 	if got != want {
@@ -206,7 +212,7 @@ func (h *house) address(name string) netip.Addr {
 	return a
 }
 
-// inspected is a check of both containers by one format.
+// inspected is a check of both containers with an inspect format.
 func inspected(format, old, new string) func(*house) {
 	return func(h *house) {
 		h.Helper()
@@ -215,7 +221,7 @@ func inspected(format, old, new string) func(*house) {
 	}
 }
 
-// ran is a check of what a command prints in both containers.
+// ran is a check of a command's output in both containers.
 func ran(old, new string, command ...string) func(*house) {
 	return func(h *house) {
 		h.Helper()
@@ -241,8 +247,9 @@ func all(checks ...func(*house)) func(*house) {
 	}
 }
 
-// walk makes the changes one at a time, then back, then all together, and at
-// last starts the old container again: it comes back as it was created.
+// walk makes the changes one at a time, undoes each, then makes all together.
+// At last it restarts the old container, which must come back as it was
+// created.
 func walk(h *house, changes []change, again func(*house)) {
 	together := map[string]any{}
 	hup := true
@@ -274,7 +281,7 @@ func walk(h *house, changes []change, again func(*house)) {
 		plan := sub.plan()
 		for _, c := range changes {
 			if _, ok := plan[c.key]; !ok && !c.alone {
-				t.Errorf("%s is not in the plan: %v", c.key, slices.Sorted(maps.Keys(plan)))
+				t.Errorf("the plan does not contain %s: %v", c.key, slices.Sorted(maps.Keys(plan)))
 			}
 		}
 		take()

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package options
 
 import (
@@ -16,7 +18,7 @@ const (
 
 func TestReloadOfContainersDefaultsHoldsForNewContainersOnly(t *testing.T) {
 	t.Parallel()
-	// Another name for the runtime that is there.
+	// Another path of the installed runtime.
 	runc := t.TempDir() + "/other-runc"
 	if err := os.WriteFile(runc, []byte("#!/bin/sh\nexec runc \"$@\"\n"), 0o755); err != nil {
 		t.Fatal(err)
@@ -53,13 +55,13 @@ func TestReloadOfContainersDefaultsHoldsForNewContainersOnly(t *testing.T) {
 		{key: "default-ulimits", hup: true, set: map[string]any{"default-ulimits": map[string]any{"nofile": map[string]any{"Soft": 400, "Hard": 400}}}, check: ran("500", "400", "sh", "-c", ulimit)},
 		{key: "init", hup: true, set: map[string]any{"init": true}, check: func(h *house) {
 			if got := h.in("new", "cat", "/proc/1/comm"); !strings.Contains(got, "init") {
-				h.Errorf("process 1 of the new container is %q", got)
+				h.Errorf("PID 1 of the new container is %q", got)
 			}
 		}},
 		{key: "no-new-privileges", hup: true, set: map[string]any{"no-new-privileges": true}, check: ran("NoNewPrivs:\t0", "NoNewPrivs:\t1", "grep", "NoNewPrivs", "/proc/1/status")},
 		{key: "seccomp-profile", hup: true, set: map[string]any{"seccomp-profile": profile}, check: func(h *house) {
 			if r := h.d.TryDocker("exec", "new", "mkdir", "/made"); r.Code == 0 {
-				h.Error("the new container's profile lets it make folders")
+				h.Error("the new container's seccomp profile permits mkdir")
 			}
 			h.in("old", "mkdir", "-p", "/made")
 		}},
@@ -77,7 +79,7 @@ func TestReloadOfContainersDefaultsHoldsForNewContainersOnly(t *testing.T) {
 		{key: "debug", hup: true, set: map[string]any{"debug": true}, check: info("{{.Debug}}", "true")},
 		{key: "log-level", hup: true, set: map[string]any{"log-level": "debug"}, check: func(h *house) {
 			if !strings.Contains(h.d.Log(), "level=debug") {
-				h.Error("nothing of the level debug is logged")
+				h.Error("no debug message was logged")
 			}
 		}},
 		{key: "runtimes", hup: true, set: map[string]any{"runtimes": map[string]any{"other": map[string]string{"path": runc}}}, run: []string{"--runtime", "other"}, check: inspected("{{.HostConfig.Runtime}}", "runc", "other")},
@@ -101,15 +103,15 @@ func TestReloadOfContainersDefaultsHoldsForNewContainersOnly(t *testing.T) {
 		h.want("limit of open files", h.in("old", "sh", "-c", ulimit), "500")
 		h.want("new privileges", h.in("old", "grep", "NoNewPrivs", "/proc/1/status"), "NoNewPrivs:\t0")
 		h.want("process 1", h.in("old", "cat", "/proc/1/comm"), "sh")
-		h.in("old", "mkdir", "/made-again") // by its own seccomp profile
+		h.in("old", "mkdir", "/made-again") // the old container has its own seccomp profile
 		got := h.in("old", "cat", resolv)
 		for _, late := range []string{"192.0.2.53", "later.example", "timeout:7"} {
 			if strings.Contains(got, late) {
-				h.Errorf("it got %s, which came after it: %q", late, got)
+				h.Errorf("the old container got %s, an option of later containers: %q", late, got)
 			}
 		}
 		if !strings.Contains(got, "nameserver 192.0.2.1") {
-			h.Errorf("it lost its name server: %q", got)
+			h.Errorf("the old container lost its name server: %q", got)
 		}
 		h.want("its log driver", h.inspect("old", "{{.HostConfig.LogConfig.Type}}"), "json-file")
 	})

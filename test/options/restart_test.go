@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package options
 
 import (
@@ -6,8 +8,10 @@ import (
 	"net/http"
 	"net/netip"
 	"os"
+	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/nftables"
 	"github.com/vishvananda/netlink"
@@ -15,21 +19,25 @@ import (
 	"holdfast/test/kit"
 )
 
-// second is another subnet beside the daemon's, as an address with its length.
+// second is another subnet for the daemon, as an address with its prefix
+// length.
 func second(d *kit.Daemon) netip.Prefix {
 	a := d.Address.Addr().As4()
 	a[1] ^= 1
 	return netip.PrefixFrom(netip.AddrFrom4(a), 24)
 }
 
-// reaches connects to one container's web server from within another.
-func reaches(h *house, from, to string) bool {
+// reaches connects to one container's web server from another container. within
+// is the time that a busy machine may need to answer. A connection whose
+// packets are dropped takes all of it.
+func reaches(h *house, from, to string, within time.Duration) bool {
 	h.Helper()
-	return h.d.TryDocker("exec", from, "nc", "-w", "1", h.address(to).String(), "80").Code == 0
+	seconds := strconv.Itoa(int(within / time.Second))
+	return h.d.TryDocker("exec", from, "nc", "-w", seconds, h.address(to).String(), "80").Code == 0
 }
 
-// removeBridge removes a bridge that a test has named, with the nftables table
-// that goes with it.
+// removeBridge removes a bridge that a test has named, and the nftables table
+// of that name.
 func removeBridge(t *testing.T, name string) {
 	if l, err := netlink.LinkByName(name); err == nil {
 		if err := netlink.LinkDel(l); err != nil {
@@ -63,22 +71,22 @@ func TestRestartWithOtherNetworkOptionsHoldsForNewContainersOnly(t *testing.T) {
 	gateway := netip.AddrFrom4(a)
 	both := func(h *house) {
 		h.Helper()
-		if !reaches(h, "old", "new") || !reaches(h, "new", "old") {
+		if !reaches(h, "old", "new", 30*time.Second) || !reaches(h, "new", "old", 30*time.Second) {
 			h.Error("the old and the new container don't reach each other")
 		}
 	}
-	// Keys that can't stand with those of another change stay out of the last
-	// step, where all are changed together.
+	// Keys that can't be combined with another change are left out of the last
+	// step, in which all are changed together.
 	walk(h, []change{
 		{key: "bip", set: map[string]any{"bip": subnet.String()}, check: all(both, func(h *house) {
 			if got := h.address("new"); !subnet.Masked().Contains(got) {
-				h.Errorf("the new container's address is %s and not of %s", got, subnet)
+				h.Errorf("the new container's address is %s, which is not in %s", got, subnet)
 			}
 			h.in("old", "ping", "-c", "1", "-W", "1", h.d.Address.Addr().String()) // its gateway
 		})},
 		{key: "fixed-cidr", alone: true, set: map[string]any{"fixed-cidr": half.String()}, check: all(both, func(h *house) {
 			if got := h.address("new"); !half.Contains(got) {
-				h.Errorf("the new container's address is %s and not of %s", got, half)
+				h.Errorf("the new container's address is %s, which is not in %s", got, half)
 			}
 		})},
 		{key: "default-gateway", alone: true, set: map[string]any{"default-gateway": gateway.String()}, check: func(h *house) {
@@ -99,10 +107,10 @@ func TestRestartWithOtherNetworkOptionsHoldsForNewContainersOnly(t *testing.T) {
 		{key: "ip6tables", set: map[string]any{"ip6tables": false}, check: both},
 		{key: "ip-masq", set: map[string]any{"ip-masq": false}, check: both},
 		{key: "icc", set: map[string]any{"icc": false}, check: func(h *house) {
-			both(h) // the old one may talk with all
+			both(h) // the old container can communicate with all others
 			h.d.Docker(append([]string{"run", "-d", "--name", "newer", "-p", "127.0.0.1::80", image}, writer...)...)
 			h.answers("newer")
-			if reaches(h, "new", "newer") || reaches(h, "newer", "new") {
+			if reaches(h, "new", "newer", 2*time.Second) || reaches(h, "newer", "new", 2*time.Second) {
 				h.Error("two new containers reach each other")
 			}
 			h.d.Docker("rm", "-f", "newer")
@@ -112,12 +120,12 @@ func TestRestartWithOtherNetworkOptionsHoldsForNewContainersOnly(t *testing.T) {
 		{key: "ip-forward", set: map[string]any{"ip-forward": false}, check: both},
 		{key: "bridge", set: map[string]any{"bridge": otherBridge, "bip": subnet.String()}, check: func(h *house) {
 			if got := h.address("new"); !subnet.Masked().Contains(got) {
-				h.Errorf("the new container's address is %s and not of %s", got, subnet)
+				h.Errorf("the new container's address is %s, which is not in %s", got, subnet)
 			}
 		}},
 	}, func(h *house) {
 		if got := h.address("old"); !subnet.Masked().Contains(got) {
-			h.Errorf("a container that is started again joins the network as it is: its address is %s and not of %s", got, subnet)
+			h.Errorf("a restarted container must join the network in its current form: its address is %s, which is not in %s", got, subnet)
 		}
 	})
 }

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package options
 
 import (
@@ -9,7 +11,7 @@ import (
 	"holdfast/test/kit"
 )
 
-// moveExecRoot is the kit's side of another exec root.
+// moveExecRoot points the kit to another exec root.
 func moveExecRoot(d *kit.Daemon, root string) {
 	d.ExecRoot, d.Socket, d.Host = root, root+"/holdfast.sock", "unix://"+root+"/holdfast.sock"
 }
@@ -21,7 +23,7 @@ func TestContainerKeepsItsExecRootUntilItStops(t *testing.T) {
 	id := h.inspect("old", "{{.Id}}")
 	first, second := d.ExecRoot, d.Root+"/run2"
 	d.WriteConfig(h.settings(map[string]any{"exec-root": second}))
-	if p := h.plan()["exec-root"]; p.Reload != "refused" || p.Restart != "live" || !strings.Contains(p.Why, "keeps its run directory") {
+	if p := h.plan()["exec-root"]; p.Reload != "needs a restart" || p.Restart != "live" || !strings.Contains(p.Why, "keeps its run directory") {
 		t.Errorf("the plan is %+v", p)
 	}
 	d.Term()
@@ -40,8 +42,8 @@ func TestContainerKeepsItsExecRootUntilItStops(t *testing.T) {
 		t.Error(r)
 	}
 
-	// A life that begins now is below the new one, and nothing is left below
-	// the old.
+	// A container that is started now uses the new exec root, and nothing is
+	// left below the old one.
 	d.Docker("restart", "-t", "0", "old")
 	h.answers("old")
 	if _, err := os.Stat(filepath.Join(second, "shim", id, "shim.sock")); err != nil {
@@ -72,8 +74,8 @@ func TestRemovedContainerLeavesNothingInTheExecRootThatItKept(t *testing.T) {
 	}
 }
 
-// refused tries to start the daemon with a change that must be refused, and
-// finds the container as it was, then and after the change was taken back.
+// refused starts the daemon with a change that must be refused. It checks that
+// the container is unaffected, also after the change is undone.
 func refused(h *house, set map[string]any, words ...string) {
 	h.Helper()
 	d := h.d
@@ -81,11 +83,11 @@ func refused(h *house, set map[string]any, words ...string) {
 	d.Term()
 	err := d.TryStart()
 	if err == nil {
-		h.Fatal("it was not refused")
+		h.Fatal("the change was not refused")
 	}
 	for _, w := range words {
 		if !strings.Contains(err.Error(), w) {
-			h.Errorf("the refusal does not say %q: %v", w, err)
+			h.Errorf("the error does not contain %q: %v", w, err)
 		}
 	}
 	asked := h.probe.Report().Answered
@@ -101,17 +103,15 @@ func TestDataRootIsRefusedWhereItsContainersWouldBeTakenForLeftOvers(t *testing.
 	d := h.d
 	other := map[string]any{"data-root": d.Root + "/data2"}
 	d.WriteConfig(h.settings(other))
-	if p := h.plan()["data-root"]; p.Reload != "refused" || p.Restart != "refused" || !strings.Contains(p.Why, "1 container of the old data root") {
+	if p := h.plan()["data-root"]; p.Reload != "needs a restart" || p.Restart != "error" || !strings.Contains(p.Why, "1 container of the old data root") {
 		t.Errorf("the plan is %+v", p)
 	}
 	refused(h, other, "running containers of the data root "+d.DataRoot, "go on running", "exec-root")
-	// An exec root of its own is not enough: they are on the bridge, too.
+	// With another exec root as well, it is a separate engine, which may even
+	// use the same bridge: see TestDaemonsShareABridge. It does not know the
+	// containers of the old data root, and those run on.
 	other["exec-root"] = d.Root + "/run2"
 	first := d.ExecRoot
-	refused(h, other, "the bridge "+d.Bridge, "running containers of the data root "+d.DataRoot)
-
-	// With a bridge as well it is another engine. The containers of the old
-	// data root run on, unknown to it.
 	bridge := "hg" + d.Bridge[2:]
 	t.Cleanup(func() { removeBridge(t, bridge) })
 	subnet := second(d)
@@ -165,9 +165,9 @@ func TestDryRunPrintsATableAndChangesNothing(t *testing.T) {
 	out := d.Holdfast("daemon", "reload", "--dry-run")
 	for _, line := range []string{
 		"KEY OLD NEW BY RELOAD BY RESTART NOTE",
-		"dns [] [192.0.2.53] new objects only new objects only a container keeps its name servers over restarts",
-		"labels [] [rack=7] live live",
-		"mtu 1500 1400 refused new objects only taken when the daemon starts; a running container keeps the MTU of its interface",
+		"dns - [\"192.0.2.53\"] new objects new objects a container keeps its name servers across restarts",
+		"labels - [\"rack=7\"] live live",
+		"mtu 1500 1400 needs a restart new objects applied when the daemon starts; a running container keeps the MTU of its interface",
 	} {
 		found := false
 		for l := range strings.Lines(out) {
@@ -180,9 +180,9 @@ func TestDryRunPrintsATableAndChangesNothing(t *testing.T) {
 	if got := d.Docker("info", "-f", "{{json .Labels}}"); got != "[]" && got != "null" {
 		t.Errorf("the dry run has set the labels %s", got)
 	}
-	// Without it the same is said, and done.
+	// A real reload prints the same plan and applies it.
 	if again := d.Holdfast("daemon", "reload"); again != out {
-		t.Errorf("the reload says\n%s\nand the dry run said\n%s", again, out)
+		t.Errorf("the reload printed\n%s\nand the dry run printed\n%s", again, out)
 	}
 	if got := d.Docker("info", "-f", "{{json .Labels}}"); got != `["rack=7"]` {
 		t.Errorf("the reload has set the labels %s", got)

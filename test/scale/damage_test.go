@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package scale
 
 import (
@@ -7,7 +9,6 @@ import (
 	"os/exec"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -35,7 +36,8 @@ func link(t *testing.T, name string) netlink.Link {
 	return l
 }
 
-// damage is done to one daemon's own, for others work on the host.
+// damage is what is done to the resources of one daemon. Other programs work on
+// the host, so nothing else may change.
 var damage = map[string]func(t *testing.T, d *kit.Daemon) error{
 	"the packet filter is flushed": func(t *testing.T, d *kit.Daemon) error {
 		return exec.Command("nft", "flush table inet "+d.Table).Run()
@@ -63,7 +65,8 @@ func TestPortAnswersAgainAfterDamageWhileTheDaemonIsDead(t *testing.T) {
 				t.Fatal(err)
 			}
 			if strings.Contains(name, "packet filter") {
-				// The shim, which holds the port, goes on answering on it.
+				// The shim reserves the port, and answers on it without the
+				// kernel's translation.
 				answers(t, p)
 			} else {
 				p.Wait(t, func(r kit.Report) bool { return len(r.Failures) > 0 })
@@ -84,14 +87,15 @@ func TestPortAnswersAgainAfterDamageWithoutARestart(t *testing.T) {
 			if err := do(t, d); err != nil {
 				t.Fatal(err)
 			}
-			eventually(t, "the daemon says so", func() bool { return strings.Contains(d.Log(), "set up again") })
+			kit.Eventually(t, "the daemon reports it", func() bool { return strings.Contains(d.Log(), "set up again") })
 			answers(t, p)
 			translated(t, d, addr)
 		})
 	}
 }
 
-// translated: the kernel leads the port to the container.
+// translated waits until the kernel translates the port to the container's
+// address.
 func translated(t *testing.T, d *kit.Daemon, addr string) {
 	t.Helper()
 	_, port, _ := net.SplitHostPort(addr)
@@ -115,20 +119,6 @@ func answers(t *testing.T, p *kit.Prober) {
 	})
 }
 
-func eventually(t testing.TB, what string, is func() bool) {
-	t.Helper()
-	again := time.NewTicker(20 * time.Millisecond)
-	defer again.Stop()
-	late := time.After(30 * time.Second)
-	for !is() {
-		select {
-		case <-again.C:
-		case <-late:
-			t.Fatalf("not within 30 s: %s", what)
-		}
-	}
-}
-
 func TestPortTakenWhileNobodyHeldItIsToldOnTheContainer(t *testing.T) {
 	t.Parallel()
 	d := kit.Start(t, kit.Options{LiveRestore: true})
@@ -147,19 +137,19 @@ func TestPortTakenWhileNobodyHeldItIsToldOnTheContainer(t *testing.T) {
 		t.Fatal(err)
 	}
 	var thief net.Listener
-	eventually(t, "the port is free", func() bool {
+	kit.Eventually(t, "the port is free", func() bool {
 		thief, err = net.Listen("tcp4", addr)
 		return err == nil
 	})
 	defer thief.Close()
 	d.Start()
-	eventually(t, "inspect tells", func() bool {
+	kit.Eventually(t, "inspect reports the error", func() bool {
 		return strings.Contains(d.Docker("inspect", "-f", "{{.State.Error}}", "web"), "the host port "+addr+"/tcp was taken by another process")
 	})
 	if got := d.Docker("inspect", "-f", "{{.State.Status}}", "web"); got != "running" {
-		t.Errorf("it is %s", got)
+		t.Errorf("the container is %s", got)
 	}
-	// As it says: stop the other process, restart the container.
+	// As the message says: stop the other process, and restart the container.
 	thief.Close()
 	d.Docker("restart", "-t", "1", "web")
 	if got := d.Docker("inspect", "-f", "{{.State.Error}}", "web"); got != "" {

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package scale
 
 import (
@@ -31,7 +33,7 @@ const image = "busybox:test"
 
 func TestMain(m *testing.M) { flag.Parse(); kit.Main(m) }
 
-// many starts containers with two published ports each, and gives their IDs.
+// many starts containers with two published ports each, and returns their IDs.
 func many(tb testing.TB, d *kit.Daemon, c *client.Client, n int) []string {
 	tb.Helper()
 	ids, errs := make([]string, n), make([]error, n)
@@ -66,7 +68,7 @@ func many(tb testing.TB, d *kit.Daemon, c *client.Client, n int) []string {
 	return ids
 }
 
-// seen is what must not change of each container.
+// seen returns the properties that must not change, for each container.
 func seen(tb testing.TB, c *client.Client, ids []string) []string {
 	tb.Helper()
 	var out []string
@@ -82,8 +84,8 @@ func seen(tb testing.TB, c *client.Client, ids []string) []string {
 	return out
 }
 
-// monitor writes down what changes of a daemon's network, as "nft monitor" and
-// "ip monitor" show it, leaving aside what else happens on the host.
+// monitor records the changes of a daemon's network, as "nft monitor" and "ip
+// monitor" show them. It ignores other changes on the host.
 type monitor struct {
 	d     *kit.Daemon
 	tb    testing.TB
@@ -97,7 +99,7 @@ func watch(tb testing.TB, d *kit.Daemon) *monitor {
 	tb.Helper()
 	m := &monitor{d: d, tb: tb, links: map[int]string{}, got: make(chan string, 10000)}
 	var all []netlink.Link
-	for range 1000 { // others make and remove links meanwhile
+	for range 1000 { // other processes add and remove interfaces meanwhile
 		var err error
 		if all, err = netlink.LinkList(); err == nil {
 			break
@@ -117,9 +119,9 @@ func watch(tb testing.TB, d *kit.Daemon) *monitor {
 	if bridge == 0 || len(m.links) < 2 {
 		tb.Fatalf("the bridge %s has no ports: %v", d.Bridge, m.links)
 	}
-	// The kernel checks the links' own addresses for duplicates, and tells when it
-	// has: two seconds after they were made.
-	eventually(tb, "all addresses are checked", func() bool {
+	// The kernel checks the interfaces' own addresses for duplicates. It sends
+	// a notification two seconds after the addresses were added.
+	kit.Eventually(tb, "all addresses are checked", func() bool {
 		addrs, err := netlink.AddrList(nil, netlink.FAMILY_V6)
 		return err == nil && !slices.ContainsFunc(addrs, func(a netlink.Addr) bool {
 			return m.links[a.LinkIndex] != "" && a.Flags&unix.IFA_F_TENTATIVE != 0
@@ -165,7 +167,7 @@ func (m *monitor) listen(family int, each func(mdnetlink.Message) string, groups
 	})
 }
 
-// rule is any change of the daemon's table, elements too.
+// rule describes a change of the daemon's table, including its elements.
 func (m *monitor) rule(msg mdnetlink.Message) string {
 	if len(msg.Data) < 4 {
 		return ""
@@ -182,12 +184,12 @@ func (m *monitor) rule(msg mdnetlink.Message) string {
 	return ""
 }
 
-// route is any change of the bridge and its ports.
+// route describes a change of the bridge and its ports.
 func (m *monitor) route(msg mdnetlink.Message) string {
 	index := -1
 	switch msg.Header.Type {
 	case unix.RTM_NEWLINK, unix.RTM_DELLINK, unix.RTM_NEWADDR, unix.RTM_DELADDR:
-		if len(msg.Data) >= 8 { // struct ifinfomsg and ifaddrmsg have it in one place
+		if len(msg.Data) >= 8 { // struct ifinfomsg and ifaddrmsg have the index at the same offset
 			index = int(int32(binary.NativeEndian.Uint32(msg.Data[4:])))
 		}
 	}
@@ -197,8 +199,8 @@ func (m *monitor) route(msg mdnetlink.Message) string {
 	return ""
 }
 
-// stop gives what was told until now. A change of the test's own, told by each
-// socket after all that came before it, ends the wait.
+// stop returns the recorded changes. It makes a change of its own; each socket
+// delivers that after all earlier changes, so it ends the wait.
 func (m *monitor) stop() []string {
 	m.tb.Helper()
 	nft := "add table inet " + m.d.Table + "; add chain inet " + m.d.Table + " ending; delete chain inet " + m.d.Table + " ending"
@@ -210,7 +212,7 @@ func (m *monitor) stop() []string {
 	}
 	var rules, links []string
 	late := time.After(30 * time.Second)
-	// A chain made and one removed; one link.
+	// A chain added and removed, and one interface.
 	for len(rules) < 2 || len(links) < 1 {
 		select {
 		case what := <-m.got:
@@ -251,10 +253,10 @@ func mounts(tb testing.TB, d *kit.Daemon) []string {
 	return out
 }
 
-// started is what a start took, from exec on.
+// started holds the durations of a start, measured from exec.
 type started struct{ answers, ready, managed time.Duration }
 
-// restart kills the daemon and starts it again over all that runs.
+// restart kills the daemon and starts it again while all containers run.
 func restart(tb testing.TB, d *kit.Daemon, c *client.Client, ids []string) started {
 	tb.Helper()
 	d.Kill9()
@@ -271,7 +273,7 @@ func start(tb testing.TB, d *kit.Daemon, c *client.Client, ids []string) (s star
 		again := time.NewTicker(time.Millisecond)
 		defer again.Stop()
 		for ctx.Err() == nil {
-			// A list: that is what the restore must not keep waiting.
+			// The restore must not delay a list.
 			if r, err := c.ContainerList(ctx, client.ContainerListOptions{}); err == nil && len(r.Items) == len(ids) {
 				answered <- time.Since(begin)
 				return
@@ -281,7 +283,7 @@ func start(tb testing.TB, d *kit.Daemon, c *client.Client, ids []string) (s star
 	}()
 	d.Start()
 	s.ready = time.Since(begin)
-	// Manageable: each one's shim does what it is told.
+	// A container is managed when its shim carries out a request.
 	var wg sync.WaitGroup
 	errs := make([]error, len(ids))
 	for w := range 8 {
@@ -301,7 +303,7 @@ func start(tb testing.TB, d *kit.Daemon, c *client.Client, ids []string) (s star
 	select {
 	case s.answers = <-answered:
 	case <-ctx.Done():
-		tb.Fatal("the list was not answered")
+		tb.Fatal("the list request was not answered")
 	}
 	return s
 }
@@ -316,21 +318,23 @@ func TestStartOverManyContainersChangesNothing(t *testing.T) {
 	d.Kill9()
 	m := watch(t, d)
 	s := start(t, d, c, ids)
-	t.Logf("%d containers with two ports each: all listed %s after exec, ready %s, each told something by %s", len(ids), s.answers, s.ready, s.managed)
+	t.Logf("%d containers with two ports each: all listed %s after exec, ready after %s, each one managed after %s", len(ids), s.answers, s.ready, s.managed)
 	if after := seen(t, c, ids); !slices.Equal(before, after) {
-		t.Errorf("the containers were\n%s\nand are\n%s", strings.Join(before, "\n"), strings.Join(after, "\n"))
+		t.Errorf("the containers before:\n%s\nafter:\n%s", strings.Join(before, "\n"), strings.Join(after, "\n"))
 	}
 	if after := mounts(t, d); !slices.Equal(mounted, after) {
 		t.Errorf("mounts were changed: %d before, %d after", len(mounted), len(after))
 	}
-	d.Kill9() // so that it does not heal what the test does to see the end
+	d.Kill9() // so that it does not repair the change that ends the monitoring
 	if told := m.stop(); len(told) > 3 {
-		t.Errorf("the kernel told of %d changes: %s", len(told), strings.Join(told[:min(20, len(told))], ", "))
+		t.Errorf("the kernel reported %d changes: %s", len(told), strings.Join(told[:min(20, len(told))], ", "))
 	}
 	d.Start()
 }
 
-// The figures of docs/restart.md: go test ./test/scale -bench . -containers 200
+// BenchmarkStartOverManyContainers makes the figures of docs/restart.md:
+//
+//	go test ./test/scale -bench . -containers 200
 func BenchmarkStartOverManyContainers(b *testing.B) {
 	d := kit.Start(b, kit.Options{LiveRestore: true})
 	d.Load(image, kit.Busybox(b, nil))

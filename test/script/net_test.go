@@ -1,16 +1,17 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package script
 
 import (
 	"fmt"
 	"net"
-	"os"
-	"runtime"
 	"strconv"
 	"strings"
 	"time"
 
 	"github.com/rogpeppe/go-internal/testscript"
-	"golang.org/x/sys/unix"
+
+	"holdfast/test/kit"
 )
 
 func stamp(ts *testscript.TestScript, neg bool, args []string) {
@@ -21,7 +22,7 @@ func stamp(ts *testscript.TestScript, neg bool, args []string) {
 	ts.Setenv(args[0], fmt.Sprintf("%d.%09d", now.Unix(), now.Nanosecond()))
 }
 
-// listen takes a port, as any other process of the host may.
+// listen binds a port, as another process on the host may.
 func listen(ts *testscript.TestScript, neg bool, args []string) {
 	if neg || len(args) != 1 {
 		ts.Fatalf("usage: listen NAME")
@@ -32,8 +33,8 @@ func listen(ts *testscript.TestScript, neg bool, args []string) {
 	ts.Setenv(args[0], strconv.Itoa(l.Addr().(*net.TCPAddr).Port))
 }
 
-// echoServer answers UDP in a container's network: busybox has no server that
-// does.
+// echoServer answers UDP in a container's network, because busybox has no UDP
+// server.
 func (s *scene) echoServer(ts *testscript.TestScript, neg bool, args []string) {
 	if neg || len(args) != 2 {
 		ts.Fatalf("usage: echo-server CONTAINER PORT")
@@ -41,31 +42,23 @@ func (s *scene) echoServer(ts *testscript.TestScript, neg bool, args []string) {
 	pid := s.d.Docker("inspect", "-f", "{{.State.Pid}}", args[0])
 	listening := make(chan error, 1)
 	var conn net.PacketConn
-	go func() {
-		runtime.LockOSThread() // and never unlocked: the thread ends with this
-		ns, err := os.Open("/proc/" + pid + "/ns/net")
-		if err == nil {
-			defer ns.Close()
-			err = unix.Setns(int(ns.Fd()), unix.CLONE_NEWNET)
-		}
-		if err == nil {
-			conn, err = net.ListenPacket("udp4", ":"+args[1])
-		}
+	go kit.InNetns("/proc/"+pid+"/ns/net", func() (err error) {
+		conn, err = net.ListenPacket("udp4", ":"+args[1])
 		listening <- err
 		if err != nil {
-			return
+			return err
 		}
 		buf := make([]byte, 2048)
 		for {
 			n, from, err := conn.ReadFrom(buf)
 			if err != nil {
-				return
+				return err
 			}
 			if _, err := conn.WriteTo(buf[:n], from); err != nil {
-				return
+				return err
 			}
 		}
-	}()
+	})
 	ts.Check(<-listening)
 	ts.Defer(func() { conn.Close() })
 }

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package script
 
 import (
@@ -19,8 +21,8 @@ import (
 	"holdfast/test/kit"
 )
 
-// ask sends a request as it is, and gives the status and the message of the
-// error body, or the whole body of an answer that is none.
+// ask sends a request unchanged. It returns the status and the message of an
+// error, or the whole body if it is not an error.
 func ask(t *testing.T, d *kit.Daemon, method, path, body string) (int, string) {
 	t.Helper()
 	req, err := http.NewRequest(method, "http://holdfast"+path, strings.NewReader(body))
@@ -59,7 +61,7 @@ func TestBadInputIsRefusedClearlyAndLeavesNothing(t *testing.T) {
 	for _, c := range []struct {
 		method, path, body string
 		status             int
-		message            string // a part of it
+		message            string // a substring
 	}{
 		// Bodies.
 		{"POST", "/containers/create", `{`, 400, "invalid JSON"},
@@ -112,14 +114,14 @@ func TestBadInputIsRefusedClearlyAndLeavesNothing(t *testing.T) {
 		{"GET", "/containers/json?filters=nonsense", ``, 400, "invalid filters"},
 		{"GET", "/containers/json?filters=%7B%22nonsense%22%3A%5B%22x%22%5D%7D", ``, 400, "invalid filter 'nonsense'"},
 		{"GET", "/containers/json?limit=nonsense", ``, 400, `parameter "limit"`},
-		{"GET", "/containers/here/logs", ``, 400, "you must choose at least one stream"},
+		{"GET", "/containers/here/logs", ``, 400, "must specify at least one of 'stdout' or 'stderr'"},
 		{"GET", "/containers/here/logs?stdout=1&tail=nonsense", ``, 400, `parameter "tail"`},
 		{"GET", "/events?since=nonsense", ``, 400, `parameter "since"`},
-		{"POST", "/containers/here/resize?h=a&w=b", ``, 400, `parameter "h"`},
+		{"POST", "/containers/here/resize?h=a&w=b", ``, 400, `invalid resize height "a": invalid syntax`},
 		{"GET", "/v1.23/info", ``, 400, "client version 1.23 is too old. Minimum supported API version is 1.24"},
 		{"GET", "/v1.999/info", ``, 400, "client version 1.999 is too new"},
 		{"GET", "/nothing", ``, 404, "page not found"},
-		// What isn't there says so.
+		// A missing object or route is reported as such.
 		{"POST", "/build", ``, 501, "not available in this release of Holdfast"},
 		{"GET", "/swarm", ``, 501, "not available in this release of Holdfast"},
 		{"GET", "/services", ``, 501, "not available in this release of Holdfast"},
@@ -144,7 +146,8 @@ func TestBadInputIsRefusedClearlyAndLeavesNothing(t *testing.T) {
 	}
 }
 
-// A tar that climbs out of its root, by a name or by a link that it made.
+// A tar archive that leads out of its root by a name or by a symbolic link in
+// it.
 func TestArchiveThatClimbsOutIsKeptInside(t *testing.T) {
 	t.Parallel()
 	d := kit.Start(t, kit.Options{})
@@ -184,8 +187,8 @@ func TestArchiveThatClimbsOutIsKeptInside(t *testing.T) {
 	}
 }
 
-// What is unpacked is mounted in the data root alone, and what a dead daemon
-// left mounted there is taken away.
+// Unpacked layers are mounted only in the data root. Mounts that a dead daemon
+// left there are removed.
 func TestUnpackingNeedsNoFolderOfTheHost(t *testing.T) {
 	t.Parallel()
 	d := kit.New(t, kit.Options{Env: []string{"TMPDIR=/nonexistent"}})
@@ -238,18 +241,19 @@ func TestAttachOverAWebsocket(t *testing.T) {
 		t.Errorf("%q", &seen)
 	}
 	if _, b, err := conn.Read(ctx); err == nil {
-		t.Errorf("the connection goes on after the container: %q", b)
+		t.Errorf("the connection outlives the container: %q", b)
 	}
 	if got := d.Docker("wait", "echo"); got != "0" {
 		t.Error(got)
 	}
-	// What can't be attached to says so before the protocol changes.
+	// If the container can't be attached to, the error comes before the
+	// protocol switch.
 	if _, resp, err := websocket.Dial(ctx, "ws://holdfast/containers/nothing/attach/ws?stream=1", &websocket.DialOptions{HTTPClient: d.HTTP()}); err == nil || resp == nil || resp.StatusCode != 404 {
 		t.Errorf("%v %v", err, resp)
 	}
 }
 
-// A disk that is full costs lines of the log and nothing else.
+// A full disk loses lines of the log, and has no other effect.
 func TestFullDiskUnderTheLogStopsNobody(t *testing.T) {
 	t.Parallel()
 	d := kit.New(t, kit.Options{LiveRestore: true})

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package script
 
 import (
@@ -16,12 +18,12 @@ import (
 // registry starts a registry with
 //
 //	team/app:1    an index for this machine's architecture and another
-//	team/app:2    an image that shares the layers of that
-//	team/other:1  an image for another architecture alone
+//	team/app:2    an image that shares the layers of team/app:1
+//	team/other:1  an image for another architecture only
 //	library/web:1 for a mirror
 //
-// $REGISTRY is its name, $DIGEST that of team/app:1. With USER:PASSWORD
-// nobody else is let in.
+// $REGISTRY is its name, $DIGEST the digest of team/app:1. With USER:PASSWORD
+// it accepts only that user.
 func (s *scene) registry(ts *testscript.TestScript, neg bool, args []string) {
 	if neg || len(args) > 1 {
 		ts.Fatalf("usage: registry [USER:PASSWORD]")
@@ -41,7 +43,7 @@ func (s *scene) registry(ts *testscript.TestScript, neg bool, args []string) {
 						w.Write([]byte(`{"errors":[{"code":"UNAUTHORIZED","message":"authentication required"}]}`))
 						return
 					}
-				default: // still being filled
+				default: // the registry is still being filled
 				}
 				next.ServeHTTP(w, r)
 			})

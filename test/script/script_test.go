@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package script
 
 import (
@@ -24,24 +26,24 @@ import (
 
 func TestMain(m *testing.M) { kit.Main(m) }
 
-// image is what every daemon has before its script begins.
+// image is loaded into every daemon before its script starts.
 const image = "busybox:test"
 
 // TestDayOfWork runs the scripts. Beside testscript's own commands there are
 //
-//	docker ARGS…             the client; "! docker" for one that must fail
-//	code N ARGS…             the client, which must end with this exit code
-//	until PATTERN ARGS…      the client, again and again until it says that
-//	capture NAME             the last standard output, into a variable
-//	get URL                  an HTTP request
+//	docker ARGS…             runs the client; "! docker" if it must fail
+//	code N ARGS…             runs the client, which must exit with this code
+//	until PATTERN ARGS…      runs the client until its output matches
+//	capture NAME             stores the last standard output in a variable
+//	get URL                  sends an HTTP request
 //	registry [USER:PASSWORD] starts a registry, $REGISTRY, with images
 //	daemon restart|kill|start|hup FILE
-//	stamp NAME               the present time, into a variable
-//	listen NAME              takes a port of 127.0.0.1, into a variable
+//	stamp NAME               stores the current time in a variable
+//	listen NAME              binds a port of 127.0.0.1 and stores it in a variable
 //	echo-server CONTAINER PORT, say-udp ADDRESS TEXT
 //
-// $CLIENT is docker or holdfast. app.tar is an archive of the image app:tar. A
-// file daemon.json is the daemon's.
+// $CLIENT is docker or holdfast. app.tar is an archive of the image app:tar. If
+// the script has a file daemon.json, it is the daemon's configuration.
 func TestDayOfWork(t *testing.T) {
 	files, err := filepath.Glob("testdata/*.txtar")
 	if err != nil || len(files) == 0 {
@@ -84,7 +86,7 @@ func runScript(t *testing.T, client, file string) {
 			if err := os.Mkdir(bin, 0o755); err != nil {
 				return err
 			}
-			// Under one name, so that one script fits both.
+			// Both clients get the same name, so that one script fits both.
 			if err := os.Symlink(cmd.Path, filepath.Join(bin, "docker")); err != nil {
 				return err
 			}
@@ -164,7 +166,8 @@ func expectCode(ts *testscript.TestScript, neg bool, args []string) {
 	}
 }
 
-// untilSaid is for what only time brings, such as the next line of a program.
+// untilSaid repeats a command until its output matches. It is for output that
+// appears after some time, such as the next line of a program.
 func untilSaid(ts *testscript.TestScript, neg bool, args []string) {
 	if neg || len(args) < 2 {
 		ts.Fatalf("usage: until PATTERN ARGS...")
@@ -194,8 +197,8 @@ func capture(ts *testscript.TestScript, neg bool, args []string) {
 	ts.Setenv(args[0], strings.TrimSpace(ts.ReadFile("stdout")))
 }
 
-// get asks until the server listens: a container has started before its
-// program has come so far.
+// get repeats a request until the server listens, because a started container's
+// program may not be ready yet.
 func get(ts *testscript.TestScript, neg bool, args []string) {
 	if len(args) != 1 {
 		ts.Fatalf("usage: get URL")

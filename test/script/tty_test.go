@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package script
 
 import (
@@ -18,7 +20,7 @@ import (
 	"holdfast/test/kit"
 )
 
-// patience is how long a test waits for what should take milliseconds.
+// patience is the time limit for operations that should take milliseconds.
 const patience = 30 * time.Second
 
 // clients runs a test with each client, on a daemon of its own.
@@ -39,7 +41,7 @@ func clients(t *testing.T, test func(t *testing.T, d *kit.Daemon, run func(args 
 	}
 }
 
-// screen is a client at a terminal.
+// screen is a client in a terminal.
 type screen struct {
 	t    *testing.T
 	cmd  *exec.Cmd
@@ -47,7 +49,7 @@ type screen struct {
 	mu   sync.Mutex
 	seen bytes.Buffer
 	more chan struct{}
-	done chan struct{} // all was read
+	done chan struct{} // closed when all output was read
 }
 
 func atTerminal(t *testing.T, cmd *exec.Cmd, rows, cols uint16) *screen {
@@ -88,7 +90,8 @@ func (s *screen) text() string {
 	return s.seen.String()
 }
 
-// wait waits for what the screen is to show, and forgets all up to it.
+// wait waits until the screen shows a text, and discards the output up to its
+// end.
 func (s *screen) wait(want string) {
 	s.t.Helper()
 	enough := time.After(patience)
@@ -115,7 +118,7 @@ func (s *screen) typ(text string) {
 	}
 }
 
-// end waits for the client's end and gives its exit code.
+// end waits for the client's end and returns its exit code.
 func (s *screen) end() int {
 	s.t.Helper()
 	ended := make(chan error, 1)
@@ -141,7 +144,7 @@ func TestShellAtATerminalKnowsItsSizeAndItsEnd(t *testing.T) {
 		}
 		s.typ("until [ \"$(stty size)\" = '20 60' ]; do :; done; echo re''sized\r")
 		s.wait("resized")
-		// Ctrl-C is the container's.
+		// Ctrl-C is sent to the container.
 		s.typ("sh -c 'echo beg\"\"un; exec sleep 1000'\r")
 		s.wait("begun")
 		s.typ("\x03")
@@ -177,7 +180,7 @@ func TestTerminalsAreLeftByTheirKeysAndTheContainerStays(t *testing.T) {
 		if got := d.Docker("inspect", "-f", "{{.State.Running}} {{len .ExecIDs}}", "shell"); got != "true 1" {
 			t.Errorf("%s", got)
 		}
-		// Two at one terminal see the same.
+		// Two clients attached to one terminal see the same output.
 		one := atTerminal(t, run("attach", "shell"), 24, 80)
 		two := atTerminal(t, run("attach", "shell"), 24, 80)
 		two.typ("\r")
@@ -228,7 +231,7 @@ func TestPullDrawsItsProgress(t *testing.T) {
 	})
 }
 
-// noise is data that no compression makes smaller, the same each time.
+// noise is data that does not compress. It is the same each time.
 func noise(n int) []byte {
 	b := make([]byte, n)
 	x := uint32(1)
@@ -239,7 +242,7 @@ func noise(n int) []byte {
 	return b
 }
 
-// follow runs a client that never ends by itself, and gives its lines.
+// follow runs a client that never ends by itself, and returns its output.
 func follow(t *testing.T, cmd *exec.Cmd) *bufio.Reader {
 	t.Helper()
 	out, err := cmd.StdoutPipe()
@@ -282,7 +285,7 @@ func TestEventsLogsAndStatsArriveAsTheyHappen(t *testing.T) {
 		}
 
 		stats := follow(t, run("stats", "--format", "json", "talk"))
-		for range 3 { // the second and third are a second apart
+		for range 3 { // the second and third lines are a second apart
 			line, err := stats.ReadString('\n')
 			if err != nil {
 				t.Fatal(err)

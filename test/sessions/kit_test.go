@@ -1,6 +1,7 @@
-// Package sessions tests that what a client has open goes on through the death
-// of the daemon: terminals, attach, exec, wait and logs that are followed. It
-// needs root.
+// SPDX-License-Identifier: Apache-2.0
+
+// Package sessions tests that clients' open connections survive the death of
+// the daemon: terminals, attach, exec, wait and followed logs. It needs root.
 package sessions
 
 import (
@@ -38,18 +39,18 @@ func live(t *testing.T, config map[string]any) *kit.Daemon {
 	return d
 }
 
-// clients are the two command lines that must behave the same.
+// clients are the two command lines, which must behave the same.
 var clients = map[string]func(*kit.Daemon, ...string) *exec.Cmd{
 	"docker":   func(d *kit.Daemon, args ...string) *exec.Cmd { return d.DockerCommand(context.Background(), args...) },
 	"holdfast": func(d *kit.Daemon, args ...string) *exec.Cmd { return d.HoldfastCommand(context.Background(), args...) },
 }
 
-// screen collects what a client prints, and lets tests wait for a part of it.
+// screen collects a client's output, and lets a test wait for a part of it.
 type screen struct {
 	t       *testing.T
 	mu      sync.Mutex
 	text    bytes.Buffer
-	changed chan struct{} // closed and made anew
+	changed chan struct{} // closed and replaced when output arrives
 	ended   bool
 }
 
@@ -79,7 +80,7 @@ func (s *screen) String() string {
 	return s.text.String()
 }
 
-// await waits until the text fulfils a condition.
+// await waits until the output fulfils a condition.
 func (s *screen) await(what string, ok func(text string) bool) {
 	s.t.Helper()
 	deadline := time.After(patience)
@@ -106,7 +107,7 @@ func (s *screen) shows(part string) {
 	s.await(part, func(text string) bool { return strings.Contains(text, part) })
 }
 
-// end waits for the end of the output, and gives all of it.
+// end waits for the end of the output and returns all of it.
 func (s *screen) end() string {
 	s.t.Helper()
 	deadline := time.After(patience)
@@ -166,15 +167,15 @@ func (x *terminal) resizes(rows, cols uint16) {
 
 var size = regexp.MustCompile(`\d+ \d+\r\n`)
 
-// settled waits until the client has made its last request: those for the
+// settled waits until the client has sent its last request. Requests for the
 // terminal's size come after all others.
 func (x *terminal) settled() {
 	x.t.Helper()
 	deadline := time.Now().Add(patience)
-	// The client may not listen yet: each size is another one, which it is told.
+	// The client may not handle SIGWINCH yet, so each round sets another size.
 	for rows := uint16(30); !strings.Contains(x.String(), " 90\r\n"); rows = 61 - rows {
 		if time.Now().After(deadline) {
-			x.t.Fatalf("the terminal does not get its size:\n%s", last(x.String()))
+			x.t.Fatalf("the container does not get the terminal's size:\n%s", last(x.String()))
 		}
 		x.resizes(rows, 90)
 		n := len(size.FindAllString(x.String(), -1))
@@ -183,7 +184,7 @@ func (x *terminal) settled() {
 	}
 }
 
-// exits waits for the client's end and gives its exit code.
+// exits waits for the client's end and returns its exit code.
 func (x *terminal) exits() int {
 	x.t.Helper()
 	return exits(x.t, x.cmd, x.String)
@@ -203,7 +204,7 @@ func exits(t *testing.T, cmd *exec.Cmd, said func() string) int {
 	return cmd.ProcessState.ExitCode()
 }
 
-// request sends a request and gives the answer, whose body is not read yet.
+// request sends a request and returns the answer, whose body is not read yet.
 func request(t *testing.T, d *kit.Daemon, method, path string) (*http.Response, net.Conn) {
 	t.Helper()
 	c, err := net.Dial("unix", d.Socket)
@@ -225,7 +226,7 @@ func request(t *testing.T, d *kit.Daemon, method, path string) (*http.Response, 
 	return r, c
 }
 
-// removed waits until a container is gone.
+// removed waits until a container is removed.
 func removed(t *testing.T, d *kit.Daemon, name string) {
 	t.Helper()
 	r, err := d.HTTP().Post("http://holdfast/containers/"+name+"/wait?condition=removed", "", nil)
@@ -244,7 +245,7 @@ func body(t *testing.T, r *http.Response, c net.Conn) string {
 	c.SetReadDeadline(time.Now().Add(patience))
 	b, err := io.ReadAll(r.Body)
 	if err != nil {
-		t.Fatalf("the answer does not end well: %v: %q", err, b)
+		t.Fatalf("the end of the answer can't be read: %v: %q", err, b)
 	}
 	return string(b)
 }
@@ -267,7 +268,7 @@ func (w *waiting) answer() string {
 	return body(w.t, w.r, w.c)
 }
 
-// follow collects what a command prints, on both streams.
+// follow collects a command's output, stdout and stderr together.
 func follow(t *testing.T, cmd *exec.Cmd) *screen {
 	t.Helper()
 	r, w := io.Pipe()
@@ -276,8 +277,8 @@ func follow(t *testing.T, cmd *exec.Cmd) *screen {
 	return newScreen(t, r)
 }
 
-// awaitExec waits until a container has a running exec whose client is the
-// shim's.
+// awaitExec waits until a container has a running exec session whose client's
+// socket the shim holds.
 func awaitExec(t *testing.T, d *kit.Daemon, name string) {
 	t.Helper()
 	deadline := time.Now().Add(patience)
@@ -288,8 +289,8 @@ func awaitExec(t *testing.T, d *kit.Daemon, name string) {
 	}
 }
 
-// unframed reads a stream of Docker's frames to its end, whose last one must be
-// whole.
+// unframed reads a multiplexed stream to its end. The last frame must be
+// complete.
 func unframed(t *testing.T, r io.Reader) string {
 	var out strings.Builder
 	b := bufio.NewReaderSize(r, 1<<20)
@@ -308,7 +309,7 @@ func unframed(t *testing.T, r io.Reader) string {
 	}
 }
 
-// query adds options to a request's path, in place of those that it has.
+// query adds options to a request's path, replacing the existing options.
 func query(path, options string) string {
 	for o := range strings.SplitSeq(strings.TrimPrefix(options, "&"), "&") {
 		key, _, _ := strings.Cut(o, "=")
@@ -319,4 +320,46 @@ func query(path, options string) string {
 		path = strings.ReplaceAll(path, "?"+key+"=1", "?") + "&" + o
 	}
 	return path
+}
+
+// overTCP starts a daemon that also listens on plain TCP, and returns a
+// function that makes commands which use that address.
+func overTCP(t *testing.T) (*kit.Daemon, func(args ...string) *exec.Cmd) {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	host := "tcp://" + l.Addr().String()
+	l.Close()
+	d := kit.New(t, kit.Options{LiveRestore: true})
+	d.SetFlags("-H", d.Host, "-H", host, "--tls=false")
+	d.Start()
+	return d, func(args ...string) *exec.Cmd {
+		return d.DockerCommand(t.Context(), append([]string{"-H", host}, args...)...)
+	}
+}
+
+// toTouch prepares the creation of a file in a container. The returned function
+// creates it, whether a daemon lives then or not.
+func toTouch(t *testing.T, d *kit.Daemon, container, file string) (touch func()) {
+	t.Helper()
+	cmd := d.DockerCommand(context.Background(), "exec", "-i", container, "sh", "-c", "read x; touch "+file)
+	in, err := cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	said := follow(t, cmd)
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	awaitExec(t, d, container)
+	return func() {
+		t.Helper()
+		if _, err := io.WriteString(in, "go\n"); err != nil {
+			t.Fatal(err)
+		}
+		in.Close()
+		exits(t, cmd, said.String)
+	}
 }

@@ -1,16 +1,21 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package sessions
 
 import (
-	"context"
-	"fmt"
+	"bytes"
+	"errors"
+	"io"
 	"os"
 	"strconv"
 	"strings"
 	"testing"
+
+	"github.com/moby/moby/api/pkg/stdcopy"
 )
 
-// counter writes numbered lines as fast as it can, n of them, after a word on
-// its input.
+// counter is a program that writes n numbered lines as fast as it can, after a
+// line on its standard input.
 func counter(n int) []string {
 	return []string{"sh", "-c", "read go; seq 1 " + strconv.Itoa(n) + "; exit 3"}
 }
@@ -48,21 +53,9 @@ func TestFollowedLogGoesOnWhileNoDaemonLives(t *testing.T) {
 			w.Close()
 			s := newScreen(t, r)
 			s.shows("first\n")
-			touch := d.DockerCommand(context.Background(), "exec", "box", "sh", "-c", "read x; touch /go")
-			touch.Args = append(touch.Args[:2], append([]string{"-i"}, touch.Args[2:]...)...)
-			in, err := touch.StdinPipe()
-			if err != nil {
-				t.Fatal(err)
-			}
-			said := follow(t, touch)
-			if err := touch.Start(); err != nil {
-				t.Fatal(err)
-			}
-			awaitExec(t, d, "box")
+			touch := toTouch(t, d, "box", "/go")
 			d.Kill9()
-			fmt.Fprintln(in, "go")
-			in.Close()
-			exits(t, touch, said.String)
+			touch()
 			if got, want := s.end(), "first\nsecond\n"; got != want {
 				t.Errorf("followed %q, want %q", got, want)
 			}
@@ -73,8 +66,12 @@ func TestFollowedLogGoesOnWhileNoDaemonLives(t *testing.T) {
 	}
 }
 
-// Whatever moment the daemon dies at, a client has seen the lines from the first
-// on, each once, and one that the shim has taken over sees all of them.
+// followedLog is the log that a client received, and the error at its end.
+type followedLog struct {
+	text string
+	err  error
+}
+
 func TestNotALineIsLostOrDoubledWhereTheShimTakesOver(t *testing.T) {
 	const lines = 300_000
 	for _, c := range []struct {
@@ -99,25 +96,37 @@ func TestNotALineIsLostOrDoubledWhereTheShimTakesOver(t *testing.T) {
 			r, log := request(t, d, "GET", "/containers/box/logs?follow=1&stdout=1")
 			done := make(chan string, 1)
 			go func() { done <- unframed(t, r.Body) }()
-			// More come while it writes, in every phase of the handover.
+			// More clients connect while the container writes, in every phase
+			// of the handover.
 			if _, err := conn.Write([]byte("go\n")); err != nil {
 				t.Fatal(err)
 			}
-			var late []chan string
+			var late []chan followedLog
 			for range 5 {
 				r, _ := request(t, d, "GET", "/containers/box/logs?follow=1&stdout=1")
-				ch := make(chan string, 1)
-				go func() { ch <- unframed(t, r.Body) }()
+				ch := make(chan followedLog, 1)
+				go func() {
+					var got bytes.Buffer
+					_, err := stdcopy.StdCopy(&got, io.Discard, r.Body)
+					ch <- followedLog{got.String(), err}
+				}()
 				late = append(late, ch)
 			}
 			d.Kill9()
 			numbered(t, <-done, lines)
+			// A stream that the daemon still served has ended with it, and with
+			// an error, so that it does not look complete.
 			for _, ch := range late {
 				got := <-ch
-				if n := strings.Count(got, "\n"); n > 0 && strings.HasSuffix(got, "\n") {
-					numbered(t, got, n)
-				} else if got != "" {
-					t.Errorf("a line was cut: %q", last(got))
+				switch {
+				case got.err == nil:
+					numbered(t, got.text, lines)
+				case !errors.Is(got.err, io.ErrUnexpectedEOF):
+					t.Error(got.err)
+				case strings.HasSuffix(got.text, "\n"):
+					numbered(t, got.text, strings.Count(got.text, "\n"))
+				case got.text != "":
+					t.Errorf("a line was cut: %q", last(got.text))
 				}
 			}
 			attach.Body.Close()

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package sessions
 
 import (
@@ -7,8 +9,8 @@ import (
 	"time"
 )
 
-// Whoever sends them, lines are the same: the daemon those of a log that is not
-// followed, the shim the others.
+// The daemon sends the lines of a log that is not followed, and the shim those
+// of a followed one. Both must be the same.
 func TestFollowedLogIsTheLogWithEveryOption(t *testing.T) {
 	t.Parallel()
 	const long = "head -c 50000 /dev/zero | tr '\\0' x; echo; echo after; echo err >&2; printf no-newline"
@@ -47,15 +49,15 @@ func TestFollowedLogIsTheLogWithEveryOption(t *testing.T) {
 			for i, o := range options {
 				got := followed[i]()
 				if o == "&tail=1" || o == "&tail=0" {
-					continue // its end has moved meanwhile
+					continue // its end has changed meanwhile
 				}
 				r, conn := request(t, d, "GET", query(path, o))
 				want := body(t, r, conn)
 				if got != want {
-					t.Errorf("%q: followed %d bytes, the log has %d\n%.300q\n%.300q", o, len(got), len(want), got, want)
+					t.Errorf("%q: the follower got %d bytes, the log has %d\n%.300q\n%.300q", o, len(got), len(want), got, want)
 				}
 				if want == "" && (o == "" || o == "&timestamps=1") {
-					t.Errorf("%q: nothing in the log", o)
+					t.Errorf("%q: the log is empty", o)
 				}
 			}
 		})
@@ -73,6 +75,6 @@ func TestFollowingEndsAtTheTimeAskedFor(t *testing.T) {
 		t.Errorf("followed %q", got)
 	}
 	if now := time.Now(); now.Before(until.Add(-time.Millisecond)) {
-		t.Errorf("it ended %s too early", until.Sub(now))
+		t.Errorf("the stream ended %s too early", until.Sub(now))
 	}
 }

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package sessions
 
 import (
@@ -7,30 +9,18 @@ import (
 	"net"
 	"net/http"
 	"os"
-	"path/filepath"
 	"strconv"
 	"strings"
 	"testing"
 	"time"
 
-	"encoding/json"
-
 	"holdfast/internal/shim/proto"
 	"holdfast/test/kit"
 )
 
-// record is what the container's shim wrote last.
-func record(t *testing.T, d *kit.Daemon, name string) (st proto.State) {
-	t.Helper()
-	id := d.Docker("inspect", "-f", "{{.Id}}", name)
-	b, err := os.ReadFile(filepath.Join(d.ExecRoot, "shim", id, proto.StateFile))
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := json.Unmarshal(b, &st); err != nil {
-		t.Fatal(err)
-	}
-	return st
+// record returns the state that the container's shim wrote last.
+func record(d *kit.Daemon, name string) proto.State {
+	return d.ShimState(d.Docker("inspect", "-f", "{{.Id}}", name))
 }
 
 // pss is the proportional set size of a process in kB.
@@ -50,8 +40,9 @@ func pss(t *testing.T, pid int) int {
 	return 0
 }
 
-// attached gives the container's input and output over a raw connection, after
-// an echo has shown that the shim has it. The container must answer hi by hi.
+// attached opens a raw connection to the container's input and output, and
+// waits until an echo has proved that the shim serves it. The container must
+// answer "hi" with "hi".
 func attached(t *testing.T, d *kit.Daemon, name string) (*http.Response, *net.UnixConn) {
 	t.Helper()
 	r, c := request(t, d, "POST", "/containers/"+name+"/attach?stdin=1&stdout=1&stderr=1&stream=1")
@@ -64,12 +55,12 @@ func attached(t *testing.T, d *kit.Daemon, name string) (*http.Response, *net.Un
 	return r, c.(*net.UnixConn)
 }
 
-// script answers hi, then runs the commands once it reads another word.
+// script answers "hi", and runs the commands after another line.
 func script(commands string) []string {
 	return []string{"sh", "-c", "while read x && [ $x = hi ]; do echo hi; done; " + commands}
 }
 
-func TestSlowReadersNeverMakeTheContainerWait(t *testing.T) {
+func TestReadersOfTheLogNeverMakeTheContainerWait(t *testing.T) {
 	t.Parallel()
 	const lines = 1_000_000
 	d := live(t, nil)
@@ -81,36 +72,114 @@ func TestSlowReadersNeverMakeTheContainerWait(t *testing.T) {
 	if _, err := io.WriteString(conn, "go\n"); err != nil {
 		t.Fatal(err)
 	}
-	// Nobody has read a byte when the container has ended.
+	numbered(t, unframed(t, in.Body), lines)
+	// When the container ends, the follower has read nothing.
 	if got, want := end.answer(), "{\"StatusCode\":0}\n"; got != want {
 		t.Fatalf("answer %q, want %q", got, want)
 	}
 	numbered(t, strings.TrimPrefix(unframed(t, follower.Body), "hi\n"), lines)
-	numbered(t, unframed(t, in.Body), lines)
 }
 
+// An attached client controls the container's output: the container waits,
+// whether a daemon lives or not, until the client reads, detaches or
+// disconnects.
+func TestContainerWaitsForItsAttachedClient(t *testing.T) {
+	t.Parallel()
+	const lines = 1_000_000
+	d := live(t, nil)
+	for _, how := range []string{"reads", "goes"} {
+		d.Docker(append([]string{"run", "-d", "-i", "--name", how, image}, script("seq 1 "+strconv.Itoa(lines))...)...)
+	}
+	in, conn := attached(t, d, "reads")
+	_, leaves := attached(t, d, "goes")
+	d.Kill9()
+	for _, c := range []io.Writer{conn, leaves} {
+		if _, err := io.WriteString(c, "go\n"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	// Both clients block at the same place. Detaching one lets the container
+	// continue.
+	d.Start()
+	for _, how := range []string{"reads", "goes"} {
+		waitsForReader(t, d, how)
+	}
+	leaves.Close()
+	if got := d.Docker("wait", "goes"); got != "0" {
+		t.Errorf("without its client: %s", got)
+	}
+	if log := d.Docker("logs", "--tail", "1", "goes"); log != strconv.Itoa(lines) {
+		t.Errorf("the log ends with %q", log)
+	}
+	if got := d.Docker("inspect", "-f", "{{.State.Running}}", "reads"); got != "true" {
+		t.Error("the container did not wait for its client")
+	}
+	numbered(t, unframed(t, in.Body), lines)
+	if got := d.Docker("inspect", "-f", "{{.State.Status}} {{.State.ExitCode}}", "reads"); got != "exited 0" {
+		t.Errorf("state at the end of the output: %s", got)
+	}
+}
+
+// waitsForReader waits until the container's process blocks in a write.
+func waitsForReader(t *testing.T, d *kit.Daemon, name string) {
+	t.Helper()
+	pid := record(d, name).Pid
+	for deadline := time.Now().Add(patience); ; {
+		children, _ := os.ReadFile(fmt.Sprintf("/proc/%d/task/%d/children", pid, pid))
+		for _, p := range append(strings.Fields(string(children)), strconv.Itoa(pid)) {
+			if call, _ := os.ReadFile("/proc/" + p + "/wchan"); strings.HasSuffix(string(call), "pipe_write") {
+				return
+			}
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("%s does not wait for its reader: %s", name, d.Docker("inspect", "-f", "{{.State.Status}}", name))
+		}
+		d.Docker("version") // this takes a moment
+	}
+}
+
+// If rotation removes lines that a slow follower has not read, they are lost,
+// as configured. The follower gets a message at that place, and continues.
 func TestFollowerThatIsTooSlowForTheRotationIsTold(t *testing.T) {
 	t.Parallel()
+	const all = 400_000
 	d := live(t, nil)
 	d.Docker(append([]string{"run", "-d", "-i", "--name", "box", "--log-opt", "max-size=100k", "--log-opt", "max-file=2", image},
-		script("seq 1 400000")...)...)
+		script("seq 1 "+strconv.Itoa(all))...)...)
 	follower, _ := request(t, d, "GET", "/containers/box/logs?follow=1&stdout=1&tail=0")
-	_, conn := attached(t, d, "box")
+	in, conn := attached(t, d, "box")
 	end := waits(t, d, "not-running")
 	d.Kill9()
 	if _, err := io.WriteString(conn, "go\n"); err != nil {
 		t.Fatal(err)
 	}
+	numbered(t, unframed(t, in.Body), all)
 	end.answer()
 	got := strings.TrimPrefix(unframed(t, follower.Body), "hi\n")
+	// The follower may fall behind several times: the message stands at every gap, and
+	// nowhere else.
 	const told = "holdfast: this client reads too slowly"
-	lines, rest, ok := strings.Cut(got, told)
-	if !ok {
-		t.Fatalf("it was not told:\n%s", last(got))
+	n, gap, gaps := 0, false, 0
+	for line := range strings.Lines(got) {
+		if strings.HasPrefix(line, told) {
+			if gap {
+				t.Fatalf("two messages stand after line %d", n)
+			}
+			gap = true
+			gaps++
+			continue
+		}
+		at, err := strconv.Atoi(strings.TrimSuffix(line, "\n"))
+		if err != nil || !gap && at != n+1 || gap && at <= n+1 {
+			t.Fatalf("%q follows line %d, message between them: %v", line, n, gap)
+		}
+		n, gap = at, false
 	}
-	numbered(t, lines, strings.Count(lines, "\n"))
-	if strings.Count(rest, "\n") != 1 {
-		t.Errorf("more came after it was told: %q", last(rest))
+	if gaps == 0 {
+		t.Errorf("the follower got no message:\n%s", last(got))
+	}
+	if n != all || gap {
+		t.Errorf("the stream ends with line %d, want %d", n, all)
 	}
 }
 
@@ -119,7 +188,7 @@ func TestAHundredReadersOfOneContainerSeeTheSame(t *testing.T) {
 	d := live(t, nil)
 	d.Docker(append([]string{"run", "-d", "-i", "--name", "box", image}, script("seq 1 20000; exec sleep 1000")...)...)
 	_, conn := attached(t, d, "box")
-	pid := record(t, d, "box").ShimPid
+	pid := record(d, "box").ShimPid
 	alone := pss(t, pid)
 	var readers []*bufio.Reader
 	for range 50 {
@@ -128,7 +197,7 @@ func TestAHundredReadersOfOneContainerSeeTheSame(t *testing.T) {
 		r, _ = request(t, d, "POST", "/containers/box/attach?stdout=1&stream=1")
 		readers = append(readers, bufio.NewReader(r.Body))
 	}
-	// The last to come are there once all have seen a line.
+	// All readers are served when each has read a line.
 	greeted := make(chan error, len(readers))
 	for _, r := range readers {
 		go func() {
@@ -153,7 +222,7 @@ func TestAHundredReadersOfOneContainerSeeTheSame(t *testing.T) {
 			}
 			seen++
 		case <-deadline:
-			t.Fatal("not all readers see a line")
+			t.Fatal("not all readers have read a line")
 		}
 	}
 	many := pss(t, pid)
@@ -170,10 +239,10 @@ func TestAHundredReadersOfOneContainerSeeTheSame(t *testing.T) {
 		case got := <-done:
 			numbered(t, strings.ReplaceAll(got, "hi\n", ""), 20000)
 		case <-time.After(patience):
-			t.Fatal("not all readers see all lines")
+			t.Fatal("not all readers have read all lines")
 		}
 	}
-	t.Logf("the shim takes %d kB alone, %d with 100 readers, %d after they read", alone, many, pss(t, pid))
+	t.Logf("the shim uses %d kB alone, %d with 100 readers, %d after they have read", alone, many, pss(t, pid))
 }
 
 // upTo reads frames until the text ends with the given end.
@@ -198,8 +267,8 @@ func TestHalfClosedInputEndsInTheContainerWhileNoDaemonLives(t *testing.T) {
 	t.Parallel()
 	d := live(t, nil)
 	d.Docker("create", "-i", "--name", "box", image, "sh", "-c", "cat; echo end")
-	// As docker run -i does it: attached before the start, so that the input is
-	// the container's only one.
+	// As docker run -i does: attach before the start, so that the container has
+	// no other input.
 	r, c := request(t, d, "POST", "/containers/box/attach?stdin=1&stdout=1&stream=1")
 	end := waits(t, d, "next-exit")
 	d.Docker("start", "box")
@@ -213,7 +282,7 @@ func TestHalfClosedInputEndsInTheContainerWhileNoDaemonLives(t *testing.T) {
 		t.Fatal(err)
 	}
 	if got, want := unframed(t, r.Body), "two\nend\n"; got != want {
-		t.Errorf("after the input's end %q, want %q", got, want)
+		t.Errorf("output after the end of the input: %q, want %q", got, want)
 	}
 	if got, want := end.answer(), "{\"StatusCode\":0}\n"; got != want {
 		t.Errorf("answer %q, want %q", got, want)
@@ -252,7 +321,8 @@ func TestExecGoesOnWhileNoDaemonLives(t *testing.T) {
 			d.Kill9()
 			x.types("echo st''ill\n")
 			x.shows("still")
-			// The client asks for the exit code afterwards: somebody must be there.
+			// The client requests the exit code afterwards, so a daemon must
+			// run.
 			d.Start()
 			x.types("exit 5\n")
 			if code := x.exits(); code != 5 {

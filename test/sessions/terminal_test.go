@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package sessions
 
 import (
@@ -24,7 +26,7 @@ func TestTerminalGoesOnAndEndsWithItsExitCodeWhileNoDaemonLives(t *testing.T) {
 				d.Kill9()
 				x.types("echo af''ter\n")
 				x.shows("after")
-				x.resizes(40, 100) // nobody is there to do it
+				x.resizes(40, 100) // no daemon can pass the size on
 				x.types("echo st''ill; echo $((6*7)) >/there; cat /there\n")
 				x.shows("still")
 				x.shows("42")

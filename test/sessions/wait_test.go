@@ -1,10 +1,10 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package sessions
 
 import (
 	"io"
-	"net"
 	"os"
-	"os/exec"
 	"strconv"
 	"strings"
 	"testing"
@@ -26,11 +26,11 @@ func TestWaitIsAnsweredWhileNoDaemonLives(t *testing.T) {
 			d.Docker(append(create, image, "sh", "-c", `while read x; do [ $x = hi ] && echo hi || exit $x; done`)...)
 			var early *waiting
 			if condition != "not-running" {
-				early = waits(t, d, condition) // before there is a shim
+				early = waits(t, d, condition) // before a shim exists
 			}
 			d.Docker("start", "box")
 			late := waits(t, d, condition)
-			// An answer to what is typed shows that the shim has this client.
+			// An echo of the input proves that the shim serves this client.
 			in, conn := request(t, d, "POST", "/containers/box/attach?stdin=1&stdout=1&stream=1")
 			if _, err := io.WriteString(conn, "hi\n"); err != nil {
 				t.Fatal(err)
@@ -76,35 +76,37 @@ func TestWaitForRemovalIsAnsweredAfterTheNextDaemonsRemoval(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, l := range left {
-		// Under another name it is gone, and being deleted.
+		// A hidden name belongs to a directory that is being deleted.
 		if !strings.HasPrefix(l.Name(), ".") {
-			t.Errorf("after the answer there is still %s", l.Name())
+			t.Errorf("%s still exists after the answer", l.Name())
 		}
 	}
 	removed(t, d, "box")
 }
 
-// A client that goes, or is answered by the daemon, leaves nothing with the shim.
+// When a client has gone, or the daemon has answered it, the shim keeps no
+// descriptor of it.
 func TestShimKeepsNothingOfClientsThatHaveGone(t *testing.T) {
 	t.Parallel()
 	d := live(t, nil)
 	d.Docker(append([]string{"run", "-d", "-i", "--name", "box", image}, script("exit 0")...)...)
 	_, conn := attached(t, d, "box")
-	pid := record(t, d, "box").ShimPid
+	pid := record(d, "box").ShimPid
 	before := descriptors(t, pid)
 	for range 20 {
 		w := waits(t, d, "next-exit")
 		r, c := request(t, d, "GET", "/containers/box/logs?follow=1&stdout=1")
-		io.ReadFull(r.Body, make([]byte, 8+3)) // the shim has it
+		io.ReadFull(r.Body, make([]byte, 8+3)) // the shim serves it
 		w.c.Close()
 		c.Close()
 	}
 	deadline := time.Now().Add(patience)
 	for n := descriptors(t, pid); n > before; n = descriptors(t, pid) {
 		if time.Now().After(deadline) {
-			t.Fatalf("the shim has %d descriptors, and had %d before", n, before)
+			t.Fatalf("the shim has %d descriptors and had %d before", n, before)
 		}
-		// The shim tells nobody: each question gives it time.
+		// No event reports that the shim has closed a descriptor, so poll with
+		// requests that take time.
 		io.WriteString(conn, "hi\n")
 	}
 	io.WriteString(conn, "go\n")
@@ -121,19 +123,8 @@ func descriptors(t *testing.T, pid int) int {
 
 func TestSessionsOverPlainTCPGoOnToo(t *testing.T) {
 	t.Parallel()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	address := l.Addr().String()
-	l.Close()
-	d := kit.New(t, kit.Options{LiveRestore: true})
-	d.SetFlags("-H", d.Host, "-H", "tcp://"+address, "--tls=false")
-	d.Start()
+	d, over := overTCP(t)
 	d.Load(image, kit.Busybox(t, nil))
-	over := func(args ...string) *exec.Cmd {
-		return d.DockerCommand(t.Context(), append([]string{"-H", "tcp://" + address}, args...)...)
-	}
 	x := inTerminal(t, over("run", "-it", "--name", "shell", image, "sh"))
 	x.shows("# ")
 	x.settled()
@@ -154,4 +145,41 @@ func TestSessionsOverPlainTCPGoOnToo(t *testing.T) {
 	if code := exits(t, log, said.String); code != 0 {
 		t.Errorf("docker logs ended with %d:\n%s", code, said)
 	}
+}
+
+// Over TCP a connection that is closed looks half-closed until something is written
+// to it. The shim does not keep a client for that until its container ends.
+func TestWaitOverTCPEndsWithItsClientAlsoWithoutADaemon(t *testing.T) {
+	t.Parallel()
+	d, command := overTCP(t)
+	d.Load(image, kit.Busybox(t, nil))
+	d.Docker("run", "-d", "--name", "box", image, "sleep", "1000")
+	pid := record(d, "box").ShimPid
+	open := func() int {
+		list, err := os.ReadDir("/proc/" + strconv.Itoa(pid) + "/fd")
+		if err != nil {
+			t.Fatal(err)
+		}
+		return len(list)
+	}
+	until := func(what string, ok func(int) bool) {
+		t.Helper()
+		for late := time.Now().Add(patience); !ok(open()); d.DockerCommand(t.Context(), "--help").Run() {
+			if time.Now().After(late) {
+				t.Fatalf("%s: the shim has %d descriptors", what, open())
+			}
+		}
+	}
+	before := open()
+	client := command("wait", "box")
+	if err := client.Start(); err != nil {
+		t.Fatal(err)
+	}
+	until("a client that waits", func(n int) bool { return n > before })
+	d.Kill9()
+	client.Process.Kill()
+	client.Wait()
+	until("after the client", func(n int) bool { return n < before })
+	d.Start()
+	d.Docker("rm", "-f", "box")
 }

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package shim
 
 import (
@@ -14,9 +16,10 @@ import (
 
 	"holdfast/internal/shim/client"
 	"holdfast/internal/shim/proto"
+	"holdfast/test/kit"
 )
 
-// keep opens what a daemon holds of a running container.
+// keep opens the descriptors that a daemon holds of a running container.
 func (b *box) keep(s *client.Shim) *client.Kept {
 	b.t.Helper()
 	st, err := s.State(ctx(b.t))
@@ -41,7 +44,8 @@ func (b *box) keep(s *client.Shim) *client.Kept {
 		}
 	}
 	if !b.boot.Terminal {
-		// For what a container writes that ends while it has no shim.
+		// Output that the container writes before it ends without a shim must
+		// not be lost.
 		for _, name := range []string{"stdout", "stderr"} {
 			f, err := os.OpenFile(filepath.Join(b.boot.RunDir, name), os.O_RDONLY|unix.O_NONBLOCK, 0)
 			if err != nil {
@@ -62,7 +66,7 @@ func closeKept(k *client.Kept) {
 	}
 }
 
-// killShim kills a shim and returns when it is gone.
+// killShim kills a shim and waits until it has exited.
 func (b *box) killShim(s *client.Shim) {
 	b.t.Helper()
 	pid := s.Hello().Pid
@@ -71,12 +75,12 @@ func (b *box) killShim(s *client.Shim) {
 		b.t.Fatal(err)
 	}
 	if !exited(pid, start) {
-		b.t.Fatal("the shim does not die")
+		b.t.Fatal("the shim did not exit")
 	}
 	<-s.Done()
 }
 
-// adopt starts a shim in place of one that was killed.
+// adopt starts a shim in place of a killed one.
 func (b *box) adopt(k *client.Kept) *client.Shim {
 	b.t.Helper()
 	s, err := b.tryAdopt(k)
@@ -106,7 +110,7 @@ func (b *box) tryAdopt(k *client.Kept) (*client.Shim, error) {
 }
 
 // numbered checks that stdout's log has lines that begin with 1 to n, each once
-// and in order, and gives the other lines.
+// and in order, and returns the other lines.
 func (b *box) numbered(n int) (others []string) {
 	b.t.Helper()
 	var files []string
@@ -137,7 +141,7 @@ func (b *box) numbered(n int) (others []string) {
 		}
 	}
 	if next-1 != n {
-		b.t.Errorf("the log has %d lines, %d were written", next-1, n)
+		b.t.Errorf("the log has %d lines, but %d were written", next-1, n)
 	}
 	return others
 }
@@ -147,8 +151,8 @@ func writer(n int) string {
 	return fmt.Sprintf(`busybox awk 'BEGIN { for (i = 1; i <= %d; i++) printf "%%-99d\n", i }'`, n)
 }
 
-// The promise of H9 in full: at 100 MB of lines and many kills, also between a
-// read and the write that follows it.
+// The log is complete with 100 MB of lines and many kills of the shim,
+// including kills between a read and the write that follows it.
 func TestLogHasEveryLineOnceAlthoughItsShimIsKilledAgainAndAgain(t *testing.T) {
 	const lines = 1_000_000 // 100 MB
 	b := newBox(t, writer(lines)+" && echo done >&2; exit 7")
@@ -156,9 +160,9 @@ func TestLogHasEveryLineOnceAlthoughItsShimIsKilledAgainAndAgain(t *testing.T) {
 	st, _ := s.State(ctx(t))
 	kept := b.keep(s)
 	kills := 0
-	// Another piece of the log, then the next kill; the phase of the move in
-	// which it comes is left to chance.
-	for grown := int64(8 << 20); waitGrown(t, b.boot.Log.Path, grown, kept.Pidfd); grown += 8 << 20 {
+	// Kill again after some more of the log is written. The moment within the
+	// shim's loop is random.
+	for grown := int64(8 << 20); kit.WaitGrown(t, b.boot.Log.Path, grown, int(kept.Pidfd.Fd())); grown += 8 << 20 {
 		b.killShim(s)
 		kills++
 		s = b.adopt(kept)
@@ -170,7 +174,7 @@ func TestLogHasEveryLineOnceAlthoughItsShimIsKilledAgainAndAgain(t *testing.T) {
 	if end.ExitCode != 7 || end.Error != "" {
 		t.Errorf("%+v", end)
 	}
-	// The last words tell that no write ever failed.
+	// The last line says that no write has ever failed.
 	if others := b.numbered(lines); len(others) != 1 || !strings.HasPrefix(others[0], `{"log":"done\n"`) {
 		t.Errorf("other lines: %q", others)
 	}
@@ -178,37 +182,6 @@ func TestLogHasEveryLineOnceAlthoughItsShimIsKilledAgainAndAgain(t *testing.T) {
 		t.Errorf("only %d kills", kills)
 	}
 	t.Logf("%d kills", kills)
-}
-
-// waitGrown waits until a file has a size, or the process has ended.
-func waitGrown(t *testing.T, path string, size int64, pidfd *os.File) bool {
-	t.Helper()
-	fd, err := unix.InotifyInit1(unix.IN_CLOEXEC | unix.IN_NONBLOCK)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer unix.Close(fd)
-	if _, err := unix.InotifyAddWatch(fd, path, unix.IN_MODIFY); err != nil {
-		t.Fatal(err)
-	}
-	var buf [4096]byte
-	for {
-		st, err := os.Stat(path)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if st.Size() >= size {
-			return true
-		}
-		fds := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}, {Fd: int32(pidfd.Fd()), Events: unix.POLLIN}}
-		if _, err := unix.Poll(fds, 60_000); err != nil && err != unix.EINTR {
-			t.Fatal(err)
-		}
-		if fds[1].Revents != 0 {
-			return false
-		}
-		unix.Read(fd, buf[:])
-	}
 }
 
 func TestContainerNeverHasTwoShims(t *testing.T) {
@@ -220,7 +193,7 @@ func TestContainerNeverHasTwoShims(t *testing.T) {
 	boot := b.boot
 	boot.Life++
 	if _, err := client.Spawn(ctx(t), client.Options{Binary: shimBinary, Bootstrap: boot}); err == nil || !strings.Contains(err.Error(), "another shim holds") {
-		t.Errorf("a shim of another life: %v", err)
+		t.Errorf("adoption of a container in another life: %v", err)
 	}
 	if st, err := s.State(ctx(t)); err != nil || st.Status != proto.StatusRunning {
 		t.Errorf("%+v %v", st, err)
@@ -231,7 +204,8 @@ func TestContainerNeverHasTwoShims(t *testing.T) {
 	b.ended(s)
 }
 
-// Whoever becomes the parent may reap the process before the shim can ask.
+// The process that becomes the container's parent may reap it before the shim
+// can read the exit code.
 func TestExitCodeIsExactAlsoWhenAnotherProcessReapsTheContainer(t *testing.T) {
 	var u unix.Utsname
 	if err := unix.Uname(&u); err != nil {
@@ -241,7 +215,7 @@ func TestExitCodeIsExactAlsoWhenAnotherProcessReapsTheContainer(t *testing.T) {
 	fmt.Sscanf(unix.ByteSliceToString(u.Release[:]), "%d.%d", &major, &minor)
 	knows := major > 6 || major == 6 && minor >= 15
 
-	// From here on orphans are the test's children.
+	// From here on orphans become children of the test.
 	if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); err != nil {
 		t.Fatal(err)
 	}
@@ -278,8 +252,8 @@ func TestExitCodeIsExactAlsoWhenAnotherProcessReapsTheContainer(t *testing.T) {
 	}
 }
 
-// With nothing but the files and the process: a daemon that comes later has no
-// more.
+// Only the files and the process are needed. A daemon that starts later has
+// nothing else.
 func TestAdoptionNeedsNothingThatTheDaemonHeld(t *testing.T) {
 	b := newBox(t, "i=0; trap 'exit 5' TERM; while :; do i=$((i+1)); echo $i; sleep 0.01; done")
 	b.boot.Health = &proto.Health{Process: raw(t, process("true")), Interval: 50e6, Timeout: 10e9, Retries: 3}

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package shim
 
 import (
@@ -37,7 +39,7 @@ func TestTeardownUndoesMountsAndFilesAndNothingElse(t *testing.T) {
 	if err := unix.Mount("tmpfs", mounted, "tmpfs", 0, ""); err != nil {
 		t.Fatal(err)
 	}
-	// A mount that is not in the list: what it shows must survive.
+	// A mount that is not in the list: the files in it must survive.
 	if err := unix.Mount(data, kept, "", unix.MS_BIND, ""); err != nil {
 		t.Fatal(err)
 	}
@@ -54,7 +56,7 @@ func TestTeardownUndoesMountsAndFilesAndNothingElse(t *testing.T) {
 		}
 	}
 	if _, err := os.Stat(filepath.Join(data, "file")); err != nil {
-		t.Errorf("data of a mount or outside of the run directory is gone: %v", err)
+		t.Errorf("data in a mount or outside of the run directory was removed: %v", err)
 	}
 	left, err := os.ReadDir(b.boot.RunDir)
 	if err != nil {
@@ -119,7 +121,7 @@ func TestUpdateChangesPolicyAndResources(t *testing.T) {
 	}
 }
 
-// reserve gives a bound socket as the daemon would.
+// reserve returns a bound socket as the daemon would.
 func reserve(t *testing.T, l interface{ File() (*os.File, error) }) *os.File {
 	t.Helper()
 	f, err := l.File()
@@ -131,8 +133,8 @@ func reserve(t *testing.T, l interface{ File() (*os.File, error) }) *os.File {
 }
 
 func TestReservedPortsForwardWhatComesToThem(t *testing.T) {
-	// The container's side is played by servers here: forwarding is the
-	// shim's, wherever the target is.
+	// Servers here stand for the container. The shim forwards connections,
+	// whatever the target is.
 	echo, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -146,7 +148,7 @@ func TestReservedPortsForwardWhatComesToThem(t *testing.T) {
 			}
 			go func() {
 				defer c.Close()
-				body, _ := io.ReadAll(c) // until the client's half is closed
+				body, _ := io.ReadAll(c) // until the client has closed its half
 				c.Write(body)
 			}()
 		}
@@ -183,7 +185,7 @@ func TestReservedPortsForwardWhatComesToThem(t *testing.T) {
 	for _, f := range b.ports {
 		f.Close()
 	}
-	s.Close() // no daemon is needed
+	s.Close() // the daemon's connection is not needed
 
 	body := bytes.Repeat([]byte("0123456789abcdef"), 1<<18)
 	c, err := net.Dial("tcp", tcpPort.Addr().String())
@@ -212,10 +214,10 @@ func TestReservedPortsForwardWhatComesToThem(t *testing.T) {
 			t.Errorf("udp: %q, %v", buf[:n], err)
 		}
 	}
-	// The port is taken while the container runs, and free afterwards.
+	// The port is in use while the container runs, and free afterwards.
 	if l, err := net.Listen("tcp", tcpPort.Addr().String()); err == nil {
 		l.Close()
-		t.Error("someone else could take the port")
+		t.Error("another process could bind the port")
 	}
 	again := b.dial()
 	if _, err := again.Stop(ctx(t), proto.Stop{}); err != nil {
@@ -224,7 +226,7 @@ func TestReservedPortsForwardWhatComesToThem(t *testing.T) {
 	<-again.Done()
 	pid := s.Hello().Pid
 	if !exited(pid, b.pids[pid]) {
-		t.Fatal("the shim did not leave")
+		t.Fatal("the shim did not exit")
 	}
 	l, err := net.Listen("tcp", tcpPort.Addr().String())
 	if err != nil {
@@ -254,7 +256,7 @@ func TestLongRunDirectoryWorks(t *testing.T) {
 }
 
 func TestContainerInheritsNoIgnoredOrBlockedSignal(t *testing.T) {
-	b := newBoxArgs(t, "cat", "/proc/self/status") // a shell would change its own
+	b := newBoxArgs(t, "cat", "/proc/self/status") // a shell would change its own signal masks
 	s, _ := b.started()
 	b.ended(s)
 	for line := range strings.Lines(b.logLines("stdout")) {
@@ -268,8 +270,8 @@ func TestContainerInheritsNoIgnoredOrBlockedSignal(t *testing.T) {
 	}
 }
 
-// Without a pid namespace of its own a container's orphans become the shim's
-// children, and would stay zombies as long as it runs.
+// Without a pid namespace of its own, orphans of a container become the shim's
+// children. Unless the shim reaps them, they remain zombies as long as it runs.
 func TestOrphansOfASharedPidNamespaceAreReaped(t *testing.T) {
 	b := newBox(t, "(sh -c 'echo $$; exit 3' &); sleep 0.2; echo second; read x")
 	b.spec["linux"].(map[string]any)["namespaces"] = []any{ns("mount")}
@@ -281,7 +283,7 @@ func TestOrphansOfASharedPidNamespaceAreReaped(t *testing.T) {
 		t.Fatal(err)
 	}
 	pid, _, _ := strings.Cut(c.until("second"), "\n")
-	// Some later exit makes sure that the sweep has come by.
+	// A later exit proves that the shim has reaped before.
 	for i := range 2 {
 		if err := s.ExecCreate(ctx(t), proto.ExecCreate{Exec: itoa(i), Process: raw(t, process("true"))}); err != nil {
 			t.Fatal(err)

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package shim
 
 import (
@@ -31,7 +33,7 @@ func TestExecExitCodeAndStreams(t *testing.T) {
 	if out, errs := c.all(); out != "input\n" || errs != "err\n" {
 		t.Errorf("streams: %q %q", out, errs)
 	}
-	// The end of the stream comes after the exit code is known.
+	// The stream ends only after the exit code is known.
 	state, err := s.State(ctx(t))
 	if err != nil || len(state.Execs) != 1 {
 		t.Fatalf("state: %+v, %v", state, err)
@@ -103,7 +105,7 @@ func TestExecThatCannotRunTellsItsClient(t *testing.T) {
 			t.Errorf("%s: %+v, %v", tt.program, st, err)
 		}
 		if out, _ := c.all(); !strings.HasPrefix(out, "OCI runtime exec failed: ") || !strings.Contains(out, tt.says) || strings.Count(out, "exec failed") > 2 {
-			t.Errorf("%s: client was told %q", tt.program, out)
+			t.Errorf("%s: the client got %q", tt.program, out)
 		}
 		create.Exec += "-detached"
 		if err := s.ExecCreate(ctx(t), create); err != nil {

@@ -1,6 +1,8 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Package shim runs real containers under the real shim binary. It needs root,
 // runc and a static busybox. Every test has its own directory, runtime root and
-// cgroup, and leaves nothing behind: that is checked too.
+// cgroup, and fails if it leaves anything behind.
 package shim
 
 import (
@@ -24,6 +26,7 @@ import (
 
 	"holdfast/internal/shim/client"
 	"holdfast/internal/shim/proto"
+	"holdfast/test/kit"
 )
 
 const busybox = "/bin/busybox"
@@ -53,7 +56,7 @@ func run(m *testing.M) int {
 	return m.Run()
 }
 
-// box is one container's surroundings.
+// box is a container with its directories and shims.
 type box struct {
 	t      testing.TB
 	dir    string
@@ -144,7 +147,7 @@ func raw(t testing.TB, v any) json.RawMessage {
 	return b
 }
 
-// spawn writes the bundle and starts the shim, not yet the container.
+// spawn writes the bundle and starts the shim, but not the container.
 func (b *box) spawn() *client.Shim {
 	b.t.Helper()
 	if err := os.WriteFile(filepath.Join(b.boot.Bundle, "config.json"), raw(b.t, b.spec), 0o644); err != nil {
@@ -169,7 +172,7 @@ func (b *box) dial() *client.Shim {
 	return s
 }
 
-// started is spawn, a subscription, and Start.
+// started spawns a shim, subscribes to it and starts the container.
 func (b *box) started() (*client.Shim, *events) {
 	b.t.Helper()
 	s := b.spawn()
@@ -186,7 +189,7 @@ func ctx(t testing.TB) context.Context {
 	return c
 }
 
-// events collects what a subscriber hears.
+// events collects the events that a subscriber receives.
 type events struct {
 	t    testing.TB
 	mu   sync.Mutex
@@ -209,7 +212,7 @@ func (b *box) subscribe(s *client.Shim, after uint64) *events {
 	return ev
 }
 
-// wait returns the first event that fn likes.
+// wait returns the first event for which fn returns true.
 func (ev *events) wait(what string, fn func(proto.Event) bool) proto.Event {
 	ev.t.Helper()
 	timeout := time.After(time.Minute)
@@ -236,7 +239,7 @@ func (ev *events) action(action string) proto.Event {
 	return ev.wait(action, func(e proto.Event) bool { return e.Action == action })
 }
 
-// actions are the journalled ones, in order.
+// actions returns the actions of the journalled events, in order.
 func (ev *events) actions() []string {
 	ev.mu.Lock()
 	defer ev.mu.Unlock()
@@ -249,13 +252,13 @@ func (ev *events) actions() []string {
 	return list
 }
 
-// ended waits for the shim to leave after the container's end.
+// ended waits until the shim exits after the container's end.
 func (b *box) ended(s *client.Shim) proto.State {
 	b.t.Helper()
 	select {
 	case <-s.Done():
 	case <-time.After(time.Minute):
-		b.t.Fatalf("the shim did not leave\n%s", b.shimLog())
+		b.t.Fatalf("the shim did not exit\n%s", b.shimLog())
 	}
 	st, err := client.ReadState(b.boot.RunDir)
 	if err != nil {
@@ -264,8 +267,8 @@ func (b *box) ended(s *client.Shim) proto.State {
 	return st
 }
 
-// exited waits for a process with its start time, and survives one that stays
-// a zombie.
+// exited waits until the process with this start time has exited. A zombie
+// counts as exited.
 func exited(pid int, start uint64) bool {
 	fd, err := unix.PidfdOpen(pid, 0)
 	if err != nil {
@@ -275,8 +278,7 @@ func exited(pid int, start uint64) bool {
 	if startTime(pid) != start {
 		return true
 	}
-	n, _ := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 10_000)
-	return n > 0
+	return kit.WaitReadable(fd, time.Minute) == nil
 }
 
 func startTime(pid int) uint64 {
@@ -294,7 +296,8 @@ func (b *box) shimLog() string {
 	return string(data)
 }
 
-// cleanup ends what still runs, and then looks for what was left behind.
+// cleanup stops all processes that still run, and then checks that nothing is
+// left behind.
 func (b *box) cleanup() {
 	t := b.t
 	for _, s := range b.shims {
@@ -338,7 +341,7 @@ func (b *box) cleanup() {
 	}
 }
 
-// logLines are the container's log, by stream.
+// logLines returns the lines of the container's log, by stream.
 func (b *box) logLines(stream string) string {
 	b.t.Helper()
 	data, err := os.ReadFile(b.boot.Log.Path)
@@ -358,13 +361,14 @@ func (b *box) logLines(stream string) string {
 	return out.String()
 }
 
-// terminal is an attached client's side.
+// terminal is the client's end of an attached connection.
 type terminal struct {
 	t    testing.TB
 	conn *net.UnixConn
 }
 
-// clientPair makes a client's connection and the file that is handed over.
+// clientPair makes a client's connection, and the file of the other end for the
+// shim.
 func clientPair(t testing.TB) (*terminal, *os.File) {
 	t.Helper()
 	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
@@ -392,7 +396,7 @@ func (b *box) attach(s *client.Shim, a proto.Attach) *terminal {
 	return c
 }
 
-// all reads to the end and takes the frames apart.
+// all reads to the end and splits the frames by stream.
 func (c *terminal) all() (stdout, stderr string) {
 	c.t.Helper()
 	var out, errs strings.Builder
@@ -413,7 +417,7 @@ func (c *terminal) all() (stdout, stderr string) {
 	}
 }
 
-// until reads raw bytes until they hold want.
+// until reads raw bytes until they contain want.
 func (c *terminal) until(want string) string {
 	c.t.Helper()
 	var got strings.Builder

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package shim
 
 import (
@@ -28,8 +30,8 @@ func TestExitCodeIsExact(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			b := newBox(t, tt.script)
 			if tt.code == 9 {
-				// The first process of a pid namespace does not die by its own
-				// signal; in the host's namespace it does.
+				// PID 1 of a pid namespace ignores its own signals, so this
+				// container uses the host's namespace.
 				b.spec["linux"].(map[string]any)["namespaces"] = []any{ns("mount")}
 				delete(b.spec, "hostname")
 				tt.code = 137
@@ -86,7 +88,7 @@ func TestProgramThatCannotRunHasItsExitCode(t *testing.T) {
 				t.Errorf("message: %v", err)
 			}
 			if out, errs := c.all(); out != "" || errs != "" {
-				t.Errorf("the runtime's own words came to the client: %q %q", out, errs)
+				t.Errorf("the runtime's messages reached the client: %q %q", out, errs)
 			}
 			st := b.ended(s)
 			if st.Status != proto.StatusExited || st.ExitCode != tt.code || st.Error == "" {
@@ -140,7 +142,7 @@ func TestRestartGoesOnWithoutADaemon(t *testing.T) {
 	s.Close()
 	<-s.Done()
 	again := b.dial()
-	// Nothing is lost for who comes later, and nothing told twice.
+	// A later subscriber gets every event once.
 	all := b.subscribe(again, 0)
 	e := all.wait("the second start", func(e proto.Event) bool { return e.Action == proto.ActionStart && e.Seq > 1 })
 	if e.Seq != 3 || !slices.Equal(all.actions(), []string{"start", "die", "start"}) {
@@ -161,7 +163,7 @@ func TestStopCancelsARestartThatWaits(t *testing.T) {
 	b := newBox(t, "exit 1")
 	b.boot.Restart = proto.RestartPolicy{Name: "always"}
 	s, ev := b.started()
-	// The fourth wait is 800 ms: long enough to come in between.
+	// The fourth backoff is 800 ms, long enough to act during it.
 	ev.wait("fourth death", func(e proto.Event) bool { return e.Action == proto.ActionDie && e.State.RestartCount == 4 })
 	st, err := s.Stop(ctx(t), proto.Stop{Default: true})
 	if err != nil || st.Status != proto.StatusExited || !st.NextRestart.IsZero() {
@@ -203,7 +205,7 @@ func TestStopSignalsThenKills(t *testing.T) {
 			t.Fatalf("stop: %+v, %v", st, err)
 		}
 		if kill := told.action(proto.ActionKill); kill.Attributes["signal"] != "9" {
-			t.Errorf("told of the kill: %v", kill.Attributes)
+			t.Errorf("events of the kill: %v", kill.Attributes)
 		}
 		if d := time.Since(began); d < time.Second || d > 10*time.Second {
 			t.Errorf("stop took %v", d)
@@ -269,7 +271,7 @@ func TestAutoRemoveIsCarriedOutWithoutADaemon(t *testing.T) {
 	pid := s.Hello().Pid
 	s.Close()
 	if !exited(pid, b.pids[pid]) {
-		t.Fatal("the shim did not leave")
+		t.Fatal("the shim did not exit")
 	}
 	st, err := client.ReadState(b.boot.RunDir)
 	if err != nil || st.Status != proto.StatusRemoved {
@@ -315,7 +317,7 @@ func TestShutdownOnlyBeforeStart(t *testing.T) {
 	b2 := newBox(t, "sleep 100")
 	s2, _ := b2.started()
 	if err := s2.Shutdown(ctx(t)); !errdefs.IsConflict(err) {
-		t.Errorf("shutdown while it runs: %v", err)
+		t.Errorf("shutdown while the container runs: %v", err)
 	}
 }
 

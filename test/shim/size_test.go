@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package shim
 
 import (
@@ -13,7 +15,7 @@ import (
 	"holdfast/internal/shim/proto"
 )
 
-// memory reads sizes in kB of a process.
+// memory returns sizes of a process in kB.
 func memory(t testing.TB, pid int) map[string]int {
 	t.Helper()
 	b, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/smaps_rollup")
@@ -29,10 +31,10 @@ func memory(t testing.TB, pid int) map[string]int {
 	return m
 }
 
-// Twenty shims, each with a running container that has written a line and was
-// asked for its state, with the daemon connected and subscribed.
+// Twenty shims, each with a running container that has written a line and whose
+// state was requested, and with a connected and subscribed daemon.
 func TestIdleShimIsSmall(t *testing.T) {
-	const copies, limit = 20, 1000 // kB
+	const copies, limit = 20, 1000 // limit in kB
 	var pids []int
 	for range copies {
 		b := newBox(t, "echo started; sleep 1000")
@@ -55,14 +57,14 @@ func TestIdleShimIsSmall(t *testing.T) {
 	}
 	t.Logf("median of %d: PSS %d kB, anonymous %d kB, private %d kB", copies, pss[copies/2], anon[copies/2], uss[copies/2])
 	if pss[copies/2] > limit {
-		t.Errorf("a shim takes %d kB, want at most %d", pss[copies/2], limit)
+		t.Errorf("a shim uses %d kB, want at most %d", pss[copies/2], limit)
 	}
 }
 
-// Daemons come and go, as health checks and sessions do: what each leaves on the
-// heap is collected long before Go would by itself.
+// Every connection, of daemons, health checks or sessions, leaves garbage on
+// the heap. The shim collects it long before Go would do so by itself.
 func TestShimStaysSmallWhoeverComesAndGoes(t *testing.T) {
-	const times, limit = 600, 3600 // kB
+	const times, limit = 600, 3600 // limit in kB
 	b := newBox(t, "sleep 1000")
 	s, ev := b.started()
 	ev.action(proto.ActionStart)
@@ -83,11 +85,12 @@ func TestShimStaysSmallWhoeverComesAndGoes(t *testing.T) {
 	after := memory(t, s.Hello().Pid)["Pss_Anon"]
 	t.Logf("anonymous memory %d kB, after %d connections %d kB", before, times, after)
 	if after > limit {
-		t.Errorf("a shim that answered %d connections takes %d kB, want at most %d", times, after, limit)
+		t.Errorf("a shim that served %d connections uses %d kB, want at most %d", times, after, limit)
 	}
 }
 
-// BenchmarkRunTrue is a container's whole life: shim, start, exit, exited.
+// BenchmarkRunTrue measures a container's whole life: shim, start, exit, exit
+// record.
 func BenchmarkRunTrue(b *testing.B) {
 	var spawned, running, died, gone time.Duration
 	for b.Loop() {

@@ -1,8 +1,11 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package shim
 
 import (
 	"bufio"
 	"bytes"
+	"context"
 	"encoding/json"
 	"io"
 	"os"
@@ -67,10 +70,16 @@ func TestStdinStaysOpenForTheNextClient(t *testing.T) {
 }
 
 func TestDetachKeysLeaveTheContainerRunning(t *testing.T) {
-	b := newBox(t, "cat")
-	b.boot.OpenStdin = true
-	s, ev := b.started()
+	b := newBox(t, "stty raw -echo; echo ready; exec cat")
+	b.spec["process"].(map[string]any)["terminal"] = true
+	b.boot.Terminal, b.boot.OpenStdin = true, true
+	s := b.spawn()
+	ev := b.subscribe(s, 0)
 	c := b.attach(s, proto.Attach{Stdin: true, Stdout: true, Raw: true, DetachKeys: []byte{16, 17}})
+	if _, err := s.Start(ctx(t)); err != nil {
+		t.Fatal(err)
+	}
+	c.until("ready\n")
 	c.write("x\x10y\n")
 	c.until("x\x10y\n")
 	c.write("\x10\x11")
@@ -80,6 +89,29 @@ func TestDetachKeysLeaveTheContainerRunning(t *testing.T) {
 	ev.action(proto.ActionDetach)
 	if st, err := s.State(ctx(t)); err != nil || st.Status != proto.StatusRunning {
 		t.Errorf("state: %+v, %v", st, err)
+	}
+}
+
+// Without a terminal there are no detach keys, and every byte reaches the
+// container.
+func TestWithoutATerminalEveryByteArrives(t *testing.T) {
+	b := newBox(t, "cat")
+	b.boot.OpenStdin, b.boot.StdinOnce = true, true
+	s := b.spawn()
+	c := b.attach(s, proto.Attach{Stdin: true, Stdout: true, Raw: true, DetachKeys: []byte{16, 17}})
+	if _, err := s.Start(ctx(t)); err != nil {
+		t.Fatal(err)
+	}
+	var all []byte
+	for i := range 1 << 16 { // all pairs of bytes
+		all = append(all, byte(i>>8), byte(i))
+	}
+	go func() {
+		c.conn.Write(all)
+		c.conn.CloseWrite()
+	}()
+	if got, err := io.ReadAll(c.conn); err != nil || !bytes.Equal(got, all) {
+		t.Errorf("%d bytes came back (%v), want %d, or their contents differ", len(got), err, len(all))
 	}
 }
 
@@ -107,10 +139,10 @@ func TestTerminalHasSizeAndIsResized(t *testing.T) {
 	}
 }
 
-// The container writes 100 MB of numbered lines as fast as it can; meanwhile
-// the daemon's connection ends without a word.
+// The container writes 100 MB of numbered lines as fast as it can. Meanwhile
+// the daemon's connection is closed without notice.
 func TestLogHasEveryLineOnceWhileNoDaemonLives(t *testing.T) {
-	const lines = 1_200_000 // of about 87 bytes
+	const lines = 1_200_000 // of about 87 bytes each
 	pad := strings.Repeat("x", 80)
 	b := newBox(t, "dd if=/tmp/lines bs=64k")
 	src, err := os.Create(filepath.Join(b.dir, "rootfs/tmp/lines"))
@@ -130,7 +162,7 @@ func TestLogHasEveryLineOnceWhileNoDaemonLives(t *testing.T) {
 	pid := s.Hello().Pid
 	s.Close()
 	if !exited(pid, b.pids[pid]) {
-		t.Fatal("the shim did not leave in time")
+		t.Fatal("the shim did not exit in time")
 	}
 	st := b.mustState()
 	if st.ExitCode != 0 || st.LogDropped != 0 {
@@ -164,23 +196,78 @@ func TestLogHasEveryLineOnceWhileNoDaemonLives(t *testing.T) {
 	t.Logf("%d MB in %v", size>>20, st.Finished.Sub(start.State.Started).Round(time.Millisecond))
 }
 
-func TestSlowClientNeverBlocksTheContainerAndStillGetsAll(t *testing.T) {
+// As in Docker: output that an attached reader has not yet read is stored
+// nowhere else, so the container waits.
+func TestContainerWaitsForItsAttachedReader(t *testing.T) {
 	const size = 40 << 20
-	b := newBox(t, "head -c "+strconv.Itoa(size)+" /dev/zero; echo; echo done")
+	b := newBox(t, "head -c "+strconv.Itoa(size)+" /dev/zero; echo; echo done; echo written >&2")
 	b.boot.Log.Driver = "none"
 	s := b.spawn()
-	c := b.attach(s, proto.Attach{Stdout: true, Stderr: true})
+	c := b.attach(s, proto.Attach{Stdout: true})
+	// A reader of the other stream, or one that has disconnected, does not
+	// block the container.
+	other := b.attach(s, proto.Attach{Stderr: true, Raw: true})
+	left := b.attach(s, proto.Attach{Stdout: true})
 	ev := b.subscribe(s, 0)
 	if _, err := s.Start(ctx(t)); err != nil {
 		t.Fatal(err)
 	}
-	ev.action(proto.ActionDie) // although nobody has read a byte
+	left.conn.Close()
+	short, cancel := context.WithTimeout(ctx(t), time.Second)
+	defer cancel()
+	ended := make(chan error, 1)
+	go func() {
+		other.conn.SetReadDeadline(time.Now().Add(time.Minute))
+		_, err := io.ReadFull(other.conn, make([]byte, len("written\n")))
+		ended <- err
+	}()
+	select {
+	case <-ended:
+		t.Fatal("the container has written everything although no byte was read")
+	case <-short.Done():
+	}
 	c.conn.SetDeadline(time.Now().Add(time.Minute))
 	out, _ := c.all()
 	if len(out) != size+len("\ndone\n") || !strings.HasSuffix(out, "\ndone\n") {
 		t.Errorf("%d bytes came", len(out))
 	}
+	if err := <-ended; err != nil {
+		t.Errorf("stderr: %v", err)
+	}
+	ev.action(proto.ActionDie)
 	b.ended(s)
+}
+
+// A reader that is behind all the time receives more data than any buffer
+// holds.
+func TestReaderThatIsAlwaysBehindGetsAll(t *testing.T) {
+	const size = 1100 << 20
+	b := newBox(t, "head -c "+strconv.Itoa(size)+" /dev/zero; echo; echo done")
+	b.boot.Log.Driver = "none"
+	s := b.spawn()
+	c := b.attach(s, proto.Attach{Stdout: true, Raw: true})
+	if _, err := s.Start(ctx(t)); err != nil {
+		t.Fatal(err)
+	}
+	c.conn.SetDeadline(time.Now().Add(5 * time.Minute))
+	zeros, err := io.CopyN(io.Discard, c.conn, size)
+	if err != nil {
+		t.Fatalf("after %d bytes: %v", zeros, err)
+	}
+	if rest, err := io.ReadAll(c.conn); err != nil || string(rest) != "\ndone\n" {
+		t.Errorf("it ends with %q, %v", rest, err)
+	}
+	b.ended(s)
+	// No file was used as a buffer.
+	files, err := os.ReadDir(b.boot.DataDir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range files {
+		if st, err := f.Info(); err != nil || st.Size() > 1<<20 {
+			t.Errorf("left: %s", f)
+		}
+	}
 }
 
 func TestClientThatGoesAwayIsForgotten(t *testing.T) {
@@ -195,7 +282,7 @@ func TestClientThatGoesAwayIsForgotten(t *testing.T) {
 	gone.until("ready")
 	gone.conn.Close()
 	half.write("go\n")
-	half.conn.CloseWrite() // still wants the output
+	half.conn.CloseWrite() // the client still reads the output
 	half.until("\nend\n")
 	b.ended(s)
 }

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package shim
 
 import (
@@ -19,7 +21,7 @@ import (
 	"holdfast/internal/shim/proto"
 )
 
-// nextBinary builds the shim as another release.
+// nextBinary builds the shim with the version of another release.
 func nextBinary(t *testing.T, release string) string {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "next-shim")
@@ -42,7 +44,7 @@ func upgrade(t *testing.T, s *client.Shim, binary, release string) {
 	}
 }
 
-// Everything that a shim carries at once, over twenty upgrades under load.
+// All kinds of state that a shim holds, over twenty upgrades under load.
 func TestUpgradeInPlaceIsNoticedByNobody(t *testing.T) {
 	const lines, typed = 1_000_000, 200
 	next := nextBinary(t, "next")
@@ -53,7 +55,7 @@ func TestUpgradeInPlaceIsNoticedByNobody(t *testing.T) {
 	ev := b.subscribe(s, 0)
 	pid := s.Hello().Pid
 
-	// A client that reads all, and one that reads only at the end.
+	// One client reads everything at once, and one is behind all the time.
 	all := make(chan string, 1)
 	fast := b.attach(s, proto.Attach{Stdout: true})
 	go func() { out, _ := fast.all(); all <- out }()
@@ -63,7 +65,7 @@ func TestUpgradeInPlaceIsNoticedByNobody(t *testing.T) {
 		t.Fatal(err)
 	}
 
-	// One that follows the log's file.
+	// One client follows the log file.
 	follow, followTheirs := clientPair(t)
 	logFile, err := os.Open(b.boot.Log.Path)
 	if err != nil {
@@ -77,7 +79,7 @@ func TestUpgradeInPlaceIsNoticedByNobody(t *testing.T) {
 	followed := make(chan []byte, 1)
 	go func() { p, _ := io.ReadAll(follow.conn); followed <- p }()
 
-	// An exec that echoes what is typed.
+	// An exec session that echoes its input.
 	if err := s.ExecCreate(ctx(t), proto.ExecCreate{Exec: "echo", Process: raw(t, process("sh", "-c", "while read x; do echo got $x; done; exit 5")), Stdin: true, Stdout: true}); err != nil {
 		t.Fatal(err)
 	}
@@ -86,8 +88,12 @@ func TestUpgradeInPlaceIsNoticedByNobody(t *testing.T) {
 		t.Fatal(err)
 	}
 	theirs.Close()
-	// Some of it before, during and after each upgrade.
-	const upgrades = 20
+	// Some output is sent before, during and after each upgrade.
+	for _, c := range []*terminal{slow, fast, follow} {
+		c.conn.SetDeadline(time.Now().Add(5 * time.Minute))
+	}
+	const upgrades, bite = 20, 3 << 20
+	var slowGot []byte
 	pace := make(chan struct{}, typed)
 	go func() {
 		for i := range typed {
@@ -108,6 +114,11 @@ func TestUpgradeInPlaceIsNoticedByNobody(t *testing.T) {
 			binary, release = shimBinary, "dev"
 		}
 		upgrade(t, s, binary, release)
+		bitten := make([]byte, bite)
+		if _, err := io.ReadFull(slow.conn, bitten); err != nil {
+			t.Fatalf("the slow client after upgrade %d: %v", i, err)
+		}
+		slowGot = append(slowGot, bitten...)
 		if _, err := s.State(ctx(t)); err != nil {
 			t.Fatalf("the connection after upgrade %d: %v", i, err)
 		}
@@ -119,9 +130,9 @@ func TestUpgradeInPlaceIsNoticedByNobody(t *testing.T) {
 		t.Errorf("the exec's client got %d bytes: %.200q", len(got), got)
 	}
 	ev.wait("exec_die", func(e proto.Event) bool { return e.Action == proto.ActionExecDie && e.Attributes["exitCode"] == "5" })
-	// What the slow client missed until now, and then its own line.
-	slowGot := make(chan []byte, 1)
-	go func() { p, _ := io.ReadAll(slow.conn); slowGot <- p }()
+	// First the output that the slow client has missed, and then its own line.
+	slowRest := make(chan []byte, 1)
+	go func() { p, _ := io.ReadAll(slow.conn); slowRest <- p }()
 	slow.write("word\n")
 	end := b.ended(s)
 	if end.ExitCode != 7 || end.Pid != 0 || !end.Started.Equal(began.Started) || end.RestartCount != 0 || end.Error != "" {
@@ -131,14 +142,14 @@ func TestUpgradeInPlaceIsNoticedByNobody(t *testing.T) {
 		t.Errorf("health: %+v", end.Health)
 	}
 	last := "last is word\n"
-	for name, got := range map[string]string{"fast": <-all, "slow": string(<-slowGot), "following": string(<-followed)} {
+	for name, got := range map[string]string{"fast": <-all, "slow": string(append(slowGot, <-slowRest...)), "following": string(<-followed)} {
 		if !strings.HasSuffix(got, last) || bytes.Count([]byte(got), []byte("\n")) != lines+1 || len(got) != 100*lines+len(last) {
 			t.Errorf("the %s client got %d bytes, ending %q", name, len(got), got[max(0, len(got)-120):])
 			prev := 0
 			for line := range strings.Lines(got) {
 				n, err := strconv.Atoi(strings.TrimSpace(line))
 				if err == nil && n != prev+1 {
-					t.Errorf("the %s client: after %d comes %d", name, prev, n)
+					t.Errorf("the %s client got line %[3]d after line %[2]d", name, prev, n)
 				}
 				prev = n
 			}
@@ -221,7 +232,8 @@ func TestUpgradeThatCantBeLeavesTheOldShimGoing(t *testing.T) {
 	b.ended(s)
 }
 
-// The new program takes the state only when it can: else the old one is back.
+// If the new program can't take the state over, the old program is executed
+// again.
 func TestUpgradeIsTakenBackByTheOldBinary(t *testing.T) {
 	b := newBox(t, "echo up; sleep 1000")
 	runtime := filepath.Join(b.dir, "runtime")
@@ -237,7 +249,8 @@ func TestUpgradeIsTakenBackByTheOldBinary(t *testing.T) {
 	if err := os.Remove(runtime); err != nil {
 		t.Fatal(err)
 	}
-	// Without its runtime no program goes on; the way back does not ask.
+	// A program without its runtime does not take over. The way back does not
+	// check for the runtime.
 	if _, err := s.Upgrade(ctx(t), nextBinary(t, "next")); err == nil || !strings.Contains(err.Error(), "did not take over") {
 		t.Errorf("%v", err)
 	}

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package takeover
 
 import (
@@ -14,7 +16,8 @@ import (
 	"holdfast/test/kit"
 )
 
-// running is a daemon with a web server, and what must not change of it.
+// running is a daemon with a web server, and the properties of it that must not
+// change.
 type running struct {
 	*kit.Daemon
 	t      *testing.T
@@ -34,8 +37,8 @@ func start(t *testing.T, o kit.Options) *running {
 	return &running{d, t, p, d.Holdfast("inspect", "-f", identity, "web")}
 }
 
-// unchanged checks that a daemon answers and manages, and that the container
-// has noticed nothing.
+// unchanged checks that a daemon answers and manages containers, and that the
+// container was not affected.
 func (r *running) unchanged() {
 	r.t.Helper()
 	if after := r.Holdfast("inspect", "-f", identity, "web"); after != r.before {
@@ -56,7 +59,7 @@ func (r *running) end() {
 	}
 }
 
-// lives are how the daemon's lives ended, in their order.
+// lives lists how the daemon's lives ended, in their order.
 func lives(t *testing.T, d *kit.Daemon) string {
 	t.Helper()
 	var s struct{ Lives []struct{ How string } }
@@ -97,7 +100,8 @@ func TestOldDaemonServesOnWhereverTheNewOneDies(t *testing.T) {
 	for _, point := range []string{"takeover.welcomed", "takeover.taken", "takeover.composed", "takeover.restored", "takeover.go", "takeover.serving"} {
 		t.Run(point, func(t *testing.T) {
 			t.Parallel()
-			// Live restore is off: a handover that fails is no crash either.
+			// Live restore is off: a failed handover must not be treated as a
+			// crash either.
 			d := start(t, kit.Options{LiveRestore: strings.HasSuffix(point, "d")})
 			pid, socket := d.Pid(), inode(t, d.Socket)
 			events := values[struct{ Action string }](open(t, d.Daemon, "GET", `/events?filters={"type":["volume"]}`))
@@ -113,20 +117,21 @@ func TestOldDaemonServesOnWhereverTheNewOneDies(t *testing.T) {
 				asked.run(ctx, func() error { return call(client(d.Daemon, false), "GET", "http://h/containers/json", "") })
 			}()
 			if err := d.TryTakeover("HOLDFAST_FAILPOINT=" + point); err == nil {
-				t.Fatal("the takeover went well")
+				t.Fatal("the takeover succeeded")
 			}
 			if d.Pid() != pid || !d.Running() {
-				t.Fatal("the old daemon is gone")
+				t.Fatal("the old daemon has exited")
 			}
 			d.unchanged()
 			stop()
 			<-over
-			// What the new one had accepted at its very end died with it.
+			// Connections that the new daemon had accepted just before its end
+			// died with it.
 			if len(asked.failed) > 0 && point != "takeover.serving" {
 				t.Errorf("%d of %d requests failed:\n%s", len(asked.failed), asked.asked, strings.Join(asked.failed, "\n"))
 			}
 			if status, closed, err := c.do("GET", "/_ping"); status != 200 || closed || err != nil {
-				t.Errorf("on the connection kept: %d %v %v", status, closed, err)
+				t.Errorf("on the persistent connection: %d %v %v", status, closed, err)
 			}
 			d.Holdfast("volume", "create", "vv")
 			await(t, "the event", events)
@@ -139,7 +144,7 @@ func TestOldDaemonServesOnWhereverTheNewOneDies(t *testing.T) {
 			if inode(t, d.Socket) != socket {
 				t.Error("the socket's file was replaced")
 			}
-			// And the next one succeeds.
+			// The next takeover succeeds.
 			d.Takeover()
 			d.unchanged()
 			if got := lives(t, d.Daemon); got != "handover," {
@@ -170,7 +175,7 @@ func TestNewDaemonServesWhereverTheOldOneDies(t *testing.T) {
 			select {
 			case <-old.Exited:
 			case <-time.After(patience):
-				t.Fatal("the old daemon lives")
+				t.Fatal("the old daemon still runs")
 			}
 			if old.Code != -1 {
 				t.Errorf("the old daemon was not killed but ended with %d", old.Code)
@@ -178,7 +183,8 @@ func TestNewDaemonServesWhereverTheOldOneDies(t *testing.T) {
 			d.unchanged()
 			stop()
 			<-over
-			// Only what the old one had accepted can be lost, and none is refused.
+			// Only requests that the old daemon had accepted may fail, and no
+			// connection is refused.
 			for _, f := range asked.failed {
 				if strings.Contains(f, "refused") || strings.Contains(f, "no such file") {
 					t.Error(f)
@@ -220,7 +226,7 @@ func TestUpgradeStartsTheOtherDaemonAndSaysWhatBecameOfIt(t *testing.T) {
 	}
 	old := status()
 
-	// What can't be the next daemon is refused before anything happens.
+	// A binary that is not a daemon is refused before anything happens.
 	script := filepath.Join(d.Root, "script")
 	if err := os.WriteFile(script, []byte("#!/bin/sh\necho nonsense\n"), 0o755); err != nil {
 		t.Fatal(err)
@@ -237,13 +243,18 @@ func TestUpgradeStartsTheOtherDaemonAndSaysWhatBecameOfIt(t *testing.T) {
 	if r := d.TryHoldfast("daemon", "upgrade"); r.Code != 1 || !strings.Contains(r.Stderr, "live-restore") {
 		t.Errorf("%+v", r)
 	}
-	// What only shows when it starts makes it fail, and the old one goes on.
 	d.WriteConfig(map[string]any{"live-restore": true, "seccomp-profile": "/no/such/profile"})
-	if r := d.TryHoldfast("daemon", "upgrade"); r.Code != 1 || !strings.Contains(r.Stderr, "the daemon is the one from before") || !strings.Contains(r.Stderr, "/no/such/profile") {
+	if r := d.TryHoldfast("daemon", "upgrade"); r.Code != 1 || !strings.Contains(r.Stderr, "can't be the next daemon") || !strings.Contains(r.Stderr, "/no/such/profile") {
+		t.Errorf("%+v", r)
+	}
+	// A new daemon that fails at its start makes the takeover fail, and the old
+	// daemon continues.
+	d.WriteConfig(map[string]any{"live-restore": true, "hosts": []string{d.Host, "unix:///proc/nothing/x.sock"}})
+	if r := d.TryHoldfast("daemon", "upgrade"); r.Code != 1 || !strings.Contains(r.Stderr, "the daemon is the one from before") || !strings.Contains(r.Stderr, "/proc/nothing") {
 		t.Errorf("%+v", r)
 	}
 	if status() != old {
-		t.Error("the daemon is another one after a failed upgrade")
+		t.Error("another daemon runs after a failed upgrade")
 	}
 	d.WriteConfig(map[string]any{"live-restore": true})
 	d.unchanged()
@@ -252,7 +263,7 @@ func TestUpgradeStartsTheOtherDaemonAndSaysWhatBecameOfIt(t *testing.T) {
 		out := d.Holdfast("daemon", "upgrade", "--binary", kit.Binary(t, "holdfastd"))
 		now := status()
 		if now == old || !strings.Contains(out, "pid "+strconv.Itoa(now)) {
-			t.Errorf("the daemon is process %d, before it was %d: %s", now, old, out)
+			t.Errorf("the daemon is process %d, but before it was %d: %s", now, old, out)
 		}
 		d.Became(now)
 		old = now
@@ -273,13 +284,13 @@ func TestRequestUnderWayIsWaitedForWhileOthersAreAnswered(t *testing.T) {
 	d.Holdfast("run", "-d", "--name", "slow", image, "sh", "-c", "trap '' TERM; echo up; while :; do usleep 10000; done")
 	stopping := make(chan kit.Result, 1)
 	go func() { stopping <- d.TryHoldfast("stop", "-t", "4", "slow") }()
-	// It is under way once its event is told.
+	// The stop is under way when its event has arrived.
 	for e := range values[struct{ Action string }](open(t, d.Daemon, "GET", `/events?since=1&filters={"container":["slow"]}`)) {
 		if e.Action == "kill" {
 			break
 		}
 	}
-	// Too impatient.
+	// This takeover waits for too short a time.
 	r := d.TryHoldfast("daemon", "upgrade", "--wait", "1")
 	if r.Code != 1 || !strings.Contains(r.Stderr, "too busy to hand over") || !strings.Contains(r.Stderr, "/containers/slow/stop") {
 		t.Errorf("%+v", r)
@@ -324,8 +335,8 @@ func TestOnlyTheSameRootsAreHandedOver(t *testing.T) {
 	resp.Body.Close()
 }
 
-// What a daemon holds of its containers it holds once, however often it has
-// taken everything back.
+// A daemon holds each descriptor of its containers once, however many takeovers
+// have failed.
 func TestFailedTakeoversLeaveNoDescriptorsBehind(t *testing.T) {
 	t.Parallel()
 	d := kit.Start(t, kit.Options{LiveRestore: true})
@@ -351,7 +362,7 @@ func TestFailedTakeoversLeaveNoDescriptorsBehind(t *testing.T) {
 			t.Fatal("the takeover did not fail")
 		}
 	}
-	// The last one that was taken back from is closed beside.
+	// The descriptors of the last failed handover are closed in the background.
 	tick := time.NewTicker(10 * time.Millisecond)
 	defer tick.Stop()
 	late := time.After(patience)

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package takeover
 
 import (
@@ -14,7 +16,7 @@ import (
 
 var pauses = regexp.MustCompile(`msg="Handed over" .* pause=([0-9.µms]+)`)
 
-// The figure is logged; the bound only catches what has gone wrong by far.
+// The pause is logged as a figure. The limit only detects gross errors.
 func TestApiPausesShortlyWithFiftyContainers(t *testing.T) {
 	d := kit.Start(t, kit.Options{LiveRestore: true})
 	d.Load(image, kit.Busybox(t, nil))

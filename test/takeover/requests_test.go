@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package takeover
 
 import (
@@ -15,7 +17,7 @@ import (
 	"holdfast/test/kit"
 )
 
-// loop asks again and again until the context ends, and counts.
+// loop repeats a request until the context ends, and counts the successes.
 type loop struct {
 	name    string
 	asked   int
@@ -35,7 +37,7 @@ func (l *loop) run(ctx context.Context, ask func() error) {
 	}
 }
 
-// call makes one request and reads its whole answer.
+// call sends one request and reads its whole answer.
 func call(c *http.Client, method, url, body string) error {
 	req, err := http.NewRequest(method, url, strings.NewReader(body))
 	if err != nil {
@@ -68,15 +70,15 @@ func client(d *kit.Daemon, keepAlive bool) *http.Client {
 	}}
 }
 
-// plain is a client on one connection that tries nothing a second time: an
-// http.Transport would send some requests again when a connection breaks.
+// plain is a client on one connection that repeats no request. An
+// http.Transport would repeat some requests when a connection breaks.
 type plain struct {
 	d    *kit.Daemon
 	conn net.Conn
 	r    *bufio.Reader
 }
 
-// do makes a request; the connection is kept unless the daemon ends it.
+// do sends a request. The connection stays open unless the daemon closes it.
 func (p *plain) do(method, path string) (status int, closed bool, err error) {
 	if p.conn == nil {
 		if p.conn, err = net.Dial("unix", p.d.Socket); err != nil {
@@ -195,10 +197,10 @@ func TestRequestOnAConnectionKeptFromBeforeIsAnsweredByTheNewDaemon(t *testing.T
 	old := d.Predecessors()
 	select {
 	case <-old[0].Exited:
-		t.Error("the old daemon has left a client alone")
+		t.Error("the old daemon has not finished with a client")
 	default:
 	}
-	// A request with an effect, which no client would send twice.
+	// A request with an effect, which no client would repeat.
 	if status, closed, err := c.do("POST", "/images/prune"); status != 200 || !closed || err != nil {
 		t.Errorf("answer to the late request: %d, connection closed %v, %v", status, closed, err)
 	}
@@ -206,8 +208,8 @@ func TestRequestOnAConnectionKeptFromBeforeIsAnsweredByTheNewDaemon(t *testing.T
 	<-old[1].Exited
 }
 
-// Where something is always begun before the last has ended, a takeover waits
-// for what was there when it came, and not for ever.
+// Where one operation always starts before the last one has ended, a takeover
+// waits only for the operations that were under way when it was requested.
 func TestTakeoverComesToItsTurnWhereContainersAreAlwaysBusy(t *testing.T) {
 	t.Parallel()
 	d := kit.Start(t, kit.Options{LiveRestore: true})

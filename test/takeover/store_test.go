@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package takeover
 
 import (
@@ -24,15 +26,15 @@ import (
 )
 
 // manager plays the service manager: it keeps the descriptors that a daemon
-// stores, and gives them to the next one.
+// stores, and passes them to the next daemon.
 type manager struct {
 	t      *testing.T
 	d      *kit.Daemon
 	socket *net.UnixConn
 
 	mu      sync.Mutex
-	changed chan struct{} // closed and made anew with each message
-	said    []string      // and not yet waited for
+	changed chan struct{} // closed and replaced with each message
+	said    []string      // messages that no test has waited for yet
 	fds     map[string]*os.File
 }
 
@@ -59,7 +61,7 @@ func newManager(t *testing.T, d *kit.Daemon) *manager {
 	return m
 }
 
-// hear takes a message; false is the end of the socket.
+// hear receives a message, and returns false at the end of the socket.
 func (m *manager) hear() bool {
 	b, oob := make([]byte, 4096), make([]byte, 256)
 	n, oobn, _, _, err := m.socket.ReadMsgUnix(b, oob)
@@ -90,11 +92,11 @@ func (m *manager) hear() bool {
 		}
 		f := os.NewFile(uintptr(fds[0]), name)
 		if old := m.fds[name]; old != nil {
-			// Of one open file systemd keeps one descriptor.
+			// systemd keeps only one descriptor of an open file.
 			was, err1 := old.Stat()
 			is, err2 := f.Stat()
 			if err := errors.Join(err1, err2); err != nil || !os.SameFile(was, is) {
-				m.t.Error("another one is stored under the same name:", name, err)
+				m.t.Error("another file is stored under the same name:", name, err)
 			}
 			f.Close()
 			break
@@ -107,7 +109,7 @@ func (m *manager) hear() bool {
 	return true
 }
 
-// wait waits until it is so; is runs with the lock.
+// wait waits until is returns true. It calls is with the lock held.
 func (m *manager) wait(what string, is func() bool) {
 	m.t.Helper()
 	late := time.After(patience)
@@ -126,7 +128,7 @@ func (m *manager) wait(what string, is func() bool) {
 	}
 }
 
-// until waits for a word of the daemon.
+// until waits for a message of the daemon.
 func (m *manager) until(word string) {
 	m.t.Helper()
 	m.wait("the daemon says "+word, func() bool {
@@ -136,7 +138,7 @@ func (m *manager) until(word string) {
 	})
 }
 
-// keeps waits until so much is kept of a container, and no more.
+// keeps waits until exactly these descriptors of a container are stored.
 func (m *manager) keeps(id string, want ...string) {
 	m.t.Helper()
 	m.wait(fmt.Sprintf("%q kept of %s", want, id), func() bool {
@@ -151,7 +153,7 @@ func (m *manager) keeps(id string, want ...string) {
 	})
 }
 
-// start starts a daemon with what is in the store.
+// start starts a daemon with the stored descriptors.
 func (m *manager) start() *exec.Cmd {
 	m.t.Helper()
 	cmd := m.d.Command()
@@ -168,7 +170,8 @@ func (m *manager) start() *exec.Cmd {
 			names, cmd.ExtraFiles = append(names, name), append(cmd.ExtraFiles, f)
 		}
 		cmd.Env = append(cmd.Env, "LISTEN_FDS="+strconv.Itoa(len(names)), "LISTEN_FDNAMES="+strings.Join(names, ":"))
-		// The number of the process that they are for is known in it alone.
+		// LISTEN_PID must be the pid of the daemon, which only the process
+		// itself knows before exec.
 		cmd.Args = append([]string{"sh", "-c", `export LISTEN_PID=$$; exec "$0" "$@"`, cmd.Path}, cmd.Args[1:]...)
 		cmd.Path = "/bin/sh"
 	}
@@ -190,7 +193,7 @@ func TestConnectionThatWaitsOutlivesACrashWhereTheServiceManagerKeepsTheSocket(t
 	before := inode(t, d.Socket)
 	first.Process.Kill()
 	first.Wait()
-	// Nobody lives, and nobody is refused.
+	// No daemon lives, and connections are not refused.
 	conn, err := net.Dial("unix", d.Socket)
 	if err != nil {
 		t.Fatal(err)
@@ -222,14 +225,14 @@ func (m *manager) end(pid int, sig unix.Signal) {
 	if err := unix.PidfdSendSignal(fd, sig, nil, 0); err != nil {
 		m.t.Fatal(err)
 	}
-	if n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, int(patience.Milliseconds())); n != 1 {
-		m.t.Fatalf("process %d does not end: %v", pid, err)
+	if err := kit.WaitReadable(fd, patience); err != nil {
+		m.t.Fatalf("process %d did not exit: %v", pid, err)
 	}
 }
 
-// Daemon and shim are killed together, and what only they held is still there:
-// the terminal, what lay in the pipe, and the exit code of a container that ended
-// while neither lived.
+// Daemon and shim are killed together. The descriptors that only they held
+// still exist: the terminal, the data in the pipe, and the exit code of a
+// container that ended while neither lived.
 func TestNothingIsLostWithDaemonAndShimWhereTheServiceManagerKeepsIt(t *testing.T) {
 	t.Parallel()
 	d := kit.New(t, kit.Options{LiveRestore: true})
@@ -241,7 +244,7 @@ func TestNothingIsLostWithDaemonAndShimWhereTheServiceManagerKeepsIt(t *testing.
 	m.keeps(ends, "pidfd", "stderr", "stdout")
 	m.keeps(shell, "pidfd", "terminal")
 
-	// A takeover changes nothing of it.
+	// A takeover does not change the stored descriptors.
 	d.Holdfast("daemon", "upgrade")
 	if err := first.Wait(); err != nil {
 		t.Error(err)

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package takeover
 
 import (
@@ -17,10 +19,10 @@ import (
 	"holdfast/test/kit"
 )
 
-// patience is how long a test waits for what should take milliseconds.
+// patience is the time limit for operations that should take milliseconds.
 const patience = 30 * time.Second
 
-// await fails the test when nothing comes.
+// await receives a value, and fails the test at a timeout.
 func await[T any](t *testing.T, what string, ch <-chan T) T {
 	t.Helper()
 	select {
@@ -35,7 +37,7 @@ func await[T any](t *testing.T, what string, ch <-chan T) T {
 	panic("not reached")
 }
 
-// open begins a stream.
+// open opens a stream.
 func open(t *testing.T, d *kit.Daemon, method, path string) io.Reader {
 	t.Helper()
 	req, err := http.NewRequestWithContext(t.Context(), method, "http://h"+path, nil)
@@ -54,7 +56,7 @@ func open(t *testing.T, d *kit.Daemon, method, path string) io.Reader {
 	return resp.Body
 }
 
-// values reads a row of JSON values.
+// values decodes a sequence of JSON values.
 func values[T any](r io.Reader) <-chan T {
 	ch := make(chan T, 1000)
 	go func() {
@@ -70,7 +72,7 @@ func values[T any](r io.Reader) <-chan T {
 	return ch
 }
 
-// lines reads a row of lines.
+// lines reads a sequence of lines.
 func lines(r io.Reader) <-chan string {
 	ch := make(chan string, 100000)
 	go func() {
@@ -141,13 +143,13 @@ func TestStreamsGoOnOverTakeovers(t *testing.T) {
 	first := d.Predecessors()[0]
 	select {
 	case <-first.Exited:
-		t.Error("the old daemon has ended under its streams")
+		t.Error("the old daemon has exited although it serves streams")
 	default:
 	}
 	select {
 	case <-d.Predecessors()[1].Exited:
 	case <-time.After(patience):
-		t.Error("an old daemon without a stream stays")
+		t.Error("an old daemon without a stream does not exit")
 	}
 	d.Holdfast("stop", "counts")
 	if w := await(t, "the end", wait); w.StatusCode != 7 {
@@ -171,7 +173,7 @@ func TestStreamsGoOnOverTakeovers(t *testing.T) {
 	select {
 	case e, ok := <-ends:
 		if ok {
-			t.Errorf("told twice: %+v", e)
+			t.Errorf("received twice: %+v", e)
 		}
 	case <-stats:
 	}
@@ -183,20 +185,22 @@ func TestOldDaemonEndsWithTheNewOneAndItsStreamsToo(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			d := kit.Start(t, kit.Options{})
-			stream := lines(open(t, d, "GET", "/events"))
+			d.Load(image, kit.Busybox(t, nil))
+			d.Holdfast("create", "--name", "box", image, "true")
+			stream := lines(open(t, d, "GET", "/containers/box/stats"))
+			await(t, "the first sample", stream)
 			d.Takeover()
 			end(d)
 			old := d.Predecessors()[0]
 			select {
 			case <-old.Exited:
 			case <-time.After(patience):
-				t.Fatal("the old daemon stays")
+				t.Fatal("the old daemon does not exit")
 			}
 			if old.Code != 0 {
 				t.Errorf("it ended with %d", old.Code)
 			}
-			if _, ok := <-stream; ok {
-				t.Error("an event in the end")
+			for range stream { // until it ends
 			}
 			d.Start()
 		})
@@ -237,35 +241,39 @@ func TestWaitForAContainerThatTheNewDaemonStartsIsAnswered(t *testing.T) {
 	if w := await(t, "the removal of long", gone[1]); w.StatusCode != 4 {
 		t.Errorf("wait says %d", w.StatusCode)
 	}
-	// The last words of a removal come just before its end.
+	// The last messages about a removal arrive shortly before its end.
 	for end := time.Now().Add(patience); d.TryHoldfast("inspect", "long").Code == 0; {
 		if time.Now().After(end) {
-			t.Fatal("long is not removed")
+			t.Fatal("container long is not removed")
 		}
 	}
 	for _, old := range d.Predecessors() {
 		select {
 		case <-old.Exited:
 		case <-time.After(patience):
-			t.Error("an old daemon without a stream stays")
+			t.Error("an old daemon without a stream does not exit")
 		}
 	}
 }
 
-// The client attaches and waits before it starts its container: each of these
-// requests may meet another daemon.
+// The client attaches and waits before it starts its container. Each of these
+// requests may reach another daemon.
 func TestRunSeesEverythingOfAContainerWhateverDaemonAnswers(t *testing.T) {
 	t.Parallel()
 	d := kit.Start(t, kit.Options{LiveRestore: true})
 	d.Load(image, kit.Busybox(t, nil))
 	d.Holdfast("create", "--name", "cc", "-i", image, "sh", "-c", "read x; echo got $x; exit 9")
-	limit, release := context.WithTimeout(t.Context(), patience)
-	defer release()
-	cmd := d.DockerCommand(limit, "start", "-ai", "cc")
+	// Each command has a time of its own: how long all of them take says nothing.
+	limit := func() context.Context {
+		ctx, release := context.WithTimeout(t.Context(), patience)
+		t.Cleanup(release)
+		return ctx
+	}
+	cmd := d.DockerCommand(limit(), "start", "-ai", "cc")
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan struct{})
 	go func() {
-		// As many takeovers as there is time for.
+		// As many takeovers as the time permits.
 		defer close(done)
 		for ctx.Err() == nil {
 			if err := d.TryTakeover(); err != nil {
@@ -282,9 +290,9 @@ func TestRunSeesEverythingOfAContainerWhateverDaemonAnswers(t *testing.T) {
 	for i := range 12 {
 		var cmd *exec.Cmd
 		if i%2 == 0 {
-			cmd = d.DockerCommand(limit, "run", "--rm", image, "sh", "-c", "echo out; exit 3")
+			cmd = d.DockerCommand(limit(), "run", "--rm", image, "sh", "-c", "echo out; exit 3")
 		} else {
-			cmd = d.HoldfastCommand(limit, "run", "--name", fmt.Sprint("n", i), image, "sh", "-c", "echo out; exit 3")
+			cmd = d.HoldfastCommand(limit(), "run", "--name", fmt.Sprint("n", i), image, "sh", "-c", "echo out; exit 3")
 		}
 		if out, err := cmd.CombinedOutput(); string(out) != "out\n" || cmd.ProcessState.ExitCode() != 3 {
 			t.Errorf("run %d: %q %v", i, out, err)

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package takeover
 
 import (
@@ -9,7 +11,7 @@ import (
 
 func sysStat(st os.FileInfo) uint64 { return st.Sys().(*syscall.Stat_t).Ino }
 
-// contextOf is a context that ends with the test, or before.
+// contextOf returns a context that ends with the test at the latest.
 func contextOf(t *testing.T) (context.Context, context.CancelFunc) {
 	ctx, cancel := context.WithCancel(t.Context())
 	t.Cleanup(cancel)

@@ -1,6 +1,7 @@
-// Package takeover tests that a daemon takes over from another one without a
-// pause that anybody notices: clients of the API, streams, containers. It needs
-// root.
+// SPDX-License-Identifier: Apache-2.0
+
+// Package takeover tests that a daemon takes over from another one unnoticed by
+// clients of the API, streams and containers. It needs root.
 package takeover
 
 import (
@@ -37,7 +38,7 @@ func TestTakeoverKeepsContainersAsTheyAre(t *testing.T) {
 			for _, old := range d.Predecessors() {
 				<-old.Exited
 				if old.Code != 0 {
-					t.Errorf("the old daemon ended with %d", old.Code)
+					t.Errorf("the old daemon exited with %d", old.Code)
 				}
 			}
 		})

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package takeover
 
 import (
@@ -88,14 +90,14 @@ func TestAttachedTerminalOverTLSGoesOnOverTakeovers(t *testing.T) {
 	}
 	io.WriteString(conn, "end\n")
 	for range echoed {
-		t.Error("more came back than was sent")
+		t.Error("more bytes came back than were sent")
 	}
 	conn.Close()
 	for _, old := range d.Predecessors() {
 		select {
 		case <-old.Exited:
 		case <-time.After(patience):
-			t.Error("an old daemon without a stream stays")
+			t.Error("an old daemon without a stream does not exit")
 		}
 	}
 }

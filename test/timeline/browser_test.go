@@ -1,6 +1,8 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Package timeline tests the picture of the daemon's lives: that it shows what
-// a real daemon and its containers did, and that its page is right in a real
-// browser. It needs root and Chromium.
+// a real daemon and its containers did, and that a real browser displays its
+// page correctly. It needs root and Chromium.
 package timeline
 
 import (
@@ -17,7 +19,7 @@ import (
 	"time"
 )
 
-// browser runs Chromium without a window. Nothing of it reaches the network.
+// browser runs Chromium without a window and without access to the network.
 func browser(t *testing.T, args ...string) string {
 	t.Helper()
 	path, err := exec.LookPath("chromium")
@@ -40,14 +42,14 @@ func browser(t *testing.T, args ...string) string {
 	return string(out)
 }
 
-// box is something that the browser has laid out, in its pixels.
+// box is an element that the browser has laid out, in pixels.
 type box struct {
 	Kind, Label, Fill string
 	X, Y, W, H        float64
 }
 
-// measure is put behind a copy of the page, whose boxes it writes into the
-// document for the test to read.
+// measure is a script appended to a copy of the page. It writes the boxes of
+// the elements into the document, where the test reads them.
 const measure = `<script>
 const seen=[];
 for(const e of document.querySelectorAll("svg rect.bar, svg text, .facts div, .legend li, h1")){
@@ -75,7 +77,7 @@ func look(t *testing.T, page string, args ...string) layout {
 	dom := browser(t, append(args, "--dump-dom", "file://"+file)...)
 	found := regexp.MustCompile(`(?s)<pre id="measured">(.*?)</pre>`).FindStringSubmatch(dom)
 	if found == nil {
-		t.Fatalf("the browser has measured nothing:\n%s", dom)
+		t.Fatalf("the browser has measured no elements:\n%s", dom)
 	}
 	var l layout
 	if err := json.Unmarshal([]byte(html.UnescapeString(found[1])), &l); err != nil {
@@ -84,7 +86,7 @@ func look(t *testing.T, page string, args ...string) layout {
 	return l
 }
 
-// labelled finds the one box of a kind whose label has a text in it.
+// labelled finds the only box of a kind whose label contains a text.
 func (l layout) labelled(t *testing.T, kind, text string) box {
 	t.Helper()
 	var found []box
@@ -94,13 +96,13 @@ func (l layout) labelled(t *testing.T, kind, text string) box {
 		}
 	}
 	if len(found) != 1 {
-		t.Fatalf("there are %d of %q with %q: %+v", len(found), kind, text, found)
+		t.Fatalf("%d boxes of kind %q have the label %q: %+v", len(found), kind, text, found)
 	}
 	return found[0]
 }
 
-// check holds for every page: nothing lies over anything that is read, nothing
-// is outside, all are visible.
+// check holds for every page: no element covers a text, all are inside the
+// page, and all are visible.
 func (l layout) check(t *testing.T) {
 	t.Helper()
 	if l.Width > l.View {
@@ -120,7 +122,8 @@ func (l layout) check(t *testing.T) {
 	}
 	for i, a := range texts {
 		for _, b := range append(texts[i+1:len(texts):len(texts)], bars...) {
-			// A pixel of a font's own air is no overlap.
+			// Fonts leave a pixel of space around a text, so that much overlap
+			// is permitted.
 			if a.X+1 < b.X+b.W && b.X+1 < a.X+a.W && a.Y+3 < b.Y+b.H && b.Y+3 < a.Y+a.H {
 				t.Errorf("%q lies over %q: %+v %+v", a.Label, b.Label, a, b)
 			}
@@ -145,7 +148,8 @@ func TestPageIsLaidOutRightInABrowser(t *testing.T) {
 	l := look(t, fixed(t))
 	l.check(t)
 
-	// Two hours, from the left end of the first bar to the right of the last.
+	// Two hours, from the left end of the first bar to the right end of the
+	// last one.
 	first := l.labelled(t, "rect bar daemon", "pid 700")
 	last := l.labelled(t, "rect bar daemon", "pid 1702")
 	hour := (last.X + last.W - first.X) / 2
@@ -153,7 +157,7 @@ func TestPageIsLaidOutRightInABrowser(t *testing.T) {
 	near := func(got, want float64) bool { return got > want-0.5 && got < want+0.5 }
 	for _, c := range []struct {
 		kind, label string
-		from, to    float64 // minutes
+		from, to    float64 // in minutes
 	}{
 		{"rect bar daemon", "pid 700", 0, 30},
 		{"rect bar unseen", "pid 700", 30, 40},
@@ -171,7 +175,7 @@ func TestPageIsLaidOutRightInABrowser(t *testing.T) {
 			t.Errorf("%s %s is drawn from minute %.1f to %.1f, want %v to %v", c.kind, c.label, from, to, c.from, c.to)
 		}
 	}
-	// The daemon above the containers, each in a row of its own.
+	// The daemon is above the containers, and each has its own row.
 	rows := []box{first, l.labelled(t, "rect bar run", "web:"), l.labelled(t, "rect bar run", "database"), l.labelled(t, "rect bar run", "worker: run from 2026-03-04 12:10:00"), l.labelled(t, "rect bar run", "job:")}
 	for i := 1; i < len(rows); i++ {
 		if rows[i].Y < rows[i-1].Y+rows[i-1].H+8 {
@@ -203,7 +207,7 @@ func TestPageIsWholeOnASmallScreen(t *testing.T) {
 	}
 }
 
-// TestPageIsPainted counts the points of each colour.
+// TestPageIsPainted counts the pixels of each colour.
 func TestPageIsPainted(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package timeline
 
 import (
@@ -35,7 +37,7 @@ func named(t *testing.T, p timeline.Timeline, name string) timeline.Container {
 			return c
 		}
 	}
-	t.Fatalf("there is no %s in %+v", name, p)
+	t.Fatalf("no %s in %+v", name, p)
 	return timeline.Container{}
 }
 
@@ -51,7 +53,8 @@ func TestTimelineShowsWhatADaemonAndItsContainersDid(t *testing.T) {
 	d.Kill9()
 	d.TryHoldfast("stop", "dies-alone")
 
-	// Without a daemon: the shims tell what came after its death.
+	// No daemon runs: the shims' journals contain what happened after its
+	// death.
 	p := fetch(t, d)
 	if len(p.Daemon) != 1 || p.Daemon[0].How != "crash" || !p.DaemonAway {
 		t.Errorf("daemon: %+v", p.Daemon)
@@ -93,7 +96,7 @@ func TestTimelineShowsWhatADaemonAndItsContainersDid(t *testing.T) {
 		}
 	}
 	if strings.Contains(text, "\x1b") {
-		t.Error("there are colours where no terminal is")
+		t.Error("the output has colours although it is not a terminal")
 	}
 
 	page := filepath.Join(t.TempDir(), "timeline.html")
@@ -107,7 +110,7 @@ func TestTimelineShowsWhatADaemonAndItsContainersDid(t *testing.T) {
 	l.labelled(t, "rect bar run", "web: run from")
 	for i, n := range []string{"http://", "https://", "<script", "<link", "@import", "url(h"} {
 		if strings.Contains(string(b), n) {
-			t.Errorf("%d: the page has %s: it must need nothing else", i, n)
+			t.Errorf("%d: the page contains %s, but it must need no other resource", i, n)
 		}
 	}
 }

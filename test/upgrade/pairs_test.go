@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package upgrade
 
 import (
@@ -7,16 +9,15 @@ import (
 	"strconv"
 	"strings"
 	"testing"
-	"time"
 
 	"holdfast/test/kit"
 )
 
 const image = "busybox:test"
 
-// Every release runs the containers of every other: those that its daemon
-// finds running under the other's shims, and those that its own shims run when
-// the other comes back.
+// Every release manages the containers of every other release: containers that
+// its daemon finds under the other's shims, and containers under its own shims
+// when the other's daemon returns.
 func TestEveryVersionManagesTheContainersOfEveryOther(t *testing.T) {
 	vs := versions(t)
 	for _, from := range vs {
@@ -31,7 +32,7 @@ func TestEveryVersionManagesTheContainersOfEveryOther(t *testing.T) {
 	}
 }
 
-// seen is what must not change of a container that runs.
+// seen holds the properties that must not change while a container runs.
 type seen struct {
 	State struct {
 		Status, StartedAt, Error string
@@ -62,22 +63,7 @@ func (s seen) url() string {
 	return "http://127.0.0.1:" + s.NetworkSettings.Ports["80/tcp"][0].HostPort
 }
 
-// eventually is for what other processes do, who tell nobody.
-func eventually(t *testing.T, what string, is func() bool) {
-	t.Helper()
-	again := time.NewTicker(20 * time.Millisecond)
-	defer again.Stop()
-	late := time.After(30 * time.Second)
-	for !is() {
-		select {
-		case <-again.C:
-		case <-late:
-			t.Fatalf("not within 30 s: %s", what)
-		}
-	}
-}
-
-// numbered checks lines that count from 1.
+// numbered checks lines that count from 1, and returns their number.
 func numbered(t *testing.T, text string) int {
 	t.Helper()
 	n := 0
@@ -109,7 +95,7 @@ func story(t *testing.T, from, to version) {
 	port := kit.Probe(t, web.url())
 	port.WaitAnswer(t)
 
-	// The other daemon comes, over shims and files of the first.
+	// The other release's daemon starts with the shims and files of the first.
 	d.Kill9()
 	if err := os.WriteFile(word+"/go", nil, 0o600); err != nil {
 		t.Fatal(err)
@@ -117,18 +103,19 @@ func story(t *testing.T, from, to version) {
 	d.SetBinary(to.holdfastd)
 	d.Start()
 	same(t, d, map[string]seen{"web": web, "counts": counts})
-	eventually(t, "the end of what ended meanwhile", func() bool { return inspect(t, d, "ends").State.ExitCode == 7 })
-	eventually(t, "--rm", func() bool { return d.TryDocker("inspect", "goes").Code != 0 })
+	kit.Eventually(t, "the end of the container that ended meanwhile", func() bool { return inspect(t, d, "ends").State.ExitCode == 7 })
+	kit.Eventually(t, "the removal by --rm", func() bool { return d.TryDocker("inspect", "goes").Code != 0 })
 	manage(t, d)
 	if r := port.Report(); len(r.Failures) > 0 {
-		t.Errorf("the published port over the change: %s", r)
+		t.Errorf("the published port during the change: %s", r)
 	}
 	port.Stop()
 	d.Docker("start", "later")
 	replaced(t, d)
 
-	// And the first again, over shims and files of the other: what was started
-	// or restarted since runs under the other's, or still under its own.
+	// The first release's daemon returns, with shims and files of the other.
+	// Containers that were started or restarted since then have shims of the
+	// other release; the rest may still have their own.
 	web, counts, later := inspect(t, d, "web"), inspect(t, d, "counts"), inspect(t, d, "later")
 	fresh := kit.Probe(t, later.url())
 	fresh.WaitAnswer(t)
@@ -138,7 +125,7 @@ func story(t *testing.T, from, to version) {
 	same(t, d, map[string]seen{"web": web, "counts": counts, "later": later})
 	manage(t, d)
 	if r := fresh.Report(); len(r.Failures) > 0 {
-		t.Errorf("the published port over the change back: %s", r)
+		t.Errorf("the published port during the change back: %s", r)
 	}
 	fresh.Stop()
 	replaced(t, d)
@@ -153,7 +140,7 @@ func story(t *testing.T, from, to version) {
 	}
 }
 
-// same: the containers have not noticed.
+// same checks that the containers were not affected.
 func same(t *testing.T, d *kit.Daemon, before map[string]seen) {
 	t.Helper()
 	for name, was := range before {
@@ -163,14 +150,14 @@ func same(t *testing.T, d *kit.Daemon, before map[string]seen) {
 	}
 }
 
-// manage does with containers that were found what leaves them as they are.
+// manage performs operations on the containers that don't change them.
 func manage(t *testing.T, d *kit.Daemon) {
 	t.Helper()
 	if r := d.TryDocker("exec", "web", "sh", "-c", "echo in; exit 4"); r.Code != 4 || r.Stdout != "in\n" {
 		t.Errorf("exec: %+v", r)
 	}
 	n := numbered(t, d.Docker("logs", "counts"))
-	eventually(t, "more lines", func() bool { return numbered(t, d.Docker("logs", "counts")) > n })
+	kit.Eventually(t, "more lines", func() bool { return numbered(t, d.Docker("logs", "counts")) > n })
 	d.Docker("pause", "counts")
 	if s := inspect(t, d, "counts"); s.State.Status != "paused" {
 		t.Errorf("paused: %s", s)
@@ -187,7 +174,8 @@ func manage(t *testing.T, d *kit.Daemon) {
 	}
 }
 
-// replaced does what ends the runs that were found and begins new ones.
+// replaced performs operations that end the containers' runs and start new
+// ones.
 func replaced(t *testing.T, d *kit.Daemon) {
 	t.Helper()
 	before := inspect(t, d, "counts")
@@ -195,7 +183,7 @@ func replaced(t *testing.T, d *kit.Daemon) {
 	if s := inspect(t, d, "counts"); !s.State.Running || s.State.Pid == before.State.Pid {
 		t.Errorf("restarted: %s", s)
 	}
-	eventually(t, "its log", func() bool { return len(d.Docker("logs", "--tail", "3", "counts")) > 0 })
+	kit.Eventually(t, "its log", func() bool { return len(d.Docker("logs", "--tail", "3", "counts")) > 0 })
 	d.Docker("rm", "-f", "counts")
 	d.Docker("run", "-d", "--name", "counts", image, "sh", "-c", "i=0; while :; do i=$((i+1)); echo $i; usleep 20000; done")
 

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package upgrade
 
 import (
@@ -14,8 +16,8 @@ import (
 	"holdfast/test/kit"
 )
 
-// newer makes a file one of a release to come: another schema, in which what
-// this release knows has another form.
+// newer turns a file into one of a future release: it has a higher schema
+// number, and fields that this release knows have another form.
 func newer(t *testing.T, path string, other ...string) {
 	t.Helper()
 	text, err := os.ReadFile(path)
@@ -23,7 +25,7 @@ func newer(t *testing.T, path string, other ...string) {
 		t.Fatal(err)
 	}
 	first, rest, _ := strings.Cut(string(text), "\n")
-	lines := strings.HasSuffix(path, ".jsonl") || json.Valid([]byte(first)) // the journal's head is its first line
+	lines := strings.HasSuffix(path, ".jsonl") || json.Valid([]byte(first)) // the journal's header is its first line
 	if !lines {
 		first, rest = string(text), ""
 	}
@@ -52,14 +54,14 @@ func write(t *testing.T, path string, text []byte) {
 	}
 }
 
-// picture is a digest of each file below the folders.
+// picture is a digest of each file below the directories.
 func picture(t *testing.T, dirs ...string) map[string]string {
 	t.Helper()
 	out := map[string]string{}
 	for _, dir := range dirs {
 		err := filepath.WalkDir(dir, func(path string, e fs.DirEntry, err error) error {
 			if err == nil && e.IsDir() && e.Name() == "rootfs" {
-				return fs.SkipDir // the container's own
+				return fs.SkipDir // the container's own files
 			}
 			if err != nil || !e.Type().IsRegular() || e.Name() == "netns" {
 				return err
@@ -92,9 +94,9 @@ func compare(t *testing.T, before, after map[string]string) {
 	}
 }
 
-// A daemon of an older release meets files of a newer one. Where only a
-// container or a volume is concerned that one is left alone; where the engine
-// itself is, the start is refused. In either case nothing is touched, the
+// The daemon of an older release finds files of a newer one. If a file concerns
+// one container or volume, that one is not managed; if it concerns the engine
+// itself, the start is refused. In both cases nothing is changed, the
 // containers run on, and the newer release finds everything as it was.
 func TestFilesOfANewerReleaseAreRefusedAndNothingIsTouched(t *testing.T) {
 	one := func(t *testing.T, pattern string) string {
@@ -115,10 +117,10 @@ func TestFilesOfANewerReleaseAreRefusedAndNothingIsTouched(t *testing.T) {
 	for name, c := range map[string]struct {
 		file    func(t *testing.T, d world) string
 		other   []string                    // keys of another form
-		edit    func(object map[string]any) // instead of the schema of the whole
-		refused bool                        // the start, not only the object
-		gone    string                      // container that can't be seen
-		kept    func(d world) []string      // folders that stay as they are
+		edit    func(object map[string]any) // changes the object instead of the file's schema number
+		refused bool                        // the whole start is refused, not only the object
+		gone    string                      // container that is not visible
+		kept    func(d world) []string      // folders that must not change
 	}{
 		"spec": {
 			file:  func(t *testing.T, d world) string { return d.DataRoot + "/containers/" + d.web + "/spec.json" },
@@ -173,14 +175,15 @@ func TestFilesOfANewerReleaseAreRefusedAndNothingIsTouched(t *testing.T) {
 			d.web = d.Docker("run", "-d", "--name", "web", "-p", "127.0.0.1::80", "-v", "kept:/data", image, "httpd", "-f", "-h", "/www")
 			d.done = d.Docker("create", "--name", "done", image, "sh", "-c", "exit 3")
 			d.TryDocker("start", "-a", "done")
-			eventually(t, "the end", func() bool { return inspect(t, d.Daemon, "done").State.ExitCode == 3 })
+			kit.Eventually(t, "the end", func() bool { return inspect(t, d.Daemon, "done").State.ExitCode == 3 })
 			before := inspect(t, d.Daemon, "web")
 			port := kit.Probe(t, before.url())
 			port.WaitAnswer(t)
 			d.Kill9()
 
 			if c.gone == "done" {
-				// As after a reboot, where the record in the data root is all there is.
+				// As after a reboot, where only the record in the data root
+				// exists.
 				if err := os.RemoveAll(d.ExecRoot + "/shim/" + d.done); err != nil {
 					t.Fatal(err)
 				}
@@ -223,14 +226,14 @@ func TestFilesOfANewerReleaseAreRefusedAndNothingIsTouched(t *testing.T) {
 				d.Kill9()
 			}
 			if !strings.Contains(said, path) && !strings.Contains(said, d.web) && !strings.Contains(said, filepath.Base(path)) {
-				t.Errorf("it does not say which file: %s", said)
+				t.Errorf("the message does not name the file: %s", said)
 			}
-			if !strings.Contains(said, "newer") && !strings.Contains(said, "has schema 99, this release reads up to 1") {
-				t.Errorf("it does not say why: %s", said)
+			if !strings.Contains(said, "newer") {
+				t.Errorf("the message gives no reason: %s", said)
 			}
 			compare(t, files, picture(t, c.kept(d)...))
 
-			// The newer release comes back: here, the file as it was.
+			// The newer release returns: here, the original file is restored.
 			write(t, path, own)
 			d.Start()
 			same(t, d.Daemon, map[string]seen{"web": before})

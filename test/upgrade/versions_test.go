@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package upgrade
 
 import (
@@ -24,7 +26,7 @@ var versionsText string
 // version is a release of the engine.
 type version struct {
 	name      string
-	holdfastd string // beside it lies its shim
+	holdfastd string // its shim is in the same directory
 }
 
 func listed() []string {
@@ -44,8 +46,8 @@ var all struct {
 	errs     []error
 }
 
-// versions are those that are listed, from the oldest, and then that of the
-// tree.
+// versions returns the listed releases, from the oldest, and then the one of
+// the work tree.
 func versions(t *testing.T) []version {
 	t.Helper()
 	all.Do(func() {
@@ -53,7 +55,7 @@ func versions(t *testing.T) []version {
 		all.versions, all.errs = make([]version, len(names)), make([]error, len(names))
 		root := moduleRoot(t)
 		var wg sync.WaitGroup
-		two := make(chan struct{}, 2) // a build takes all the processors that it gets
+		two := make(chan struct{}, 2) // at most two builds at a time, because each uses all cores
 		for i, name := range names {
 			wg.Go(func() {
 				two <- struct{}{}
@@ -83,13 +85,13 @@ func moduleRoot(t *testing.T) string {
 	return filepath.Dir(strings.TrimSpace(string(out)))
 }
 
-// build builds a commit's daemon and shim, unless they are there.
+// build builds a commit's daemon and shim unless they exist.
 func build(root, name string) (version, error) {
 	fail := func(what string, err error) (version, error) {
 		return version{}, fmt.Errorf("version %s: %s: %w", name, what, err)
 	}
 	git := func(args ...string) *exec.Cmd {
-		// The owner of a clone may be another than who tests it.
+		// The clone may belong to another user than the one who tests it.
 		return exec.Command("git", append([]string{"-c", "safe.directory=*", "-C", root}, args...)...)
 	}
 	var words bytes.Buffer
@@ -97,7 +99,7 @@ func build(root, name string) (version, error) {
 	rev.Stderr = &words
 	out, err := rev.Output()
 	if err != nil {
-		return fail("no such commit here; this needs a clone with the whole history", fmt.Errorf("%w %s", err, &words))
+		return fail("this commit does not exist here; the test needs a clone with the whole history", fmt.Errorf("%w %s", err, &words))
 	}
 	commit := strings.TrimSpace(string(out))
 	cache := filepath.Join(root, ".cache", "versions")

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Package volume tests, as root, what volumes mount and how they are copied.
 package volume
 
@@ -14,7 +16,8 @@ import (
 	"holdfast/internal/volume"
 )
 
-// tree is a folder for volumes in which nothing stays mounted.
+// tree is a directory for volumes. The test fails if a file system remains
+// mounted there.
 func tree(t *testing.T) string {
 	t.Helper()
 	if os.Getuid() != 0 {
@@ -108,7 +111,7 @@ func TestMountsAreTakenOverFromTheDaemonBefore(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(used, "f"), []byte("x"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	// The daemon is killed; b ends meanwhile.
+	// The daemon is killed, and container b ends meanwhile.
 	v = open(t, dir)
 	if err := v.Restore(map[string][]string{"used": {"a"}}); err != nil {
 		t.Fatal(err)
@@ -140,7 +143,7 @@ func TestRemovalNeverDeletesWhatIsBoundIn(t *testing.T) {
 	if _, err := os.Stat(filepath.Join(path, "precious")); err != nil {
 		t.Fatal(err)
 	}
-	// A daemon that does not know that it is mounted.
+	// A new daemon that does not know of the mount.
 	v = open(t, dir)
 	if err := v.Remove("host"); err != nil {
 		t.Fatal(err)
@@ -148,7 +151,7 @@ func TestRemovalNeverDeletesWhatIsBoundIn(t *testing.T) {
 	if _, err := os.Stat(file); err != nil {
 		t.Error(err)
 	}
-	// A removal that crashed with the mount still there.
+	// A removal that crashed while the volume was still mounted.
 	create(t, v, "host", "none", host, "bind")
 	mount(t, v, "host", "a")
 	if err := os.Rename(filepath.Join(dir, "host"), filepath.Join(dir, ".removing-host")); err != nil {
@@ -207,7 +210,7 @@ func TestCopyUpKeepsOwnersModesAttributesLinksAndDevices(t *testing.T) {
 				t.Fatal(err)
 			}
 			mount(t, v, name, "a")
-			must(v.CopyUp(root, "/data", name))
+			must(v.CopyUp(root, "/data", name, ""))
 			path, err := v.Path(name)
 			must(err)
 			stat := func(p string) (st unix.Stat_t) {

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package container
 
 import (
@@ -12,13 +14,13 @@ import (
 	"holdfast/internal/engine"
 )
 
-// pathStatHeader carries what is told about a path, as JSON in base64.
+// pathStatHeader carries the properties of a path, as JSON in base64.
 const pathStatHeader = "X-Docker-Container-Path-Stat"
 
 func archivePath(r *wire.Request) (string, error) {
 	path := r.Query.Get("path")
 	if path == "" {
-		return "", wire.Invalid("bad parameter: 'path' cannot be empty")
+		return "", wire.Invalid("bad parameter: path cannot be empty")
 	}
 	return path, nil
 }
@@ -50,7 +52,7 @@ func (h *handlers) archive(w http.ResponseWriter, r *wire.Request) error {
 	}
 	return wire.Tar(w, r, func(begin func() io.Writer) error {
 		return h.backend.ContainerArchive(r.Context(), r.Name(), path, func(st container.PathStat) io.Writer {
-			_ = setPathStat(w.Header(), st) // strings, numbers and a time: always JSON
+			_ = setPathStat(w.Header(), st) // it has only strings, numbers and a time, so it always encodes
 			return begin()
 		})
 	})
@@ -64,7 +66,7 @@ func (h *handlers) extract(w http.ResponseWriter, r *wire.Request) error {
 	err = h.backend.ContainerExtract(r.Context(), r.Name(), path, engine.ExtractOptions{
 		NoOverwriteDirNonDir: r.Bool("noOverwriteDirNonDir"),
 		CopyUIDGID:           r.Bool("copyUIDGID"),
-	}, r.Body)
+	}, wire.HeldBody(w, r))
 	if err != nil {
 		return wire.Early(w, r, err)
 	}
@@ -82,5 +84,8 @@ func (h *handlers) changes(w http.ResponseWriter, r *wire.Request) error {
 	if err != nil {
 		return err
 	}
-	return wire.WriteJSON(w, http.StatusOK, wire.NonNil(all))
+	if len(all) == 0 {
+		all = nil // null, as in Docker
+	}
+	return wire.WriteJSON(w, http.StatusOK, all)
 }

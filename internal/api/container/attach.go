@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package container
 
 import (
@@ -7,8 +9,8 @@ import (
 	"holdfast/internal/engine"
 )
 
-// attach hands the client's connection to the container's shim: once the
-// backend has called Hijack, nothing of the stream passes through here.
+// attach hands the client's connection over to the container's shim. Once the
+// backend has called Hijack, no data of the stream passes through this process.
 func (h *handlers) attach(w http.ResponseWriter, r *wire.Request) error {
 	hj := wire.NewHijacker(w, r)
 	return h.backend.ContainerAttach(r.Context(), r.Name(), engine.AttachOptions{

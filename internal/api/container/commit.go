@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package container
 
 import (
@@ -21,7 +23,7 @@ func (h *handlers) commit(w http.ResponseWriter, r *wire.Request) error {
 	if repo := r.Query.Get("repo"); repo != "" {
 		named, err := reference.ParseNormalizedNamed(repo)
 		if err != nil {
-			return wire.Invalid("invalid reference format: %q: %w", repo, err)
+			return wire.Invalid("%w", err)
 		}
 		if tag := r.Query.Get("tag"); tag != "" {
 			if named, err = reference.WithTag(reference.TrimNamed(named), tag); err != nil {

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package container
 
 import (
@@ -63,9 +65,10 @@ func (h *handlers) create(w http.ResponseWriter, r *wire.Request) error {
 	return wire.WriteJSON(w, http.StatusCreated, res)
 }
 
-// listsFromStrings makes lists of those of the named top-level fields that are
-// a string: the API takes a command in both forms, its Go types only the one. A
-// body that isn't an object is left alone, for the decoder to complain about.
+// listsFromStrings turns the named top-level fields into lists if they are
+// strings: the API accepts a command in both forms, its Go types only the list.
+// A body that is not an object is returned unchanged, so that the decoder
+// reports it.
 func listsFromStrings(body []byte, fields ...string) []byte {
 	var members map[string]json.RawMessage
 	if json.Unmarshal(body, &members) != nil {

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package container
 
 import (
@@ -10,16 +12,11 @@ import (
 )
 
 func (h *handlers) execCreate(w http.ResponseWriter, r *wire.Request) error {
-	body, err := r.ReadBody(w)
-	if err != nil {
-		return err
-	}
-	if body == nil {
-		return wire.Invalid("invalid JSON: got EOF while reading request body")
-	}
 	var req container.ExecCreateRequest
-	if err := wire.DecodeBytes(listsFromStrings(body, "Cmd"), &req); err != nil {
+	if ok, err := r.Decode(w, &req); err != nil {
 		return err
+	} else if !ok {
+		return wire.Invalid("invalid JSON: got EOF while reading request body")
 	}
 	if len(req.Cmd) == 0 {
 		return wire.Invalid("No exec command specified")
@@ -40,8 +37,8 @@ func (h *handlers) execCreate(w http.ResponseWriter, r *wire.Request) error {
 	return wire.WriteJSON(w, http.StatusCreated, container.ExecCreateResponse{ID: id})
 }
 
-// execStart runs the command, and unless it is detached hands the client's
-// connection to the container's shim.
+// execStart runs the command. Unless it is detached, the client's connection is
+// handed over to the container's shim.
 func (h *handlers) execStart(w http.ResponseWriter, r *wire.Request) error {
 	var req container.ExecStartRequest
 	if _, err := r.Decode(w, &req); err != nil {

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package container
 
 import (
@@ -23,13 +25,13 @@ func (h *handlers) logs(w http.ResponseWriter, r *wire.Request) error {
 	if err != nil {
 		return err
 	}
-	// The reader is left alone when the client goes, or when its side fails.
+	// Cancel the reader when the client has left, or when writing to it fails.
 	ctx, cancel := context.WithCancel(r.Context())
 	defer cancel()
 	if hj := wire.NewHijacker(w, r); o.Follow && hj.Hands() {
 		taken, err := h.backend.ContainerFollow(r.Context(), r.Name(), engine.FollowOptions{
 			LogsOptions: o, Timestamps: r.Bool("timestamps"), Details: r.Bool("details"),
-			Hijack: func(raw bool) (*engine.Client, []byte, error) { return hj.TakeOver(logKind(raw, r), false) },
+			Hijack: func(raw, chunked bool) (*engine.Client, []byte, error) { return hj.TakeOver(logKind(raw, r), chunked) },
 		})
 		if taken || err != nil {
 			return err
@@ -51,7 +53,7 @@ func (h *handlers) logs(w http.ResponseWriter, r *wire.Request) error {
 	return pump(ctx, cancel, log, &enc, w, rc.Flush)
 }
 
-// logKind is the content type of a log.
+// logKind is the content type of a log answer.
 func logKind(raw bool, r *wire.Request) string {
 	if !raw && !r.Version.Before(42) {
 		return types.MediaTypeMultiplexedStream
@@ -67,7 +69,7 @@ func logsOptions(r *wire.Request) (engine.LogsOptions, error) {
 		Tail:   -1,
 	}
 	if !o.Stdout && !o.Stderr {
-		return o, wire.Invalid("Bad parameters: you must choose at least one stream")
+		return o, wire.Invalid("must specify at least one of 'stdout' or 'stderr'")
 	}
 	if s := r.Query.Get("tail"); s != "" && s != "all" {
 		n, err := strconv.Atoi(s)
@@ -88,12 +90,12 @@ func logsOptions(r *wire.Request) (engine.LogsOptions, error) {
 	return o, nil
 }
 
-// pumpLimit bounds what is encoded ahead of a slow client, in bytes.
+// pumpLimit bounds the data encoded ahead of a slow client, in bytes.
 const pumpLimit = 256 << 10
 
 // pump copies a log to a client: one goroutine reads and encodes, this one
-// writes and flushes. So lines that are there already go out in large writes,
-// and a single new one goes out at once.
+// writes and flushes. Lines that exist already are therefore sent in large
+// writes, and a single new line is sent at once.
 func pump(ctx context.Context, cancel func(), log engine.LogReader, enc *logEncoder, w io.Writer, flush func() error) error {
 	ahead := newReadAhead()
 	go ahead.fill(log, enc)
@@ -119,7 +121,8 @@ func pump(ctx context.Context, cancel func(), log engine.LogReader, enc *logEnco
 		if p, ok := err.(panicked); ok {
 			panic(p.what)
 		}
-		// The head is sent: the stream itself is the place to tell.
+		// The head is sent already, so the failure must be reported in the
+		// stream.
 		if _, werr := w.Write(enc.failure(err)); werr == nil {
 			_ = flush()
 		}
@@ -127,7 +130,7 @@ func pump(ctx context.Context, cancel func(), log engine.LogReader, enc *logEnco
 	}
 }
 
-// readAhead is what is encoded and not yet written.
+// readAhead holds the data that is encoded but not yet written.
 type readAhead struct {
 	mu      sync.Mutex // guards all below
 	changed *sync.Cond
@@ -148,10 +151,11 @@ func newReadAhead() *readAhead {
 	return a
 }
 
-// fill reads until the log ends or stop is called. It waits while too much is
-// not yet taken.
+// fill reads until the log ends or stop is called. It waits while too much data
+// has not been taken.
 func (a *readAhead) fill(log engine.LogReader, enc *logEncoder) {
-	// A panic here is outside of the server's recovery: carry it over.
+	// The server's recovery does not cover this goroutine: pass a panic on to
+	// the one that it covers.
 	defer func() {
 		if v := recover(); v != nil {
 			a.end(panicked{fmt.Sprintf("%v\n%s", v, debug.Stack())})
@@ -170,7 +174,7 @@ func (a *readAhead) fill(log engine.LogReader, enc *logEncoder) {
 	}
 }
 
-// add encodes a line, once there is room, unless stop was called.
+// add encodes a line once there is room, unless stop was called.
 func (a *readAhead) add(enc *logEncoder, line engine.LogLine) bool {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -192,8 +196,8 @@ func (a *readAhead) end(err error) {
 	a.changed.Broadcast()
 }
 
-// take waits for something to write and gives empty in its place. Nothing and
-// an error is the log's end.
+// take waits for data to write, and leaves empty in its place. No data with an
+// error means that the log has ended.
 func (a *readAhead) take(empty []byte) ([]byte, error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -206,8 +210,8 @@ func (a *readAhead) take(empty []byte) ([]byte, error) {
 	return full, a.err
 }
 
-// stop makes fill give up, and waits for it: the log must not be closed under
-// it.
+// stop makes fill return and waits for that, because the log must not be closed
+// while fill reads it.
 func (a *readAhead) stop() {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -218,10 +222,10 @@ func (a *readAhead) stop() {
 	}
 }
 
-// logEncoder is the log's own, with a way to tell of a failure in the stream.
+// logEncoder is the log's encoder that can also report a failure in the stream.
 type logEncoder struct{ format.Encoder }
 
-// failure is a message of the daemon in the stream.
+// failure encodes an error as a message of the daemon in the stream.
 func (e *logEncoder) failure(err error) []byte {
 	text := fmt.Sprintf("Error grabbing logs: %v\n\n", err)
 	if e.Raw {

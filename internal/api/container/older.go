@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package container
 
 import (
@@ -13,9 +15,9 @@ import (
 	"holdfast/internal/api/wire"
 )
 
-// requestFromOlder gives a create request of an older version the meaning that
-// it had there: fields that came later are ignored, defaults that changed are
-// spelled out. The version history of the API (docs/CHANGELOG.md of
+// requestFromOlder gives a create request of an older API version the meaning
+// that it had in that version: newer fields are ignored, and changed defaults
+// are made explicit. The version history of the API (docs/CHANGELOG.md of
 // github.com/moby/moby/api) lists the changes.
 func requestFromOlder(req *container.CreateRequest, v wire.Version) error {
 	hc := req.HostConfig
@@ -74,14 +76,14 @@ func mountFromOlder(m *mount.Mount, v wire.Version) error {
 		return wire.Invalid("VolumeOptions.Subpath needs API version 1.45 or newer")
 	}
 	if v.Before(44) && m.Type == mount.TypeBind && m.ReadOnly {
-		// Read-only mounts weren't recursively so.
+		// Read-only mounts were not recursive yet.
 		if m.BindOptions == nil {
 			m.BindOptions = &mount.BindOptions{}
 		}
 		m.BindOptions.ReadOnlyNonRecursive, m.BindOptions.ReadOnlyForceRecursive = true, false
 	}
 	if v.Before(42) {
-		// Options of another type than the mount's weren't refused.
+		// Options for another mount type were not refused yet.
 		if m.Type != mount.TypeBind {
 			m.BindOptions = nil
 		}
@@ -118,9 +120,9 @@ func updateFromOlder(u *container.UpdateConfig, v wire.Version) {
 
 const macWarning = "The container-wide MacAddress field is now deprecated. It should be specified in EndpointsConfig instead."
 
-// containerMAC moves the MAC address of the container as a whole, which was a
-// field of the request until API 1.52, to the endpoint of its main network.
-// Before 1.44 endpoints had none of their own.
+// containerMAC moves the container-wide MAC address, which was a field of the
+// request until API 1.52, to the endpoint of the main network. Before 1.44
+// endpoints had no MAC address of their own.
 func containerMAC(req *container.CreateRequest, body []byte, v wire.Version) (warning string, err error) {
 	if !v.Before(52) {
 		return "", nil
@@ -158,8 +160,8 @@ func containerMAC(req *container.CreateRequest, body []byte, v wire.Version) (wa
 	return macWarning, nil
 }
 
-// mainEndpoint finds the endpoint of the network that the mode names, and makes
-// it if there is none at all.
+// mainEndpoint finds the endpoint of the network that the mode names. If there
+// are no endpoints it creates one.
 func mainEndpoint(nc *network.NetworkingConfig, mode string) (*network.EndpointSettings, error) {
 	if mode == "" {
 		mode = network.NetworkDefault
@@ -188,7 +190,8 @@ func mainEndpoint(nc *network.NetworkingConfig, mode string) (*network.EndpointS
 		nc.EndpointsConfig[mode] = ep
 		return ep, nil
 	case 1:
-		// The mode may be the network's ID where the endpoint has its name.
+		// The mode may be the ID of the network, and the endpoint's key its
+		// name.
 		for name, ep := range nc.EndpointsConfig {
 			if ep == nil {
 				ep = &network.EndpointSettings{}
@@ -200,8 +203,8 @@ func mainEndpoint(nc *network.NetworkingConfig, mode string) (*network.EndpointS
 	return nil, wire.Invalid("unable to migrate container-wide MAC address to a specific network: HostConfig.NetworkMode (%s) must match a network in NetworkingConfig.EndpointsConfig", mode)
 }
 
-// legacyContainer is inspect before API 1.52. A field here hides that of the
-// embedded type.
+// legacyContainer is inspect before API 1.52. A field here hides the field of
+// the embedded type.
 type legacyContainer struct {
 	container.InspectResponse
 	GraphDriver     any
@@ -211,11 +214,12 @@ type legacyContainer struct {
 
 type legacyConfig struct {
 	*container.Config
-	OnBuild []string
+	MacAddress string `json:",omitempty"`
+	OnBuild    []string
 }
 
-// legacyNetworkSettings have the fields of the time when a container had one
-// network, filled from the endpoint on the default bridge.
+// legacyNetworkSettings are the fields from before a container could have
+// several networks, filled from the endpoint on the default bridge.
 type legacyNetworkSettings struct {
 	Bridge                 string
 	HairpinMode            bool
@@ -234,8 +238,10 @@ type legacyNetworkSettings struct {
 	*container.NetworkSettings
 }
 
-// inspected gives a container the form that clients of version v know.
-func inspected(c container.InspectResponse, v wire.Version) any {
+// inspected converts a container to the form of API version v. mac is the
+// requested address on its main network, which only clients before 1.52
+// receive.
+func inspected(c container.InspectResponse, mac network.HardwareAddr, v wire.Version) any {
 	if v.Before(48) {
 		c.ImageManifestDescriptor = nil
 	}
@@ -247,7 +253,7 @@ func inspected(c container.InspectResponse, v wire.Version) any {
 	if c.GraphDriver != nil {
 		old.GraphDriver = c.GraphDriver
 	} else {
-		// Older clients read the field without looking whether it is there.
+		// Older clients read the field without checking whether it exists.
 		old.GraphDriver = map[string]any{"Name": c.Driver, "Data": nil}
 	}
 	ns := c.NetworkSettings
@@ -277,13 +283,14 @@ func inspected(c container.InspectResponse, v wire.Version) any {
 	}
 	old.NetworkSettings = settings
 	if c.Config != nil {
-		old.Config = legacyConfig{Config: c.Config, OnBuild: c.Config.OnBuild}
+		old.Config = legacyConfig{Config: c.Config, MacAddress: mac.String(), OnBuild: c.Config.OnBuild}
 	}
 	return old
 }
 
 // withOwnNames adds a container's short ID and hostname to its aliases on
-// networks other than the default ones, where they were until API 1.45.
+// networks other than the default ones. Until API 1.45 they were part of the
+// aliases.
 func withOwnNames(ns *container.NetworkSettings, c container.InspectResponse) *container.NetworkSettings {
 	var own []string
 	if len(c.ID) >= 12 {
@@ -308,7 +315,7 @@ func withOwnNames(ns *container.NetworkSettings, c container.InspectResponse) *c
 	return &out
 }
 
-// summaries gives the list the form that clients of version v know.
+// summaries converts the list to the form of API version v.
 func summaries(all []container.Summary, v wire.Version) []container.Summary {
 	out := make([]container.Summary, len(all))
 	for i, c := range all {

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package container
 
 import (
@@ -11,44 +13,45 @@ import (
 
 type handlers struct{ backend Backend }
 
-// Routes are the operations of this package.
+// Routes returns the operations of this package.
 func Routes(b Backend) []wire.Route {
 	h := &handlers{b}
 	return []wire.Route{
 		{Method: "GET", Path: "/containers/json", Handle: h.list},
 		{Method: "POST", Path: "/containers/create", Handle: h.create},
 		{Method: "POST", Path: "/containers/prune", Handle: h.prune},
-		{Method: "GET", Path: "/containers/{name}/json", Handle: h.inspect},
-		{Method: "GET", Path: "/containers/{name}/top", Handle: h.top},
-		{Method: "GET", Path: "/containers/{name}/logs", Handle: h.logs},
-		{Method: "GET", Path: "/containers/{name}/stats", Handle: h.stats},
-		{Method: "GET", Path: "/containers/{name}/attach/ws", Handle: h.attachWebsocket},
-		{Method: "HEAD", Path: "/containers/{name}/archive", Handle: h.statPath},
-		{Method: "GET", Path: "/containers/{name}/archive", Handle: h.archive},
-		{Method: "PUT", Path: "/containers/{name}/archive", Handle: h.extract},
+		{Method: "GET", Path: "/containers/{name...}/json", Handle: h.inspect},
+		{Method: "GET", Path: "/containers/{name...}/top", Handle: h.top},
+		{Method: "GET", Path: "/containers/{name...}/logs", Handle: h.logs},
+		{Method: "GET", Path: "/containers/{name...}/stats", Handle: h.stats},
+		{Method: "GET", Path: "/containers/{name...}/attach/ws", Handle: h.attachWebsocket},
+		{Method: "HEAD", Path: "/containers/{name...}/archive", Handle: h.statPath},
+		{Method: "GET", Path: "/containers/{name...}/archive", Handle: h.archive},
+		{Method: "PUT", Path: "/containers/{name...}/archive", Handle: h.extract},
 		{Method: "POST", Path: "/commit", Handle: h.commit},
-		{Method: "GET", Path: "/containers/{name}/changes", Handle: h.changes},
-		{Method: "GET", Path: "/containers/{name}/export", Handle: h.export},
-		{Method: "POST", Path: "/containers/{name}/attach", Handle: h.attach},
-		{Method: "POST", Path: "/containers/{name}/start", Handle: h.start},
-		{Method: "POST", Path: "/containers/{name}/stop", Handle: h.stop},
-		{Method: "POST", Path: "/containers/{name}/restart", Handle: h.restart},
-		{Method: "POST", Path: "/containers/{name}/kill", Handle: h.kill},
-		{Method: "POST", Path: "/containers/{name}/pause", Handle: h.pause},
-		{Method: "POST", Path: "/containers/{name}/unpause", Handle: h.unpause},
-		{Method: "POST", Path: "/containers/{name}/rename", Handle: h.rename},
-		{Method: "POST", Path: "/containers/{name}/update", Handle: h.update},
-		{Method: "POST", Path: "/containers/{name}/wait", Handle: h.wait},
-		{Method: "POST", Path: "/containers/{name}/resize", Handle: h.resize},
-		{Method: "POST", Path: "/containers/{name}/exec", Handle: h.execCreate},
+		{Method: "GET", Path: "/containers/{name...}/changes", Handle: h.changes},
+		{Method: "GET", Path: "/containers/{name...}/export", Handle: h.export},
+		{Method: "POST", Path: "/containers/{name...}/attach", Handle: h.attach},
+		{Method: "POST", Path: "/containers/{name...}/start", Handle: h.start},
+		{Method: "POST", Path: "/containers/{name...}/stop", Handle: h.stop},
+		{Method: "POST", Path: "/containers/{name...}/restart", Handle: h.restart},
+		{Method: "POST", Path: "/containers/{name...}/kill", Handle: h.kill},
+		{Method: "POST", Path: "/containers/{name...}/pause", Handle: h.pause},
+		{Method: "POST", Path: "/containers/{name...}/unpause", Handle: h.unpause},
+		{Method: "POST", Path: "/containers/{name...}/rename", Handle: h.rename},
+		{Method: "POST", Path: "/containers/{name...}/update", Handle: h.update},
+		{Method: "POST", Path: "/containers/{name...}/wait", Handle: h.wait},
+		{Method: "POST", Path: "/containers/{name...}/resize", Handle: h.resize},
+		{Method: "POST", Path: "/containers/{name...}/exec", Handle: h.execCreate},
 		{Method: "DELETE", Path: "/containers/{name}", Handle: h.remove},
+		{Method: "DELETE", Path: "/containers/{name}/{alias}", Handle: h.remove}, // the name is that of a link
 		{Method: "POST", Path: "/exec/{name}/start", Handle: h.execStart},
 		{Method: "POST", Path: "/exec/{name}/resize", Handle: h.execResize},
 		{Method: "GET", Path: "/exec/{name}/json", Handle: h.execInspect},
 	}
 }
 
-// done is the answer to what has no result.
+// done answers an operation that has no result.
 func done(w http.ResponseWriter, err error) error {
 	if err == nil {
 		w.WriteHeader(http.StatusNoContent)
@@ -66,7 +69,7 @@ func (h *handlers) list(w http.ResponseWriter, r *wire.Request) error {
 	if err != nil {
 		return err
 	}
-	if limit != nil && *limit > 0 { // the command line sends -1 for none
+	if limit != nil && *limit > 0 { // the command line sends -1 for no limit
 		o.Limit = *limit
 	}
 	all, err := h.backend.ContainerList(r.Context(), o)
@@ -81,14 +84,24 @@ func (h *handlers) inspect(w http.ResponseWriter, r *wire.Request) error {
 	if err != nil {
 		return err
 	}
-	return wire.WriteJSON(w, http.StatusOK, inspected(c, r.Version))
+	if !r.Version.Before(52) {
+		return wire.WriteJSON(w, http.StatusOK, inspected(c, nil, r.Version))
+	}
+	mac, err := h.backend.ContainerMAC(c.ID)
+	if err != nil {
+		return err
+	}
+	return wire.WriteJSON(w, http.StatusOK, inspected(c, mac, r.Version))
 }
 
 func (h *handlers) start(w http.ResponseWriter, r *wire.Request) error {
-	// The shortest JSON object that says something has 7 bytes; some clients
-	// send {} or null.
+	// The shortest JSON object with a field has 7 bytes; some clients send {}
+	// or null.
 	if r.ContentLength > 7 || r.ContentLength < 0 {
 		return wire.Invalid("starting container with non-empty request body was deprecated since API v1.22 and removed in v1.24")
+	}
+	if r.Query.Get("checkpoint") != "" {
+		return wire.Invalid("a container can't be started from a checkpoint: checkpoints are not supported")
 	}
 	return done(w, h.backend.ContainerStart(r.Context(), r.Name()))
 }
@@ -154,7 +167,11 @@ func (h *handlers) update(w http.ResponseWriter, r *wire.Request) error {
 
 func (h *handlers) remove(w http.ResponseWriter, r *wire.Request) error {
 	o := engine.RemoveOptions{Force: r.Bool("force"), Volumes: r.Bool("v"), Link: r.Bool("link")}
-	return done(w, h.backend.ContainerRemove(r.Context(), r.Name(), o))
+	name := r.Name()
+	if alias := r.Vars["alias"]; alias != "" {
+		name += "/" + alias
+	}
+	return done(w, h.backend.ContainerRemove(r.Context(), name, o))
 }
 
 func (h *handlers) resize(w http.ResponseWriter, r *wire.Request) error {

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package container
 
 import (
@@ -12,7 +14,7 @@ import (
 	"github.com/moby/moby/api/types/network"
 )
 
-// fill fills in a value: all of it, or a random part.
+// fill sets all fields of a value, or a random part of them.
 func fill(r *rand.Rand, v reflect.Value, all bool) {
 	if !all && r.IntN(3) == 0 {
 		return

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package container
 
 import (
@@ -9,9 +11,9 @@ import (
 	"holdfast/internal/engine"
 )
 
-// wait sends the head as soon as the wait is registered, and the answer when it
-// is there: clients start a container only once they know that its end won't
-// be missed.
+// wait sends the head as soon as the wait is registered, and the answer when
+// there is one. Clients start a container only after the head, because then its
+// end can't be missed.
 func (h *handlers) wait(w http.ResponseWriter, r *wire.Request) error {
 	condition, err := waitCondition(r)
 	if err != nil {
@@ -42,7 +44,8 @@ func (h *handlers) wait(w http.ResponseWriter, r *wire.Request) error {
 		if !ok {
 			return r.Context().Err()
 		}
-		// Before 1.34 an answer had no error: saying nothing is how it was told.
+		// Before 1.34 an answer had no error field: an error was reported by an
+		// empty answer.
 		if res.Error != nil && condition == container.WaitConditionRemoved && r.Version.Before(34) {
 			return nil
 		}

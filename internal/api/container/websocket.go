@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package container
 
 import (
@@ -14,13 +16,13 @@ import (
 	"holdfast/internal/engine"
 )
 
-// attachWebsocket is attach for browsers. The messages are the streams' bytes,
-// stdout and stderr mixed: binary since API 1.28, text before. They are copied
-// through the daemon, to and from one end of a socket pair whose other end goes
-// to the shim.
+// attachWebsocket is attach for browsers. Its messages are the bytes of the
+// streams, with stdout and stderr mixed: binary since API 1.28, text before.
+// The daemon copies them to and from one end of a socket pair, whose other end
+// the shim has.
 func (h *handlers) attachWebsocket(w http.ResponseWriter, r *wire.Request) error {
 	o := engine.AttachOptions{
-		Stdin: true, Stdout: true, Stderr: true, // 1.41 and older didn't ask
+		Stdin: true, Stdout: true, Stderr: true, // always on until 1.41
 		Stream:     r.Bool("stream"),
 		Logs:       r.Bool("logs"),
 		DetachKeys: r.Query.Get("detachKeys"),
@@ -33,9 +35,16 @@ func (h *handlers) attachWebsocket(w http.ResponseWriter, r *wire.Request) error
 		kind = websocket.MessageText
 	}
 	o.Hijack = func(raw bool) (*engine.Client, error) {
-		ws, err := websocket.Accept(w, r.Request, &websocket.AcceptOptions{OriginPatterns: sameHost(r.Host)})
+		if err := wire.DropBody(w, r.Request); err != nil {
+			return nil, err
+		}
+		ws, err := websocket.Accept(w, r.Request, &websocket.AcceptOptions{
+			// Without patterns the library accepts only pages of the same host
+			// and port.
+			InsecureSkipVerify: wire.OriginChecked(r.Context()),
+		})
 		if err != nil {
-			// Accept has answered already.
+			// Accept has sent the error already.
 			return nil, err
 		}
 		far, near, err := wire.SocketPair()
@@ -54,19 +63,10 @@ func (h *handlers) attachWebsocket(w http.ResponseWriter, r *wire.Request) error
 	return h.backend.ContainerAttach(r.Context(), r.Name(), o)
 }
 
-// sameHost lets pages from the host that the request was sent to open the
-// socket, whatever their port; those of others may not. A client that isn't a
-// browser sends no Origin and isn't concerned.
-func sameHost(host string) []string {
-	if h, _, err := net.SplitHostPort(host); err == nil {
-		host = h
-	}
-	return []string{host, host + ":*"}
-}
-
-// bridge copies until either side ends; a websocket can't be half closed.
+// bridge copies until one side ends. A websocket can't be half closed.
 func bridge(ws *websocket.Conn, near *net.UnixConn, kind websocket.MessageType, raw bool) {
-	// The connection outlives the request that made it.
+	// The connection outlives its request, so the request's context can't be
+	// used.
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
 	input := make(chan struct{})

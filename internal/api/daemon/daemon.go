@@ -1,6 +1,8 @@
-// Package daemon serves what is Holdfast's own beside the Docker Engine API:
-// the daemon's lives and its shims, and the reload of its configuration. It may
-// not keep state.
+// SPDX-License-Identifier: Apache-2.0
+
+// Package daemon serves Holdfast's own additions to the Docker Engine API: the
+// timeline of the daemon's lives, its shims, the reload of its configuration
+// and its upgrade. It may not keep state.
 package daemon
 
 import (
@@ -9,14 +11,15 @@ import (
 	"time"
 
 	"holdfast/internal/api/wire"
-	"holdfast/internal/engine"
+	"holdfast/internal/engine/sysinfo"
 	"holdfast/internal/timeline"
 )
 
 // Backend is what this package needs of the engine.
 type Backend interface {
-	DaemonStatus(ctx context.Context) (engine.Status, error)
-	// DaemonTimeline is from since to now; zero is from the first record.
+	DaemonStatus(ctx context.Context) (sysinfo.Status, error)
+	// DaemonTimeline returns the timeline from since to now. A zero since means
+	// from the first record.
 	DaemonTimeline(ctx context.Context, since time.Time) (timeline.Timeline, error)
 }
 
@@ -26,9 +29,9 @@ type handlers struct {
 	upgrader Upgrader
 }
 
-// Routes are the operations of this package; without a Reloader those that
-// read the configuration again are missing, and without an Upgrader the one
-// that puts another daemon in its place.
+// Routes returns the operations of this package. Without a Reloader the
+// operations that reload the configuration are missing, without an Upgrader the
+// operation that upgrades the daemon.
 func Routes(b Backend, r Reloader, u Upgrader) []wire.Route {
 	h := &handlers{b, r, u}
 	routes := []wire.Route{

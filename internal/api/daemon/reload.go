@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package daemon
 
 import (
@@ -8,22 +10,23 @@ import (
 	"holdfast/internal/config"
 )
 
-// Reloader reads the daemon's configuration again.
+// Reloader reloads the daemon's configuration.
 type Reloader interface {
-	// PlanReload says what would become of each changed key. It changes
-	// nothing. An error that wraps errdefs.ErrInvalidArgument is the file's.
+	// PlanReload returns the effect that a reload would have on each changed
+	// key, and changes nothing. An error that wraps errdefs.ErrInvalidArgument
+	// is about the file.
 	PlanReload(ctx context.Context) (Plan, error)
-	// Reload takes what a reload may take, and says the same. On an error
-	// nothing was changed.
+	// Reload applies the changes that a reload can apply, and returns the same
+	// plan. On an error nothing was changed.
 	Reload(ctx context.Context) (Plan, error)
 }
 
 // Plan is the answer of /holdfast/v1/reload.
 type Plan struct {
-	File    string           `json:"file"`    // that was read
+	File    string           `json:"file"`    // the file that was read
 	Changes []config.Planned `json:"changes"` // by key
-	// Error says why neither a reload nor a start takes the file at all, though
-	// it can be read: an option in it can't be used.
+	// Error is why both a reload and a start would refuse the file although it
+	// can be parsed: one of its options can't be used.
 	Error string `json:"error,omitempty"`
 }
 

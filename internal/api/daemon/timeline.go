@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package daemon
 
 import (
@@ -7,8 +9,8 @@ import (
 	"holdfast/internal/api/wire"
 )
 
-// timeline answers GET /holdfast/v1/timeline. Its parameter since is a time as
-// RFC 3339 has it; without one the answer begins with the first record.
+// timeline answers GET /holdfast/v1/timeline. Its parameter since is a time in
+// RFC 3339. Without it the answer begins with the first record.
 func (h *handlers) timeline(w http.ResponseWriter, r *wire.Request) error {
 	var since time.Time
 	if s := r.URL.Query().Get("since"); s != "" {

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package daemon
 
 import (
@@ -8,35 +10,39 @@ import (
 	"holdfast/internal/api/wire"
 )
 
-// Upgrader puts another daemon in this one's place.
+// Upgrader replaces this daemon by another one.
 type Upgrader interface {
-	// Upgrade starts a daemon and hands over to it. It answers when that one
-	// serves. On an error this one goes on serving.
+	// Upgrade starts a new daemon and hands over to it. It returns once the new
+	// daemon serves. On an error this daemon goes on serving.
 	Upgrade(ctx context.Context, o UpgradeOptions) (Upgraded, error)
 }
 
-// UpgradeOptions are the body of POST /holdfast/v1/upgrade; all may be left out.
+// UpgradeOptions is the body of POST /holdfast/v1/upgrade. Every field is
+// optional.
 type UpgradeOptions struct {
-	// Binary is the absolute path of the holdfastd to start; empty is where the
-	// running one was started from.
+	// Binary is the absolute path of the holdfastd to start. Empty means the
+	// path from which the running one was started.
 	Binary string `json:"binary,omitempty"`
-	// Wait is how long requests under way, such as pulls, are waited for, in
-	// seconds; 0 is 30.
+	// Wait is how long to wait for running requests, such as pulls, in seconds.
+	// 0 means 30.
 	Wait int `json:"wait,omitempty"`
 }
 
-// Upgraded is its answer.
+// Upgraded is the answer to POST /holdfast/v1/upgrade.
 type Upgraded struct {
 	Pid     int    `json:"pid"` // of the new daemon
 	Version string `json:"version"`
-	Before  string `json:"before"` // version of the one that has left
-	// Pause is how long requests were held back, in nanoseconds.
+	Before  string `json:"before"` // version of the old daemon
+	// Pause is how long requests were held up, in nanoseconds.
 	Pause time.Duration `json:"pause"`
 }
 
 func (h *handlers) upgrade(w http.ResponseWriter, r *wire.Request) error {
 	var o UpgradeOptions
 	if _, err := r.Decode(w, &o); err != nil {
+		return err
+	}
+	if err := absolute(o.Binary); err != nil {
 		return err
 	}
 	u, err := h.upgrader.Upgrade(r.Context(), o)

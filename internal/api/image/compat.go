@@ -1,10 +1,15 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package image
 
 import (
+	"encoding/json"
+
 	"github.com/moby/moby/api/types/image"
 	"github.com/moby/moby/api/types/storage"
 
 	"holdfast/internal/api/wire"
+	"holdfast/internal/engine/objects"
 )
 
 // legacySummary is an entry of the list before API 1.44.
@@ -13,7 +18,7 @@ type legacySummary struct {
 	VirtualSize int64
 }
 
-// summaries gives the list the form that clients of version v know.
+// summaries converts the list to the form of API version v.
 func summaries(all []image.Summary, v wire.Version) any {
 	out := make([]image.Summary, len(all))
 	for i, s := range all {
@@ -45,7 +50,7 @@ func summaries(all []image.Summary, v wire.Version) any {
 	return old
 }
 
-// legacyImage is inspect before API 1.52. A field here hides that of the
+// legacyImage is inspect before API 1.52. A field here hides the field of the
 // embedded type.
 type legacyImage struct {
 	image.InspectResponse
@@ -62,7 +67,7 @@ type legacyImage struct {
 	ContainerConfig any     `json:",omitempty"` // before 1.45
 }
 
-// legacyConfig are the fields that were sent also when empty.
+// legacyConfig are the fields that were sent even when empty.
 type legacyConfig struct {
 	*legacyContainerConfig // before 1.50
 	User                   string
@@ -80,15 +85,15 @@ type legacyConfig struct {
 	Shell                  []string `json:",omitempty"`
 }
 
-// legacyContainerConfig are fields of containers that images never had.
+// legacyContainerConfig are fields for containers that images never had.
 type legacyContainerConfig struct {
 	Hostname, Domainname                                               string
 	AttachStdin, AttachStdout, AttachStderr, Tty, OpenStdin, StdinOnce bool
 	Image                                                              string
 }
 
-// inspected gives an image the form that clients of version v know.
-func inspected(img image.InspectResponse, v wire.Version) any {
+// inspected converts an image to the form of API version v.
+func inspected(img objects.ImageInspected, v wire.Version) any {
 	img.RepoTags, img.RepoDigests = wire.NonNil(img.RepoTags), wire.NonNil(img.RepoDigests)
 	if v.Before(53) {
 		img.Identity = nil
@@ -97,9 +102,10 @@ func inspected(img image.InspectResponse, v wire.Version) any {
 		img.Descriptor, img.Manifests = nil, nil
 	}
 	if !v.Before(52) {
+		img.GraphDriver = nil // only the image stores before containerd's set it
 		return img
 	}
-	old := legacyImage{InspectResponse: img, Comment: img.Comment, Author: img.Author, Created: img.Created}
+	old := legacyImage{InspectResponse: img.InspectResponse, Parent: img.Parent, Comment: img.Comment, Author: img.Author, Created: img.Created}
 	if img.GraphDriver != nil {
 		old.GraphDriver = *img.GraphDriver
 	}
@@ -111,8 +117,9 @@ func inspected(img image.InspectResponse, v wire.Version) any {
 	}
 	if c := img.Config; c != nil {
 		lc := legacyConfig{
-			User: c.User, ExposedPorts: c.ExposedPorts, Env: c.Env, Cmd: c.Cmd, ArgsEscaped: c.ArgsEscaped,
-			Volumes: c.Volumes, WorkingDir: c.WorkingDir, Entrypoint: c.Entrypoint, OnBuild: c.OnBuild,
+			User: c.User, ExposedPorts: c.ExposedPorts, Env: c.Env, Cmd: c.Cmd,
+			ArgsEscaped: c.ArgsEscaped, //lint:ignore SA1019 Older versions of the API have this field.
+			Volumes:     c.Volumes, WorkingDir: c.WorkingDir, Entrypoint: c.Entrypoint, OnBuild: c.OnBuild,
 			Labels: c.Labels, StopSignal: c.StopSignal, Shell: c.Shell,
 		}
 		if c.Healthcheck != nil {
@@ -126,7 +133,7 @@ func inspected(img image.InspectResponse, v wire.Version) any {
 	if v.Before(45) {
 		var none string
 		old.Container = &none
-		old.ContainerConfig = legacyConfig{legacyContainerConfig: &legacyContainerConfig{}}
+		old.ContainerConfig = json.RawMessage("null") // it was set by the builder before BuildKit
 	}
 	return old
 }

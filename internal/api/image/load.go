@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package image
 
 import (
@@ -33,7 +35,8 @@ func (h *handlers) load(w http.ResponseWriter, r *wire.Request) error {
 	return s.Finish(h.backend.ImageLoad(r.Context(), r.Body, platforms, progress))
 }
 
-// archivePlatforms are those to take from an archive, or to put into one.
+// archivePlatforms are the platforms to read from an archive, or to write into
+// one.
 func archivePlatforms(r *wire.Request) ([]ocispec.Platform, error) {
 	platforms, err := r.PlatformsJSON("platform")
 	switch {
@@ -47,7 +50,7 @@ func archivePlatforms(r *wire.Request) ([]ocispec.Platform, error) {
 	return platforms, nil
 }
 
-// save answers with an archive of one image, that of the path, or of several.
+// save answers with an archive of one image, given in the path, or of several.
 func (h *handlers) save(w http.ResponseWriter, r *wire.Request) error {
 	names := r.Query["names"]
 	if name := r.Name(); name != "" {
@@ -65,8 +68,8 @@ func (h *handlers) save(w http.ResponseWriter, r *wire.Request) error {
 	})
 }
 
-// importImage makes an image of a root filesystem: of the request's body if
-// fromSrc is "-", else of what the URL gives.
+// importImage makes an image from a root filesystem: from the request's body if
+// fromSrc is "-", else from its URL.
 func (h *handlers) importImage(w http.ResponseWriter, r *wire.Request) error {
 	var ref string
 	if repo := r.Query.Get("repo"); repo != "" {
@@ -101,7 +104,11 @@ func (h *handlers) importImage(w http.ResponseWriter, r *wire.Request) error {
 	if from != "-" {
 		s.Message(jsonstream.Message{Status: "Downloading from " + from})
 	}
-	id, err := h.backend.ImageImport(r.Context(), src, ref, r.Query.Get("message"), r.Query["changes"], platform)
+	message := r.Query.Get("message")
+	if message == "" {
+		message = "Imported from " + from
+	}
+	id, err := h.backend.ImageImport(r.Context(), src, ref, message, r.Query["changes"], platform)
 	if err != nil {
 		return s.Finish(err)
 	}
@@ -109,8 +116,8 @@ func (h *handlers) importImage(w http.ResponseWriter, r *wire.Request) error {
 	return nil
 }
 
-// download opens a root filesystem at a URL; http:// is added where there is
-// no scheme, as dockerd does.
+// download opens a root filesystem at a URL. A URL without a scheme gets
+// http://, as in dockerd.
 func download(ctx context.Context, from string) (io.ReadCloser, error) {
 	if !strings.Contains(from, "://") {
 		from = "http://" + from
@@ -134,11 +141,11 @@ func download(ctx context.Context, from string) (io.ReadCloser, error) {
 	return res.Body, nil
 }
 
-// duplex lets the answer begin while the body is still read: without it
+// duplex lets the answer begin while the body is still being read. Without it
 // net/http closes the body at the first line of progress.
 func duplex(w http.ResponseWriter) error {
 	if err := http.NewResponseController(w).EnableFullDuplex(); err != nil {
-		return fmt.Errorf("read and answer at once: %w", err)
+		return fmt.Errorf("answer while reading the body: %w", err)
 	}
 	return nil
 }

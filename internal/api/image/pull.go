@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package image
 
 import (
@@ -13,7 +15,7 @@ import (
 	"holdfast/internal/api/wire"
 )
 
-// create pulls an image (fromImage) or makes one of a root filesystem
+// create pulls an image (fromImage) or makes one from a root filesystem
 // (fromSrc).
 func (h *handlers) create(w http.ResponseWriter, r *wire.Request) error {
 	switch {
@@ -26,7 +28,7 @@ func (h *handlers) create(w http.ResponseWriter, r *wire.Request) error {
 }
 
 func (h *handlers) pull(w http.ResponseWriter, r *wire.Request) error {
-	// "pull --all-tags" of old clients ends the name with a colon.
+	// Old clients end the name with a colon for "pull --all-tags".
 	ref, err := named(strings.TrimSuffix(r.Query.Get("fromImage"), ":"), r.Query.Get("tag"))
 	if err != nil {
 		return err
@@ -47,7 +49,8 @@ func (h *handlers) pull(w http.ResponseWriter, r *wire.Request) error {
 	return s.Finish(err)
 }
 
-// push sends an image to its registry; without a tag all of the repository's.
+// push sends an image to its registry. Without a tag it sends all tags of the
+// repository.
 func (h *handlers) push(w http.ResponseWriter, r *wire.Request) error {
 	ref, err := named(r.Name(), r.Query.Get("tag"))
 	if err != nil {
@@ -68,9 +71,9 @@ func (h *handlers) push(w http.ResponseWriter, r *wire.Request) error {
 	return s.Finish(h.backend.ImagePush(r.Context(), ref.String(), platform, auth, reference.IsNameOnly(ref), s.Message))
 }
 
-// credentials reads the header X-Registry-Auth: JSON in base64url. The standard
-// alphabet and missing padding, which some clients send, are understood too.
-// nil is no credentials.
+// credentials reads the header X-Registry-Auth: JSON in base64url. It also
+// accepts the standard alphabet and missing padding, which some clients send.
+// nil means no credentials.
 func credentials(header string) (*registry.AuthConfig, error) {
 	auth, err := authconfig.Decode(header)
 	if err != nil {
@@ -89,7 +92,7 @@ func credentials(header string) (*registry.AuthConfig, error) {
 	return auth, nil
 }
 
-// quiet drops what only shows how far the work is.
+// quiet drops messages that only show progress.
 func quiet(send func(jsonstream.Message)) func(jsonstream.Message) {
 	return func(m jsonstream.Message) {
 		if m.Progress == nil && m.Status == "" {

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package image
 
 import (
@@ -8,11 +10,11 @@ import (
 )
 
 // named joins a repository and a tag, which may be a digest, into a normalized
-// reference. An empty tag keeps what the repository's name has.
+// reference. If tag is empty the repository's own tag or digest is kept.
 func named(repo, tag string) (reference.Named, error) {
 	ref, err := reference.ParseNormalizedNamed(repo)
 	if err != nil {
-		return nil, wire.Invalid("invalid reference format: %q: %w", repo, err)
+		return nil, wire.Invalid("%w", err)
 	}
 	if tag == "" {
 		return ref, nil
@@ -23,7 +25,7 @@ func named(repo, tag string) (reference.Named, error) {
 	}
 	tagged, err := reference.WithTag(ref, tag)
 	if err != nil {
-		return nil, wire.Invalid("invalid tag %q: %w", tag, err)
+		return nil, wire.Invalid("%w", err)
 	}
 	return tagged, nil
 }

@@ -1,25 +1,30 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package image
 
 import (
-	"fmt"
 	"net/http"
+	"slices"
+	"strings"
 
-	"github.com/containerd/errdefs"
 	"github.com/distribution/reference"
 	"github.com/moby/moby/api/types/image"
+	"github.com/moby/moby/api/types/registry"
 
 	"holdfast/internal/api/wire"
-	"holdfast/internal/engine"
+	"holdfast/internal/engine/objects"
 	"holdfast/internal/filter"
 )
 
 type handlers struct{ backend Backend }
 
-// Routes are the operations of this package.
+// Routes returns the operations of this package.
 func Routes(b Backend) []wire.Route {
 	h := &handlers{b}
 	return []wire.Route{
 		{Method: "GET", Path: "/images/json", Handle: h.list},
+		{Method: "GET", Path: "/images/search", Handle: h.search},
+		{Method: "GET", Path: "/distribution/{name...}/json", Handle: h.distribution},
 		{Method: "POST", Path: "/images/create", Handle: h.create},
 		{Method: "POST", Path: "/images/load", Handle: h.load},
 		{Method: "POST", Path: "/images/prune", Handle: h.prune},
@@ -27,6 +32,7 @@ func Routes(b Backend) []wire.Route {
 		{Method: "GET", Path: "/images/{name...}/get", Handle: h.save},
 		{Method: "GET", Path: "/images/{name...}/json", Handle: h.inspect},
 		{Method: "GET", Path: "/images/{name...}/history", Handle: h.history},
+		{Method: "GET", Path: "/images/{name...}/attestations", Handle: h.attestations},
 		{Method: "POST", Path: "/images/{name...}/push", Handle: h.push},
 		{Method: "POST", Path: "/images/{name...}/tag", Handle: h.tag},
 		{Method: "DELETE", Path: "/images/{name...}", Handle: h.remove},
@@ -44,7 +50,7 @@ func (h *handlers) list(w http.ResponseWriter, r *wire.Request) error {
 		}
 		f["reference"] = append(f["reference"], name)
 	}
-	o := engine.ImageListOptions{
+	o := objects.ImageListOptions{
 		All:        r.Bool("all"),
 		Manifests:  !r.Version.Before(47) && r.Bool("manifests"),
 		SharedSize: !r.Version.Before(42) && r.Bool("shared-size"),
@@ -91,6 +97,20 @@ func (h *handlers) history(w http.ResponseWriter, r *wire.Request) error {
 	return wire.WriteJSON(w, http.StatusOK, wire.NonNil(items))
 }
 
+// attestations answers with the in-toto statements about an image.
+func (h *handlers) attestations(w http.ResponseWriter, r *wire.Request) error {
+	platform, err := r.PlatformJSON()
+	if err != nil {
+		return err
+	}
+	types := slices.DeleteFunc(slices.Clone(r.Query["type"]), func(kind string) bool { return strings.TrimSpace(kind) == "" })
+	all, err := h.backend.ImageAttestations(r.Context(), r.Name(), platform, types, r.Bool("statement"))
+	if err != nil {
+		return err
+	}
+	return wire.WriteJSON(w, http.StatusOK, wire.NonNil(all))
+}
+
 func (h *handlers) tag(w http.ResponseWriter, r *wire.Request) error {
 	target, err := named(r.Query.Get("repo"), r.Query.Get("tag"))
 	if err != nil {
@@ -108,13 +128,62 @@ func (h *handlers) tag(w http.ResponseWriter, r *wire.Request) error {
 
 func (h *handlers) remove(w http.ResponseWriter, r *wire.Request) error {
 	if len(r.Query["platforms"]) > 0 && !r.Version.Before(50) {
-		return fmt.Errorf("removing single platforms of an image: %w", errdefs.ErrNotImplemented)
+		wanted, err := r.PlatformsJSON("platforms")
+		if err != nil {
+			return err
+		}
+		done, err := h.backend.ImageRemovePlatforms(r.Context(), r.Name(), wanted, r.Bool("force"))
+		if err != nil {
+			return err
+		}
+		return wire.WriteJSON(w, http.StatusOK, wire.NonNil(done))
 	}
 	done, err := h.backend.ImageRemove(r.Context(), r.Name(), r.Bool("force"), r.Bool("noprune"))
 	if err != nil {
 		return err
 	}
 	return wire.WriteJSON(w, http.StatusOK, wire.NonNil(done))
+}
+
+// distribution answers with what a reference refers to in its registry.
+func (h *handlers) distribution(w http.ResponseWriter, r *wire.Request) error {
+	ref, err := reference.ParseNormalizedNamed(r.Name())
+	if err != nil {
+		return wire.Invalid("%w", err)
+	}
+	auth, err := credentials(r.Header.Get(registry.AuthHeader))
+	if err != nil {
+		return err
+	}
+	found, err := h.backend.Distribution(r.Context(), reference.TagNameOnly(ref).String(), auth)
+	if err != nil {
+		return err
+	}
+	return wire.WriteJSON(w, http.StatusOK, found)
+}
+
+// search answers with repositories of a registry.
+func (h *handlers) search(w http.ResponseWriter, r *wire.Request) error {
+	f, err := r.Filters()
+	if err != nil {
+		return err
+	}
+	limit, err := r.Int("limit")
+	if err != nil {
+		return err
+	}
+	if limit == nil {
+		limit = new(int)
+	}
+	auth, err := credentials(r.Header.Get(registry.AuthHeader))
+	if err != nil {
+		return err
+	}
+	found, err := h.backend.Search(r.Context(), r.Query.Get("term"), *limit, f, auth)
+	if err != nil {
+		return err
+	}
+	return wire.WriteJSON(w, http.StatusOK, wire.NonNil(found))
 }
 
 func (h *handlers) prune(w http.ResponseWriter, r *wire.Request) error {

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Package network serves the operations on networks. It may not keep state.
 package network
 

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package network
 
 import (
@@ -10,7 +12,7 @@ import (
 
 type handlers struct{ backend Backend }
 
-// Routes are the operations of this package.
+// Routes returns the operations of this package.
 func Routes(b Backend) []wire.Route {
 	h := &handlers{b}
 	return []wire.Route{
@@ -25,7 +27,8 @@ func Routes(b Backend) []wire.Route {
 	}
 }
 
-// inspect before 1.28 is what list answered too, with the containers in it.
+// Before 1.28 list answered with the full form of inspect, including the
+// containers.
 func (h *handlers) list(w http.ResponseWriter, r *wire.Request) error {
 	f, err := r.Filters()
 	if err != nil {
@@ -90,7 +93,7 @@ func (h *handlers) connect(w http.ResponseWriter, r *wire.Request) error {
 		return err
 	}
 	if req.EndpointConfig != nil && r.Version.Before(54) {
-		// The field was there since 1.44, and ignored.
+		// Between 1.44 and 1.53 the field existed but was ignored.
 		req.EndpointConfig.MacAddress = nil
 	}
 	return h.backend.NetworkConnect(r.Context(), r.Name(), req)

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Package system serves the operations on the daemon as a whole: _ping,
 // version, info, events, auth and system/df. It may not keep state.
 package system
@@ -5,11 +7,12 @@ package system
 import (
 	"context"
 
-	"github.com/moby/moby/api/types/events"
 	"github.com/moby/moby/api/types/registry"
 	"github.com/moby/moby/api/types/system"
 
 	"holdfast/internal/engine"
+	"holdfast/internal/engine/sysinfo"
+	"holdfast/internal/event"
 )
 
 // Backend is what this package needs of the engine. Errors carry a kind
@@ -17,10 +20,14 @@ import (
 type Backend interface {
 	Info(ctx context.Context) (system.Info, error)
 	Version(ctx context.Context) (system.VersionResponse, error)
-	// Events sends what was, from Since on, then what comes, to send, until
-	// Until, the context's end or an error of send.
-	Events(ctx context.Context, o engine.EventsOptions, send func(events.Message) error) error
-	DiskUsage(ctx context.Context, o engine.DiskUsageOptions) (system.DiskUsage, error)
-	// Auth tries the credentials at the registry that they name.
+	// Events calls send with past events from Since on, then with new ones,
+	// until Until is reached, the context ends or send fails.
+	Events(ctx context.Context, o engine.EventsOptions, send func(event.Message) error) error
+	// GiveEvents hands a client over to a process that serves it even if this
+	// process ends. It returns false, with nothing done, if Events must be
+	// used.
+	GiveEvents(o engine.GiveEventsOptions) (bool, error)
+	DiskUsage(ctx context.Context, o sysinfo.DiskUsageOptions) (system.DiskUsage, error)
+	// Auth checks the credentials at the registry that they name.
 	Auth(ctx context.Context, c registry.AuthConfig) (registry.AuthResponse, error)
 }

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package system
 
 import (
@@ -10,13 +12,14 @@ import (
 	"github.com/moby/moby/api/types/volume"
 
 	"holdfast/internal/api/wire"
-	"holdfast/internal/engine"
+	"holdfast/internal/engine/sysinfo"
 )
 
-// legacyUsage is the answer before API 1.52. 1.52 sent both; a pointer that is
-// nil leaves a list out, one to an empty list doesn't.
+// legacyUsage is the answer before API 1.52. Since 1.52 dockerd sends both
+// forms, unless verbose is requested. A nil pointer omits a list; a pointer to
+// an empty list does not.
 type legacyUsage struct {
-	LayersSize int64
+	LayersSize *int64               `json:",omitempty"`
 	Images     *[]image.Summary     `json:",omitempty"`
 	Containers *[]container.Summary `json:",omitempty"`
 	Volumes    *[]volume.Volume     `json:",omitempty"`
@@ -40,24 +43,20 @@ func (h *handlers) diskUsage(w http.ResponseWriter, r *wire.Request) error {
 	if verbose {
 		return wire.WriteJSON(w, http.StatusOK, du)
 	}
-	sums := sumsOnly(du)
-	if r.Version.Before(53) {
-		return wire.WriteJSON(w, http.StatusOK, struct {
-			system.DiskUsage
-			legacyUsage
-		}{sums, old})
-	}
-	return wire.WriteJSON(w, http.StatusOK, sums)
+	return wire.WriteJSON(w, http.StatusOK, struct {
+		system.DiskUsage
+		legacyUsage
+	}{du, old})
 }
 
-// usageKinds reads the types that are asked for; all if none is (and before
-// 1.42, which didn't have the parameter).
-func usageKinds(r *wire.Request) (engine.DiskUsageOptions, error) {
+// usageKinds reads the requested types. Without any, and before 1.42, which did
+// not have the parameter, all are requested.
+func usageKinds(r *wire.Request) (sysinfo.DiskUsageOptions, error) {
 	kinds := r.Query["type"]
 	if r.Version.Before(42) || len(kinds) == 0 {
-		return engine.DiskUsageOptions{Containers: true, Images: true, Volumes: true, BuildCache: true}, nil
+		return sysinfo.DiskUsageOptions{Containers: true, Images: true, Volumes: true, BuildCache: true}, nil
 	}
-	var o engine.DiskUsageOptions
+	var o sysinfo.DiskUsageOptions
 	for _, kind := range kinds {
 		switch system.DiskUsageObject(kind) {
 		case system.ContainerObject:
@@ -75,14 +74,14 @@ func usageKinds(r *wire.Request) (engine.DiskUsageOptions, error) {
 	return o, nil
 }
 
-func legacyOf(du system.DiskUsage, o engine.DiskUsageOptions) legacyUsage {
+func legacyOf(du system.DiskUsage, o sysinfo.DiskUsageOptions) legacyUsage {
 	var l legacyUsage
 	if o.Images {
-		items := []image.Summary{}
+		items, size := []image.Summary{}, int64(0)
 		if u := du.ImageUsage; u != nil {
-			l.LayersSize, items = u.TotalSize, wire.NonNil(u.Items)
+			items, size = wire.NonNil(u.Items), u.TotalSize
 		}
-		l.Images = &items
+		l.Images, l.LayersSize = &items, &size
 	}
 	if o.Containers {
 		items := []container.Summary{}
@@ -106,24 +105,4 @@ func legacyOf(du system.DiskUsage, o engine.DiskUsageOptions) legacyUsage {
 		l.BuildCache = &items
 	}
 	return l
-}
-
-func sumsOnly(du system.DiskUsage) system.DiskUsage {
-	if u := du.ImageUsage; u != nil {
-		c := *u
-		c.Items, du.ImageUsage = nil, &c
-	}
-	if u := du.ContainerUsage; u != nil {
-		c := *u
-		c.Items, du.ContainerUsage = nil, &c
-	}
-	if u := du.VolumeUsage; u != nil {
-		c := *u
-		c.Items, du.VolumeUsage = nil, &c
-	}
-	if u := du.BuildCacheUsage; u != nil {
-		c := *u
-		c.Items, du.BuildCacheUsage = nil, &c
-	}
-	return du
 }

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package system
 
 import (
@@ -8,26 +10,11 @@ import (
 	"time"
 
 	"github.com/moby/moby/api/types"
-	"github.com/moby/moby/api/types/events"
 
 	"holdfast/internal/api/wire"
 	"holdfast/internal/engine"
+	"holdfast/internal/event"
 )
-
-// eventFilters are the terms that GET /events knows (API 1.56).
-var eventFilters = []string{
-	"config", "container", "daemon", "event", "image", "label", "network", "node", "plugin", "scope",
-	"secret", "service", "type", "volume",
-}
-
-// legacyEvent has the fields of the time before Actor, which were sent until
-// API 1.52.
-type legacyEvent struct {
-	Status string `json:"status,omitempty"`
-	ID     string `json:"id,omitempty"`
-	From   string `json:"from,omitempty"`
-	events.Message
-}
 
 func (h *handlers) events(w http.ResponseWriter, r *wire.Request) error {
 	arrived := time.Now()
@@ -36,7 +23,7 @@ func (h *handlers) events(w http.ResponseWriter, r *wire.Request) error {
 	if o.Filters, err = r.Filters(); err != nil {
 		return err
 	}
-	if err := o.Filters.Check(eventFilters...); err != nil {
+	if err := o.Filters.Check(event.Filters...); err != nil {
 		return wire.Invalid("%w", err)
 	}
 	if o.Since, err = r.Time("since"); err != nil {
@@ -48,35 +35,33 @@ func (h *handlers) events(w http.ResponseWriter, r *wire.Request) error {
 	if !o.Since.IsZero() && !o.Until.IsZero() && o.Until.Before(o.Since) {
 		return wire.Invalid("`since` time (%s) cannot be after `until` time (%s)", r.Query.Get("since"), r.Query.Get("until"))
 	}
+	follows := o.Until.IsZero() || o.Until.After(arrived)
+	kind := eventsType(r)
+	legacy := r.Version.Before(52)
+	if hj := wire.NewHijacker(w, r); follows && hj.Hands() {
+		taken, err := h.backend.GiveEvents(engine.GiveEventsOptions{
+			EventsOptions: o, Legacy: legacy, Sequence: kind == types.MediaTypeJSONSequence,
+			Hijack: func() (*engine.Client, []byte, error) { return hj.TakeOver(kind, true) },
+		})
+		if taken || err != nil {
+			return err
+		}
+	}
 	if o.Since.IsZero() && o.Until.IsZero() {
-		// The head goes out before the engine is asked, as clients wait for it;
-		// nothing that happens between the two may be missed.
+		// The head is sent before the engine is asked, because clients wait for
+		// it. Events between the two must not be missed.
 		o.Since = arrived
 	}
-
-	s := wire.NewStream(w, eventsType(r))
+	s := wire.NewStream(w, kind)
 	if err := s.Open(); err != nil {
 		return err
 	}
-	legacy := r.Version.Before(52)
-	return h.backend.Events(r.Context(), o, func(m events.Message) error {
-		if !legacy {
-			return s.Send(m)
-		}
-		l := legacyEvent{Message: m}
-		switch m.Type {
-		case events.ContainerEventType:
-			l.Status, l.ID, l.From = string(m.Action), m.Actor.ID, m.Actor.Attributes["image"]
-		case events.ImageEventType:
-			l.Status, l.ID = string(m.Action), m.Actor.ID
-		}
-		return s.Send(l)
-	})
+	return h.backend.Events(r.Context(), o, func(m event.Message) error { return s.Send(m.Answer(legacy)) })
 }
 
-// eventsType picks the stream's content type: application/json before API 1.52,
-// then what the client accepts most, and application/x-ndjson for one that
-// accepts anything.
+// eventsType selects the stream's content type: application/json before API
+// 1.52, later the type that the client prefers, application/x-ndjson for one
+// that accepts any, and application/jsonl for one without an Accept header.
 func eventsType(r *wire.Request) string {
 	if r.Version.Before(52) {
 		return types.MediaTypeJSON
@@ -90,7 +75,7 @@ func eventsType(r *wire.Request) string {
 	for _, a := range accepts {
 		if strings.TrimSpace(a) == "" {
 			if len(accepts) == 1 {
-				return offers[0]
+				return types.MediaTypeJSONLines // as in Docker
 			}
 			continue
 		}

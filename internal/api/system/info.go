@@ -1,29 +1,41 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package system
 
 import (
 	"net/http"
 
+	"github.com/moby/moby/api/types/registry"
 	"github.com/moby/moby/api/types/system"
 
 	"holdfast/internal/api/wire"
 )
 
-// commit is a Commit as it was before API 1.49: clients that know Expected warn
-// when it differs from ID.
+// commit is a Commit as it was before API 1.49. Clients that know Expected warn
+// if it differs from ID.
 type commit struct {
 	ID       string
 	Expected string
 }
 
-// legacyInfo is info before API 1.52. A field here hides that of the embedded type; a nil pointer
-// is left out.
+// legacyRegistry is the configuration of registries before API 1.47. Its extra
+// fields were no longer set by then.
+type legacyRegistry struct {
+	*registry.ServiceConfig
+	AllowNondistributableArtifactsCIDRs     []string
+	AllowNondistributableArtifactsHostnames []string
+}
+
+// legacyInfo is info before API 1.52. A field here hides the field of the
+// embedded type. A nil pointer omits the field.
 type legacyInfo struct {
 	system.Info
-	// Clients before 28 warn when these are false; the filter that they speak
-	// of isn't needed, but always false is what newer engines answer too.
+	// Clients before 28 warn if these are false. Newer engines always answer
+	// false too, although the bridge filter that the warning names is not
+	// needed.
 	BridgeNfIptables  *bool `json:",omitempty"` // before 1.50
 	BridgeNfIP6tables *bool `json:"BridgeNfIp6tables,omitempty"`
-	KernelMemoryTCP   *bool `json:",omitempty"` // before 1.52
+	RegistryConfig    any   `json:",omitempty"`
 	ContainerdCommit  any
 	RuncCommit        any
 	InitCommit        any
@@ -56,7 +68,12 @@ func (h *handlers) info(w http.ResponseWriter, r *wire.Request) error {
 func legacy(info system.Info, v wire.Version) legacyInfo {
 	l := legacyInfo{Info: info, ContainerdCommit: info.ContainerdCommit, RuncCommit: info.RuncCommit, InitCommit: info.InitCommit}
 	no := false
-	l.KernelMemoryTCP = &no
+	if r := info.RegistryConfig; r != nil {
+		l.RegistryConfig = r
+		if v.Before(47) {
+			l.RegistryConfig = legacyRegistry{ServiceConfig: r}
+		}
+	}
 	if v.Before(50) {
 		l.BridgeNfIptables, l.BridgeNfIP6tables = &no, &no
 	}

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package system
 
 import (
@@ -10,7 +12,7 @@ import (
 	"holdfast/internal/api/wire"
 )
 
-// Facts are what the API itself knows.
+// Facts are what the API itself knows about the system.
 type Facts struct {
 	Version, MinVersion wire.Version
 	BuilderVersion      string
@@ -21,7 +23,7 @@ type handlers struct {
 	facts   Facts
 }
 
-// Routes are the operations of this package.
+// Routes returns the operations of this package.
 func Routes(b Backend, f Facts) []wire.Route {
 	h := &handlers{b, f}
 	return []wire.Route{
@@ -35,8 +37,8 @@ func Routes(b Backend, f Facts) []wire.Route {
 	}
 }
 
-// ping answers without asking the engine: it must work while the engine still
-// restores.
+// ping answers without calling the engine, because it must work while the
+// engine is restoring.
 func (h *handlers) ping(w http.ResponseWriter, r *wire.Request) error {
 	const body = "OK"
 	header := w.Header()
@@ -55,7 +57,7 @@ func (h *handlers) ping(w http.ResponseWriter, r *wire.Request) error {
 	return nil
 }
 
-// version fills in what the API knows better than the engine.
+// version sets the fields that the API knows better than the engine.
 func (h *handlers) version(w http.ResponseWriter, r *wire.Request) error {
 	v, err := h.backend.Version(r.Context())
 	if err != nil {

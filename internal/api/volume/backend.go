@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Package volume serves the operations on volumes. It may not keep state.
 package volume
 

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package volume
 
 import (
@@ -11,7 +13,7 @@ import (
 
 type handlers struct{ backend Backend }
 
-// Routes are the operations of this package.
+// Routes returns the operations of this package.
 func Routes(b Backend) []wire.Route {
 	h := &handlers{b}
 	return []wire.Route{
@@ -75,7 +77,7 @@ func (h *handlers) prune(w http.ResponseWriter, r *wire.Request) error {
 		return err
 	}
 	if r.Version.Before(42) {
-		// Named volumes have been left alone since 1.42 only.
+		// Before 1.42 named volumes were pruned too.
 		all := filter.Args{"all": {"true"}}
 		for term, values := range f {
 			all[term] = values

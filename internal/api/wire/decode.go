@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package wire
 
 import (
@@ -15,18 +17,18 @@ import (
 	"strings"
 )
 
-// maxBody bounds a JSON body, in bytes. The largest ones that clients send
-// (configurations with embedded files) are far below.
+// maxBody bounds a JSON body, in bytes. The largest bodies that clients send
+// (configurations with embedded files) are far smaller.
 const maxBody = 32 << 20
 
-// whiteSpace is what JSON calls so (RFC 8259, section 2), which is less than
-// what Unicode does.
+// whiteSpace is the white space of JSON (RFC 8259, section 2), which is a
+// subset of Unicode's.
 const whiteSpace = " \t\r\n"
 
-// Decode reads the JSON body into v. Malformed JSON, a field of the wrong type
-// and anything after the value are refused (400) with the place and what was
-// expected; fields that v doesn't have are ignored, as dockerd does. No body at
-// all leaves v as it is and reports false.
+// Decode reads the JSON body into v. Malformed JSON, a field of the wrong type,
+// a NUL byte and content after the value are refused (400); the message names
+// the place and what was expected. Fields that v does not have are ignored, as
+// in dockerd. Without a body v is unchanged and Decode returns false.
 func (r *Request) Decode(w http.ResponseWriter, v any) (bool, error) {
 	body, err := r.ReadBody(w)
 	if err != nil || body == nil {
@@ -35,7 +37,7 @@ func (r *Request) Decode(w http.ResponseWriter, v any) (bool, error) {
 	return true, DecodeBytes(body, v)
 }
 
-// ReadBody reads a JSON body; nil when there is none.
+// ReadBody reads a JSON body. It returns nil if there is none.
 func (r *Request) ReadBody(w http.ResponseWriter) ([]byte, error) {
 	ct := r.Header.Get("Content-Type")
 	empty := r.Body == nil || r.Body == http.NoBody || r.ContentLength == 0
@@ -66,7 +68,7 @@ func (r *Request) ReadBody(w http.ResponseWriter) ([]byte, error) {
 	return body, nil
 }
 
-// DecodeBytes is Decode for a body that was read already.
+// DecodeBytes is Decode for a body that was already read.
 func DecodeBytes(body []byte, v any) error {
 	dec := json.NewDecoder(bytes.NewReader(body))
 	if err := dec.Decode(v); err != nil {
@@ -75,10 +77,14 @@ func DecodeBytes(body []byte, v any) error {
 	if rest := bytes.TrimLeft(body[dec.InputOffset():], whiteSpace); len(rest) > 0 {
 		return Invalid("invalid JSON: unexpected content after JSON at %s", position(body, int64(len(body)-len(rest))))
 	}
+	if at := hasNUL(body); at >= 0 {
+		return Invalid("invalid JSON: a string has a NUL byte at %s", position(body, int64(at)))
+	}
 	return nil
 }
 
-// describe turns an error of encoding/json into one that a user can act on.
+// describe turns an error of encoding/json into a message on which a user can
+// act.
 func describe(body []byte, t reflect.Type, err error) error {
 	var syntax *json.SyntaxError
 	var kind *json.UnmarshalTypeError
@@ -94,8 +100,8 @@ func describe(body []byte, t reflect.Type, err error) error {
 		}
 		return Invalid("invalid JSON: field %s: got %s, want %s, at %s", field, kind.Value, name(kind.Type), position(body, kind.Offset-1))
 	}
-	// A type's own UnmarshalText or UnmarshalJSON refused: its error doesn't
-	// say where, so look for the field that it came from.
+	// A type's own UnmarshalText or UnmarshalJSON failed. Its error does not
+	// name the field, so find the field.
 	if field, cause := locate(body, t, ""); field != "" {
 		return Invalid("invalid JSON: field %s: %w", field, cause)
 	}
@@ -103,7 +109,7 @@ func describe(body []byte, t reflect.Type, err error) error {
 }
 
 // fieldPath is a path of encoding/json without the names of embedded structs,
-// which are Go's and not in the JSON.
+// which exist in Go but not in the JSON.
 func fieldPath(t reflect.Type, path string) string {
 	var out []string
 	for _, part := range strings.Split(path, ".") {
@@ -151,7 +157,7 @@ func position(body []byte, offset int64) string {
 	return fmt.Sprintf("line %d, column %d", line, column)
 }
 
-// name says what a Go type is in JSON.
+// name describes a Go type in JSON's terms.
 func name(t reflect.Type) string {
 	for t.Kind() == reflect.Pointer {
 		t = t.Elem()
@@ -178,8 +184,8 @@ func name(t reflect.Type) string {
 	return t.String()
 }
 
-// locate finds the innermost value that can't be decoded into its type and
-// returns its path and why, or "" if all can.
+// locate finds the innermost value that can't be decoded into its type. It
+// returns its path and the error, or "" if all values can be decoded.
 func locate(raw json.RawMessage, t reflect.Type, path string) (string, error) {
 	for t.Kind() == reflect.Pointer {
 		t = t.Elem()
@@ -190,8 +196,9 @@ func locate(raw json.RawMessage, t reflect.Type, path string) (string, error) {
 	}
 	own := reflect.PointerTo(t).Implements(reflect.TypeFor[encoding.TextUnmarshaler]()) ||
 		reflect.PointerTo(t).Implements(reflect.TypeFor[json.Unmarshaler]())
-	// A struct that embeds a type has its methods too, but then isn't its own
-	// decoder in the types that come here, so fields are looked at in any case.
+	// A struct that embeds a type inherits its decoding methods, but the
+	// structs used here do not decode themselves. So always descend into their
+	// fields.
 	switch {
 	case own && t.Kind() != reflect.Struct:
 	case t.Kind() == reflect.Struct || t.Kind() == reflect.Map:

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package wire
 
 import (
@@ -62,8 +64,8 @@ func TestPositionCountsLinesAndColumns(t *testing.T) {
 	}
 }
 
-// FuzzDecode: whatever comes, a refusal is a 400 with a text, and what is taken
-// is what encoding/json takes.
+// FuzzDecode: a refusal is a 400 with a message, and an accepted body is
+// decoded as encoding/json would.
 func FuzzDecode(f *testing.F) {
 	for _, s := range []string{
 		"", "{", "[]", "null", `{"Image":1}`, `{"HostConfig":{"Memory":"x"}}`, `{"a":1} x`, `{"HostConfig":{"Dns":["x"]}}`,

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package wire
 
 import (
@@ -9,10 +11,11 @@ import (
 
 	"github.com/containerd/errdefs"
 	"github.com/moby/moby/api/types/common"
+	"golang.org/x/sys/unix"
 )
 
 // Status is the HTTP status for an error, by its kind (containerd/errdefs). An
-// error without a kind is the daemon's own fault: 500.
+// error without a kind is an internal error: 500.
 func Status(err error) int {
 	var tooLarge *http.MaxBytesError
 	switch {
@@ -36,12 +39,28 @@ func Status(err error) int {
 		return http.StatusNotImplemented
 	case errdefs.IsUnavailable(err), errdefs.IsResourceExhausted(err):
 		return http.StatusServiceUnavailable
+	case refusedByKernel(err):
+		return http.StatusBadRequest
 	}
 	return http.StatusInternalServerError
 }
 
-// Gone reports whether the error only says that the client has left: there is
-// nobody to tell.
+// refusedByKernel reports whether err is a system call's error, without a kind,
+// about a name that no file can have or a path that leads nowhere. Only paths
+// from requests can cause these errors; the daemon's own never do. EINVAL is
+// not included, because a bug in the daemon looks the same. A request could
+// cause EINVAL only by a NUL byte, which is refused before any handler (NoNUL).
+func refusedByKernel(err error) bool {
+	for _, e := range []error{unix.ENAMETOOLONG, unix.ENOTDIR, unix.EISDIR, unix.ELOOP} {
+		if errors.Is(err, e) {
+			return true
+		}
+	}
+	return false
+}
+
+// Gone reports whether the error only means that the client has left, so that
+// no one can receive an answer.
 func Gone(r *http.Request, err error) bool {
 	return r.Context().Err() != nil && (errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded))
 }
@@ -76,7 +95,8 @@ func Unavailable(what string) error {
 	return kindError{fmt.Errorf("%s is not available in this release of Holdfast", what), errdefs.ErrNotImplemented}
 }
 
-// kindError gives an error a kind without adding the kind's words to its text.
+// kindError gives an error a kind without adding the kind's name to its
+// message.
 type kindError struct {
 	error
 	kind error

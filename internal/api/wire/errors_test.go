@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package wire
 
 import (
@@ -39,7 +41,7 @@ func TestStatusOfEveryKind(t *testing.T) {
 		{errdefs.ErrResourceExhausted, 503},
 		{Invalid("x"), 400},
 		{Unavailable("x"), 501},
-		// The validation of github.com/moby/moby/api has kinds of its own.
+		// The validation in github.com/moby/moby/api has its own kinds.
 		{container.ValidateRestartPolicy(container.RestartPolicy{Name: "odd"}), 400},
 	} {
 		if got := Status(c.err); got != c.want {

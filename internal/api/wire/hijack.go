@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package wire
 
 import (
@@ -19,7 +21,7 @@ import (
 	"holdfast/internal/engine"
 )
 
-// Hijacker takes connections over from HTTP for attach and exec.
+// Hijacker takes over connections from HTTP for attach and exec.
 type Hijacker struct {
 	w    http.ResponseWriter
 	r    *Request
@@ -29,15 +31,15 @@ type Hijacker struct {
 // NewHijacker prepares to take over the connection of r.
 func NewHijacker(w http.ResponseWriter, r *Request) *Hijacker { return &Hijacker{w: w, r: r} }
 
-// Taken reports whether the connection is no longer HTTP's: from then on
-// nothing may be answered to the request.
+// Taken reports whether the connection was taken over. After that the request
+// can no longer be answered.
 func (h *Hijacker) Taken() bool { return h.done }
 
-// Hijack writes the response's head (101 if the client asked to upgrade, else
-// 200, as dockerd) and returns the client's socket. A Unix or TCP connection is
-// the socket itself, which may be given to another process; of any other, such
-// as TLS, it is one end of a socket pair that the daemon copies from and to
-// until both sides have ended.
+// Hijack writes the response's head (101 if the client requested an upgrade,
+// else 200, as in dockerd) and returns the client's socket. For a Unix or TCP
+// connection it is the socket itself, which can be passed to another process.
+// For any other, such as TLS, it is one end of a socket pair; the daemon copies
+// between the other end and the connection until both sides have ended.
 func (h *Hijacker) Hijack(raw bool) (*engine.Client, error) {
 	if h.done {
 		return nil, errors.New("the client's connection was already taken over")
@@ -58,8 +60,8 @@ func (h *Hijacker) Hijack(raw bool) (*engine.Client, error) {
 	return &engine.Client{File: f, Pending: pending}, nil
 }
 
-// Hands reports whether the client's connection is a socket that can be given
-// to another process. Where it is not, a stream lives and dies with the daemon.
+// Hands reports whether the client's connection is a socket that can be passed
+// to another process. If it is not, the stream ends with the daemon.
 func (h *Hijacker) Hands() bool {
 	if h.r.TLS != nil || !h.r.ProtoAtLeast(1, 1) || h.r.ProtoMajor > 1 {
 		return false
@@ -70,7 +72,7 @@ func (h *Hijacker) Hands() bool {
 
 type handsKey struct{}
 
-// WithConn is an http.Server's ConnContext, by which Hands knows.
+// WithConn is an http.Server's ConnContext. It lets Hands find the connection.
 func WithConn(ctx context.Context, c net.Conn) context.Context {
 	switch c.(type) {
 	case *net.UnixConn, *net.TCPConn:
@@ -79,9 +81,9 @@ func WithConn(ctx context.Context, c net.Conn) context.Context {
 	return ctx
 }
 
-// TakeOver is Hijack for an answer of its own kind. It gives the response's
-// head instead of writing it: 200, with a body that is chunked or ends with the
-// connection.
+// TakeOver is Hijack for an answer that is not a raw stream. It returns the
+// response's head instead of writing it: 200, with a body that is chunked or
+// ends with the connection.
 func (h *Hijacker) TakeOver(contentType string, chunked bool) (*engine.Client, []byte, error) {
 	if h.done {
 		return nil, nil, errors.New("the client's connection was already taken over")
@@ -110,8 +112,45 @@ func (h *Hijacker) TakeOver(contentType string, chunked bool) (*engine.Client, [
 	return &engine.Client{File: f, Pending: pending}, []byte(b.String()), nil
 }
 
-// take ends HTTP's part of the connection, and gives what it had read.
+// Bounds on the body of a request whose connection is taken over: in bytes and
+// in time.
+const (
+	droppedBytes = 1 << 20
+	droppedTime  = 10 * time.Second
+)
+
+// DropBody reads the body of a request. The client's stream begins where the
+// body ends. Nothing in the body belongs to the stream: some clients send their
+// options there.
+func DropBody(w http.ResponseWriter, r *http.Request) error {
+	if r.Body == nil || r.Body == http.NoBody || r.ContentLength == 0 {
+		return nil
+	}
+	rc := http.NewResponseController(w)
+	if err := rc.SetReadDeadline(time.Now().Add(droppedTime)); err != nil && !errors.Is(err, http.ErrNotSupported) {
+		return fmt.Errorf("limit the time of the request's body: %w", err)
+	}
+	n, err := io.CopyN(io.Discard, r.Body, droppedBytes+1)
+	switch {
+	case n > droppedBytes:
+		return Invalid("the request's body is larger than %d bytes, but it does not belong to the stream: end the body before the stream begins", droppedBytes)
+	case errors.Is(err, os.ErrDeadlineExceeded):
+		return Invalid("the request's body has no end: end it before the stream begins")
+	case err != io.EOF:
+		return Invalid("failed to read the request body: %w", err)
+	}
+	if err := rc.SetReadDeadline(time.Time{}); err != nil && !errors.Is(err, http.ErrNotSupported) {
+		return fmt.Errorf("lift the time limit of the request's body: %w", err)
+	}
+	return nil
+}
+
+// take ends HTTP's use of the connection, and returns the data that HTTP had
+// read ahead.
 func (h *Hijacker) take() (net.Conn, []byte, error) {
+	if err := DropBody(h.w, h.r.Request); err != nil {
+		return nil, nil, err
+	}
 	conn, rw, err := http.NewResponseController(h.w).Hijack()
 	if err != nil {
 		return nil, nil, fmt.Errorf("take over the client's connection: %w", err)
@@ -125,8 +164,8 @@ func (h *Hijacker) take() (net.Conn, []byte, error) {
 	return conn, pending, nil
 }
 
-// head is the response's status line and headers. Since API 1.42 an upgraded
-// stream says whether it is multiplexed.
+// head is the response's status line and headers. Since API 1.42 the content
+// type of an upgraded stream shows whether it is multiplexed.
 func (h *Hijacker) head(raw bool) string {
 	var b strings.Builder
 	if h.r.Header.Get("Upgrade") != "" {
@@ -138,7 +177,7 @@ func (h *Hijacker) head(raw bool) string {
 	} else {
 		b.WriteString("HTTP/1.1 200 OK\r\nContent-Type: " + types.MediaTypeRawStream + "\r\n")
 	}
-	// Those that every answer carries (Api-Version, Server, …).
+	// The headers that every answer carries (Api-Version, Server, …).
 	header := h.w.Header().Clone()
 	for _, own := range []string{"Content-Type", "Content-Length", "Connection", "Upgrade"} {
 		header.Del(own)
@@ -148,7 +187,7 @@ func (h *Hijacker) head(raw bool) string {
 	return b.String()
 }
 
-// buffered takes what the HTTP server has read beyond the request.
+// buffered returns the data that the HTTP server has read beyond the request.
 func buffered(r *bufio.Reader) ([]byte, error) {
 	n := r.Buffered()
 	if n == 0 {
@@ -159,7 +198,7 @@ func buffered(r *bufio.Reader) ([]byte, error) {
 	return p, err
 }
 
-// socketOf gives the connection as a socket and takes charge of it.
+// socketOf returns the connection as a socket and takes ownership of it.
 func socketOf(conn net.Conn, r *Request) (*os.File, error) {
 	var f *os.File
 	var err error
@@ -174,13 +213,14 @@ func socketOf(conn net.Conn, r *Request) (*os.File, error) {
 	if err != nil {
 		return nil, fmt.Errorf("duplicate the client's socket: %w", err)
 	}
-	// The duplicate keeps the socket open; closing here ends no stream.
+	// The duplicate keeps the socket open, so closing conn does not end the
+	// stream.
 	conn.Close()
 	return f, nil
 }
 
 // lingerForClient is how long a client may take to close its connection after
-// the other side has ended.
+// the other side has ended the stream.
 const lingerForClient = 10 * time.Second
 
 // bridge copies between conn and a socket pair, whose other end it returns, and
@@ -204,9 +244,10 @@ func bridge(conn net.Conn, end func()) (*os.File, error) {
 		if _, err := io.Copy(conn, near); err != nil {
 			return
 		}
-		// The other side has ended, and all of it is written. Closing now could
-		// reset the connection under the last bytes if the client is still
-		// sending: say that there's no more, and let it close first.
+		// The other side has ended, and all its data is written. If the client
+		// is still sending, closing now could reset the connection before the
+		// client has read the last bytes. Close only the write side, and let
+		// the client close first.
 		if half, ok := conn.(interface{ CloseWrite() error }); !ok || half.CloseWrite() != nil {
 			return
 		}
@@ -217,7 +258,7 @@ func bridge(conn net.Conn, end func()) (*os.File, error) {
 	return far, nil
 }
 
-// SocketPair makes two connected stream sockets: one to give away, one to copy
+// SocketPair makes two connected stream sockets: far to pass on, near to copy
 // through.
 func SocketPair() (far *os.File, near *net.UnixConn, err error) {
 	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)

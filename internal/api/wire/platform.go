@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package wire
 
 import (
@@ -7,8 +9,8 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
-// Platform reads the parameter "platform" in the form os[/arch[/variant]], as
-// create and pull take it; nil when it is absent.
+// Platform reads the parameter "platform" in the form os[/arch[/variant]],
+// which create and pull use. It returns nil if it is absent.
 func (r *Request) Platform() (*ocispec.Platform, error) {
 	s := r.Query.Get("platform")
 	if s == "" {
@@ -25,7 +27,7 @@ func (r *Request) Platform() (*ocispec.Platform, error) {
 }
 
 // PlatformsJSON reads every occurrence of a parameter that holds a platform as
-// a JSON object, as inspect, history and load take it.
+// a JSON object, which inspect, history and load use.
 func (r *Request) PlatformsJSON(name string) ([]ocispec.Platform, error) {
 	var all []ocispec.Platform
 	for _, s := range r.Query[name] {
@@ -41,7 +43,7 @@ func (r *Request) PlatformsJSON(name string) ([]ocispec.Platform, error) {
 	return all, nil
 }
 
-// PlatformJSON is PlatformsJSON for operations that take one at most.
+// PlatformJSON is PlatformsJSON for operations that accept at most one.
 func (r *Request) PlatformJSON() (*ocispec.Platform, error) {
 	all, err := r.PlatformsJSON("platform")
 	if err != nil || len(all) == 0 {

@@ -1,6 +1,9 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package wire
 
 import (
+	"errors"
 	"strconv"
 	"strings"
 	"time"
@@ -9,10 +12,10 @@ import (
 )
 
 // Bool reads a switch as dockerd does: absent, "", 0, no, false and none are
-// off, everything else is on.
+// off; every other value is on.
 func (r *Request) Bool(name string) bool { return r.BoolOr(name, false) }
 
-// BoolOr is Bool with the value that holds when the switch is absent.
+// BoolOr is Bool with a default for an absent switch.
 func (r *Request) BoolOr(name string, absent bool) bool {
 	if !r.Query.Has(name) {
 		return absent
@@ -24,7 +27,7 @@ func (r *Request) BoolOr(name string, absent bool) bool {
 	return true
 }
 
-// Int reads a whole number; nil when it is absent or empty.
+// Int reads a whole number. It returns nil if it is absent or empty.
 func (r *Request) Int(name string) (*int, error) {
 	s := r.Query.Get(name)
 	if s == "" {
@@ -40,11 +43,11 @@ func (r *Request) Int(name string) (*int, error) {
 // Size reads a terminal's height and width, in character cells, from h and w.
 func (r *Request) Size() (height, width uint, err error) {
 	var n [2]uint
-	for i, name := range []string{"h", "w"} {
-		s := r.Query.Get(name)
+	for i, name := range []string{"height", "width"} {
+		s := r.Query.Get(name[:1])
 		v, err := strconv.ParseUint(s, 10, 16)
 		if err != nil {
-			return 0, 0, Invalid("invalid value %q for parameter %q: want the terminal's size in cells, 0 to 65535", s, name)
+			return 0, 0, Invalid("invalid resize %s %q: %w", name, s, errors.Unwrap(err))
 		}
 		n[i] = uint(v)
 	}
@@ -61,7 +64,7 @@ func (r *Request) Filters() (filter.Args, error) {
 }
 
 // Time reads a point in time: Unix seconds with up to nine decimals, or RFC
-// 3339. Absent, empty and "0" are the zero time.
+// 3339. Absent, empty and "0" give the zero time.
 func (r *Request) Time(name string) (time.Time, error) {
 	s := r.Query.Get(name)
 	t, ok := parseTime(s)

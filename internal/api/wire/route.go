@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package wire
 
 import (
@@ -6,20 +8,20 @@ import (
 	"net/url"
 )
 
-// Route is one operation of the API. Path is without the version; a segment
-// {name} takes one segment, {name...} one or more (image references contain
-// slashes).
+// Route is one operation of the API. Path has no version. A segment {name}
+// matches one segment, {name...} one or more, because image references contain
+// slashes.
 type Route struct {
 	Method string
 	Path   string
 	Handle Handler
 }
 
-// Handler serves one operation. An error that it returns becomes the answer,
-// unless the head is already sent.
+// Handler serves one operation. A returned error becomes the answer, unless the
+// head is already sent.
 type Handler func(w http.ResponseWriter, r *Request) error
 
-// Request is a request whose version, path and query have been taken apart.
+// Request is a request with its version, path and query parsed.
 type Request struct {
 	*http.Request
 	Version Version
@@ -28,5 +30,5 @@ type Request struct {
 	Vars    map[string]string // from the path
 }
 
-// Name is the {name} of the path: a name or an ID of the object.
+// Name is the {name} in the path: a name or an ID of the object.
 func (r *Request) Name() string { return r.Vars["name"] }

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package wire
 
 import (
@@ -8,9 +10,9 @@ import (
 	"github.com/moby/moby/api/types/jsonstream"
 )
 
-// Stream answers with a row of JSON values, each flushed as it comes. The head
-// is sent with the first value, or by Open, so that an error before it still
-// has its status. It may be used from several goroutines.
+// Stream answers with a sequence of JSON values, each flushed at once. The head
+// is sent with the first value, or by Open, so that an earlier error still sets
+// the status. It may be used by several goroutines.
 type Stream struct {
 	w      http.ResponseWriter
 	rc     *http.ResponseController
@@ -22,8 +24,8 @@ type Stream struct {
 	err  error
 }
 
-// NewStream makes a stream of the given content type; application/json-seq
-// puts a record separator before each value (RFC 7464).
+// NewStream makes a stream with a content type. application/json-seq puts a
+// record separator before each value (RFC 7464).
 func NewStream(w http.ResponseWriter, contentType string) *Stream {
 	w.Header().Set("Content-Type", contentType)
 	s := &Stream{w: w, rc: http.NewResponseController(w), enc: json.NewEncoder(w)}
@@ -58,8 +60,8 @@ func (s *Stream) Opened() bool {
 	return s.open
 }
 
-// Send writes one value. After an error, which means that the client has left,
-// it writes nothing more and returns the same one.
+// Send writes one value. An error means that the client has left; after it,
+// Send writes nothing more and returns the same error.
 func (s *Stream) Send(v any) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -83,7 +85,7 @@ func (s *Stream) Send(v any) error {
 }
 
 // Progress is a line of a progress stream, with the two fields that clients
-// older than the structured ones read.
+// read before there were structured ones.
 type Progress struct {
 	jsonstream.Message
 	ErrorMessage string `json:"error,omitempty"`
@@ -95,12 +97,13 @@ func (s *Stream) Message(m jsonstream.Message) {
 	if m.Error != nil {
 		line.ErrorMessage = m.Error.Message
 	}
-	// The stream remembers its error; the work goes on to its end.
+	// The stream keeps its error. The operation continues to its end.
 	_ = s.Send(line)
 }
 
-// Finish ends a progress stream. If the head isn't sent yet the error is
-// returned, to be answered with its status; else it becomes the last line.
+// Finish ends a progress stream. If the head is not sent yet it returns the
+// error, which then sets the status. Otherwise it sends the error as the last
+// line.
 func (s *Stream) Finish(err error) error {
 	if err == nil {
 		return s.Open()
@@ -109,8 +112,7 @@ func (s *Stream) Finish(err error) error {
 		s.w.Header().Del("Content-Type")
 		return err
 	}
-	// Without a code: for 401, clients print words of their own in place of the
-	// message.
+	// No code is set: for 401, clients would print their own message instead.
 	s.Message(jsonstream.Message{Error: &jsonstream.Error{Message: err.Error()}})
 	return nil
 }

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package wire
 
 import (
@@ -9,8 +11,8 @@ import (
 // Version is a version of the Engine API, such as 1.44.
 type Version struct{ Major, Minor int }
 
-// ParseVersion reads "1.44". Further components ("1.44.1") are dropped: the
-// API never had any.
+// ParseVersion reads "1.44". Further components ("1.44.1") are dropped, because
+// the API never had any.
 func ParseVersion(s string) (Version, error) {
 	parts := strings.Split(s, ".")
 	if len(parts) < 2 {
@@ -43,8 +45,8 @@ func (v Version) Less(o Version) bool {
 	return v.Major < o.Major || v.Major == o.Major && v.Minor < o.Minor
 }
 
-// Before reports whether v is older than 1.minor. Every change of the API so
-// far is told by its minor number.
+// Before reports whether v is older than 1.minor. So far every change of the
+// API has a new minor number.
 func (v Version) Before(minor int) bool { return v.Less(Version{1, minor}) }
 
 func (v Version) String() string { return fmt.Sprintf("%d.%d", v.Major, v.Minor) }

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 //go:build linux
 
 package demo
@@ -19,10 +21,11 @@ import (
 	"holdfast/internal/cli/status"
 )
 
-// cleanUp takes away all that the demo made, however far it came. The daemon
-// removes what it knows; what it could not is removed by its name.
+// cleanUp removes everything that the demo has made, however far it came. The
+// daemon removes the container. Whatever it could not remove is then found by
+// its name.
 func (d *demo) cleanUp() error {
-	// The demo's own context may have ended.
+	// The demo's own context may be cancelled already.
 	ctx, cancel := context.WithTimeout(context.Background(), 2*patience)
 	defer cancel()
 
@@ -49,7 +52,8 @@ func (d *demo) cleanUp() error {
 	return nil
 }
 
-// removeContainer asks the daemon, and starts it again for that if need be.
+// removeContainer removes the container through the daemon, which it starts
+// again if necessary.
 func (d *demo) removeContainer(ctx context.Context) error {
 	if !d.asked {
 		return nil
@@ -69,8 +73,8 @@ func (d *demo) removeContainer(ctx context.Context) error {
 	return err
 }
 
-// endShims waits for the shims to leave, and ends those that have a container
-// still: the daemon that should have removed it could not.
+// endShims waits until the shims have exited. It kills those whose container
+// still runs, because the daemon could not remove it.
 func endShims(ctx context.Context, execRoot string) error {
 	shims, err := status.ReadShims(ctx, execRoot)
 	if err != nil {
@@ -78,7 +82,7 @@ func endShims(ctx context.Context, execRoot string) error {
 	}
 	var errs []error
 	for _, s := range shims {
-		// A shim leaves once its container has ended.
+		// A shim exits once its container has ended.
 		if s.Pid != 0 && s.ShimPid != 0 {
 			errs = append(errs, signalAndWait(ctx, s.Pid, unix.SIGKILL))
 		}
@@ -92,7 +96,7 @@ func endShims(ctx context.Context, execRoot string) error {
 }
 
 // signalAndWait sends a signal (0 is none) and returns when the process has
-// ended. That there is no such process is fine.
+// ended. It succeeds if there is no such process.
 func signalAndWait(ctx context.Context, pid int, sig unix.Signal) error {
 	fd, err := unix.PidfdOpen(pid, unix.PIDFD_NONBLOCK)
 	if errors.Is(err, unix.ESRCH) {
@@ -126,7 +130,7 @@ func signalAndWait(ctx context.Context, pid int, sig unix.Signal) error {
 	}
 }
 
-// unmountAll detaches every mount below the folder, the last one first.
+// unmountAll detaches every mount below the directory, the last one first.
 func unmountAll(root string) error {
 	root, err := filepath.EvalSymlinks(root)
 	if errors.Is(err, os.ErrNotExist) {
@@ -150,8 +154,8 @@ func unmountAll(root string) error {
 	return errors.Join(errs...)
 }
 
-// removeCgroups removes the parent of the container's cgroup, which is empty
-// by now, from every hierarchy.
+// removeCgroups removes the parent of the container's cgroup from every
+// hierarchy. It is empty by now.
 func removeCgroups(name string) error {
 	hierarchies, err := mountinfo.GetMounts(mountinfo.FSTypeFilter("cgroup", "cgroup2"))
 	if err != nil {

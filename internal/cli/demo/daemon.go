@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 //go:build linux
 
 package demo
@@ -15,7 +17,7 @@ import (
 	"syscall"
 )
 
-// daemon is a private holdfastd and its successors on the same root.
+// daemon is a private holdfastd, and the later ones on the same root.
 type daemon struct {
 	binary, root string
 	socket       string
@@ -24,12 +26,12 @@ type daemon struct {
 	address      string // of the bridge, with its subnet's length
 	execRoot     string
 	log          io.Writer
-	kept         *os.File // the log, when nobody watches it
+	kept         *os.File // the daemon's log, if it is not shown
 
 	cmd   *exec.Cmd     // nil before the first start
 	ended chan struct{} // closed once cmd is reaped
 	err   error         // how it ended; valid once ended is closed
-	ready chan struct{} // closed once cmd has said that it is ready
+	ready chan struct{} // closed once cmd has reported that it is ready
 }
 
 func newDaemon(binary, root string, log io.Writer) (*daemon, error) {
@@ -38,7 +40,7 @@ func newDaemon(binary, root string, log io.Writer) (*daemon, error) {
 		root:     root,
 		execRoot: filepath.Join(root, "run"),
 		socket:   filepath.Join(root, "run", "holdfast.sock"),
-		// A link's name has 15 characters at most.
+		// The name of a link has at most 15 characters.
 		bridge: fmt.Sprintf("hfd%d", os.Getpid()),
 		log:    log,
 	}
@@ -47,7 +49,7 @@ func newDaemon(binary, root string, log io.Writer) (*daemon, error) {
 	if d.address, err = freeSubnet(); err != nil {
 		return nil, err
 	}
-	// The option and the file that Docker documents for it.
+	// Live restore is set as Docker documents it: by this option in this file.
 	if err := os.WriteFile(d.config(), []byte("{\n  \"live-restore\": true\n}\n"), 0o600); err != nil {
 		return nil, err
 	}
@@ -70,16 +72,17 @@ func (d *daemon) args() []string {
 		"--exec-root", d.execRoot,
 		"--pidfile", filepath.Join(d.root, "holdfastd.pid"),
 		"--host", "unix://" + d.socket,
-		"--group", "", // no group but root may talk to it
+		"--group", "", // only root may use the API
 		"--bridge", d.bridge,
 		"--bip", d.address,
-		// With systemd's driver the parent would be a slice, and systemd's.
+		// With the systemd driver the parent would be a slice, which systemd
+		// owns.
 		"--exec-opt", "native.cgroupdriver=cgroupfs",
 		"--cgroup-parent", "/" + d.cgroup,
 	}
 }
 
-// start returns once the daemon has said that it is ready, or has ended.
+// start returns once the daemon has reported that it is ready, or has ended.
 func (d *daemon) start(ctx context.Context) error {
 	if err := d.launch(); err != nil {
 		return err
@@ -88,7 +91,7 @@ func (d *daemon) start(ctx context.Context) error {
 }
 
 func (d *daemon) launch() error {
-	// The daemon tells as it tells systemd: with a datagram.
+	// The daemon reports that it is ready as it does to systemd: by a datagram.
 	notify := filepath.Join(d.root, "notify")
 	if err := os.Remove(notify); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return err
@@ -103,7 +106,8 @@ func (d *daemon) launch() error {
 	if d.kept != nil {
 		cmd.Stdout, cmd.Stderr = d.kept, d.kept
 	}
-	// In a group of its own, a Ctrl-C on the terminal is ours alone to handle.
+	// In its own process group the daemon does not receive the terminal's
+	// Ctrl-C.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	if err := cmd.Start(); err != nil {
 		return errors.Join(err, conn.Close())
@@ -112,11 +116,11 @@ func (d *daemon) launch() error {
 	d.cmd, d.ended, d.ready = cmd, ended, ready
 	go func() {
 		d.err = cmd.Wait()
-		conn.Close() // ends the listening
+		conn.Close() // ends the goroutine that reads from conn
 		close(ended)
 	}()
 	go func() {
-		if saysReady(conn) {
+		if awaitReady(conn) {
 			close(ready)
 		}
 	}()
@@ -134,8 +138,8 @@ func (d *daemon) awaitReady(ctx context.Context) error {
 	}
 }
 
-// saysReady reads notifications until one says READY=1.
-func saysReady(conn *net.UnixConn) bool {
+// awaitReady reads notifications until one contains READY=1.
+func awaitReady(conn *net.UnixConn) bool {
 	buf := make([]byte, 4096)
 	for {
 		n, err := conn.Read(buf)
@@ -180,7 +184,7 @@ func (d *daemon) kill() error {
 	return nil
 }
 
-// stop ends the daemon in order, and by force when ctx ends first.
+// stop stops the daemon gracefully, or kills it when ctx ends first.
 func (d *daemon) stop(ctx context.Context) error {
 	if !d.alive() {
 		return nil
@@ -196,7 +200,7 @@ func (d *daemon) stop(ctx context.Context) error {
 	}
 }
 
-// showLog prints what a daemon that nobody watched has written.
+// showLog prints the log of a daemon that was not shown while it ran.
 func (d *daemon) showLog(out io.Writer) {
 	if d.kept == nil {
 		return

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 //go:build linux
 
 package demo
@@ -23,25 +25,26 @@ import (
 const (
 	containerName = "demo"
 	// watchAlive is how long the container is watched before the daemon is
-	// killed, and again once it is back; watchDead is how long no daemon lives.
+	// killed, and again once it is back. watchDead is how long no daemon runs.
 	watchAlive = 2 * time.Second
 	watchDead  = 3 * time.Second
-	// patience bounds every single step.
+	// patience bounds each step.
 	patience = 10 * time.Second
 )
 
-// Options say what to run and where to write.
+// Options are what to run and where to write.
 type Options struct {
-	// Daemon is the path of holdfastd; empty is the one beside this program.
+	// Daemon is the path of holdfastd. Empty means the one beside this program.
 	Daemon string
 	Out    io.Writer
-	// DaemonLog gets what the daemon writes; nil shows it only after a failure.
+	// DaemonLog receives the daemon's log. If it is nil the log is shown only
+	// after a failure.
 	DaemonLog io.Writer
 }
 
-// Run does the demo. The error says which promise was broken, or what kept the
-// demo from running; when ctx ends, its cause is returned. Nothing stays
-// behind in any case.
+// Run runs the demo. The error names the broken promise, or the reason why the
+// demo could not run. When ctx ends, its cause is returned. In any case
+// everything is cleaned up.
 func Run(ctx context.Context, o Options) (err error) {
 	binary, err := preflight(o.Daemon)
 	if err != nil {
@@ -61,7 +64,7 @@ func Run(ctx context.Context, o Options) (err error) {
 		}
 		left := d.cleanUp()
 		if interrupted && left != nil {
-			// An interruption itself prints nothing.
+			// An interruption by itself is not printed.
 			d.say("%v", left)
 		}
 		err = errors.Join(err, left)
@@ -69,7 +72,7 @@ func Run(ctx context.Context, o Options) (err error) {
 	return d.run(ctx)
 }
 
-// preflight finds the daemon and says in plain words what is missing.
+// preflight finds the daemon. Its error names a missing requirement.
 func preflight(binary string) (string, error) {
 	if os.Geteuid() != 0 {
 		return "", errors.New("the demo starts a daemon and a container: run it as root")
@@ -90,15 +93,15 @@ func preflight(binary string) (string, error) {
 	return binary, nil
 }
 
-// demo is one showing.
+// demo is one run of the demo.
 type demo struct {
 	out    io.Writer
 	begin  time.Time
 	root   string
 	daemon *daemon
 	api    *client.Client
-	asked  bool   // for the container, which may therefore be there
-	id     string // of the container, once that is known
+	asked  bool   // the container was requested, so it may exist
+	id     string // of the container, once it is known
 }
 
 func newDemo(binary string, o Options) (*demo, error) {
@@ -141,7 +144,7 @@ func (d *demo) run(ctx context.Context) error {
 	probing, stopProbing := context.WithCancel(ctx)
 	defer stopProbing()
 	probe := startProbe(probing, "http://"+address+"/")
-	d.say("asking the port every %s and following the log", probeEvery)
+	d.say("requesting the port every %s and following the log", probeEvery)
 	if err := wait(ctx, watchAlive); err != nil {
 		return err
 	}
@@ -155,7 +158,7 @@ func (d *demo) run(ctx context.Context) error {
 	if err := wait(ctx, watchDead/2); err != nil {
 		return err
 	}
-	d.say("no daemon lives; %d requests answered since, %d failed", probe.since(killed).answered, probe.since(killed).failed)
+	d.say("no daemon is running; %d requests answered since, %d failed", probe.since(killed).answered, probe.since(killed).failed)
 	if err := wait(ctx, watchDead/2); err != nil {
 		return err
 	}
@@ -225,7 +228,8 @@ func (d *demo) loadImage(ctx context.Context) error {
 	}
 }
 
-// startContainer returns once the container has said that its port answers.
+// startContainer returns once the container's log shows that its port accepts
+// connections.
 func (d *demo) startContainer(ctx context.Context, log *logWatch) (container.State, string, error) {
 	port := network.MustParsePort("8080/tcp")
 	d.asked = true
@@ -270,7 +274,7 @@ func (d *demo) inspect(ctx context.Context) (container.InspectResponse, error) {
 	return c.Container, nil
 }
 
-// wait lets time pass.
+// wait returns after d, or when ctx ends.
 func wait(ctx context.Context, d time.Duration) error {
 	t := time.NewTimer(d)
 	defer t.Stop()

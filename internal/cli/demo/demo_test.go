@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 //go:build linux
 
 package demo
@@ -20,13 +22,13 @@ import (
 
 var epoch = time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
 
-// at is a moment of the test's demo, in seconds after its begin. The daemon is
-// killed at 2 and ready again at 5.
+// at is a moment of the demo in the test, in seconds after its start. The
+// daemon is killed at 2 and ready again at 5.
 func at(seconds float64) time.Time {
 	return epoch.Add(time.Duration(seconds * float64(time.Second)))
 }
 
-// perfect is a report in which every promise was kept.
+// perfect is a report in which every promise is kept.
 func perfect() *report {
 	state := container.State{Status: "running", Running: true, Pid: 77, StartedAt: "2026-01-02T03:04:05.6Z"}
 	r := &report{
@@ -129,7 +131,7 @@ func TestFollowerSeesGapsAndPassesOverWhatItKnows(t *testing.T) {
 	}
 	w.see(6)
 	if w.gap == nil {
-		t.Error("line 6 after line 4 was no gap")
+		t.Error("line 6 after line 4 was not reported as a gap")
 	}
 }
 

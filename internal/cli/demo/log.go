@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 //go:build linux
 
 package demo
@@ -16,13 +18,13 @@ import (
 	"github.com/moby/moby/client"
 )
 
-// logLine is one of the container's numbered lines.
+// logLine is a numbered line of the container.
 type logLine struct {
 	time   time.Time // when it was logged
 	number uint64
 }
 
-// parseLine reads "TIME NUMBER words".
+// parseLine parses "TIME NUMBER words".
 func parseLine(s string) (logLine, error) {
 	stamp, rest, _ := strings.Cut(s, " ")
 	number, _, _ := strings.Cut(rest, " ")
@@ -37,7 +39,7 @@ func parseLine(s string) (logLine, error) {
 	return logLine{t, n}, nil
 }
 
-// scanLog reads the log of a container without a terminal, as the API sends it
+// scanLog parses the log of a container without a terminal, as the API sends it
 // with timestamps, until it ends or fn returns an error.
 func scanLog(stream io.Reader, fn func(logLine) error) error {
 	pr, pw := io.Pipe()
@@ -65,7 +67,7 @@ func openLog(ctx context.Context, api *client.Client, id string, follow bool) (i
 	})
 }
 
-// readLog returns every line that was logged so far.
+// readLog returns every line logged so far.
 func readLog(ctx context.Context, api *client.Client, id string) ([]logLine, error) {
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
@@ -86,10 +88,10 @@ func readLog(ctx context.Context, api *client.Client, id string) ([]logLine, err
 type logWatch struct {
 	api   *client.Client
 	first chan struct{} // closed at the first line
-	ended chan struct{} // closed when the stream that is followed ends
+	ended chan struct{} // closed when the followed stream ends
 	last  uint64
-	gap   error // what was missing or came twice
-	// survived is set when the stream outlasted the daemon that opened it.
+	gap   error // the first missing or repeated line
+	// survived is set if the stream outlasted the daemon that opened it.
 	survived bool
 	err      error // how the stream ended
 	stop     context.CancelFunc
@@ -99,7 +101,7 @@ func newLogWatch(api *client.Client) *logWatch {
 	return &logWatch{api: api, first: make(chan struct{})}
 }
 
-// start follows the log and returns once the first line has come.
+// start follows the log and returns once the first line has arrived.
 func (w *logWatch) start(ctx context.Context, id string) error {
 	if err := w.follow(ctx, id); err != nil {
 		return err
@@ -118,8 +120,8 @@ func (w *logWatch) start(ctx context.Context, id string) error {
 	}
 }
 
-// resume opens the stream again if it ended with the daemon. The new one
-// begins at the first line; what was seen is passed over.
+// resume opens the stream again if it ended with the daemon. The new stream
+// begins at the first line; lines that were seen already are skipped.
 func (w *logWatch) resume(ctx context.Context, id string) error {
 	select {
 	case <-w.ended:
@@ -165,14 +167,14 @@ func (w *logWatch) see(n uint64) {
 	}
 }
 
-// followed is what the follower saw.
+// followed is the result of following the log.
 type followed struct {
 	lines    uint64
 	gap      error
 	survived bool
 }
 
-// result ends the following.
+// result stops following and returns the result.
 func (w *logWatch) result() followed {
 	w.stop()
 	<-w.ended
@@ -186,7 +188,7 @@ func orEOF(err error) error {
 	return err
 }
 
-// checkNumbers says what is wrong with lines that should be numbered 1, 2, 3…
+// checkNumbers checks that the lines are numbered 1, 2, 3…
 func checkNumbers(lines []logLine) error {
 	if len(lines) == 0 {
 		return errors.New("it is empty")

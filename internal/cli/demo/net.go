@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 //go:build linux
 
 package demo
@@ -14,8 +16,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// freeSubnet returns the first address, with its length, of a /24 that no
-// link of the host overlaps.
+// freeSubnet returns the first address, with its prefix length, of a /24 that
+// overlaps no subnet of the host's links.
 func freeSubnet() (string, error) {
 	addrs, err := net.InterfaceAddrs()
 	if err != nil {
@@ -23,13 +25,14 @@ func freeSubnet() (string, error) {
 	}
 	var taken []netip.Prefix
 	for _, a := range addrs {
-		// What is not an IP prefix can't overlap one.
+		// Only IP prefixes can overlap.
 		if p, err := netip.ParsePrefix(a.String()); err == nil {
 			taken = append(taken, p.Masked())
 		}
 	}
 	for range 1000 {
-		// 10.201 to 10.250: neither Docker's pools nor the usual cluster ranges.
+		// 10.201 to 10.250 is outside of Docker's pools and the usual ranges of
+		// clusters.
 		ip := netip.AddrFrom4([4]byte{10, byte(201 + rand.IntN(50)), byte(rand.IntN(256)), 1})
 		candidate := netip.PrefixFrom(ip, 24)
 		if free(candidate.Masked(), taken) {
@@ -48,8 +51,8 @@ func free(candidate netip.Prefix, taken []netip.Prefix) bool {
 	return true
 }
 
-// removeBridge takes the private bridge down and away, by the bridge ioctls.
-// That it isn't there is fine.
+// removeBridge takes down and removes the private bridge with the bridge
+// ioctls. It succeeds if there is no such bridge.
 func removeBridge(name string) error {
 	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
@@ -60,13 +63,13 @@ func removeBridge(name string) error {
 	if err != nil {
 		return err
 	}
-	req.SetUint16(0) // no flag, so not IFF_UP
+	req.SetUint16(0) // no flags, so IFF_UP is cleared
 	if err := unix.IoctlIfreq(fd, unix.SIOCSIFFLAGS, req); errors.Is(err, unix.ENODEV) {
 		return nil
 	} else if err != nil {
 		return fmt.Errorf("take down %s: %w", name, err)
 	}
-	// It reads the name, which an ifreq begins with.
+	// The ioctl reads only the name, with which an ifreq begins.
 	if err := unix.IoctlIfreq(fd, unix.SIOCBRDELBR, req); err != nil {
 		return fmt.Errorf("remove %s: %w", name, err)
 	}
@@ -74,7 +77,7 @@ func removeBridge(name string) error {
 }
 
 // removeRules deletes the nftables tables of the private bridge. Their names
-// carry the bridge's.
+// contain the bridge's.
 func removeRules(bridge string) error {
 	conn, err := nftables.New()
 	if err != nil {

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 //go:build linux
 
 package demo
@@ -16,14 +18,14 @@ const (
 	probeTimeout = 2 * time.Second
 )
 
-// request is one question to the published port.
+// request is one request to the published port.
 type request struct {
 	start, end time.Time
-	err        error  // nil: answered
-	started    string // when the program in the container says that it started
+	err        error  // nil if it was answered
+	started    string // start time that the program in the container reports
 }
 
-// count sums requests up.
+// count sums up requests.
 type count struct{ answered, failed int }
 
 func (c *count) add(r request) {
@@ -34,14 +36,15 @@ func (c *count) add(r request) {
 	}
 }
 
-// probe asks a URL at a steady pace, each time over a new connection.
+// probe requests a URL at a steady rate, each time over a new connection.
 type probe struct {
 	mu       sync.Mutex
 	requests []request
 	stopped  chan struct{}
 }
 
-// startProbe asks until ctx ends. A request that this cuts off is not counted.
+// startProbe sends requests until ctx ends. A request that this cancels is not
+// counted.
 func startProbe(ctx context.Context, url string) *probe {
 	p := &probe{stopped: make(chan struct{})}
 	web := &http.Client{
@@ -89,12 +92,12 @@ func askOnce(ctx context.Context, web *http.Client, url string) (started string,
 	defer resp.Body.Close()
 	var answer struct{ Started string }
 	if err := json.NewDecoder(resp.Body).Decode(&answer); err != nil {
-		return "", fmt.Errorf("an answer that is not the demo's: %w", err)
+		return "", fmt.Errorf("the answer is not from the demo's program: %w", err)
 	}
 	return answer.Started, nil
 }
 
-// since counts the requests that were made from then on and have ended.
+// since counts the requests that were sent at or after a time and have ended.
 func (p *probe) since(from time.Time) count {
 	p.mu.Lock()
 	defer p.mu.Unlock()

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 //go:build linux
 
 package demo
@@ -12,24 +14,24 @@ import (
 	"github.com/moby/moby/api/types/container"
 )
 
-// report is what the demo saw.
+// report is what the demo has observed.
 type report struct {
 	before, after                 container.State
 	restartsBefore, restartsAfter int
 	daemonBefore, daemonAfter     int       // pids
-	killed, ready                 time.Time // of the downtime
+	killed, ready                 time.Time // begin and end of the downtime
 	requests                      []request
 	log                           []logLine
 	followed                      followed
 }
 
-// finding is one line of the report; broken is nil when the promise was kept.
+// finding is one line of the report. broken is nil if the promise was kept.
 type finding struct {
 	what, seen string
 	broken     error
 }
 
-// downtime reports whether a moment lies where no daemon answered.
+// downtime reports whether no daemon was running at a time.
 func (r *report) downtime(t time.Time) bool {
 	return t.After(r.killed) && t.Before(r.ready)
 }
@@ -52,7 +54,7 @@ func (r *report) findings() []finding {
 		r.asked(),
 	}
 	if r.daemonBefore == r.daemonAfter {
-		list = append(list, finding{"daemon", fmt.Sprintf("pid %d before and after", r.daemonAfter), errors.New("the same process, so nothing was shown")})
+		list = append(list, finding{"daemon", fmt.Sprintf("pid %d before and after", r.daemonAfter), errors.New("the daemon was not replaced, so the demo has shown nothing")})
 	}
 	return list
 }
@@ -68,7 +70,7 @@ func (r *report) logged() finding {
 	if f.broken = checkNumbers(r.log); f.broken != nil {
 		f.seen = fmt.Sprintf("%d lines", len(r.log))
 	} else if during == 0 {
-		f.broken = errors.New("no line was logged while no daemon lived")
+		f.broken = errors.New("no line was logged while no daemon was running")
 	}
 	return f
 }
@@ -98,17 +100,17 @@ func (r *report) asked() finding {
 		case program == "":
 			program = q.started
 		case program != q.started && first == nil:
-			first = fmt.Errorf("the program says that it started at %s, and before at %s", q.started, program)
+			first = fmt.Errorf("the program reports that it started at %s, but reported %s before", q.started, program)
 		}
 	}
 	if first == nil && during.answered == 0 {
-		first = errors.New("no request was answered while no daemon lived")
+		first = errors.New("no request was answered while no daemon was running")
 	}
 	return finding{"HTTP", fmt.Sprintf("%d requests answered, %d failed; in the downtime %d answered, %d failed",
 		all.answered, all.failed, during.answered, during.failed), first}
 }
 
-// print writes the report. Its error names the promises that were broken.
+// print writes the report. Its error names the broken promises.
 func (r *report) print(out io.Writer) error {
 	w := tabwriter.NewWriter(out, 0, 8, 2, ' ', 0)
 	fmt.Fprintf(w, "daemon\tpid %d killed, pid %d ready %.2f s later\n", r.daemonBefore, r.daemonAfter, r.ready.Sub(r.killed).Seconds())

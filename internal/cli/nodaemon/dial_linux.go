@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package nodaemon
 
 import (
@@ -15,41 +17,42 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// daemonBinary is what observes, beside this program or in PATH. It is never
-// taken from where a socket is: whoever made that could be anybody.
+// daemonBinary is the program of the observer. It is searched beside this
+// program and in PATH, but never near the socket, which anyone may have
+// created.
 const daemonBinary = "holdfastd"
 
-// First bytes of an observer's first message, as in holdfastd.
+// First bytes of an observer's first message. holdfastd has the same constants.
 const (
 	ready   = '+'
 	unknown = '?'
 	failed  = '-'
 )
 
-// dialTimeout is Docker's for a Unix socket.
+// dialTimeout is Docker's timeout for a Unix socket.
 const dialTimeout = 10 * time.Second
 
-// Dialer connects to a daemon on this host, or else to an observer.
+// Dialer connects to a daemon on this host or, if none answers, to an observer.
 type Dialer struct {
 	socket string
 	note   func(socket string)
 
 	mu       sync.Mutex
-	observer *os.File // the observer's socket, once there is one
-	// refused: there is nothing to observe.
+	observer *os.File // the observer's socket, once one is started
+	// refused is set if there is nothing to observe.
 	refused error
 }
 
-// New makes a dialer for the daemon's socket. When it turns to an observer it
-// first calls note, once.
+// New makes a dialer for the daemon's socket. It calls note once, when it first
+// uses an observer.
 func New(socket string, note func(socket string)) *Dialer {
 	return &Dialer{socket: socket, note: note}
 }
 
-// DialContext connects. Where nobody answers and no daemon of Holdfast ever
-// did, the error is that of the connection, for clients to word. A command that
-// has once turned to an observer stays with it, so that its requests fit
-// together.
+// DialContext connects. If no daemon answers and none of Holdfast ever served
+// the socket, it returns the error of the connection, from which clients make
+// their message. Once a command has used an observer it keeps using it, so that
+// its requests are consistent.
 func (d *Dialer) DialContext(ctx context.Context, _, _ string) (net.Conn, error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -69,7 +72,7 @@ func (d *Dialer) DialContext(ctx context.Context, _, _ string) (net.Conn, error)
 }
 
 // observe starts an observer and waits until it is ready. nobody is the error
-// to be returned where there is nothing to observe.
+// to return if there is nothing to observe.
 func observe(socket string, nobody error) (*os.File, error) {
 	binary, err := find()
 	if err != nil {
@@ -83,7 +86,8 @@ func observe(socket string, nobody error) (*os.File, error) {
 	cmd := exec.Command(binary, "observe", "--socket", socket)
 	cmd.Stderr = os.Stderr
 	cmd.ExtraFiles = []*os.File{theirs}
-	// Ctrl-C is for the command, which may pass it on through the observer.
+	// Ctrl-C must reach only the command, which may forward it through the
+	// observer.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	err = cmd.Start()
 	theirs.Close()
@@ -100,14 +104,14 @@ func observe(socket string, nobody error) (*os.File, error) {
 		return ours, nil
 	case err == nil && n > 0 && word[0] == failed:
 		err = fmt.Errorf("%w (and the shims can't be asked: %s)", nobody, word[1:n])
-	default: // unknown, or one of a release that doesn't observe
+	default: // unknown, or a release without observers
 		err = nobody
 	}
 	ours.Close()
 	return nil, err
 }
 
-// find finds the daemon's program.
+// find returns the path of the daemon's program.
 func find() (string, error) {
 	if self, err := os.Executable(); err == nil {
 		beside := filepath.Join(filepath.Dir(self), daemonBinary)
@@ -118,7 +122,8 @@ func find() (string, error) {
 	return exec.LookPath(daemonBinary)
 }
 
-// connect gives the observer one end of a socket pair and returns the other.
+// connect passes one end of a socket pair to the observer and returns the
+// other.
 func connect(observer *os.File) (net.Conn, error) {
 	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {

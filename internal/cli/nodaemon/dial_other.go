@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 //go:build !linux
 
 package nodaemon
@@ -10,7 +12,7 @@ import (
 // Dialer connects to a daemon's socket.
 type Dialer struct{ socket string }
 
-// New makes a dialer for the daemon's socket. Shims are on Linux alone, so that
+// New makes a dialer for the daemon's socket. There are shims on Linux only, so
 // note is never called.
 func New(socket string, _ func(socket string)) *Dialer { return &Dialer{socket} }
 

@@ -1,5 +1,7 @@
-// Package nodaemon answers the command line's requests where no daemon does. It
-// owns the choice between the two and nothing of the answers: those come from
-// "holdfastd observe", which it starts for as long as the command runs, and
-// which reads the last daemon's files and asks the containers' shims.
+// SPDX-License-Identifier: Apache-2.0
+
+// Package nodaemon lets the command line work when no daemon answers. It only
+// chooses between the daemon and an observer. The observer is "holdfastd
+// observe", which it starts for the duration of the command. The observer
+// answers from the last daemon's files and by asking the containers' shims.
 package nodaemon

@@ -1,5 +1,8 @@
-// Package reload is what "holdfast daemon reload" shows: what becomes of each
-// key of daemon.json that has changed. It asks the daemon, and decides nothing.
+// SPDX-License-Identifier: Apache-2.0
+
+// Package reload is "holdfast daemon reload": it shows the effect of a reload
+// on each changed key of daemon.json. It asks the daemon, and decides nothing
+// itself.
 package reload
 
 import (
@@ -12,37 +15,39 @@ import (
 	"net/http"
 	"strings"
 	"text/tabwriter"
+
+	"holdfast/internal/timeline"
 )
 
-// Path is where the API tells and takes a Plan.
+// Path is the API's path for plans and reloads.
 const Path = "/holdfast/v1/reload"
 
 // Plan is the daemon's answer.
 type Plan struct {
 	File    string   `json:"file"`
 	Changes []Change `json:"changes"`
-	Error   string   `json:"error,omitempty"` // why the file can't be taken at all
+	Error   string   `json:"error,omitempty"` // why the file can't be used at all
 }
 
-// Change is a changed key. Reload and Restart are "live", "new objects only",
-// "refused" or "nothing".
+// Change is a changed key, with values as in daemon.json. Reload and Restart
+// are "live", "new objects", "needs a restart", "error" or "nothing".
 type Change struct {
-	Key     string `json:"key"`
-	Old     string `json:"old"`
-	New     string `json:"new"`
-	Reload  string `json:"reload"`
-	Restart string `json:"restart"`
-	Why     string `json:"why,omitempty"`
+	Key     string          `json:"key"`
+	Old     json.RawMessage `json:"old"`
+	New     json.RawMessage `json:"new"`
+	Reload  string          `json:"reload"`
+	Restart string          `json:"restart"`
+	Why     string          `json:"why,omitempty"`
 }
 
-// Fetch asks the daemon that dial connects to: with the method GET what a
-// reload would do, with POST to do it.
+// Fetch asks the daemon that dial connects to: with the method GET for the
+// effect of a reload, with POST to reload.
 func Fetch(ctx context.Context, method string, dial func(context.Context) (net.Conn, error)) (Plan, error) {
 	web := &http.Client{Transport: &http.Transport{
 		DisableKeepAlives: true,
 		DialContext:       func(ctx context.Context, _, _ string) (net.Conn, error) { return dial(ctx) },
 	}}
-	// The host is a formality: dial knows where to go.
+	// The URL needs a host, but dial chooses the address.
 	req, err := http.NewRequestWithContext(ctx, method, "http://holdfast"+Path, nil)
 	if err != nil {
 		return Plan{}, err
@@ -62,7 +67,7 @@ func Fetch(ctx context.Context, method string, dial func(context.Context) (net.C
 			refusal.Message = resp.Status
 		}
 		if resp.StatusCode == http.StatusNotFound {
-			return Plan{}, fmt.Errorf("the daemon there can't reload over the API (%s): send it SIGHUP", refusal.Message)
+			return Plan{}, fmt.Errorf("this daemon can't reload through the API (%s): send it SIGHUP", refusal.Message)
 		}
 		return Plan{}, errors.New("nothing was changed: " + refusal.Message)
 	}
@@ -82,14 +87,23 @@ func Print(out io.Writer, p Plan) error {
 	w := tabwriter.NewWriter(out, 0, 8, 3, ' ', 0)
 	fmt.Fprint(w, "KEY\tOLD\tNEW\tBY RELOAD\tBY RESTART\tNOTE\n")
 	for _, c := range p.Changes {
-		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\n", c.Key, value(c.Old), value(c.New), c.Reload, c.Restart, c.Why)
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\n", timeline.Plain(c.Key), value(c.Old), value(c.New), c.Reload, c.Restart, timeline.Plain(c.Why))
 	}
 	return w.Flush()
 }
 
-// value keeps a long value, and one of several lines, from breaking the table.
-func value(s string) string {
-	s = strings.Join(strings.Fields(s), " ")
+// value shows JSON, a string without its quotes. It keeps long values and line
+// breaks from breaking the table, and control characters from reaching the
+// terminal.
+func value(raw json.RawMessage) string {
+	s := string(raw)
+	var text string
+	if json.Unmarshal(raw, &text) == nil {
+		s = text
+	} else if s == "[]" || s == "{}" || s == "null" {
+		s = ""
+	}
+	s = timeline.Plain(strings.Join(strings.Fields(s), " "))
 	if s == "" {
 		return "-"
 	}

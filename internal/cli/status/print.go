@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package status
 
 import (
@@ -8,21 +10,23 @@ import (
 	"time"
 
 	"github.com/docker/go-units"
+
+	"holdfast/internal/timeline"
 )
 
-// recentLives is how many of the daemon's lives are printed.
+// recentLives is the number of the daemon's lives that are printed.
 const recentLives = 5
 
-// Print writes the status as tables for people. Ages are counted up to now.
+// Print writes the status as tables. Ages are relative to now.
 func Print(out io.Writer, s Status, now time.Time) error {
 	w := tabwriter.NewWriter(out, 0, 8, 3, ' ', 0)
 	if d := s.Daemon; d != nil {
-		fmt.Fprintf(w, "Daemon:\tversion %s, pid %d, up %s\n", d.Version, d.Pid, age(now, d.Started))
-		fmt.Fprintf(w, "Data root:\t%s\n", d.DataRoot)
-		fmt.Fprintf(w, "Exec root:\t%s\n", d.ExecRoot)
+		fmt.Fprintf(w, "Daemon:\tversion %s, pid %d, up %s\n", text(d.Version), d.Pid, age(now, d.Started))
+		fmt.Fprintf(w, "Data root:\t%s\n", text(d.DataRoot))
+		fmt.Fprintf(w, "Exec root:\t%s\n", text(d.ExecRoot))
 		fmt.Fprintf(w, "Lives:\t%d\n", len(s.Lives))
 	} else {
-		fmt.Fprintf(w, "Daemon:\t%s\n", s.Error)
+		fmt.Fprintf(w, "Daemon:\t%s\n", text(s.Error))
 	}
 	if err := w.Flush(); err != nil {
 		return err
@@ -38,7 +42,7 @@ func Print(out io.Writer, s Status, now time.Time) error {
 			case how == "":
 				how = "running"
 			}
-			fmt.Fprintf(w, "%s\t%s\t%s\n", l.Started.Local().Format(time.DateTime), lasted, how)
+			fmt.Fprintf(w, "%s\t%s\t%s\n", l.Started.Local().Format(time.DateTime), lasted, text(how))
 		}
 	}
 
@@ -48,12 +52,12 @@ func Print(out io.Writer, s Status, now time.Time) error {
 		if c.Pid != 0 && !c.Started.IsZero() {
 			up = age(now, c.Started)
 		}
-		fmt.Fprintf(w, "%.12s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", c.ID, text(c.Name), text(c.Status),
+		fmt.Fprintf(w, "%.12s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", text(c.ID), text(c.Name), text(c.Status),
 			number(c.Pid), up, number(c.ShimPid), text(c.ShimVersion), number(c.Lives))
 	}
 	for _, c := range s.Containers {
 		if c.Note != "" {
-			fmt.Fprintf(w, "\n%.12s: %s\n", c.ID, c.Note)
+			fmt.Fprintf(w, "\n%.12s: %s\n", text(c.ID), text(c.Note))
 		}
 	}
 	return w.Flush()
@@ -70,9 +74,10 @@ func number(n int) string {
 	return strconv.Itoa(n)
 }
 
+// text makes a string of a daemon or a shim safe for the terminal.
 func text(s string) string {
 	if s == "" {
 		return "-"
 	}
-	return s
+	return timeline.Plain(s)
 }

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package status
 
 import (
@@ -18,15 +20,15 @@ import (
 	"holdfast/internal/shim/proto"
 )
 
-// ShimDir is the folder of the exec root with one folder per container.
+// ShimDir is the directory in the exec root with one directory per container.
 const ShimDir = "shim"
 
-// helloTimeout is what a shim may take to answer.
+// helloTimeout is how long a shim may take to answer.
 const helloTimeout = time.Second
 
-// ReadShims lists the containers whose shims left their state under execRoot.
-// What can't be learnt of one becomes its Note; the error is about the folder as
-// a whole, and a missing one is no error but an empty list.
+// ReadShims lists the containers whose shims have a state file under execRoot.
+// An error about one container becomes its Note. The returned error is about
+// the directory; if it does not exist the list is empty.
 func ReadShims(ctx context.Context, execRoot string) ([]Container, error) {
 	entries, err := os.ReadDir(filepath.Join(execRoot, ShimDir))
 	if errors.Is(err, fs.ErrNotExist) {
@@ -51,7 +53,7 @@ func ReadShims(ctx context.Context, execRoot string) ([]Container, error) {
 	return list, nil
 }
 
-// readShim asks the shim, and reads what it has recorded if it doesn't answer.
+// readShim asks the shim, and reads its state file if it does not answer.
 func readShim(ctx context.Context, dir string) Container {
 	c := Container{ID: filepath.Base(dir), Status: "unknown", Name: name(dir)}
 	if reply, err := hello(ctx, dir); err == nil {
@@ -68,9 +70,9 @@ func readShim(ctx context.Context, dir string) Container {
 	switch {
 	case alive(state.ShimPid):
 		c.ShimPid = state.ShimPid
-		c.Note = "its shim lives but does not answer; this is what it recorded last"
+		c.Note = "its shim is running but does not answer; this is its last recorded state"
 	case running(state.Status):
-		c.Note = "its shim is gone; a daemon's start gives it a new one"
+		c.Note = "its shim is gone; the daemon gives it a new one when it starts"
 	}
 	return c
 }
@@ -97,7 +99,7 @@ func readState(path string) (proto.State, error) {
 	return state, nil
 }
 
-// hello asks the shim how it is. It changes nothing there.
+// hello asks the shim for its state. It changes nothing in the shim.
 func hello(ctx context.Context, dir string) (proto.HelloReply, error) {
 	ctx, cancel := context.WithTimeout(ctx, helloTimeout)
 	defer cancel()
@@ -156,8 +158,8 @@ func running(status string) bool {
 	return false
 }
 
-// alive reports whether the pid is a shim that runs. One that has ended and
-// waits for its parent is not; nor is another program that got its number.
+// alive reports whether pid is a running shim. A zombie is not, nor is another
+// program that reuses the pid.
 func alive(pid int) bool {
 	if pid <= 0 {
 		return false
@@ -166,7 +168,8 @@ func alive(pid int) bool {
 	if err != nil {
 		return false
 	}
-	// pid (comm) state …; comm is cut at 15 characters and may hold anything.
+	// The format is "pid (comm) state …". comm is cut at 15 characters and may
+	// contain anything.
 	open, end := bytes.IndexByte(stat, '('), bytes.LastIndexByte(stat, ')')
 	if open < 0 || end < open || end+2 >= len(stat) {
 		return false
@@ -175,8 +178,7 @@ func alive(pid int) bool {
 	return comm == "holdfast-shim" && state != 'Z' && state != 'X'
 }
 
-// name is the container's name as the journal's last whole line knows it;
-// empty when there is none.
+// name is the container's name in the last whole line of the journal, or empty.
 func name(dir string) string {
 	raw, err := os.ReadFile(filepath.Join(dir, proto.JournalFile))
 	if err != nil {

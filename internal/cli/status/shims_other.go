@@ -1,8 +1,10 @@
+// SPDX-License-Identifier: Apache-2.0
+
 //go:build !linux
 
 package status
 
 import "context"
 
-// ReadShims finds none: shims are on Linux only.
+// ReadShims returns none, because shims exist on Linux only.
 func ReadShims(context.Context, string) ([]Container, error) { return nil, nil }

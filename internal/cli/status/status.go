@@ -1,6 +1,8 @@
-// Package status is what "holdfast daemon status" shows: the daemon, its
-// earlier lives, and each container's shim. It asks the daemon, and reads the
-// shims' own files where no daemon answers. It changes nothing.
+// SPDX-License-Identifier: Apache-2.0
+
+// Package status is "holdfast daemon status": it shows the daemon, its earlier
+// lives, and each container's shim. It asks the daemon, or reads the shims' own
+// files if no daemon answers. It changes nothing.
 package status
 
 import (
@@ -14,12 +16,12 @@ import (
 	"time"
 )
 
-// Path is where the API answers with a Status.
+// Path is the API's path of the Status.
 const Path = "/holdfast/v1/status"
 
-// Status is the daemon's answer, or what could be found without it.
+// Status is the daemon's answer, or what was found without it.
 type Status struct {
-	// Daemon is nil when none answers; Error then says why.
+	// Daemon is nil if no daemon answers; Error is then the reason.
 	Daemon     *Daemon     `json:"daemon"`
 	Error      string      `json:"error,omitempty"`
 	Lives      []Life      `json:"lives,omitempty"`
@@ -35,10 +37,11 @@ type Daemon struct {
 	ExecRoot string    `json:"execRoot"`
 }
 
-// Life is one run of a daemon on this data root, the present one last.
+// Life is one run of a daemon on this data root. The last one is the present
+// one.
 type Life struct {
 	Started time.Time `json:"started"`
-	Ended   time.Time `json:"ended,omitzero"` // zero: not known, or goes on
+	Ended   time.Time `json:"ended,omitzero"` // zero if unknown or still running
 	How     string    `json:"how,omitempty"`  // how it ended: clean, crash, …
 }
 
@@ -47,19 +50,19 @@ type Container struct {
 	ID          string    `json:"id"`
 	Name        string    `json:"name"`
 	Status      string    `json:"status"`
-	Pid         int       `json:"pid,omitempty"` // of its process, while it runs
+	Pid         int       `json:"pid,omitempty"` // of its first process, while it runs
 	Started     time.Time `json:"started,omitzero"`
-	ShimPid     int       `json:"shimPid,omitempty"` // 0: no shim lives
+	ShimPid     int       `json:"shimPid,omitempty"` // 0 if no shim is running
 	ShimVersion string    `json:"shimVersion,omitempty"`
-	// Lives is over how many of the daemon's lives this run of the container
-	// has lasted; 1 is the present alone, 0 is not known.
+	// Lives is the number of the daemon's lives during which this run of the
+	// container existed. 1 means only the present one, 0 means unknown.
 	Lives int `json:"lives,omitempty"`
-	// Note says what kept the state from being read.
+	// Note is the reason why the state could not be read.
 	Note string `json:"note,omitempty"`
 }
 
-// ErrNoStatus is of a daemon that answers something else.
-var ErrNoStatus = errors.New("the daemon there answers, but has no status")
+// ErrNoStatus is returned for a daemon whose answer is not a status.
+var ErrNoStatus = errors.New("the daemon answers, but has no status")
 
 // Fetch asks the daemon that dial connects to.
 func Fetch(ctx context.Context, dial func(context.Context) (net.Conn, error)) (Status, error) {
@@ -67,14 +70,14 @@ func Fetch(ctx context.Context, dial func(context.Context) (net.Conn, error)) (S
 		DisableKeepAlives: true,
 		DialContext:       func(ctx context.Context, _, _ string) (net.Conn, error) { return dial(ctx) },
 	}}
-	// The host is a formality: dial knows where to go.
+	// The URL needs a host, but dial chooses the address.
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://holdfast"+Path, nil)
 	if err != nil {
 		return Status{}, err
 	}
 	resp, err := web.Do(req)
 	if err != nil {
-		// Without the made-up URL in the message.
+		// Remove the artificial URL from the message.
 		for inner := errors.Unwrap(err); inner != nil; inner = errors.Unwrap(inner) {
 			err = inner
 			if _, ok := inner.(*net.OpError); ok {
@@ -95,7 +98,7 @@ func Fetch(ctx context.Context, dial func(context.Context) (net.Conn, error)) (S
 		}
 		return Status{}, fmt.Errorf("%w (%s); is it Holdfast's?", ErrNoStatus, refusal.Message)
 	}
-	// The daemon's own fields stand beside lives and containers.
+	// The daemon's own fields are at the same level as lives and containers.
 	var answer struct {
 		Daemon
 		Lives      []Life      `json:"lives"`

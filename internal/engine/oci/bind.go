@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package oci
 
 import (
@@ -9,32 +11,34 @@ import (
 	"github.com/moby/moby/api/types/container"
 	"github.com/moby/moby/api/types/mount"
 	sysmount "github.com/moby/sys/mount"
+
+	"holdfast/internal/errs"
 )
 
-// ParseBind reads an entry of HostConfig.Binds: "source:target[:mode]", where
-// a source that is no absolute path is a volume's name, or "target" alone for
-// an anonymous volume. Mode is the mode as it was written.
+// ParseBind parses an entry of HostConfig.Binds: "source:target[:mode]", or
+// "target" for an anonymous volume. A source that is not an absolute path is a
+// volume's name. mode is returned as it was written.
 func ParseBind(spec, volumeDriver string) (m mount.Mount, mode string, err error) {
 	parts := strings.SplitN(spec, ":", 4)
 	if parts[0] == "" {
-		return m, "", invalid("invalid volume specification: '%s'", spec)
+		return m, "", errs.Invalid("invalid volume specification: '%s'", spec)
 	}
 	switch len(parts) {
 	case 1:
 		m.Target = parts[0]
 	case 2:
 		if validMode(parts[1]) {
-			// A target alone takes no mode.
-			return m, "", invalid("invalid volume specification: '%s'", spec)
+			// A target without a source can't have a mode.
+			return m, "", errs.Invalid("invalid volume specification: '%s'", spec)
 		}
 		m.Source, m.Target = parts[0], parts[1]
 	case 3:
 		m.Source, m.Target, mode = parts[0], parts[1], parts[2]
 	default:
-		return m, "", invalid("invalid volume specification: '%s'", spec)
+		return m, "", errs.Invalid("invalid volume specification: '%s'", spec)
 	}
 	if !validMode(mode) {
-		return m, "", invalid("invalid mode: %s", mode)
+		return m, "", errs.Invalid("invalid mode: %s", mode)
 	}
 	m.Type = mount.TypeVolume
 	if path.IsAbs(m.Source) {
@@ -47,7 +51,7 @@ func ParseBind(spec, volumeDriver string) (m mount.Mount, mode string, err error
 		return m, "", err
 	}
 	if err := checkMount(&m); err != nil {
-		return m, "", invalid("invalid volume specification: '%s': %v", spec, err)
+		return m, "", errs.Invalid("invalid volume specification: '%s': invalid mount config for type %q: %v", spec, m.Type, err)
 	}
 	m.Target = path.Clean(m.Target)
 	return m, mode, nil
@@ -66,7 +70,7 @@ func applyMode(m *mount.Mount, spec, mode string) error {
 			m.ReadOnly = true
 		case o == "ro-non-recursive" || o == "ro-force-recursive" || o == "rro":
 			if m.Type != mount.TypeBind {
-				return invalid("mount mode %q requires a bind mount: invalid volume specification: '%s'", mode, spec)
+				return errs.Invalid("mount mode %q requires a bind mount: invalid volume specification: '%s'", mode, spec)
 			}
 			m.ReadOnly = true
 			if o == "ro-non-recursive" {
@@ -76,7 +80,7 @@ func applyMode(m *mount.Mount, spec, mode string) error {
 			}
 		case o == "nocopy":
 			if m.Type != mount.TypeVolume {
-				return invalid("invalid mode: %s: nocopy is for volumes", mode)
+				return errs.Invalid("invalid mode: %s: nocopy is for volumes", mode)
 			}
 			if m.VolumeOptions == nil {
 				m.VolumeOptions = &mount.VolumeOptions{}
@@ -89,7 +93,7 @@ func applyMode(m *mount.Mount, spec, mode string) error {
 	return nil
 }
 
-// validMode takes a list of mode words with at most one of each kind.
+// validMode accepts a list of modes with at most one of each kind.
 func validMode(mode string) bool {
 	if mode == "" {
 		return true
@@ -120,14 +124,14 @@ func validMode(mode string) bool {
 	return true
 }
 
-// ParseVolumesFrom reads an entry of HostConfig.VolumesFrom, "container[:mode]".
+// ParseVolumesFrom parses an entry of HostConfig.VolumesFrom, "container[:mode]".
 func ParseVolumesFrom(spec string) (ref string, readOnly bool, err error) {
 	ref, mode, _ := strings.Cut(spec, ":")
 	if ref == "" {
-		return "", false, invalid("volumes-from specification cannot be an empty string")
+		return "", false, errs.Invalid("volumes-from specification cannot be an empty string")
 	}
 	if !validMode(mode) {
-		return "", false, invalid("invalid mode: %s", mode)
+		return "", false, errs.Invalid("invalid mode: %s", mode)
 	}
 	for _, o := range strings.Split(mode, ",") {
 		switch o {
@@ -135,13 +139,13 @@ func ParseVolumesFrom(spec string) (ref string, readOnly bool, err error) {
 		case "ro":
 			readOnly = true
 		default:
-			return "", false, invalid("invalid mode: %s: it is not for volumes-from", mode)
+			return "", false, errs.Invalid("invalid mode: %s: it is not for volumes-from", mode)
 		}
 	}
 	return ref, readOnly, nil
 }
 
-// TmpfsOptions are the mount options of a tmpfs of HostConfig.Mounts, in the
+// TmpfsOptions returns the mount options of a tmpfs of HostConfig.Mounts, in the
 // form of HostConfig.Tmpfs: comma-separated.
 func TmpfsOptions(o *mount.TmpfsOptions, readOnly bool) (string, error) {
 	var opts []string
@@ -153,12 +157,12 @@ func TmpfsOptions(o *mount.TmpfsOptions, readOnly bool) (string, error) {
 	}
 	if o.Mode != 0 {
 		if o.Mode&^0o7777 != 0 {
-			return "", invalid("invalid tmpfs mode %#o", uint32(o.Mode))
+			return "", errs.Invalid("invalid tmpfs mode %#o", uint32(o.Mode))
 		}
 		opts = append(opts, "mode="+strconv.FormatUint(uint64(o.Mode), 8))
 	}
 	if o.SizeBytes < 0 {
-		return "", invalid("invalid tmpfs size: it is negative")
+		return "", errs.Invalid("invalid tmpfs size: it is negative")
 	}
 	if n := o.SizeBytes; n != 0 {
 		suffix := ""
@@ -175,15 +179,15 @@ func TmpfsOptions(o *mount.TmpfsOptions, readOnly bool) (string, error) {
 	}
 	for _, kv := range o.Options {
 		if len(kv) < 1 || len(kv) > 2 || kv[0] == "" || strings.ContainsAny(strings.Join(kv, ""), ",=") {
-			return "", invalid("invalid tmpfs option %q", kv)
+			return "", errs.Invalid("invalid tmpfs option %q", kv)
 		}
 		opts = append(opts, strings.Join(kv, "="))
 	}
 	return strings.Join(opts, ","), nil
 }
 
-// mergeTmpfs completes a tmpfs's options with Docker's defaults; the later of
-// two that contradict each other wins.
+// mergeTmpfs adds Docker's defaults to a tmpfs's options. The later of two
+// conflicting options wins.
 func mergeTmpfs(options string) ([]string, error) {
 	all := []string{"noexec", "nosuid", "nodev", string(mount.PropagationRPrivate)}
 	if options != "" {
@@ -191,31 +195,31 @@ func mergeTmpfs(options string) ([]string, error) {
 	}
 	merged, err := sysmount.MergeTmpfsOptions(all)
 	if err != nil {
-		return nil, invalid("invalid tmpfs option: %v", err)
+		return nil, errs.Invalid("invalid tmpfs option: %v", err)
 	}
 	return merged, nil
 }
 
-// checkTarget judges a mount point in the container.
+// checkTarget validates a mount point in the container.
 func checkTarget(p string) error {
 	if p == "" {
-		return invalid("field Target must not be empty")
+		return errs.Invalid("field Target must not be empty")
 	}
 	if !path.IsAbs(p) {
-		return invalid("invalid mount path: '%s' mount path must be absolute", p)
+		return errs.Invalid("invalid mount path: '%s' mount path must be absolute", p)
 	}
 	if path.Clean(p) == "/" {
-		return invalid("invalid specification: destination can't be '/'")
+		return errs.Invalid("invalid specification: destination can't be '/'")
 	}
 	if strings.ContainsRune(p, 0) {
-		return invalid("invalid mount path: %q contains a zero byte", p)
+		return errs.Invalid("invalid mount path: %q contains a zero byte", p)
 	}
 	return nil
 }
 
-// checkMount judges one mount, without looking at the host.
+// checkMount validates one mount, without accessing the host.
 func checkMount(m *mount.Mount) error {
-	extra := func(name string) error { return invalid("field %s must not be specified", name) }
+	extra := func(name string) error { return errs.Invalid("field %s must not be specified", name) }
 	if err := checkTarget(m.Target); err != nil {
 		return err
 	}
@@ -228,13 +232,13 @@ func checkMount(m *mount.Mount) error {
 	switch m.Type {
 	case mount.TypeBind:
 		if m.Source == "" {
-			return invalid("field Source must not be empty")
+			return errs.Invalid("field Source must not be empty")
 		}
 		if m.VolumeOptions != nil {
 			return extra("VolumeOptions")
 		}
 		if !path.IsAbs(m.Source) {
-			return invalid("invalid mount path: '%s' mount path must be absolute", m.Source)
+			return errs.Invalid("invalid mount path: '%s' mount path must be absolute", m.Source)
 		}
 		return checkBindOptions(m)
 	case mount.TypeVolume:
@@ -242,18 +246,18 @@ func checkMount(m *mount.Mount) error {
 			return extra("BindOptions")
 		}
 		if m.Source == "" && m.ReadOnly {
-			return invalid("must not set ReadOnly mode when using anonymous volumes")
+			return errs.Invalid("must not set ReadOnly mode when using anonymous volumes")
 		}
 		if o := m.VolumeOptions; o != nil && o.Subpath != "" {
 			if m.Source == "" {
-				return invalid("must not set Subpath when using anonymous volumes")
+				return errs.Invalid("must not set Subpath when using anonymous volumes")
 			}
-			if path.IsAbs(o.Subpath) || o.Subpath == ".." || strings.HasPrefix(path.Clean(o.Subpath), "../") || path.Clean(o.Subpath) == ".." {
-				return invalid("subpath must be a relative path within the volume")
+			if err := checkSubpath(o.Subpath); err != nil {
+				return err
 			}
 		}
 		if o := m.VolumeOptions; o != nil && o.DriverConfig != nil && o.DriverConfig.Name != "" && o.DriverConfig.Name != "local" {
-			return invalid("volume driver %q is not available: only local is", o.DriverConfig.Name)
+			return errs.Invalid("volume driver %q is not available: only local is", o.DriverConfig.Name)
 		}
 	case mount.TypeTmpfs:
 		if m.BindOptions != nil {
@@ -280,13 +284,29 @@ func checkMount(m *mount.Mount) error {
 			return extra("VolumeOptions")
 		}
 		if m.Source == "" {
-			return invalid("field Source must not be empty")
+			return errs.Invalid("field Source must not be empty")
 		}
-		return invalid("mounts of images are not supported: copy the files into a volume")
+		if path.Clean(m.Target) == "/dev" {
+			// Runtimes hide files of /proc by mounting the container's /dev/null over
+			// them. A hostile image could put something else in its place.
+			return errs.Invalid("an image can't be mounted at /dev")
+		}
+		if o := m.ImageOptions; o != nil && o.Subpath != "" {
+			return checkSubpath(o.Subpath)
+		}
 	case mount.TypeCluster:
-		return invalid("cluster volumes are not supported")
+		return errs.Invalid("cluster volumes are not supported")
 	default:
-		return invalid("mount type unknown")
+		return errs.Invalid("mount type unknown")
+	}
+	return nil
+}
+
+// checkSubpath refuses a path in a volume or an image that is absolute or leads
+// out by "..". Symbolic links are checked when the path is opened.
+func checkSubpath(p string) error {
+	if clean := path.Clean(p); path.IsAbs(p) || clean == ".." || strings.HasPrefix(clean, "../") {
+		return errs.Invalid("subpath must be a relative path within the volume")
 	}
 	return nil
 }
@@ -297,31 +317,31 @@ func checkBindOptions(m *mount.Mount) error {
 		return nil
 	}
 	if o.Propagation != "" && !slices.Contains(mount.Propagations, o.Propagation) {
-		return invalid("invalid propagation mode: %s", o.Propagation)
+		return errs.Invalid("invalid propagation mode: %s", o.Propagation)
 	}
 	if o.ReadOnlyNonRecursive && o.ReadOnlyForceRecursive {
-		return invalid("ReadOnlyNonRecursive and ReadOnlyForceRecursive exclude each other")
+		return errs.Invalid("ReadOnlyNonRecursive and ReadOnlyForceRecursive exclude each other")
 	}
 	if o.NonRecursive && o.ReadOnlyForceRecursive {
-		return invalid("NonRecursive and ReadOnlyForceRecursive exclude each other")
+		return errs.Invalid("NonRecursive and ReadOnlyForceRecursive exclude each other")
 	}
 	if (o.ReadOnlyNonRecursive || o.ReadOnlyForceRecursive) && !m.ReadOnly {
-		return invalid("ReadOnlyNonRecursive and ReadOnlyForceRecursive require ReadOnly")
+		return errs.Invalid("ReadOnlyNonRecursive and ReadOnlyForceRecursive require ReadOnly")
 	}
 	if o.ReadOnlyForceRecursive && o.Propagation != "" && o.Propagation != mount.PropagationRPrivate {
-		return invalid("ReadOnlyForceRecursive requires the propagation rprivate")
+		return errs.Invalid("ReadOnlyForceRecursive requires the propagation rprivate")
 	}
 	return nil
 }
 
-// validateMounts judges all that the container is to mount, and that no two
-// want the same place.
+// validateMounts validates all mounts of the container, and that no two have the
+// same destination.
 func validateMounts(h Host, c *container.Config, hc *container.HostConfig) (warnings []string, err error) {
 	taken := map[string]bool{}
 	take := func(target string) error {
 		target = path.Clean(target)
 		if taken[target] {
-			return invalid("Duplicate mount point: %s", target)
+			return errs.Invalid("Duplicate mount point: %s", target)
 		}
 		taken[target] = true
 		return nil
@@ -329,19 +349,19 @@ func validateMounts(h Host, c *container.Config, hc *container.HostConfig) (warn
 	for i := range hc.Mounts {
 		m := &hc.Mounts[i]
 		if err := checkMount(m); err != nil {
-			return warnings, invalid("invalid mount config for type %q: %v", m.Type, err)
+			return warnings, errs.Invalid("invalid mount config for type %q: %v", m.Type, err)
 		}
 		if m.Type == mount.TypeBind {
 			create := m.BindOptions != nil && m.BindOptions.CreateMountpoint
 			ok, err := statExists(m.Source)
 			if err != nil {
-				return warnings, invalid("invalid mount config for type %q: %v", m.Type, err)
+				return warnings, errs.Invalid("invalid mount config for type %q: %v", m.Type, err)
 			}
 			if !ok && !create {
-				return warnings, invalid("invalid mount config for type %q: bind source path does not exist: %s", m.Type, m.Source)
+				return warnings, errs.Invalid("invalid mount config for type %q: bind source path does not exist: %s", m.Type, m.Source)
 			}
 			if o := m.BindOptions; o != nil && o.ReadOnlyForceRecursive && !h.RecursiveReadOnly {
-				return warnings, invalid("invalid mount config for type %q: recursive read-only mounts need Linux 5.12 or later", m.Type)
+				return warnings, errs.Invalid("invalid mount config for type %q: recursive read-only mounts need Linux 5.12 or later", m.Type)
 			}
 		}
 		if err := take(m.Target); err != nil {
@@ -354,7 +374,7 @@ func validateMounts(h Host, c *container.Config, hc *container.HostConfig) (warn
 			return warnings, err
 		}
 		if o := m.BindOptions; o != nil && o.ReadOnlyForceRecursive && !h.RecursiveReadOnly {
-			return warnings, invalid("invalid volume specification: '%s': recursive read-only mounts need Linux 5.12 or later", b)
+			return warnings, errs.Invalid("invalid volume specification: '%s': recursive read-only mounts need Linux 5.12 or later", b)
 		}
 		if err := take(m.Target); err != nil {
 			return warnings, err
@@ -373,7 +393,7 @@ func validateMounts(h Host, c *container.Config, hc *container.HostConfig) (warn
 	}
 	for target := range c.Volumes {
 		if err := checkTarget(target); err != nil {
-			return warnings, invalid("invalid volume: %v", err)
+			return warnings, errs.Invalid("invalid volume: %v", err)
 		}
 	}
 	for _, spec := range hc.VolumesFrom {

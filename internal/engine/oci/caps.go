@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package oci
 
 import (
@@ -6,9 +8,11 @@ import (
 
 	"github.com/moby/moby/api/types/container"
 	"github.com/moby/sys/capability"
+
+	"holdfast/internal/errs"
 )
 
-// defaultCaps are those of an unprivileged container.
+// defaultCaps are the capabilities of an unprivileged container.
 var defaultCaps = []string{
 	"CAP_CHOWN",
 	"CAP_DAC_OVERRIDE",
@@ -28,8 +32,8 @@ var defaultCaps = []string{
 
 const allCaps = "ALL"
 
-// normalizeCaps brings names to the form "CAP_X" and refuses what the kernel
-// doesn't know or this process can't give.
+// normalizeCaps converts names to the form "CAP_X". It refuses names that the
+// kernel does not know and capabilities that this process does not have.
 func normalizeCaps(h Host, names []string) ([]string, error) {
 	var out []string
 	for _, name := range names {
@@ -44,27 +48,27 @@ func normalizeCaps(h Host, names []string) ([]string, error) {
 		if !h.HasCap(c) {
 			known := slices.ContainsFunc(capability.ListKnown(), func(k capability.Cap) bool { return capName(k) == c })
 			if !known {
-				return nil, invalid("unknown capability: %q", c)
+				return nil, errs.Invalid("unknown capability: %q", c)
 			}
-			return nil, invalid("capability not supported by your kernel or not available in the current environment: %q", c)
+			return nil, errs.Invalid("capability not supported by your kernel or not available in the current environment: %q", c)
 		}
 		out = append(out, c)
 	}
 	return out, nil
 }
 
-// containerCaps are the capabilities of a container, its bounding set.
+// containerCaps returns the bounding set of a container.
 func containerCaps(h Host, hc *container.HostConfig) ([]string, error) {
 	if hc.Privileged {
 		return slices.Clone(h.Caps), nil
 	}
 	drop, err := normalizeCaps(h, hc.CapDrop)
 	if err != nil {
-		return nil, invalid("invalid CapDrop: %v", err)
+		return nil, errs.Invalid("invalid CapDrop: %v", err)
 	}
 	add, err := normalizeCaps(h, hc.CapAdd)
 	if err != nil {
-		return nil, invalid("invalid CapAdd: %v", err)
+		return nil, errs.Invalid("invalid CapAdd: %v", err)
 	}
 	var caps []string
 	switch {
@@ -73,8 +77,8 @@ func containerCaps(h Host, hc *container.HostConfig) ([]string, error) {
 	case slices.Contains(drop, allCaps):
 		caps = add
 	default:
-		// A default that this process lacks itself can't be given; the
-		// container goes without, as the runtime would fail over it.
+		// A default capability that this process does not have is left out, because
+		// the runtime would fail on it.
 		for _, c := range without(defaultCaps, drop) {
 			if h.HasCap(c) {
 				caps = append(caps, c)

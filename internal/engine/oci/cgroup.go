@@ -1,8 +1,11 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package oci
 
 import (
 	"io/fs"
 	"iter"
+	"os"
 	"path"
 	"slices"
 	"strings"
@@ -14,11 +17,11 @@ type CgroupMode string
 const (
 	CgroupNone   CgroupMode = "none"
 	CgroupV1     CgroupMode = "v1"
-	CgroupHybrid CgroupMode = "hybrid" // controllers on v1, an additional v2 tree without any
+	CgroupHybrid CgroupMode = "hybrid" // controllers on v1, and a v2 tree without controllers
 	CgroupV2     CgroupMode = "v2"
 )
 
-// Cgroup is where the host's control groups are.
+// Cgroup describes where the host's control groups are mounted.
 type Cgroup struct {
 	Mode CgroupMode
 	// Mounts maps each v1 controller ("memory", "cpu", "name=systemd") to its
@@ -37,8 +40,8 @@ func (c Cgroup) Version() string {
 	return "1"
 }
 
-// parseCgroup reads the lines of /proc/self/mountinfo (proc_pid_mountinfo(5)),
-// as far as it has to, and the contents of /proc/self/cgroup (cgroups(7)).
+// parseCgroup parses lines of /proc/self/mountinfo (proc_pid_mountinfo(5)), no
+// more than necessary, and the content of /proc/self/cgroup (cgroups(7)).
 func parseCgroup(mountinfo iter.Seq[string], own string) Cgroup {
 	c := Cgroup{Mode: CgroupNone, Mounts: map[string]string{}, Own: map[string]string{}}
 	v1 := false
@@ -78,7 +81,7 @@ func parseCgroup(mountinfo iter.Seq[string], own string) Cgroup {
 		point := unescapeMount(left[4])
 		switch right[0] {
 		case "cgroup2":
-			// The first is the host's; containers' trees may be mounted too.
+			// The first one is the host's. Trees of containers may be mounted, too.
 			if _, seen := c.Mounts[""]; !seen {
 				c.Mounts[""] = point
 			}
@@ -96,7 +99,7 @@ func parseCgroup(mountinfo iter.Seq[string], own string) Cgroup {
 			}
 		}
 		if !missing() {
-			break // the first of each counts, and of containers there may be thousands
+			break // stop early: only the first mount of each counts, and containers may have thousands
 		}
 	}
 	_, v2 := c.Mounts[""]
@@ -111,15 +114,15 @@ func parseCgroup(mountinfo iter.Seq[string], own string) Cgroup {
 	return c
 }
 
-// unescapeMount undoes the octal escapes of mountinfo for blank, tab, newline
+// unescapeMount decodes the octal escapes of mountinfo for blank, tab, newline
 // and backslash.
 func unescapeMount(s string) string {
 	return strings.NewReplacer(`\040`, " ", `\011`, "\t", `\012`, "\n", `\134`, `\`).Replace(s)
 }
 
-// CgroupPath is the value of linux.cgroupsPath for a container: below its
-// parent for the driver "cgroupfs", "slice:holdfast:id" for "systemd". An
-// empty parent is the driver's default.
+// CgroupPath returns the value of linux.cgroupsPath for a container: below its
+// parent for the driver "cgroupfs", "slice:holdfast:id" for "systemd". An empty
+// parent means the driver's default.
 func CgroupPath(driver, parent, id string) string {
 	if driver == DriverSystemd {
 		if parent == "" {
@@ -130,7 +133,8 @@ func CgroupPath(driver, parent, id string) string {
 	if parent == "" {
 		parent = "/holdfast"
 	}
-	// Cleaned as an absolute path: a parent can't climb out of the tree.
+	// The path is cleaned as an absolute one, so that a parent can't leave the
+	// tree.
 	return path.Join("/", parent, id)
 }
 
@@ -140,8 +144,8 @@ const (
 	DriverSystemd  = "systemd"
 )
 
-// DefaultDriver is the driver to use where none was configured: systemd where
-// it runs the host and control groups are v2, as in dockerd.
+// DefaultDriver returns the driver to use if none is configured. As in dockerd,
+// that is systemd if it is PID 1 and control groups are v2.
 func (h Host) DefaultDriver() string {
 	if h.Systemd && h.Cgroup.Mode == CgroupV2 {
 		return DriverSystemd
@@ -149,8 +153,8 @@ func (h Host) DefaultDriver() string {
 	return DriverCgroupfs
 }
 
-// CgroupDirs are the folders of a container's control group: one for each v1
-// controller, and with the key "" the one in the v2 tree. The argument is a
+// CgroupDirs returns the directories of a container's control group: one for each
+// v1 controller, and with the key "" the one in the v2 tree. cgroupsPath is a
 // value of linux.cgroupsPath.
 func (h Host) CgroupDirs(driver, cgroupsPath string) map[string]string {
 	rel := cgroupsPath
@@ -166,7 +170,7 @@ func (h Host) CgroupDirs(driver, cgroupsPath string) map[string]string {
 	return dirs
 }
 
-// expandSlice turns a slice's name into its path: each dash is a level
+// expandSlice converts a slice's name to its path: each dash is a level
 // (systemd.slice(5)).
 func expandSlice(slice string) string {
 	name, ok := strings.CutSuffix(slice, ".slice")
@@ -250,9 +254,10 @@ func probeV2(h *Host, f files) {
 	}
 }
 
-// inGroup looks for a controller's file at the mount point, in the process's
-// own group, and in the groups right below the mount point: many files don't
-// exist in the root group.
+// inGroup looks for a controller's file at the mount point, in the process's own
+// group, in the groups directly below the mount point, and last in a new group.
+// Many files don't exist in the root group, and a host that has not run anything
+// yet has no other group.
 func (f files) inGroup(mount, own, file string) bool {
 	if f.exists(rel(mount, file)) || f.exists(rel(mount, own, file)) {
 		return true
@@ -263,10 +268,27 @@ func (f files) inGroup(mount, own, file string) bool {
 			return true
 		}
 	}
-	return false
+	if f.group == nil {
+		return false
+	}
+	name, remove, err := f.group(mount)
+	if err != nil {
+		return false
+	}
+	defer remove()
+	return f.exists(rel(mount, name, file))
 }
 
-// rel joins and makes the path relative, as fs.FS wants it.
+// makeGroup makes a group below a mount point. remove removes it.
+func makeGroup(mount string) (name string, remove func(), err error) {
+	dir, err := os.MkdirTemp(mount, "holdfast-probe-")
+	if err != nil {
+		return "", nil, err
+	}
+	return path.Base(dir), func() { os.Remove(dir) }, nil
+}
+
+// rel joins the parts to a relative path, as fs.FS needs it.
 func rel(parts ...string) string {
 	p := strings.TrimPrefix(path.Join(append([]string{"/"}, parts...)...), "/")
 	if p == "" {

@@ -1,22 +1,25 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package oci
 
 import (
 	"slices"
+	"strings"
 
 	"github.com/moby/moby/api/types/container"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 )
 
-// DefaultShmSize is the size of /dev/shm where nothing else was asked, in bytes.
+// DefaultShmSize is the default size of /dev/shm, in bytes.
 const DefaultShmSize = 64 << 20
 
-// Defaults are the daemon's options that bear on containers.
+// Defaults are the daemon's options that concern containers.
 type Defaults struct {
 	CgroupDriver string // DriverCgroupfs or DriverSystemd
-	CgroupParent string // empty is the driver's
+	CgroupParent string // empty means the driver's default
 
-	// The modes and sizes that a container gets that asks for none. Empty or 0
-	// is Docker's own default.
+	// Modes and sizes for containers that request none. Empty or 0 means Docker's
+	// default.
 	IpcMode      container.IpcMode
 	CgroupnsMode container.CgroupnsMode
 	ShmSize      int64 // bytes
@@ -24,8 +27,8 @@ type Defaults struct {
 
 	Ulimits         map[string]*container.Ulimit
 	NoNewPrivileges bool
-	// SeccompProfile is "" or "builtin" for the built-in profile, "unconfined",
-	// or the JSON text of a profile.
+	// SeccompProfile is "" or "builtin" for the built-in profile, "unconfined", or
+	// the JSON text of a profile.
 	SeccompProfile string
 	SELinux        bool // --selinux-enabled
 
@@ -33,9 +36,9 @@ type Defaults struct {
 	Runtimes []string // names of all runtimes
 
 	Init     bool   // --init for all
-	InitPath string // of the init to mount; empty looks for one, see FindInit
+	InitPath string // path of the init to mount; if empty, see FindInit
 
-	// UIDMappings and GIDMappings are those of --userns-remap.
+	// UIDMappings and GIDMappings are the mappings of --userns-remap.
 	UIDMappings, GIDMappings []specs.LinuxIDMapping
 }
 
@@ -44,14 +47,11 @@ func (d Defaults) remapped(m container.UsernsMode) bool {
 	return len(d.UIDMappings) > 0 && m.IsPrivate()
 }
 
-// Adapt fills in what the request left open, as the daemon's defaults and the
-// host have it, so that inspect shows the values in force. It is to be called
-// before Validate, once, when the container is created.
+// Adapt completes a request with the daemon's defaults, as far as the host
+// supports them, so that inspect shows the effective values. Call it once, when
+// the container is created, before Validate.
 func Adapt(h Host, hc *container.HostConfig, d Defaults) {
-	if hc.CPUShares > 0 {
-		// The kernel's bounds: MIN_SHARES and MAX_SHARES of kernel/sched.
-		hc.CPUShares = min(max(hc.CPUShares, 2), 262144)
-	}
+	boundShares(&hc.Resources)
 	if hc.Memory > 0 && hc.MemorySwap == 0 {
 		hc.MemorySwap = hc.Memory * 2
 	}
@@ -94,12 +94,17 @@ func Adapt(h Host, hc *container.HostConfig, d Defaults) {
 	if hc.RestartPolicy.Name == "" {
 		hc.RestartPolicy.Name = container.RestartPolicyDisabled
 	}
+	if (hc.Privileged || hc.PidMode.IsHost() || hc.IpcMode.IsHost()) &&
+		!slices.ContainsFunc(hc.SecurityOpt, func(o string) bool { return strings.HasPrefix(o, "label") }) {
+		// SELinux would deny the container access to what it shares with the host.
+		hc.SecurityOpt = append(slices.Clone(hc.SecurityOpt), "label=disable")
+	}
 	adaptLog(&hc.LogConfig, d.LogConfig)
 	adaptPaths(h, hc)
 }
 
-// adaptLog completes a log configuration: the daemon's options hold where the
-// container uses the daemon's driver and did not set them itself.
+// adaptLog completes a log configuration: if the container uses the daemon's
+// driver, the daemon's options apply unless the container sets them.
 func adaptLog(lc *container.LogConfig, d container.LogConfig) {
 	if d.Type == "" {
 		d.Type = LogDriverJSON
@@ -137,8 +142,8 @@ func adaptPaths(h Host, hc *container.HostConfig) {
 	}
 }
 
-// maskedPaths are hidden in a container: they tell of the host or of other
-// containers.
+// maskedPaths returns the paths that are hidden in a container, because they
+// reveal the host or other containers.
 func maskedPaths(h Host) []string {
 	return append([]string{
 		"/proc/acpi",
@@ -162,4 +167,12 @@ var readonlyPaths = []string{
 	"/proc/irq",
 	"/proc/sys",
 	"/proc/sysrq-trigger",
+}
+
+// boundShares limits CPU shares to the kernel's range: MIN_SHARES and MAX_SHARES
+// of kernel/sched.
+func boundShares(r *container.Resources) {
+	if r.CPUShares > 0 {
+		r.CPUShares = min(max(r.CPUShares, 2), 262144)
+	}
 }

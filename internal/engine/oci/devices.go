@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package oci
 
 import (
@@ -12,12 +14,14 @@ import (
 
 	"github.com/moby/moby/api/types/container"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
+
+	"holdfast/internal/errs"
 )
 
 var errNotDevice = errors.New("not a device node")
 
-// setDevices makes the nodes and the rules of the device controller. The
-// runtime adds the nodes that the specification calls default devices itself.
+// setDevices sets the device nodes and the rules of the device controller. The
+// runtime itself adds the default devices of the specification.
 func setDevices(s *specs.Spec, in Input, _ Security) error {
 	hc := in.HostConfig
 	if hc.Privileged {
@@ -29,7 +33,7 @@ func setDevices(s *specs.Spec, in Input, _ Security) error {
 		s.Linux.Resources.Devices = []specs.LinuxDeviceCgroup{{Allow: true, Access: "rwm"}}
 		for _, m := range hc.Devices {
 			if m.PathInContainer == "" || m.PathOnHost == m.PathInContainer {
-				continue // there already
+				continue // a duplicate
 			}
 			added, err := in.sys.mapDevice(m)
 			if err != nil {
@@ -67,9 +71,9 @@ func setDevices(s *specs.Spec, in Input, _ Security) error {
 	return nil
 }
 
-// defaultDeviceRules deny all and then allow what every program expects:
-// zero, null, urandom, random, tty and console; and not fuse, which mknod
-// would otherwise give.
+// defaultDeviceRules returns rules that deny all devices and then allow those
+// that every program expects: zero, null, urandom, random, tty and console. They
+// deny fuse explicitly, which mknod would otherwise allow.
 func defaultDeviceRules() []specs.LinuxDeviceCgroup {
 	char := func(allow bool, major, minor int64) specs.LinuxDeviceCgroup {
 		return specs.LinuxDeviceCgroup{Allow: allow, Type: "c", Major: &major, Minor: &minor, Access: "rwm"}
@@ -86,13 +90,16 @@ func defaultDeviceRules() []specs.LinuxDeviceCgroup {
 	}
 }
 
-// mapDevice finds the nodes of a mapping: one, or all below a folder.
+// mapDevice returns the nodes of a mapping: one node, or all below a directory.
 func (s system) mapDevice(m container.DeviceMapping) ([]specs.LinuxDevice, error) {
 	target := m.PathInContainer
 	if target == "" {
 		target = m.PathOnHost
 	}
-	source := resolveDevice(m.PathOnHost)
+	source := filepath.Clean(m.PathOnHost)
+	if resolved, err := filepath.EvalSymlinks(source); err == nil {
+		source = resolved
+	}
 	d, err := s.device(source)
 	if err == nil {
 		d.Path = target
@@ -100,12 +107,12 @@ func (s system) mapDevice(m container.DeviceMapping) ([]specs.LinuxDevice, error
 	}
 	var found []specs.LinuxDevice
 	if errors.Is(err, errNotDevice) {
-		// What vanishes or isn't a node on the way is passed over.
+		// Files that disappear or are not device nodes are skipped.
 		_ = filepath.WalkDir(source, func(p string, e fs.DirEntry, walkErr error) error {
 			if walkErr != nil || e.IsDir() {
 				return nil
 			}
-			if child, err := s.device(resolveDevice(p)); err == nil {
+			if child, err := s.device(resolveChild(p)); err == nil {
 				child.Path = filepath.Join(target, strings.TrimPrefix(p, source))
 				found = append(found, child)
 			}
@@ -113,15 +120,18 @@ func (s system) mapDevice(m container.DeviceMapping) ([]specs.LinuxDevice, error
 		})
 	}
 	if len(found) == 0 {
-		return nil, invalid("error gathering device information while adding custom device %q: %v", m.PathOnHost, err)
+		if pathErr := (*fs.PathError)(nil); errors.As(err, &pathErr) {
+			err = pathErr.Err // the message has the path already
+		}
+		return nil, errs.Invalid("error gathering device information while adding custom device %q: %v", m.PathOnHost, err)
 	}
 	return found, nil
 }
 
-// resolveDevice follows links such as those of /dev/disk, but only to targets
-// in /dev.
-func resolveDevice(p string) string {
-	p = filepath.Clean(p)
+// resolveChild follows links in a directory such as /dev/disk/by-id, but only to
+// targets in /dev, because the user who named the directory may not know its
+// whole content.
+func resolveChild(p string) string {
 	resolved, err := filepath.EvalSymlinks(p)
 	if err != nil || !strings.HasPrefix(resolved, "/dev/") {
 		return p
@@ -129,7 +139,7 @@ func resolveDevice(p string) string {
 	return resolved
 }
 
-// hostDevices are the host's nodes for a privileged container, without those
+// hostDevices returns the host's nodes for a privileged container, except those
 // that the container gets of its own.
 func (s system) hostDevices() ([]specs.LinuxDevice, error) {
 	if s.devices != nil {
@@ -139,7 +149,7 @@ func (s system) hostDevices() ([]specs.LinuxDevice, error) {
 	err := filepath.WalkDir("/dev", func(p string, e fs.DirEntry, err error) error {
 		switch {
 		case errors.Is(err, fs.ErrNotExist):
-			return nil // gone meanwhile
+			return nil // it disappeared meanwhile
 		case err != nil:
 			return err
 		case e.IsDir():
@@ -162,7 +172,7 @@ func (s system) hostDevices() ([]specs.LinuxDevice, error) {
 		return nil
 	})
 	if err != nil {
-		return nil, unmet("list the host's devices: %v", err)
+		return nil, errs.Unmet("list the host's devices: %v", err)
 	}
 	return found, nil
 }
@@ -171,8 +181,8 @@ var deviceRule = sync.OnceValue(func() *regexp.Regexp {
 	return regexp.MustCompile(`^([acb]) ([0-9]+|\*):([0-9]+|\*) ([rwm]{1,3})$`)
 })
 
-// parseDeviceRule reads "type major:minor access", as the kernel's
-// devices.allow takes it (Documentation/admin-guide/cgroup-v1/devices.rst).
+// parseDeviceRule parses "type major:minor access", the format of the kernel's
+// devices.allow (Documentation/admin-guide/cgroup-v1/devices.rst).
 func parseDeviceRule(text string) (specs.LinuxDeviceCgroup, error) {
 	rule := text
 	if rule == "a" {
@@ -180,7 +190,7 @@ func parseDeviceRule(text string) (specs.LinuxDeviceCgroup, error) {
 	}
 	m := deviceRule().FindStringSubmatch(rule)
 	if m == nil {
-		return specs.LinuxDeviceCgroup{}, invalid("invalid device cgroup rule format: '%s'", text)
+		return specs.LinuxDeviceCgroup{}, errs.Invalid("invalid device cgroup rule format: '%s'", text)
 	}
 	out := specs.LinuxDeviceCgroup{Allow: true, Type: m[1], Access: m[4]}
 	for i, to := range []**int64{&out.Major, &out.Minor} {
@@ -188,7 +198,7 @@ func parseDeviceRule(text string) (specs.LinuxDeviceCgroup, error) {
 		if m[2+i] != "*" {
 			var err error
 			if n, err = strconv.ParseInt(m[2+i], 10, 64); err != nil {
-				return out, invalid("invalid device cgroup rule format: '%s'", text)
+				return out, errs.Invalid("invalid device cgroup rule format: '%s'", text)
 			}
 		}
 		*to = &n

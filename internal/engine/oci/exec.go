@@ -1,14 +1,19 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package oci
 
 import (
 	"path"
 	"slices"
+	"strings"
 
 	"github.com/moby/moby/api/types/container"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
+
+	"holdfast/internal/errs"
 )
 
-// ExecOptions are the container's side of an exec session.
+// ExecOptions describe the container of an exec session.
 type ExecOptions struct {
 	Host Host
 	// Config and HostConfig are the container's.
@@ -16,13 +21,13 @@ type ExecOptions struct {
 	HostConfig *container.HostConfig
 }
 
-// ExecProcess makes the process of an exec session: the container's own
-// process (its specification's) with what the request changes. Users are
-// looked up below rootfs, the container's root filesystem as the host sees it.
-// Errors are of kind errdefs.ErrInvalidArgument.
+// ExecProcess makes the process of an exec session: the process of the
+// container's specification with the changes of the request. Users are looked up
+// below rootfs, the container's root filesystem as the host sees it. Errors are
+// of kind errdefs.ErrInvalidArgument.
 func ExecProcess(base *specs.Process, rootfs string, req container.ExecCreateRequest, o ExecOptions) (*specs.Process, error) {
 	if len(req.Cmd) == 0 {
-		return nil, invalid("No exec command specified")
+		return nil, errs.Invalid("No exec command specified")
 	}
 	if err := validateEnv(req.Env); err != nil {
 		return nil, err
@@ -36,32 +41,37 @@ func ExecProcess(base *specs.Process, rootfs string, req container.ExecCreateReq
 	}
 	if req.WorkingDir != "" {
 		if !path.IsAbs(req.WorkingDir) {
-			return nil, invalid("Cwd must be an absolute path")
+			return nil, errs.Invalid("Cwd must be an absolute path")
 		}
 		p.Cwd = path.Clean(req.WorkingDir)
 	}
 
-	env := slices.Clone(base.Env)
+	// HOME follows the user, unless the container's configuration sets it.
+	env, home := slices.Clone(base.Env), ""
+	ours := o.Config == nil || !hasEnv(o.Config.Env, "HOME")
+	if i := slices.IndexFunc(env, func(kv string) bool { return strings.HasPrefix(kv, "HOME=") }); i >= 0 && ours {
+		home = strings.TrimPrefix(env[i], "HOME=")
+		env = slices.Delete(env, i, i+1)
+	}
 	if req.User != "" {
 		var groups []string
 		if o.HostConfig != nil {
 			groups = o.HostConfig.GroupAdd
 		}
-		u, home, err := resolveUser(rootfs, req.User, groups)
+		u, of, err := resolveUser(rootfs, req.User, groups)
 		if err != nil {
 			return nil, err
 		}
 		u.Umask = base.User.Umask
-		p.User = u
-		// HOME goes with the user unless the container's configuration set it.
-		if o.Config == nil || !hasEnv(o.Config.Env, "HOME") {
-			env = withHome(overrideEnv(env, []string{"HOME"}), home)
-		}
+		p.User, home = u, of
 	}
 	if req.Tty && !hasEnv(env, "TERM") {
-		env = append(env, "TERM=xterm")
+		env = withTerm(env)
 	}
 	p.Env = overrideEnv(env, req.Env)
+	if ours {
+		p.Env = withHome(p.Env, home)
+	}
 
 	var bounding []string
 	if base.Capabilities != nil {
@@ -74,7 +84,7 @@ func ExecProcess(base *specs.Process, rootfs string, req container.ExecCreateReq
 		}
 	}
 	p.Capabilities = capabilitySets(bounding, p.User.UID)
-	// Ours to give to the first process alone: a later one can't lower it.
+	// Only the first process gets it: a later process could not lower it again.
 	p.OOMScoreAdj = nil
 	return &p, nil
 }

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package oci
 
 import (
@@ -120,5 +122,23 @@ func TestRehostReplacesTheLinesOfOwnNamesAlone(t *testing.T) {
 	}
 	if again := string(Rehost([]byte(got), in)); again != got {
 		t.Errorf("repeated:\n%s", again)
+	}
+}
+
+func TestLineOfALinkIsKnownAfterARename(t *testing.T) {
+	at := netip.MustParseAddr("10.0.0.2")
+	content := []byte("127.0.0.1\tlocalhost\n10.0.0.2\tw web\n10.0.0.2\tweb\n192.0.2.9 w\n192.0.2.9\tprinter w\n")
+	w := HostsEntry{Addr: at, Names: []string{"w", "web", "shop"}}
+	if got, want := string(Unlink(content, []HostsEntry{w})), "127.0.0.1\tlocalhost\n10.0.0.2\tweb\n192.0.2.9 w\n192.0.2.9\tprinter w\n"; got != want {
+		t.Errorf("got %q, want %q", got, want)
+	}
+	// The host name of the container is the link's alias.
+	web := HostsEntry{Addr: at, Names: []string{"web", "shop"}}
+	if got, want := string(Relink(content, []HostsEntry{w, web})), "127.0.0.1\tlocalhost\n10.0.0.2\tw web shop\n10.0.0.2\tweb shop\n192.0.2.9 w\n192.0.2.9\tprinter w\n"; got != want {
+		t.Errorf("got %q, want %q", got, want)
+	}
+	w.Addr = netip.MustParseAddr("10.0.0.7")
+	if got, want := string(Relink(content[:35], []HostsEntry{w})), "127.0.0.1\tlocalhost\n10.0.0.7\tw web shop\n"; got != want {
+		t.Errorf("got %q, want %q", got, want)
 	}
 }

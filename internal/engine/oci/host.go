@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package oci
 
 import (
@@ -14,8 +16,8 @@ import (
 	"github.com/moby/sys/capability"
 )
 
-// Host is what this kernel and this machine can do. It is a plain value: a
-// test writes its own.
+// Host describes what this kernel and this machine support. It is a plain value,
+// so tests can set it.
 type Host struct {
 	Kernel    string // release, as uname -r prints it
 	OS        string // PRETTY_NAME of os-release
@@ -25,7 +27,7 @@ type Host struct {
 	NumCPU   int    // processors that this process may use
 	MemTotal int64  // bytes
 	Systemd  bool   // PID 1 is systemd
-	Cpus     string // processors that a cpuset may name, as a list "0-3,5"
+	Cpus     string // CPUs that a cpuset may name, as a list "0-3,5"
 	Mems     string // memory nodes, likewise
 
 	Cgroup Cgroup
@@ -44,26 +46,27 @@ type Host struct {
 	InUserNamespace                             bool // this process is itself in one
 	RecursiveReadOnly                           bool // mount_setattr(2), Linux 5.12
 	IPv4ForwardingDisabled                      bool
-	PingGroupRange, UnprivilegedPortStart, IPv6 bool // those sysctls exist
-	// Caps are the capabilities that this process can give away, in the
-	// kernel's order, named "CAP_CHOWN".
+	PingGroupRange, UnprivilegedPortStart, IPv6 bool // these sysctls exist
+	// Caps are the capabilities that this process can pass on, in the kernel's
+	// order, named like "CAP_CHOWN".
 	Caps []string
-	// OOMScoreAdj is this process's own.
+	// OOMScoreAdj is that of this process.
 	OOMScoreAdj int
-	// ThermalPaths are per-processor files that are masked in containers, as
-	// they tell of other tenants' load.
+	// ThermalPaths are per-CPU files that are masked in containers, because they
+	// reveal the load of other tenants.
 	ThermalPaths []string
 }
 
-// Probe looks at the host that this process runs on. What can't be read counts
-// as missing.
+// Probe examines the host that this process runs on. What can't be read counts as
+// missing.
 func Probe(context.Context) Host {
-	return probe(os.DirFS("/"))
+	return probe(os.DirFS("/"), makeGroup)
 }
 
-// probe reads everything below root, so that tests can lay out any host.
-func probe(root fs.FS) Host {
-	f := files{root}
+// probe reads all files below root, so that tests can define any host. With a nil
+// group it makes no control groups.
+func probe(root fs.FS, group func(mount string) (name string, remove func(), err error)) Host {
+	f := files{root, group}
 	h := Host{Arch: runtime.GOARCH}
 
 	h.Kernel = f.line("proc/sys/kernel/osrelease")
@@ -99,10 +102,19 @@ func probe(root fs.FS) Host {
 	return h
 }
 
-// HasCap reports whether this process can give the capability away.
+// Forwarding returns h with the current IPv4ForwardingDisabled: the daemon itself
+// switches forwarding on, and other programs may switch it off.
+func (h Host) Forwarding() Host {
+	b, err := os.ReadFile("/proc/sys/net/ipv4/ip_forward")
+	h.IPv4ForwardingDisabled = err != nil || strings.TrimSpace(string(b)) != "1"
+	return h
+}
+
+// HasCap reports whether this process can pass on the capability.
 func (h Host) HasCap(name string) bool { return slices.Contains(h.Caps, name) }
 
-// InfoWarnings are the lines that `info` shows for what this host can't do.
+// InfoWarnings returns the warnings of `info` about what this host does not
+// support.
 func (h Host) InfoWarnings() []string {
 	var w []string
 	lacks := func(have bool, text string) {
@@ -165,7 +177,8 @@ func osRelease(f files) (pretty, version string) {
 	return pretty, version
 }
 
-// capabilities names the bits of a mask as /proc/PID/status prints it.
+// capabilities returns the names for the bits of a mask in the format of
+// /proc/PID/status.
 func capabilities(mask string) []string {
 	bits, err := strconv.ParseUint(mask, 16, 64)
 	if err != nil {
@@ -182,8 +195,8 @@ func capabilities(mask string) []string {
 
 func capName(c capability.Cap) string { return "CAP_" + strings.ToUpper(c.String()) }
 
-// inUserNamespace judges the first line of /proc/self/uid_map: the initial
-// namespace maps all 2^32-1 identifiers onto themselves.
+// inUserNamespace evaluates the first line of /proc/self/uid_map: the initial
+// namespace maps all 2^32-1 IDs onto themselves.
 func inUserNamespace(uidMap string) bool {
 	fields := strings.Fields(uidMap)
 	return len(fields) == 3 && !(fields[0] == "0" && fields[1] == "0" && fields[2] == "4294967295")
@@ -212,8 +225,11 @@ func thermalPaths(f files) []string {
 	return paths
 }
 
-// files reads small files of a tree, with "" for what isn't there.
-type files struct{ fs.FS }
+// files reads small files of a tree. A missing file reads as "".
+type files struct {
+	fs.FS
+	group func(mount string) (name string, remove func(), err error)
+}
 
 func (f files) read(name string) string {
 	b, err := fs.ReadFile(f.FS, name)
@@ -223,7 +239,7 @@ func (f files) read(name string) string {
 	return string(b)
 }
 
-// lines are a file's lines, read as they are asked for.
+// lines returns a file's lines, read lazily.
 func (f files) lines(name string) iter.Seq[string] {
 	return func(yield func(string) bool) {
 		file, err := f.Open(name)
@@ -241,7 +257,7 @@ func (f files) lines(name string) iter.Seq[string] {
 	}
 }
 
-// line is the first line of a file.
+// line returns the first line of a file.
 func (f files) line(name string) string {
 	s, _, _ := strings.Cut(f.read(name), "\n")
 	return strings.TrimSpace(s)
@@ -257,7 +273,7 @@ func (f files) isDir(name string) bool {
 	return err == nil && st.IsDir()
 }
 
-// pairs reads "Key:\tvalue" lines.
+// pairs parses "Key:\tvalue" lines.
 func (f files) pairs(name string) map[string]string {
 	m := map[string]string{}
 	for line := range strings.Lines(f.read(name)) {
@@ -268,7 +284,7 @@ func (f files) pairs(name string) map[string]string {
 	return m
 }
 
-// field is the number after a key at the start of a line.
+// field returns the number after a key at the beginning of a line.
 func (f files) field(name, key string) int64 {
 	for line := range strings.Lines(f.read(name)) {
 		fields := strings.Fields(line)

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package oci
 
 import (
@@ -11,7 +13,7 @@ import (
 
 const allCapsMask = "000001ffffffffff"
 
-// fakeTree lays out a host: each name is a file with its content.
+// fakeTree makes a host's files: each name with its content.
 func fakeTree(files map[string]string) fstest.MapFS {
 	tree := fstest.MapFS{}
 	for name, content := range files {
@@ -89,7 +91,7 @@ var v2Files = with(map[string]string{
 func TestProbeTellsWhatEachKindOfHostCanDo(t *testing.T) {
 	for name, files := range map[string]map[string]string{"hybrid": hybridFiles, "v2": v2Files, "bare": {}} {
 		t.Run(name, func(t *testing.T) {
-			h := probe(fakeTree(files))
+			h := probe(fakeTree(files), nil)
 			h.Arch = "amd64"
 			b, err := json.MarshalIndent(struct {
 				Host
@@ -100,6 +102,33 @@ func TestProbeTellsWhatEachKindOfHostCanDo(t *testing.T) {
 			}
 			golden(t, "host/"+name+".json", append(b, '\n'))
 		})
+	}
+}
+
+// Some files exist in every group except the root group.
+func TestProbeLooksIntoANewGroupWhereNoneIsToBeFound(t *testing.T) {
+	tree := fakeTree(hybridFiles)
+	delete(tree, "sys/fs/cgroup/blkio/some.group/blkio.bfq.weight")
+	if probe(tree, nil).BlkioWeight {
+		t.Error("a weight is found where there is none")
+	}
+	made := 0
+	h := probe(tree, func(mount string) (string, func(), error) {
+		const name = "new"
+		made++
+		files := []string{strings.TrimPrefix(mount, "/") + "/" + name + "/blkio.bfq.weight"}
+		for _, f := range files {
+			tree[f] = &fstest.MapFile{}
+		}
+		return name, func() {
+			made--
+			for _, f := range files {
+				delete(tree, f)
+			}
+		}, nil
+	})
+	if !h.BlkioWeight || h.BlkioWeightDevice || made != 0 {
+		t.Errorf("weight %v, weight of devices %v, groups left %d", h.BlkioWeight, h.BlkioWeightDevice, made)
 	}
 }
 
@@ -126,7 +155,7 @@ func TestCgroupModes(t *testing.T) {
 }
 
 func TestCgroupPathsOfBothDrivers(t *testing.T) {
-	hybrid, v2 := probe(fakeTree(hybridFiles)), probe(fakeTree(v2Files))
+	hybrid, v2 := probe(fakeTree(hybridFiles), nil), probe(fakeTree(v2Files), nil)
 	for _, tc := range []struct {
 		name, driver, parent, path string
 		host                       Host
@@ -209,7 +238,7 @@ func TestMountsOfContainersAreNotReadForTheCgroups(t *testing.T) {
 	if c.Mode != CgroupHybrid || c.Mounts["cpu"] != "/sys/fs/cgroup/cpu" || read != 2 {
 		t.Errorf("%+v after %d lines", c, read)
 	}
-	// One that is not mounted is looked for everywhere.
+	// For a controller that is not mounted all lines are read.
 	if read = 0; parseCgroup(lines, "1:cpu:/\n2:pids:/\n0::/\n").Mounts["cpu"] != "/sys/fs/cgroup/cpu" || read != 4 {
 		t.Errorf("%d lines were read", read)
 	}

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package oci
 
 import (
@@ -5,27 +7,28 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+
+	"holdfast/internal/errs"
 )
 
-// HostsInput is what a container's /etc/hosts is made of.
+// HostsInput is the input for a container's /etc/hosts.
 type HostsInput struct {
 	Hostname, Domainname string
-	// Addresses are the container's own, on each of its networks. Its names
-	// are listed once for each.
+	// Addresses are the container's own, on all of its networks. Its names are
+	// listed once for each address.
 	Addresses []netip.Addr
-	// Names are more names of its own, after the host name.
+	// Names are additional names of the container, after the host name.
 	Names []string
-	// ExtraHosts are those of HostConfig, "name:address".
+	// ExtraHosts are the entries of HostConfig.ExtraHosts, "name:address".
 	ExtraHosts []string
-	// HostGateway are the addresses that stand for "host-gateway", one line
-	// each.
+	// HostGateway are the addresses that replace "host-gateway", one line each.
 	HostGateway []netip.Addr
-	// Links are names of other containers.
+	// Links are the entries for other containers.
 	Links []HostsEntry
 	// IPv6 adds the lines of the loopback and multicast addresses.
 	IPv6 bool
-	// Base replaces the default lines, for a container in the host's network:
-	// it is the host's own /etc/hosts.
+	// Base replaces the default lines for a container in the host's network: it is
+	// the host's own /etc/hosts.
 	Base []byte
 }
 
@@ -69,7 +72,7 @@ func Hosts(in HostsInput) ([]byte, error) {
 			continue
 		}
 		if len(in.HostGateway) == 0 {
-			return nil, invalid("unable to derive the IP value for host-gateway")
+			return nil, errs.Invalid("unable to derive the IP value for host-gateway")
 		}
 		for _, gw := range in.HostGateway {
 			line(gw, name)
@@ -91,7 +94,7 @@ func Hosts(in HostsInput) ([]byte, error) {
 	return b.Bytes(), nil
 }
 
-// ownNames are "host.domain host", then the others, each once.
+// ownNames returns "host.domain host", then the others, without duplicates.
 func ownNames(in HostsInput) []string {
 	var names []string
 	if in.Hostname != "" {
@@ -99,7 +102,7 @@ func ownNames(in HostsInput) []string {
 			names = append(names, in.Hostname+"."+in.Domainname)
 		}
 		names = append(names, in.Hostname)
-		// A host name with labels is known by its first one too.
+		// A host name with dots is also known by its first label.
 		if first, _, dotted := strings.Cut(in.Hostname, "."); dotted && first != "" {
 			names = append(names, first)
 		}
@@ -107,10 +110,9 @@ func ownNames(in HostsInput) []string {
 	return dedupe(append(names, in.Names...))
 }
 
-// Rehost gives a hosts file of a container that is on other networks than before
-// the lines of its own names anew: those of addresses that it has no more are
-// taken out, those of new ones added, and whatever else somebody has written into
-// the file stays.
+// Rehost updates the container's own lines in its hosts file after it was
+// connected or disconnected: it removes the lines of old addresses and adds those
+// of new ones. Other content of the file stays.
 func Rehost(content []byte, in HostsInput) []byte {
 	var b bytes.Buffer
 	names := ownNames(in)
@@ -139,16 +141,15 @@ func Rehost(content []byte, in HostsInput) []byte {
 	return b.Bytes()
 }
 
-// Relink gives a hosts file its links anew: the line of a link that has another
-// address is replaced, one that is missing is added, and whatever else somebody
-// has written into the file stays.
+// Relink updates the links in a hosts file: it replaces the line of a link whose
+// address changed, and adds missing ones. Other content of the file stays.
 func Relink(content []byte, links []HostsEntry) []byte {
 	var b bytes.Buffer
 	done := make([]bool, len(links))
 	for line := range strings.Lines(string(content)) {
 		fields := strings.Fields(line)
 		for i, l := range links {
-			if len(fields) < 2 || !slices.Equal(fields[1:], l.Names) {
+			if !l.is(fields) {
 				continue
 			}
 			if a, err := netip.ParseAddr(fields[0]); err == nil && a.Is4() == l.Addr.Is4() {
@@ -165,5 +166,30 @@ func Relink(content []byte, links []HostsEntry) []byte {
 	return b.Bytes()
 }
 
-// Hostname renders /etc/hostname: what hostname(1) says.
+// is reports whether a line is that of a link. Since the line was written the
+// linked container may have got another address, or another name, which is the
+// last one of the line.
+func (l HostsEntry) is(fields []string) bool {
+	if len(fields) < 2 || fields[1] != l.Names[0] {
+		return false
+	}
+	names := fields[1:]
+	a, err := netip.ParseAddr(fields[0])
+	return slices.Equal(names, l.Names) || err == nil && a == l.Addr ||
+		len(names) > 1 && len(l.Names) > 1 && names[1] == l.Names[1]
+}
+
+// Unlink removes the lines of links from a hosts file.
+func Unlink(content []byte, links []HostsEntry) []byte {
+	var b bytes.Buffer
+	for line := range strings.Lines(string(content)) {
+		fields := strings.Fields(line)
+		if !slices.ContainsFunc(links, func(l HostsEntry) bool { return l.is(fields) }) {
+			b.WriteString(line)
+		}
+	}
+	return b.Bytes()
+}
+
+// Hostname returns the content of /etc/hostname.
 func Hostname(hostname string) []byte { return []byte(hostname + "\n") }

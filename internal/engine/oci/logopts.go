@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package oci
 
 import (
@@ -11,33 +13,35 @@ import (
 
 	"github.com/docker/go-units"
 	"github.com/moby/moby/api/types/container"
+
+	"holdfast/internal/errs"
 )
 
-// Log drivers that the shim writes itself.
+// Log drivers that the shim implements.
 const (
 	LogDriverJSON  = "json-file"
 	LogDriverLocal = "local"
 	LogDriverNone  = "none"
 )
 
-// foreignLogDrivers are Docker's other ones: known by name, and refused.
+// foreignLogDrivers are Docker's other log drivers, which are refused by name.
 var foreignLogDrivers = []string{
 	"awslogs", "etwlogs", "fluentd", "gcplogs", "gelf", "journald", "logentries", "splunk", "syslog",
 }
 
-// LogConfig is a container's log configuration, read and judged.
+// LogConfig is a parsed and validated log configuration.
 type LogConfig struct {
 	Driver   string
-	MaxSize  int64 // bytes; 0 is no limit
-	MaxFiles int   // with the active one
+	MaxSize  int64 // bytes; 0 means no limit
+	MaxFiles int   // including the active one
 	Compress bool
 
 	Labels, Env           []string
 	LabelsRegex, EnvRegex *regexp.Regexp
-	Tag                   string // a text/template over LogInfo
+	Tag                   string // a text/template that is executed with LogInfo
 }
 
-// LogInfo is what a tag's template may name.
+// LogInfo has the fields and methods that a tag's template may use.
 type LogInfo struct {
 	ContainerID        string
 	ContainerName      string // with its leading slash
@@ -68,13 +72,13 @@ func (i LogInfo) ImageID() string {
 // ImageFullID is the image's ID.
 func (i LogInfo) ImageFullID() string { return i.ContainerImageID }
 
-// ImageName is the image as the user named it.
+// ImageName is the image's name as the user gave it.
 func (i LogInfo) ImageName() string { return i.ContainerImageName }
 
 func short(id string) string { return id[:min(12, len(id))] }
 
-// ParseLog reads a log configuration. Unknown drivers and options, and values
-// that make no sense, are of kind errdefs.ErrInvalidArgument.
+// ParseLog parses a log configuration. For unknown drivers and options, and for
+// invalid values, it returns errdefs.ErrInvalidArgument.
 func ParseLog(lc container.LogConfig) (LogConfig, error) {
 	out := LogConfig{Driver: lc.Type, MaxFiles: 1}
 	switch lc.Type {
@@ -86,9 +90,9 @@ func ParseLog(lc container.LogConfig) (LogConfig, error) {
 		out.MaxSize, out.MaxFiles, out.Compress = 20<<20, 5, true
 	default:
 		if slices.Contains(foreignLogDrivers, lc.Type) {
-			return out, invalid("logger: log driver '%s' is not available: use json-file, local or none", lc.Type)
+			return out, errs.Invalid("logger: log driver '%s' is not available: use json-file, local or none", lc.Type)
 		}
-		return out, invalid("logger: no log driver named '%s' is registered", lc.Type)
+		return out, errs.Invalid("error looking up logging plugin %[1]s: plugin %[1]q not found", lc.Type)
 	}
 
 	bounded := out.MaxSize > 0
@@ -99,17 +103,17 @@ func ParseLog(lc container.LogConfig) (LogConfig, error) {
 		var err error
 		switch k {
 		case "max-size":
-			if lc.Type == LogDriverLocal || v != "-1" { // -1 is no limit, in json-file
+			if lc.Type == LogDriverLocal || v != "-1" { // -1 means no limit, in json-file
 				out.MaxSize, err = units.FromHumanSize(v)
 				if err == nil && out.MaxSize <= 0 {
-					err = invalid("max-size must be a positive number")
+					err = errs.Invalid("max-size must be a positive number")
 				}
 				bounded = true
 			}
 		case "max-file":
 			out.MaxFiles, err = strconv.Atoi(v)
 			if err == nil && out.MaxFiles < 1 {
-				err = invalid("max-file cannot be less than 1")
+				err = errs.Invalid("max-file cannot be less than 1")
 			}
 		case "compress":
 			out.Compress, err = strconv.ParseBool(v)
@@ -128,23 +132,23 @@ func ParseLog(lc container.LogConfig) (LogConfig, error) {
 		case "mode":
 			mode = v
 			if v != string(container.LogModeBlocking) && v != string(container.LogModeNonBlock) && v != "" {
-				return out, invalid("logger: logging mode not supported: %s", v)
+				return out, errs.Invalid("logger: logging mode not supported: %s", v)
 			}
 		case "max-buffer-size":
 			_, err = units.RAMInBytes(v)
 		default:
-			return out, invalid("unknown log opt '%s' for %s log driver", k, out.Driver)
+			return out, errs.Invalid("unknown log opt '%s' for %s log driver", k, out.Driver)
 		}
 		if err != nil {
-			return out, invalid("error parsing option %s: %v", k, err)
+			return out, errs.Invalid("error parsing option %s: %v", k, err)
 		}
 	}
 	if _, ok := lc.Config["max-buffer-size"]; ok && mode != string(container.LogModeNonBlock) {
-		return out, invalid("logger: max-buffer-size option is only supported with 'mode=%s'", container.LogModeNonBlock)
+		return out, errs.Invalid("logger: max-buffer-size option is only supported with 'mode=%s'", container.LogModeNonBlock)
 	}
 	if out.Compress && (out.MaxFiles < 2 || !bounded) {
 		if compressGiven {
-			return out, invalid("compress cannot be true when max-file is less than 2 or max-size is not set")
+			return out, errs.Invalid("compress cannot be true when max-file is less than 2 or max-size is not set")
 		}
 		out.Compress = false
 	}
@@ -161,8 +165,8 @@ func splitKeys(v string) []string {
 	return keys
 }
 
-// Attributes are the extra fields of each log line: labels and environment
-// variables that the options ask for, and the tag.
+// Attributes returns the extra fields of each log line: the labels and
+// environment variables that the options select, and the tag.
 func (c LogConfig) Attributes(info LogInfo) (map[string]string, error) {
 	attrs := map[string]string{}
 	take := func(have map[string]string, keys []string, re *regexp.Regexp) {
@@ -189,7 +193,7 @@ func (c LogConfig) Attributes(info LogInfo) (map[string]string, error) {
 		}
 		var b strings.Builder
 		if err := t.Execute(&b, &info); err != nil {
-			return nil, invalid("log tag %q: %v", c.Tag, err)
+			return nil, errs.Invalid("log tag %q: %v", c.Tag, err)
 		}
 		attrs["tag"] = b.String()
 	}

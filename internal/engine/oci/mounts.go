@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package oci
 
 import (
@@ -9,29 +11,30 @@ import (
 	"github.com/moby/moby/api/types/mount"
 	"github.com/moby/sys/mountinfo"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
+
+	"holdfast/internal/errs"
 )
 
 // Mount is a resolved mount point: a path on the host, or a tmpfs.
 type Mount struct {
-	Type        mount.Type // mount.TypeTmpfs, or else a bind of Source
+	Type        mount.Type // mount.TypeTmpfs, or anything else for a bind of Source
 	Source      string     // on the host
 	Destination string     // in the container
 	RW          bool
-	Propagation mount.Propagation // empty is rprivate
-	// PropagationIfShared takes Propagation only where the source's mount can
-	// carry it, and rprivate elsewhere.
+	Propagation mount.Propagation // empty means rprivate
+	// PropagationIfShared uses Propagation only if the source's mount supports it,
+	// and otherwise rprivate.
 	PropagationIfShared bool
 
 	NonRecursive           bool
 	ReadOnlyNonRecursive   bool
 	ReadOnlyForceRecursive bool
 
-	// Options are a tmpfs's, comma-separated as in HostConfig.Tmpfs.
+	// Options are the options of a tmpfs, comma-separated as in HostConfig.Tmpfs.
 	Options string
 }
 
-// TmpfsMounts are those of HostConfig.Tmpfs, as Build wants them among
-// Input.Mounts.
+// TmpfsMounts converts HostConfig.Tmpfs for Input.Mounts.
 func TmpfsMounts(tmpfs map[string]string) []Mount {
 	var out []Mount
 	for _, dest := range sortedKeys(tmpfs) {
@@ -40,7 +43,7 @@ func TmpfsMounts(tmpfs map[string]string) []Mount {
 	return out
 }
 
-// systemMounts are those of every container.
+// systemMounts returns the mounts of every container.
 func systemMounts() []specs.Mount {
 	return []specs.Mount{
 		{Destination: "/proc", Type: "proc", Source: "proc", Options: []string{"nosuid", "noexec", "nodev"}},
@@ -70,7 +73,7 @@ func setMounts(s *specs.Spec, in Input, sec Security) error {
 	}
 	for _, m := range systemMounts() {
 		if own(m.Destination) || ownDev && strings.HasPrefix(m.Destination, "/dev/") {
-			continue // the user has put something else there
+			continue // a mount of the user replaces it
 		}
 		switch m.Destination {
 		case "/dev/shm":
@@ -89,7 +92,7 @@ func setMounts(s *specs.Spec, in Input, sec Security) error {
 			}
 			m.Options = append(m.Options, "size="+strconv.FormatInt(size, 10))
 		case "/dev/mqueue":
-			// Mounting mqueue needs the namespace to be one's own.
+			// Only the owner of the IPC namespace can mount mqueue.
 			if hc.IpcMode.IsHost() && in.Defaults.remapped(hc.UsernsMode) {
 				continue
 			}
@@ -97,7 +100,7 @@ func setMounts(s *specs.Spec, in Input, sec Security) error {
 			if hc.Privileged {
 				m.Options = without(m.Options, []string{"ro"})
 			} else if hc.NetworkMode.IsHost() && in.Defaults.remapped(hc.UsernsMode) {
-				// sysfs can't be mounted by who doesn't own the network namespace.
+				// sysfs can only be mounted by the owner of the network namespace.
 				m = specs.Mount{Destination: "/sys", Type: "bind", Source: "/sys", Options: []string{"rbind", "nosuid", "noexec", "nodev", "ro"}}
 			}
 		case "/sys/fs/cgroup":
@@ -121,7 +124,7 @@ func setMounts(s *specs.Spec, in Input, sec Security) error {
 			user = append(user, Mount{Type: mount.TypeBind, Source: f.source, Destination: f.dest, RW: !hc.ReadonlyRootfs, ReadOnlyNonRecursive: true})
 		}
 	}
-	// Parents before what is mounted in them.
+	// Parents come before the mounts below them.
 	slices.SortStableFunc(user, func(a, b Mount) int { return depth(a.Destination) - depth(b.Destination) })
 	for _, m := range user {
 		if err := addMount(s, in, m); err != nil {
@@ -144,7 +147,8 @@ func setMounts(s *specs.Spec, in Input, sec Security) error {
 	return nil
 }
 
-// keepsWriting names the system mounts that a read-only root leaves writable.
+// keepsWriting reports whether a system mount stays writable with a read-only
+// root.
 func keepsWriting(dest string) bool {
 	switch dest {
 	case "/proc", "/dev", "/dev/pts", "/dev/shm", "/dev/mqueue":
@@ -160,7 +164,8 @@ func depth(p string) int {
 	return strings.Count(p, "/")
 }
 
-// sharedShm is the host's path for /dev/shm where it isn't the container's own.
+// sharedShm returns the host's path for /dev/shm, or "" if the container has one
+// of its own.
 func sharedShm(in Input) (string, error) {
 	mode := in.HostConfig.IpcMode
 	switch {
@@ -169,7 +174,7 @@ func sharedShm(in Input) (string, error) {
 	case mode.IsHost():
 		return "/dev/shm", nil
 	case mode.IsContainer():
-		return "", unmet("container %s: ipc mode %s needs the path of that container's /dev/shm", in.ID, mode)
+		return "", errs.Unmet("container %s: ipc mode %s needs the path of that container's /dev/shm", in.ID, mode)
 	}
 	return "", nil
 }
@@ -209,7 +214,7 @@ func addMount(s *specs.Spec, in Input, m Mount) error {
 		case in.Host.RecursiveReadOnly && !in.NoRecursiveReadOnly:
 			ro = "rro"
 		case m.ReadOnlyForceRecursive:
-			return unmet("mount %s: this kernel or runtime can't make mounts read-only recursively", m.Destination)
+			return errs.Unmet("mount %s: this kernel or runtime can't make mounts read-only recursively", m.Destination)
 		}
 		opts = append(opts, ro)
 	}
@@ -220,9 +225,9 @@ func addMount(s *specs.Spec, in Input, m Mount) error {
 	return nil
 }
 
-// propagateRoot sees to it that events of mounts can get through: from the
-// source, which must be on a shared (or slave) mount, and through the
-// container's root, which the runtime makes private otherwise.
+// propagateRoot makes sure that mount events can propagate: from the source,
+// which must be on a shared (or slave) mount, and through the container's root,
+// which the runtime would otherwise make private.
 func propagateRoot(s *specs.Spec, sys system, source string, p mount.Propagation) error {
 	var needs, root string
 	switch p {
@@ -235,14 +240,14 @@ func propagateRoot(s *specs.Spec, sys system, source string, p mount.Propagation
 	}
 	point, optional, err := sys.mount(source)
 	if err != nil {
-		return invalid("mount %s: %v", source, err)
+		return errs.Invalid("mount %s: %v", source, err)
 	}
 	ok := false
 	for _, tag := range strings.Fields(optional) {
 		ok = ok || strings.HasPrefix(tag, "shared:") || root == "rslave" && strings.HasPrefix(tag, "master:")
 	}
 	if !ok {
-		return invalid("path %s is mounted on %s but it is not a %s mount", source, point, needs)
+		return errs.Invalid("path %s is mounted on %s but it is not a %s mount", source, point, needs)
 	}
 	if s.Linux.RootfsPropagation != "shared" {
 		s.Linux.RootfsPropagation = root
@@ -250,8 +255,8 @@ func propagateRoot(s *specs.Spec, sys system, source string, p mount.Propagation
 	return nil
 }
 
-// mount finds the mount that a path is on, and its optional fields
-// (proc_pid_mountinfo(5)).
+// mount returns the mount point of the mount that a path is on, and its optional
+// fields (proc_pid_mountinfo(5)).
 func (s system) mount(p string) (point, optional string, err error) {
 	if s.mountOf != nil {
 		return s.mountOf(p)
@@ -261,13 +266,14 @@ func (s system) mount(p string) (point, optional string, err error) {
 		return "", "", err
 	}
 	for _, i := range infos {
-		// The longest; of two on one point the later, which hides the other.
+		// The longest mount point wins. Of two mounts on one point the later one
+		// wins, which hides the other.
 		if len(i.Mountpoint) >= len(point) {
 			point, optional = i.Mountpoint, i.Optional
 		}
 	}
 	if point == "" {
-		return "", "", invalid("can't find its mount point")
+		return "", "", errs.Invalid("can't find its mount point")
 	}
 	return point, optional, nil
 }

@@ -1,10 +1,14 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package oci
 
 import (
 	specs "github.com/opencontainers/runtime-spec/specs-go"
+
+	"holdfast/internal/errs"
 )
 
-// setNamespaces lists the namespaces that the container doesn't share with the
+// setNamespaces sets the namespaces that the container does not share with the
 // host: new ones, and those that it joins by path.
 func setNamespaces(s *specs.Spec, in Input, _ Security) error {
 	c, hc, join := in.Config, in.HostConfig, in.Namespaces
@@ -15,17 +19,17 @@ func setNamespaces(s *specs.Spec, in Input, _ Security) error {
 
 	switch {
 	case c.NetworkDisabled, hc.NetworkMode.IsNone():
-		add(specs.NetworkNamespace, join.Net) // empty: a new one with nothing but lo
+		add(specs.NetworkNamespace, join.Net) // empty means a new one with only lo
 	case hc.NetworkMode.IsHost():
 	case join.Net == "":
-		return unmet("container %s: network mode %s needs the path of its network namespace", in.ID, hc.NetworkMode)
+		return errs.Unmet("container %s: network mode %s needs the path of its network namespace", in.ID, hc.NetworkMode)
 	default:
 		add(specs.NetworkNamespace, join.Net)
 	}
 
 	if !hc.UTSMode.IsHost() {
 		add(specs.UTSNamespace, join.UTS)
-		// Joining a namespace doesn't rename it.
+		// The host name of a joined namespace must not be changed.
 		if join.UTS == "" {
 			s.Hostname = c.Hostname
 		}
@@ -34,7 +38,7 @@ func setNamespaces(s *specs.Spec, in Input, _ Security) error {
 	switch {
 	case hc.PidMode.IsHost():
 	case hc.PidMode.IsContainer() && join.PID == "":
-		return unmet("container %s: pid mode %s needs the path of that container's namespace", in.ID, hc.PidMode)
+		return errs.Unmet("container %s: pid mode %s needs the path of that container's namespace", in.ID, hc.PidMode)
 	default:
 		add(specs.PIDNamespace, join.PID)
 	}
@@ -42,7 +46,7 @@ func setNamespaces(s *specs.Spec, in Input, _ Security) error {
 	switch {
 	case hc.IpcMode.IsHost():
 	case hc.IpcMode.IsContainer() && join.IPC == "":
-		return unmet("container %s: ipc mode %s needs the path of that container's namespace", in.ID, hc.IpcMode)
+		return errs.Unmet("container %s: ipc mode %s needs the path of that container's namespace", in.ID, hc.IpcMode)
 	default:
 		add(specs.IPCNamespace, join.IPC)
 	}

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package oci
 
 import (
@@ -8,15 +10,17 @@ import (
 	"github.com/moby/moby/api/types/container"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
+
+	"holdfast/internal/errs"
 )
 
-// cfsPeriod is the period in microseconds that NanoCPUs is a quota of.
+// cfsPeriod is the period, in microseconds, by which NanoCPUs is converted to a
+// quota.
 const cfsPeriod = 100_000
 
-// Resources are the limits in the runtime's terms, without device rules. Parts
-// for which nothing was asked are nil. Devices with limits of their own are
-// looked up on the host: an error for one that isn't there is of kind
-// errdefs.ErrInvalidArgument.
+// Resources returns the limits in the form of the runtime specification, without
+// device rules. Parts without a limit are nil. Devices with limits are looked up
+// on the host: for a missing one the error is of kind errdefs.ErrInvalidArgument.
 func Resources(h Host, r container.Resources) (*specs.LinuxResources, error) {
 	return resources(h, r, system{})
 }
@@ -42,8 +46,8 @@ func memory(h Host, r container.Resources) *specs.LinuxMemory {
 	if r.MemoryReservation > 0 {
 		m.Reservation = &r.MemoryReservation
 	}
-	// -1 must be told, as it lifts a limit; but a runtime fails over it where
-	// swap isn't accounted.
+	// -1 must be passed on, because it lifts a limit. But without swap accounting a
+	// runtime fails on it.
 	if r.MemorySwap > 0 || r.MemorySwap == -1 && h.SwapLimit {
 		m.Swap = &r.MemorySwap
 	}
@@ -90,7 +94,8 @@ func unsigned(n int64) *uint64 {
 	return &u
 }
 
-// pids: 0 and negative numbers lift the limit, which a runtime is told as -1.
+// pids returns the limit of processes. 0 and negative numbers lift the limit, for
+// which the runtime needs -1.
 func pids(r container.Resources) *specs.LinuxPids {
 	if r.PidsLimit == nil {
 		return nil
@@ -145,15 +150,15 @@ func blockIO(r container.Resources, sys system) (*specs.LinuxBlockIO, error) {
 	return &b, nil
 }
 
-// system is all that this package asks of the machine while it builds a
-// specification. A field that is nil is the machine itself; tests set them.
+// system has all accesses to the machine that this package makes while it builds
+// a specification. A nil field uses the real machine; tests set the fields.
 type system struct {
 	stat    func(path string) (specs.LinuxDevice, error)
 	devices func() ([]specs.LinuxDevice, error)
 	mountOf func(path string) (mountpoint, optional string, err error)
 }
 
-// device reads a device node. errNotDevice is returned for anything else.
+// device reads a device node. It returns errNotDevice for anything else.
 func (s system) device(path string) (specs.LinuxDevice, error) {
 	if s.stat != nil {
 		return s.stat(path)
@@ -161,18 +166,18 @@ func (s system) device(path string) (specs.LinuxDevice, error) {
 	return readDevice(path)
 }
 
-// blockDevice is device for a path that limits are asked for.
+// blockDevice is device for a path that has limits.
 func (s system) blockDevice(path string) (specs.LinuxDevice, error) {
 	resolved, err := filepath.EvalSymlinks(path)
 	if s.stat != nil {
 		resolved, err = path, nil
 	}
 	if err != nil {
-		return specs.LinuxDevice{}, invalid("%v", err)
+		return specs.LinuxDevice{}, errs.Invalid("%v", err)
 	}
 	d, err := s.device(resolved)
 	if err != nil {
-		return d, invalid("block IO limit for %s: %v", path, err)
+		return d, errs.Invalid("block IO limit for %s: %v", path, err)
 	}
 	return d, nil
 }

@@ -1,12 +1,18 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package oci
 
 import (
+	"errors"
+
 	"github.com/moby/moby/api/types/container"
 	"github.com/moby/profiles/apparmor"
 	"github.com/moby/profiles/seccomp"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"github.com/opencontainers/selinux/go-selinux"
 	"github.com/opencontainers/selinux/go-selinux/label"
+
+	"holdfast/internal/errs"
 )
 
 const (
@@ -14,10 +20,11 @@ const (
 	seccompBuiltin = "builtin"
 )
 
-// AppArmorProfile is the name of the profile for containers that ask for none.
+// AppArmorProfile is the name of the default AppArmor profile.
 const AppArmorProfile = "holdfast-default"
 
-// setSeccomp comes last: the profile depends on the capabilities.
+// setSeccomp must be called last, because the profile depends on the
+// capabilities.
 func setSeccomp(s *specs.Spec, in Input, sec Security) error {
 	profile := sec.Seccomp
 	if profile == "" && !in.HostConfig.Privileged {
@@ -31,18 +38,38 @@ func setSeccomp(s *specs.Spec, in Input, sec Security) error {
 		if builtin {
 			return nil
 		}
-		return unmet("seccomp is not enabled in your kernel, cannot run a custom seccomp profile")
+		return errs.Unmet("seccomp is not enabled in your kernel, cannot run a custom seccomp profile")
 	}
 	var err error
 	if builtin {
 		s.Linux.Seccomp, err = seccomp.GetDefaultProfile(s)
 	} else {
-		s.Linux.Seccomp, err = seccomp.LoadProfile(profile, s)
+		s.Linux.Seccomp, err = loadSeccomp(profile, s)
 	}
 	if err != nil {
-		return invalid("seccomp profile: %v", err)
+		return errs.Invalid("seccomp profile: %v", err)
 	}
 	return nil
+}
+
+// CheckSeccomp validates the JSON text of a seccomp profile. It returns
+// errdefs.ErrInvalidArgument.
+func CheckSeccomp(profile string) error {
+	if _, err := loadSeccomp(profile, &specs.Spec{Process: &specs.Process{}, Linux: &specs.Linux{}}); err != nil {
+		return errs.Invalid("%v", err)
+	}
+	return nil
+}
+
+// loadSeccomp parses the JSON text of a profile. It refuses an empty profile and
+// does not take it for one that filters nothing: a file that was truncated or
+// never written must not switch the filter off.
+func loadSeccomp(profile string, s *specs.Spec) (*specs.LinuxSeccomp, error) {
+	filter, err := seccomp.LoadProfile(profile, s)
+	if err == nil && filter == nil {
+		err = errors.New(`it has neither a default action nor system calls: say "unconfined" to run without a filter`)
+	}
+	return filter, err
 }
 
 func appArmorProfile(h Host, privileged bool, sec Security) string {
@@ -57,8 +84,18 @@ func appArmorProfile(h Host, privileged bool, sec Security) string {
 	return AppArmorProfile
 }
 
-// EnsureAppArmor loads the default profile where the kernel has AppArmor and
-// the profile is not there: others may have unloaded it. It runs
+// AskedAppArmor returns the profile that a container asks for, or "" for the
+// default.
+func AskedAppArmor(hc *container.HostConfig) string {
+	sec, err := ParseSecurityOpts(hc.SecurityOpt)
+	if err != nil {
+		return "" // the options were validated when the container was created
+	}
+	return sec.AppArmor
+}
+
+// EnsureAppArmor loads the default profile if the kernel has AppArmor and the
+// profile is missing, because another program may have unloaded it. It runs
 // apparmor_parser.
 func EnsureAppArmor(h Host) error {
 	if !h.AppArmor {
@@ -68,13 +105,14 @@ func EnsureAppArmor(h Host) error {
 		return nil
 	}
 	if err := apparmor.InstallDefault(AppArmorProfile); err != nil {
-		return unmet("AppArmor is enabled, and the profile %s can't be loaded: %v", AppArmorProfile, err)
+		return errs.Unmet("AppArmor is enabled, and the profile %s can't be loaded: %v", AppArmorProfile, err)
 	}
 	return nil
 }
 
-// Labels are a new container's SELinux labels, empty where SELinux is off. They
-// are to be kept with the container: each call makes new ones.
+// Labels returns a new container's SELinux labels, or empty ones if SELinux is
+// off. The caller must store them with the container, because each call makes new
+// ones.
 func Labels(h Host, hc *container.HostConfig, d Defaults) (process, mount string, err error) {
 	if !h.SELinux || !d.SELinux {
 		return "", "", nil
@@ -89,7 +127,7 @@ func Labels(h Host, hc *container.HostConfig, d Defaults) (process, mount string
 	}
 	process, mount, err = label.InitLabels(opts)
 	if err != nil {
-		return "", "", invalid("invalid SELinux label: %v", err)
+		return "", "", errs.Invalid("invalid SELinux label: %v", err)
 	}
 	return process, mount, nil
 }

@@ -1,22 +1,26 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package oci
 
 import (
 	"strconv"
 	"strings"
+
+	"holdfast/internal/errs"
 )
 
-// Security is what --security-opt asks for.
+// Security holds the parsed values of --security-opt.
 type Security struct {
 	NoNewPrivileges *bool
 	// Seccomp is "", "builtin", "unconfined" or the JSON text of a profile.
 	Seccomp               string
-	AppArmor              string // name of a profile, "" is the default
+	AppArmor              string // name of a profile, "" means the default
 	Labels                []string
 	SystemPathsUnconfined bool
 	WritableCgroups       *bool
 }
 
-// ParseSecurityOpts reads HostConfig.SecurityOpt. Later entries win. The
+// ParseSecurityOpts parses HostConfig.SecurityOpt. Later entries win. The
 // separator is "=", or ":" as very old clients send it.
 func ParseSecurityOpts(opts []string) (Security, error) {
 	var s Security
@@ -38,7 +42,7 @@ func ParseSecurityOpts(opts []string) (Security, error) {
 			k, v, ok = strings.Cut(opt, ":")
 		}
 		if !ok {
-			return s, invalid("invalid --security-opt 1: %q", opt)
+			return s, errs.Invalid("invalid --security-opt 1: %q", opt)
 		}
 		switch k {
 		case "label":
@@ -49,13 +53,13 @@ func ParseSecurityOpts(opts []string) (Security, error) {
 			s.Seccomp = v
 		case "systempaths":
 			if v != "unconfined" {
-				return s, invalid("invalid --security-opt 2: %q", opt)
+				return s, errs.Invalid("invalid --security-opt 2: %q", opt)
 			}
 			s.SystemPathsUnconfined = true
 		case "no-new-privileges", "writable-cgroups":
 			b, err := strconv.ParseBool(v)
 			if err != nil {
-				return s, invalid("invalid --security-opt 2: %q", opt)
+				return s, errs.Invalid("invalid --security-opt 2: %q", opt)
 			}
 			if k == "no-new-privileges" {
 				s.NoNewPrivileges = &b
@@ -63,7 +67,7 @@ func ParseSecurityOpts(opts []string) (Security, error) {
 				s.WritableCgroups = &b
 			}
 		default:
-			return s, invalid("invalid --security-opt 2: %q", opt)
+			return s, errs.Invalid("invalid --security-opt 2: %q", opt)
 		}
 	}
 	return s, nil

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package oci
 
 import (
@@ -8,69 +10,72 @@ import (
 
 	"github.com/moby/moby/api/types/container"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
+
+	"holdfast/internal/errs"
 )
 
-// Input is all that a specification is made of.
+// Input is everything that a specification is built from.
 type Input struct {
 	ID       string
 	Host     Host
 	Defaults Defaults
 
-	// Config is merged with the image's; HostConfig has been through Adapt and
+	// Config is merged with the image's. HostConfig was passed to Adapt and
 	// Validate.
 	Config     *container.Config
 	HostConfig *container.HostConfig
 
 	Rootfs string // the root filesystem on the host, mounted
-	// RootPath is what root.path says, where it isn't Rootfs: a path within
+	// RootPath is the value of root.path, if it differs from Rootfs: a path within
 	// the bundle.
 	RootPath string
 
-	Mounts []Mount // volumes, binds and tmpfs, of which no two have one destination
+	Mounts []Mount // volumes, binds and tmpfs, each with a different destination
 	Files  Files
-	// ShmPath is a tmpfs on the host that becomes /dev/shm. It is needed to
-	// share one with other containers; the empty path gives a container a
-	// /dev/shm of its own.
+	// ShmPath is a tmpfs on the host that becomes /dev/shm. It is needed to share
+	// /dev/shm with other containers. If it is empty the container gets a /dev/shm
+	// of its own.
 	ShmPath string
 
 	Namespaces Namespaces
 
-	CgroupDriver string // DriverCgroupfs or DriverSystemd; empty is that of Defaults
-	CgroupParent string // of the container's record; empty takes HostConfig's, then Defaults'
-	// CgroupPath overrides what CgroupPath would make of driver and parent.
+	CgroupDriver string // DriverCgroupfs or DriverSystemd; empty means that of Defaults
+	CgroupParent string // of the container's record; empty means HostConfig's, then Defaults'
+	// CgroupPath overrides the path that function CgroupPath would return.
 	CgroupPath string
 
-	// InitPath is the init to mount, from FindInit. It is only looked at when
-	// NeedsInit says so.
+	// InitPath is the init to mount, from FindInit. It is only used if NeedsInit
+	// returns true.
 	InitPath string
 
-	// Env has additional variables, which those of Config override.
+	// Env are additional variables, which those of Config override.
 	Env []string
 
 	ProcessLabel, MountLabel string // SELinux, from Labels
 
-	// NoRecursiveReadOnly is for runtimes that don't know the mount option
+	// NoRecursiveReadOnly is for runtimes that don't support the mount option
 	// "rro".
 	NoRecursiveReadOnly bool
 
 	sys system
 }
 
-// Files are the sandbox's files on the host; an empty path mounts none.
+// Files are the sandbox's files on the host. Files with an empty path are not
+// mounted.
 type Files struct {
 	Hosts, Resolv, Hostname string
 }
 
-// Namespaces are paths such as /proc/PID/ns/net of namespaces to join. What an
-// empty path means is up to the mode: the host's, or a new one.
+// Namespaces are paths of namespaces to join, such as /proc/PID/ns/net. If a path
+// is empty the mode decides: the host's, or a new one.
 type Namespaces struct {
 	Net, IPC, PID, UTS, User string
 }
 
-// NeedsInit reports whether the container runs under an init of ours.
+// NeedsInit reports whether the container runs under --init.
 func NeedsInit(hc *container.HostConfig, d Defaults) bool {
 	if !hc.PidMode.IsPrivate() {
-		return false // whose first process is another's already
+		return false // the first process is another container's or the host's
 	}
 	if hc.Init != nil {
 		return *hc.Init
@@ -80,12 +85,12 @@ func NeedsInit(hc *container.HostConfig, d Defaults) bool {
 
 const initInContainer = "/sbin/docker-init"
 
-// Build writes the specification of a container. What can't be as it was asked
-// is of kind errdefs.ErrInvalidArgument (an unknown user, a device that isn't
-// there), or errdefs.ErrFailedPrecondition where the host is at fault.
+// Build makes the specification of a container. If a request can't be met (an
+// unknown user, a missing device) it returns errdefs.ErrInvalidArgument, or
+// errdefs.ErrFailedPrecondition if the host is the cause.
 func Build(in Input) (*specs.Spec, error) {
 	if in.Config == nil || in.HostConfig == nil {
-		return nil, invalid("container %s: config and host config are needed", in.ID)
+		return nil, errs.Invalid("container %s: config and host config are needed", in.ID)
 	}
 	sec, err := ParseSecurityOpts(in.HostConfig.SecurityOpt)
 	if err != nil {
@@ -113,12 +118,14 @@ func Build(in Input) (*specs.Spec, error) {
 func setProcess(s *specs.Spec, in Input, sec Security) error {
 	c, hc := in.Config, in.HostConfig
 	args := slices.Concat(c.Entrypoint, c.Cmd)
-	if len(args) == 0 || args[0] == "" && len(args) == 1 {
-		return invalid("no command specified")
+	// An empty string as the first argument is left to the runtime, which reports
+	// that the program is not found.
+	if len(args) == 0 {
+		return errs.Invalid("no command specified")
 	}
 	if NeedsInit(hc, in.Defaults) {
 		if in.InitPath == "" {
-			return unmet("container %s: init was asked for, and none was found", in.ID)
+			return errs.Unmet("container %s: init was asked for, and none was found", in.ID)
 		}
 		args = append([]string{initInContainer, "--"}, args...)
 	}
@@ -151,8 +158,8 @@ func setProcess(s *specs.Spec, in Input, sec Security) error {
 	if sec.NoNewPrivileges != nil {
 		p.NoNewPrivileges = *sec.NoNewPrivileges
 	}
-	// Lowering one's score takes CAP_SYS_RESOURCE, so that without it the
-	// container inherits ours unless another one was asked for.
+	// To lower one's own score takes CAP_SYS_RESOURCE. Without it the container
+	// inherits the daemon's score unless another one was requested.
 	if score := hc.OomScoreAdj; score != 0 || in.Host.OOMScoreAdj <= 0 || in.Host.HasCap("CAP_SYS_RESOURCE") {
 		p.OOMScoreAdj = &score
 	}
@@ -162,8 +169,8 @@ func setProcess(s *specs.Spec, in Input, sec Security) error {
 	return nil
 }
 
-// capabilitySets leaves a process that isn't root its bounding set alone, as
-// execve(2) would.
+// capabilitySets returns the capability sets. As after execve(2), a process that
+// isn't root only has its bounding set.
 func capabilitySets(bounding []string, uid uint32) *specs.LinuxCapabilities {
 	c := &specs.LinuxCapabilities{Bounding: bounding}
 	if uid == 0 {
@@ -172,8 +179,8 @@ func capabilitySets(bounding []string, uid uint32) *specs.LinuxCapabilities {
 	return c
 }
 
-// rlimits are the container's own and, for those that it doesn't name, the
-// daemon's. None are set that nobody asked for.
+// rlimits returns the container's own limits and, for those that it does not set,
+// the daemon's defaults. Other limits are not set.
 func rlimits(own []*container.Ulimit, defaults map[string]*container.Ulimit) []specs.POSIXRlimit {
 	merged := maps.Clone(defaults)
 	if merged == nil {
@@ -211,8 +218,8 @@ func environment(in Input, home string) []string {
 	return withHome(env, home)
 }
 
-// withHome adds HOME where it wasn't set, last, so that who compares with the
-// image's variables finds those first.
+// withHome appends HOME if it is not set. It comes last, so that the image's
+// variables keep their positions.
 func withHome(env []string, home string) []string {
 	if hasEnv(env, "HOME") || home == "" {
 		return env
@@ -220,12 +227,24 @@ func withHome(env []string, home string) []string {
 	return append(env, "HOME="+home)
 }
 
+// withTerm inserts TERM where environment puts it: after PATH and HOSTNAME, or else
+// first.
+func withTerm(env []string) []string {
+	at := 0
+	for i, kv := range env {
+		if strings.HasPrefix(kv, "PATH=") || strings.HasPrefix(kv, "HOSTNAME=") {
+			at = i + 1
+		}
+	}
+	return slices.Insert(env, at, "TERM=xterm")
+}
+
 func hasEnv(env []string, name string) bool {
 	return slices.ContainsFunc(env, func(kv string) bool { return strings.HasPrefix(kv, name+"=") })
 }
 
-// overrideEnv lays variables over others: one of the same name is replaced
-// where it stands, a name without "=" is taken out.
+// overrideEnv applies variables to a base: a variable of the same name is
+// replaced in place, and a name without "=" is removed.
 func overrideEnv(base, over []string) []string {
 	out := slices.Clone(base)
 	at := make(map[string]int, len(out)+len(over))
@@ -285,8 +304,8 @@ func setCgroup(s *specs.Spec, in Input, _ Security) error {
 func setSysctls(s *specs.Spec, in Input, _ Security) error {
 	hc := in.HostConfig
 	if hc.NetworkMode.IsPrivate() {
-		// Ping and low ports without a capability for either. A user namespace
-		// doesn't map the groups that ping_group_range names.
+		// Allow ping and low ports without a capability. A user namespace does not
+		// map the groups that ping_group_range needs.
 		userns := in.Host.InUserNamespace || in.Defaults.remapped(hc.UsernsMode)
 		if in.Host.PingGroupRange && !userns {
 			s.Linux.Sysctl["net.ipv4.ping_group_range"] = "0 2147483647"
@@ -295,7 +314,8 @@ func setSysctls(s *specs.Spec, in Input, _ Security) error {
 			s.Linux.Sysctl["net.ipv4.ip_unprivileged_port_start"] = "0"
 		}
 	}
-	// As a sysctl, since not all runtimes know the specification's domainname.
+	// It is set by sysctl, because not all runtimes support the specification's
+	// domainname.
 	if d := in.Config.Domainname; d != "" && !hc.UTSMode.IsHost() {
 		s.Linux.Sysctl["kernel.domainname"] = d
 	}

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package oci
 
 import (
@@ -6,29 +8,32 @@ import (
 	"github.com/moby/moby/api/types/blkiodev"
 	"github.com/moby/moby/api/types/container"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
+
+	"holdfast/internal/errs"
 )
 
-// Update judges a change of a container's limits against the configuration
-// that it has. It returns the new configuration, and what the runtime's
-// `update` is told: only what changes. A nil result there means that no limit
-// does. hc and u are left as they are.
+// Update validates a change of a container's limits against its configuration. It
+// returns the new configuration, and the limits for the runtime's `update`, which
+// only have what changes. They are nil if no limit changes. It does not modify hc
+// and u.
 //
-// Errors are of kind errdefs.ErrInvalidArgument, or errdefs.ErrConflict when
-// it is the present configuration that forbids the change.
+// Errors are of kind errdefs.ErrInvalidArgument, or errdefs.ErrConflict if the
+// current configuration forbids the change.
 func Update(h Host, hc *container.HostConfig, u container.UpdateConfig) (*container.HostConfig, *specs.LinuxResources, []string, error) {
 	r := u.Resources
+	boundShares(&r)
 	if r.PidsLimit != nil && *r.PidsLimit < 0 {
-		r.PidsLimit = new(int64) // any of these is "unlimited"
+		r.PidsLimit = new(int64) // each of these means "unlimited"
 	}
 	if len(r.Ulimits) > 0 || len(r.Devices) > 0 || len(r.DeviceCgroupRules) > 0 || len(r.DeviceRequests) > 0 || r.CgroupParent != "" {
-		return nil, nil, nil, invalid("ulimits, devices and the cgroup parent can't be changed: create the container anew")
+		return nil, nil, nil, errs.Invalid("ulimits, devices and the cgroup parent can't be changed: create the container anew")
 	}
 	if u.RestartPolicy.Name != "" {
 		if err := container.ValidateRestartPolicy(u.RestartPolicy); err != nil {
 			return nil, nil, nil, err
 		}
 		if hc.AutoRemove && !u.RestartPolicy.IsNone() {
-			return nil, nil, nil, invalid("Restart policy cannot be updated because AutoRemove is enabled for the container")
+			return nil, nil, nil, errs.Invalid("Restart policy cannot be updated because AutoRemove is enabled for the container")
 		}
 	}
 	warnings, err := validateResources(h, &r, true)
@@ -44,7 +49,7 @@ func Update(h Host, hc *container.HostConfig, u container.UpdateConfig) (*contai
 	if u.RestartPolicy.Name != "" {
 		merged.RestartPolicy = u.RestartPolicy
 	}
-	// The rules between limits hold for the result too.
+	// The rules between limits must hold for the result, too.
 	check := merged.Resources
 	if _, err := validateResources(h, &check, true); err != nil {
 		return nil, nil, warnings, err
@@ -59,22 +64,22 @@ func Update(h Host, hc *container.HostConfig, u container.UpdateConfig) (*contai
 func conflicts(have, want container.Resources) error {
 	switch {
 	case want.NanoCPUs > 0 && have.CPUPeriod > 0:
-		return conflict("Conflicting options: Nano CPUs cannot be updated as CPU Period has already been set")
+		return errs.Conflict("Conflicting options: Nano CPUs cannot be updated as CPU Period has already been set")
 	case want.NanoCPUs > 0 && have.CPUQuota > 0:
-		return conflict("Conflicting options: Nano CPUs cannot be updated as CPU Quota has already been set")
+		return errs.Conflict("Conflicting options: Nano CPUs cannot be updated as CPU Quota has already been set")
 	case want.CPUQuota > 0 && have.NanoCPUs > 0:
-		return conflict("Conflicting options: CPU Quota cannot be updated as NanoCPUs has already been set")
+		return errs.Conflict("Conflicting options: CPU Quota cannot be updated as NanoCPUs has already been set")
 	case want.CPUPeriod > 0 && have.NanoCPUs > 0:
-		return conflict("Conflicting options: CPU Period cannot be updated as NanoCPUs has already been set")
+		return errs.Conflict("Conflicting options: CPU Period cannot be updated as NanoCPUs has already been set")
 	case want.Memory != 0 && want.MemorySwap == 0 && have.MemorySwap > 0 && want.Memory > have.MemorySwap:
-		return conflict("Memory limit should be smaller than already set memoryswap limit, update the memoryswap at the same time")
+		return errs.Conflict("Memory limit should be smaller than already set memoryswap limit, update the memoryswap at the same time")
 	case want.MemorySwap > 0 && want.Memory == 0 && have.Memory == 0:
-		return invalid("You should always set the Memory limit when using Memoryswap limit, see usage")
+		return errs.Invalid("You should always set the Memory limit when using Memoryswap limit, see usage")
 	}
 	return nil
 }
 
-// mergeResources takes over what was given: zero and nil are "leave it".
+// mergeResources applies the given values. Zero and nil mean "unchanged".
 func mergeResources(to *container.Resources, r container.Resources) {
 	set(&to.CPUShares, r.CPUShares)
 	set(&to.NanoCPUs, r.NanoCPUs)
@@ -91,7 +96,7 @@ func mergeResources(to *container.Resources, r container.Resources) {
 	set(&to.PidsLimit, r.PidsLimit)
 	set(&to.MemorySwappiness, r.MemorySwappiness)
 	set(&to.OomKillDisable, r.OomKillDisable)
-	// Lists: nil leaves them, an empty one clears them (API 1.55).
+	// For lists nil means "unchanged", and an empty list clears them (API 1.55).
 	if r.BlkioWeightDevice != nil {
 		to.BlkioWeightDevice = r.BlkioWeightDevice
 	}
@@ -116,7 +121,8 @@ func set[T comparable](to *T, v T) {
 	}
 }
 
-// changed renders what the runtime is told, nil when it is nothing.
+// changed returns the limits in the form of the runtime specification, or nil if
+// there are none.
 func changed(h Host, r container.Resources) (*specs.LinuxResources, error) {
 	lr, err := Resources(h, r)
 	if err != nil {
@@ -129,7 +135,8 @@ func changed(h Host, r container.Resources) (*specs.LinuxResources, error) {
 }
 
 // withDropped adds to the lists those devices that lose their limit, with the
-// value that lifts it: a runtime only ever writes the devices that it is told.
+// value that lifts it, because a runtime only changes the devices that are
+// listed.
 func withDropped(have, want container.Resources) container.Resources {
 	for _, t := range []struct {
 		have []*blkiodev.ThrottleDevice

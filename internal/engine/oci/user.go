@@ -1,27 +1,33 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package oci
 
 import (
 	"bytes"
 	"errors"
+	"fmt"
 	"io"
 	"io/fs"
-	"os"
-	"path/filepath"
 	"slices"
 
-	securejoin "github.com/cyphar/filepath-securejoin"
 	"github.com/moby/sys/user"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
+
+	"holdfast/internal/beneath"
+	"holdfast/internal/errs"
 )
 
-// maxUserFile bounds what is read of a container's user database: it is the
-// container's to write.
+// maxUserFile bounds how much is read of a container's user database, because the
+// container may write it.
 const maxUserFile = 16 << 20
 
-// resolveUser looks a user ("name", "uid", "name:group", "uid:gid", …) and
-// additional groups up in the container's own /etc/passwd and /etc/group.
-// Without these files numbers still work. Home is never empty.
+// maxID is the largest ID of a user or a group, as Docker has it.
+const maxID = 1<<31 - 1
+
+// resolveUser looks up a user ("name", "uid", "name:group", "uid:gid", …) and
+// additional groups in the container's own /etc/passwd and /etc/group. Without
+// these files numbers still work. home is never empty.
 func resolveUser(rootfs, spec string, groups []string) (u specs.User, home string, err error) {
 	passwd, err := readInRoot(rootfs, "etc/passwd")
 	if err != nil {
@@ -33,7 +39,14 @@ func resolveUser(rootfs, spec string, groups []string) (u specs.User, home strin
 	}
 	eu, err := user.GetExecUser(spec, &user.ExecUser{Home: "/"}, reader(passwd), reader(group))
 	if err != nil {
-		return u, "", invalid("%v", err)
+		return u, "", errs.Invalid("%v", err)
+	}
+	// The parser checks the numbers of the request, but not those of the
+	// container's files: truncated to 32 bits one may be root's ID.
+	for _, id := range append([]int{eu.Uid, eu.Gid}, eu.Sgids...) {
+		if id < 0 || id > maxID {
+			return u, "", errs.Invalid("user %s: the ID %d in the container's /etc/passwd or /etc/group is out of range, maximum is %d", spec, id, maxID)
+		}
 	}
 	u.UID, u.GID = uint32(eu.Uid), uint32(eu.Gid)
 	u.AdditionalGids = []uint32{u.GID}
@@ -41,9 +54,12 @@ func resolveUser(rootfs, spec string, groups []string) (u specs.User, home strin
 	if len(groups) > 0 {
 		gids, err := user.GetAdditionalGroups(groups, reader(group))
 		if err != nil {
-			return u, "", invalid("%v", err)
+			return u, "", errs.Invalid("%v", err)
 		}
-		slices.Sort(gids) // the library gives them in no order
+		slices.Sort(gids) // the library returns them in random order
+		if len(gids) > 0 && (gids[0] < 0 || gids[len(gids)-1] > maxID) {
+			return u, "", errs.Invalid("additional groups %v: an ID is out of range, maximum is %d", groups, maxID)
+		}
 		extra = append(extra, gids...)
 	}
 	seen := map[uint32]bool{u.GID: true}
@@ -60,7 +76,7 @@ func resolveUser(rootfs, spec string, groups []string) (u specs.User, home strin
 	return u, home, nil
 }
 
-// reader is nil for a file that isn't there, which the parser tells from an
+// reader returns nil for a missing file, which the parser distinguishes from an
 // empty one.
 func reader(b []byte) io.Reader {
 	if b == nil {
@@ -69,63 +85,28 @@ func reader(b []byte) io.Reader {
 	return bytes.NewReader(b)
 }
 
-// readInRoot reads a regular file of a tree that someone else may be writing
-// to. Links are followed as if root were "/", so none leads out of it. A file
-// that isn't there is nil.
+// readInRoot reads a regular file of a tree that another process may be changing.
+// Links are followed as if root were "/", so none leads out of it. For a missing
+// file it returns nil.
 func readInRoot(root, name string) ([]byte, error) {
-	f, err := openInRoot(root, name)
-	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENOTDIR) {
+	dir, err := beneath.Root(root)
+	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
 	}
 	if err != nil {
-		return nil, invalid("read /%s of the container: %v", name, err)
+		return nil, fmt.Errorf("open the container's root: %w", err)
 	}
-	defer f.Close()
-	// A FIFO would be opened and never answer: hence O_NONBLOCK, and this.
-	if st, err := f.Stat(); err != nil || !st.Mode().IsRegular() {
-		return nil, invalid("/%s of the container is not a regular file", name)
-	}
-	b, err := io.ReadAll(io.LimitReader(f, maxUserFile+1))
-	if err != nil {
-		return nil, invalid("read /%s of the container: %v", name, err)
-	}
-	if len(b) > maxUserFile {
-		return nil, invalid("/%s of the container is larger than %d bytes", name, maxUserFile)
-	}
-	if b == nil {
-		b = []byte{}
+	defer dir.Close()
+	b, err := beneath.ReadFile(dir, name, maxUserFile)
+	switch {
+	case errors.Is(err, fs.ErrNotExist), errors.Is(err, unix.ENOTDIR):
+		return nil, nil
+	case errors.Is(err, beneath.ErrNotRegular):
+		return nil, errs.Invalid("/%s of the container is not a regular file", name)
+	case errors.Is(err, beneath.ErrTooLarge):
+		return nil, errs.Invalid("/%s of the container is larger than %d bytes", name, maxUserFile)
+	case err != nil:
+		return nil, errs.Invalid("read /%s of the container: %v", name, err)
 	}
 	return b, nil
-}
-
-func openInRoot(root, name string) (*os.File, error) {
-	const flags = unix.O_RDONLY | unix.O_NONBLOCK | unix.O_CLOEXEC | unix.O_NOCTTY
-	dir, err := unix.Open(root, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return nil, &os.PathError{Op: "open", Path: root, Err: err}
-	}
-	defer unix.Close(dir)
-	how := unix.OpenHow{Flags: flags, Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS}
-	for range 32 {
-		fd, err := unix.Openat2(dir, name, &how)
-		switch {
-		case err == nil:
-			return os.NewFile(uintptr(fd), filepath.Join(root, name)), nil
-		case errors.Is(err, unix.EAGAIN) || errors.Is(err, unix.EINTR):
-			continue // a rename went on at the same time
-		case errors.Is(err, unix.ENOSYS) || errors.Is(err, unix.EPERM):
-			return openJoined(root, name, flags)
-		}
-		return nil, &os.PathError{Op: "open", Path: filepath.Join(root, name), Err: err}
-	}
-	return nil, &os.PathError{Op: "open", Path: filepath.Join(root, name), Err: unix.EAGAIN}
-}
-
-// openJoined is for kernels without openat2(2), before Linux 5.6.
-func openJoined(root, name string, flags int) (*os.File, error) {
-	p, err := securejoin.SecureJoin(root, name)
-	if err != nil {
-		return nil, err
-	}
-	return os.OpenFile(p, flags|unix.O_NOFOLLOW, 0)
 }

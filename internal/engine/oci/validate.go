@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package oci
 
 import (
@@ -13,18 +15,20 @@ import (
 
 	"github.com/moby/moby/api/types/container"
 	"github.com/moby/sys/signal"
+
+	"holdfast/internal/errs"
 )
 
-// Validate judges a request to create a container, with the checks and the
-// words of dockerd. The request is the client's own, completed by Adapt, and
-// not yet merged with the image's configuration.
+// Validate validates a request to create a container, with dockerd's checks and
+// messages. The request is the client's own, completed by Adapt, and not yet
+// merged with the image's configuration.
 //
-// What the host can't do but the container can live without is taken out of
-// hc and told in a warning; c.WorkingDir is cleaned. An error is of kind
-// errdefs.ErrInvalidArgument, and the warnings are valid beside it.
+// Settings that the host does not support but that are not essential are removed
+// from hc, with a warning. c.WorkingDir is cleaned. Errors are of kind
+// errdefs.ErrInvalidArgument; the warnings are also valid then.
 func Validate(h Host, c *container.Config, hc *container.HostConfig, d Defaults) (warnings []string, err error) {
 	if c == nil {
-		return nil, invalid("config cannot be empty in order to create a container")
+		return nil, errs.Invalid("config cannot be empty in order to create a container")
 	}
 	if hc == nil {
 		hc = &container.HostConfig{}
@@ -60,50 +64,50 @@ func validateConfig(c *container.Config) error {
 	}
 	if c.WorkingDir != "" {
 		if !path.IsAbs(c.WorkingDir) {
-			return invalid("the working directory '%s' is invalid, it needs to be an absolute path", c.WorkingDir)
+			return errs.Invalid("the working directory '%s' is invalid, it needs to be an absolute path", c.WorkingDir)
 		}
 		c.WorkingDir = path.Clean(c.WorkingDir)
 	}
 	if c.StopSignal != "" {
 		if _, err := signal.ParseSignal(c.StopSignal); err != nil {
-			return invalid("%v", err)
+			return errs.Invalid("%v", err)
 		}
 	}
 	if c.StopTimeout != nil && *c.StopTimeout < -1 {
-		return invalid("invalid stop timeout %d: want seconds, or -1 to wait without end", *c.StopTimeout)
+		return errs.Invalid("invalid stop timeout %d: want seconds, or -1 to wait without end", *c.StopTimeout)
 	}
 	if err := validateEnv(c.Env); err != nil {
 		return err
 	}
 	for k := range c.Labels {
 		if k == "" {
-			return invalid("invalid labels: the empty string is not permitted as a label key")
+			return errs.Invalid("invalid labels: the empty string is not permitted as a label key")
 		}
 	}
 	if strings.ContainsAny(c.User, "\x00\n") {
-		return invalid("invalid user %q", c.User)
+		return errs.Invalid("invalid user %q", c.User)
 	}
 	for p := range c.ExposedPorts {
 		if !p.IsValid() || p.Num() == 0 {
-			return invalid("invalid port specification: %q", p.String())
+			return errs.Invalid("invalid port specification: %q", p.String())
 		}
 	}
 	for _, arg := range slices.Concat(c.Entrypoint, c.Cmd) {
 		if strings.ContainsRune(arg, 0) {
-			return invalid("invalid argument %q: it contains a zero byte", arg)
+			return errs.Invalid("invalid argument %q: it contains a zero byte", arg)
 		}
 	}
 	return validateHealth(c.Healthcheck)
 }
 
-// validateHostname keeps what would break the kernel's limit (64 bytes,
-// sethostname(2)) or the files that the name is written into.
+// validateHostname refuses names that exceed the kernel's limit (64 bytes,
+// sethostname(2)) or that would break the files they are written into.
 func validateHostname(name, what string) error {
 	if len(name) > 64 {
-		return invalid("invalid %s %q: it is longer than 64 bytes", what, name)
+		return errs.Invalid("%s %q is too long (maximum 64 bytes)", what, name)
 	}
-	if strings.ContainsFunc(name, func(r rune) bool { return r <= ' ' || r == 0x7f || r == '/' || r == '#' }) {
-		return invalid("invalid %s format for --%s: %q", what, what, name)
+	if name != "" && !isWord(name) || strings.Contains(name, "/") {
+		return errs.Invalid("invalid %s format for --%s: %q", what, what, name)
 	}
 	return nil
 }
@@ -112,10 +116,10 @@ func validateEnv(env []string) error {
 	for _, kv := range env {
 		name, _, _ := strings.Cut(kv, "=")
 		if name == "" {
-			return invalid("invalid environment variable: %s", kv)
+			return errs.Invalid("invalid environment variable: %s", kv)
 		}
 		if strings.ContainsRune(kv, 0) {
-			return invalid("invalid environment variable: %q: it contains a zero byte", name)
+			return errs.Invalid("invalid environment variable: %q: it contains a zero byte", name)
 		}
 	}
 	return nil
@@ -135,17 +139,17 @@ func validateHealth(hc *container.HealthConfig) error {
 		{"StartInterval", hc.StartInterval},
 	} {
 		if f.value != 0 && f.value < container.MinimumDuration {
-			return invalid("%s in Healthcheck cannot be less than %s", f.name, container.MinimumDuration)
+			return errs.Invalid("%s in Healthcheck cannot be less than %s", f.name, container.MinimumDuration)
 		}
 	}
 	if hc.Retries < 0 {
-		return invalid("Retries in Healthcheck cannot be negative")
+		return errs.Invalid("Retries in Healthcheck cannot be negative")
 	}
 	if len(hc.Test) > 0 {
 		switch hc.Test[0] {
 		case "NONE", "CMD", "CMD-SHELL", "":
 		default:
-			return invalid("Unknown type %q in Healthcheck (try CMD, CMD-SHELL or NONE)", hc.Test[0])
+			return errs.Invalid("Unknown type %q in Healthcheck (try CMD, CMD-SHELL or NONE)", hc.Test[0])
 		}
 	}
 	return nil
@@ -153,48 +157,48 @@ func validateHealth(hc *container.HealthConfig) error {
 
 func validateHostConfig(h Host, c *container.Config, hc *container.HostConfig, d Defaults) (warnings []string, err error) {
 	if hc.AutoRemove && !hc.RestartPolicy.IsNone() {
-		return nil, invalid("can't create 'AutoRemove' container with restart policy")
+		return nil, errs.Invalid("can't create 'AutoRemove' container with restart policy")
 	}
 	if err := container.ValidateRestartPolicy(hc.RestartPolicy); err != nil {
 		return nil, err
 	}
 	if !hc.Isolation.IsValid() {
-		return nil, invalid("invalid isolation '%s' on linux", hc.Isolation)
+		return nil, errs.Invalid("invalid isolation (%s): linux only supports 'default'", hc.Isolation)
 	}
 	for k := range hc.Annotations {
 		if k == "" {
-			return nil, invalid("invalid Annotations: the empty string is not permitted as an annotation key")
+			return nil, errs.Invalid("invalid Annotations: the empty string is not permitted as an annotation key")
 		}
 	}
 	if _, err := ParseLog(hc.LogConfig); err != nil {
 		return nil, err
 	}
 	if hc.ShmSize < 0 {
-		return nil, invalid("SHM size can not be less than 0")
+		return nil, errs.Invalid("SHM size can not be less than 0")
 	}
 	if hc.OomScoreAdj < -1000 || hc.OomScoreAdj > 1000 {
-		return nil, invalid("Invalid value %d, range for oom score adj is [-1000, 1000]", hc.OomScoreAdj)
+		return nil, errs.Invalid("Invalid value %d, range for oom score adj is [-1000, 1000]", hc.OomScoreAdj)
 	}
 	if hc.Umask != nil && *hc.Umask > 0o777 {
-		return nil, invalid("invalid umask %#o: the range is 0 to 0777", *hc.Umask)
+		return nil, errs.Invalid("invalid umask %#o: the range is 0 to 0777", *hc.Umask)
 	}
 	for _, g := range hc.GroupAdd {
 		if g == "" {
-			return nil, invalid("invalid group: the name is empty")
+			return nil, errs.Invalid("invalid group: the name is empty")
 		}
 	}
 	for k := range hc.StorageOpt {
-		return nil, invalid("storage option %q is not supported: the snapshotter has no option per container", k)
+		return nil, errs.Invalid("storage option %q is not supported: the snapshotter has no option per container", k)
 	}
 	if driver := hc.VolumeDriver; driver != "" && driver != "local" {
-		return nil, invalid("volume driver %q is not available: only local is", driver)
+		return nil, errs.Invalid("volume driver %q is not available: only local is", driver)
 	}
 	if hc.Runtime != "" && len(d.Runtimes) > 0 && !slices.Contains(d.Runtimes, hc.Runtime) {
-		return nil, invalid("unknown or invalid runtime name: %s", hc.Runtime)
+		return nil, errs.Invalid("unknown or invalid runtime name: %s", hc.Runtime)
 	}
 	if hc.CgroupParent != "" && d.CgroupDriver == DriverSystemd {
 		if len(hc.CgroupParent) <= len(".slice") || !strings.HasSuffix(hc.CgroupParent, ".slice") || strings.Contains(hc.CgroupParent, "/") {
-			return nil, invalid(`cgroup-parent for systemd cgroup should be a valid slice named as "xxx.slice"`)
+			return nil, errs.Invalid(`cgroup-parent for systemd cgroup should be a valid slice named as "xxx.slice"`)
 		}
 	}
 	if hc.CgroupnsMode.IsPrivate() && !h.CgroupNamespaces {
@@ -209,54 +213,54 @@ func validateHostConfig(h Host, c *container.Config, hc *container.HostConfig, d
 	return warnings, nil
 }
 
-// validateNamespaces checks the modes' syntax and which go together.
+// validateNamespaces checks the syntax of the modes and their combinations.
 func validateNamespaces(c *container.Config, hc *container.HostConfig, d Defaults) error {
 	if !hc.IpcMode.Valid() || hc.IpcMode.IsContainer() && hc.IpcMode.Container() == "" {
-		return invalid("invalid IPC mode: %v", hc.IpcMode)
+		return errs.Invalid("invalid IPC mode: %v", hc.IpcMode)
 	}
 	if !hc.PidMode.Valid() {
-		return invalid("invalid PID mode: %v", hc.PidMode)
+		return errs.Invalid("invalid PID mode: %v", hc.PidMode)
 	}
 	if !hc.UTSMode.Valid() {
-		return invalid("invalid UTS mode: %v", hc.UTSMode)
+		return errs.Invalid("invalid UTS mode: %v", hc.UTSMode)
 	}
 	if !hc.UsernsMode.Valid() {
-		return invalid("invalid USER mode: %v", hc.UsernsMode)
+		return errs.Invalid("invalid USER mode: %v", hc.UsernsMode)
 	}
 	if !hc.CgroupnsMode.Valid() {
-		return invalid("invalid cgroup namespace mode: %v", hc.CgroupnsMode)
+		return errs.Invalid("invalid cgroup namespace mode: %v", hc.CgroupnsMode)
 	}
 	if hc.Cgroup != "" {
-		return invalid("cgroup %q: joining another container's cgroup is not supported", hc.Cgroup)
+		return errs.Invalid("cgroup %q: joining another container's cgroup is not supported", hc.Cgroup)
 	}
 	if hc.UTSMode.IsHost() && c.Hostname != "" {
-		return invalid("conflicting options: hostname and the UTS mode")
+		return errs.Invalid("conflicting options: hostname and the UTS mode")
 	}
 	if hc.UTSMode.IsHost() && c.Domainname != "" {
-		return invalid("conflicting options: domainname and the UTS mode")
+		return errs.Invalid("conflicting options: domainname and the UTS mode")
 	}
 	if d.remapped(hc.UsernsMode) {
 		switch {
 		case hc.Privileged:
-			return invalid("privileged mode is incompatible with user namespaces.  You must run the container in the host namespace when running privileged mode")
+			return errs.Invalid("privileged mode is incompatible with user namespaces.  You must run the container in the host namespace when running privileged mode")
 		case hc.NetworkMode.IsHost():
-			return invalid("cannot share the host's network namespace when user namespaces are enabled")
+			return errs.Invalid("cannot share the host's network namespace when user namespaces are enabled")
 		case hc.PidMode.IsHost():
-			return invalid("cannot share the host PID namespace when user namespaces are enabled")
+			return errs.Invalid("cannot share the host PID namespace when user namespaces are enabled")
 		}
 	}
 	return nil
 }
 
-// FindInit looks for the init that --init puts into containers: the named
-// path, or docker-init, tini or our own holdfast-init, beside the daemon or in PATH. The error is of
-// kind errdefs.ErrFailedPrecondition.
+// FindInit returns the path of the init for --init: the configured path, or
+// docker-init, tini or our own holdfast-init, next to the daemon or in PATH. The
+// error is of kind errdefs.ErrFailedPrecondition.
 func FindInit(configured, besideDir string) (string, error) {
 	if configured != "" {
 		if p, err := exec.LookPath(configured); err == nil {
 			return p, nil
 		}
-		return "", unmet("the init binary %q can't be run: set init-path to one that can", configured)
+		return "", errs.Unmet("the init binary %q can't be run: set init-path to one that can", configured)
 	}
 	for _, name := range []string{"docker-init", "tini-static", "tini", "holdfast-init"} {
 		if besideDir != "" {
@@ -268,7 +272,7 @@ func FindInit(configured, besideDir string) (string, error) {
 			return p, nil
 		}
 	}
-	return "", unmet(`exec: "docker-init": executable file not found in $PATH: install tini, or set init-path, to use --init`)
+	return "", errs.Unmet(`exec: "docker-init": executable file not found in $PATH: install tini, or set init-path, to use --init`)
 }
 
 func executable(p string) bool {
@@ -276,7 +280,7 @@ func executable(p string) bool {
 	return err == nil && st.Mode().IsRegular() && st.Mode()&0o111 != 0
 }
 
-// statExists is false only when the path is surely not there.
+// statExists only returns false if the path certainly does not exist.
 func statExists(p string) (bool, error) {
 	_, err := os.Stat(p)
 	if errors.Is(err, fs.ErrNotExist) {

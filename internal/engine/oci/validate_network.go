@@ -1,11 +1,16 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package oci
 
 import (
 	"net/netip"
 	"strings"
+	"unicode"
 
 	"github.com/moby/moby/api/types/container"
 	"github.com/moby/moby/api/types/network"
+
+	"holdfast/internal/errs"
 )
 
 func validateNetwork(c *container.Config, hc *container.HostConfig) error {
@@ -14,19 +19,22 @@ func validateNetwork(c *container.Config, hc *container.HostConfig) error {
 	}
 	for port, bindings := range hc.PortBindings {
 		if !port.IsValid() || port.Num() == 0 {
-			return invalid("invalid port specification: %q", port.String())
+			return errs.Invalid("invalid port specification: %q", port.String())
 		}
 		switch port.Proto() {
 		case network.TCP, network.UDP, network.SCTP:
 		default:
-			return invalid("invalid port specification: %q: unknown protocol", port.String())
+			return errs.Invalid("invalid port specification: %q: unknown protocol", port.String())
 		}
 		for _, b := range bindings {
+			if b.HostIP.Zone() != "" {
+				return errs.Invalid("invalid port specification: the host address %q names an interface, which is not supported for published ports", b.HostIP.String())
+			}
 			if b.HostPort == "" {
-				continue // the kernel's choice
+				continue // the engine chooses a port
 			}
 			if _, err := network.ParsePortRange(b.HostPort); err != nil {
-				return invalid("invalid port specification: %q", b.HostPort)
+				return errs.Invalid("invalid port specification: %q", b.HostPort)
 			}
 		}
 	}
@@ -42,72 +50,85 @@ func validateNetwork(c *container.Config, hc *container.HostConfig) error {
 	}
 	for _, a := range hc.DNS {
 		if !a.IsValid() {
-			return invalid("invalid DNS server: the address is empty")
+			return errs.Invalid("invalid DNS server: the address is empty")
+		}
+		// The zone after % may be any text.
+		if a.Zone() != "" && !isWord(a.Zone()) {
+			return errs.Invalid("invalid DNS server %q", a.String())
 		}
 	}
 	for _, s := range hc.DNSSearch {
-		if s == "" || strings.ContainsAny(s, " \t\r\n#;\x00") {
-			return invalid("%q is not a valid DNS search domain", s)
+		if !isWord(s) {
+			return errs.Invalid("%q is not a valid DNS search domain", s)
 		}
 	}
 	for _, o := range hc.DNSOptions {
-		if o == "" || strings.ContainsAny(o, " \t\r\n#;\x00") {
-			return invalid("%q is not a valid DNS option", o)
+		if !isWord(o) {
+			return errs.Invalid("%q is not a valid DNS option", o)
 		}
 	}
 	return nil
+}
+
+// isWord reports whether a text stays one word in /etc/hosts and in
+// /etc/resolv.conf: programs that read them split lines at blanks and end them at
+// line breaks, and ignore comments.
+func isWord(s string) bool {
+	return s != "" && !strings.ContainsFunc(s, func(r rune) bool {
+		return r == '#' || r == ';' || unicode.IsSpace(r) || unicode.IsControl(r)
+	})
 }
 
 func validateNetworkMode(c *container.Config, hc *container.HostConfig) error {
 	mode := hc.NetworkMode
 	if mode.IsHost() && len(hc.Links) > 0 {
-		return invalid("conflicting options: host type networking can't be used with links. This would result in undefined behavior")
+		return errs.Invalid("conflicting options: host type networking can't be used with links. This would result in undefined behavior")
 	}
 	if !mode.IsContainer() {
 		if strings.Contains(string(mode), ":") {
-			return invalid("invalid network mode: %s", mode)
+			return errs.Invalid("invalid network mode: %s", mode)
 		}
 		return nil
 	}
 	switch {
 	case mode.ConnectedContainer() == "":
-		return invalid("invalid network mode: invalid container format container:<name|id>")
+		return errs.Invalid("invalid network mode: invalid container format container:<name|id>")
 	case hc.UTSMode.IsHost():
-		// No hostname of its own: nothing to conflict.
+		// The container has no host name of its own, so nothing conflicts.
 	case c.Hostname != "":
-		return invalid("conflicting options: hostname and the network mode")
+		return errs.Invalid("conflicting options: hostname and the network mode")
 	}
 	switch {
 	case len(hc.Links) > 0:
-		return invalid("conflicting options: container type network can't be used with links. This would result in undefined behavior")
+		return errs.Invalid("conflicting options: container type network can't be used with links. This would result in undefined behavior")
 	case len(hc.DNS) > 0 || len(hc.DNSSearch) > 0 || len(hc.DNSOptions) > 0:
-		return invalid("conflicting options: dns and the network mode")
+		return errs.Invalid("conflicting options: dns and the network mode")
 	case len(hc.ExtraHosts) > 0:
-		return invalid("conflicting options: custom host-to-IP mapping and the network mode")
+		return errs.Invalid("conflicting options: custom host-to-IP mapping and the network mode")
 	case len(hc.PortBindings) > 0 || hc.PublishAllPorts:
-		return invalid("conflicting options: port publishing and the container type network mode")
+		return errs.Invalid("conflicting options: port publishing and the container type network mode")
 	case len(c.ExposedPorts) > 0:
-		return invalid("conflicting options: port exposing and the container type network mode")
+		return errs.Invalid("conflicting options: port exposing and the container type network mode")
 	}
 	return nil
 }
 
-// HostGateway is the address in an extra host that stands for the host.
+// HostGateway stands for the host's address in an extra host.
 const HostGateway = "host-gateway"
 
 // ParseExtraHost splits "name:address" or "name=address". The address is an IP
-// address, in brackets or not, or HostGateway, for which it returns the zero
-// address.
+// address, with or without brackets, or HostGateway, for which it returns the
+// zero Addr.
 func ParseExtraHost(s string) (name string, addr netip.Addr, err error) {
 	name, ip, ok := strings.Cut(s, "=")
 	if !ok {
 		name, ip, ok = strings.Cut(s, ":")
 	}
 	if !ok || name == "" {
-		return "", addr, invalid("bad format for add-host: %q", s)
+		return "", addr, errs.Invalid("bad format for add-host: %q", s)
 	}
-	if strings.ContainsAny(name, " \t\r\n#\x00") {
-		return "", addr, invalid("bad format for add-host: %q: the name has characters that /etc/hosts can't carry", s)
+	if !isWord(name) {
+		return "", addr, errs.Invalid("bad format for add-host: %q: the name has characters that /etc/hosts can't carry", s)
 	}
 	if ip == HostGateway {
 		return name, addr, nil
@@ -117,23 +138,26 @@ func ParseExtraHost(s string) (name string, addr netip.Addr, err error) {
 	}
 	addr, perr := netip.ParseAddr(ip)
 	if perr != nil {
-		return "", addr, invalid("invalid IP address in add-host: %q", ip)
+		return "", addr, errs.Invalid("invalid IP address in add-host: %q", ip)
 	}
 	return name, addr, nil
 }
 
-// ParseLink splits "name:alias" of HostConfig.Links; without an alias it is
-// the name.
+// ParseLink splits "name:alias" of HostConfig.Links. Without an alias it returns
+// the name as alias.
 func ParseLink(s string) (name, alias string, err error) {
 	if s == "" {
-		return "", "", invalid("empty string specified for links")
+		return "", "", errs.Invalid("empty string specified for links")
+	}
+	if !isWord(s) {
+		return "", "", errs.Invalid("bad format for links: %q", s)
 	}
 	name, alias, ok := strings.Cut(s, ":")
 	if !ok {
 		return s, s, nil
 	}
 	if strings.Contains(alias, ":") || name == "" || alias == "" {
-		return "", "", invalid("bad format for links: %s", s)
+		return "", "", errs.Invalid("bad format for links: %s", s)
 	}
 	// The form that inspect shows: /name:/container/alias.
 	if strings.HasPrefix(name, "/") {

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package oci
 
 import (
@@ -5,16 +7,17 @@ import (
 	"strings"
 
 	"github.com/moby/moby/api/types/container"
-	"github.com/moby/profiles/seccomp"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
+
+	"holdfast/internal/errs"
 )
 
 func validateSecurity(h Host, hc *container.HostConfig, d Defaults) error {
 	if _, err := normalizeCaps(h, hc.CapAdd); err != nil {
-		return invalid("invalid CapAdd: %v", err)
+		return errs.Invalid("invalid CapAdd: %v", err)
 	}
 	if _, err := normalizeCaps(h, hc.CapDrop); err != nil {
-		return invalid("invalid CapDrop: %v", err)
+		return errs.Invalid("invalid CapDrop: %v", err)
 	}
 	sec, err := ParseSecurityOpts(hc.SecurityOpt)
 	if err != nil {
@@ -24,18 +27,18 @@ func validateSecurity(h Host, hc *container.HostConfig, d Defaults) error {
 	case "", seccompBuiltin, unconfined:
 	default:
 		if !h.Seccomp {
-			return invalid("seccomp is not enabled in your kernel, cannot run a custom seccomp profile")
+			return errs.Invalid("seccomp is not enabled in your kernel, cannot run a custom seccomp profile")
 		}
 		empty := &specs.Spec{Process: &specs.Process{Capabilities: &specs.LinuxCapabilities{}}}
-		if _, err := seccomp.LoadProfile(sec.Seccomp, empty); err != nil {
-			return invalid("%v", err)
+		if _, err := loadSeccomp(sec.Seccomp, empty); err != nil {
+			return errs.Invalid("%v", err)
 		}
 	}
 	if sec.AppArmor != "" && sec.AppArmor != unconfined && !h.AppArmor {
-		return invalid("AppArmor is not enabled on this host, cannot run with the profile %q", sec.AppArmor)
+		return errs.Invalid("AppArmor is not enabled on this host, cannot run with the profile %q", sec.AppArmor)
 	}
 	if sec.WritableCgroups != nil && *sec.WritableCgroups && (h.InUserNamespace || d.remapped(hc.UsernsMode)) {
-		return invalid("option WritableCgroups conflicts with user namespaces and rootless mode")
+		return errs.Invalid("option WritableCgroups conflicts with user namespaces and rootless mode")
 	}
 	if err := validateDevices(hc); err != nil {
 		return err
@@ -45,17 +48,17 @@ func validateSecurity(h Host, hc *container.HostConfig, d Defaults) error {
 
 func validateDevices(hc *container.HostConfig) error {
 	for _, r := range hc.DeviceRequests {
-		return invalid("could not select device driver %q with capabilities: %v", r.Driver, r.Capabilities)
+		return errs.Invalid("could not select device driver %q with capabilities: %v", r.Driver, r.Capabilities)
 	}
 	for _, m := range hc.Devices {
 		if m.PathOnHost == "" {
-			return invalid("invalid device: the path on the host is empty")
+			return errs.Invalid("invalid device: the path on the host is empty")
 		}
 		if !strings.HasPrefix(m.PathOnHost, "/") || m.PathInContainer != "" && !strings.HasPrefix(m.PathInContainer, "/") {
-			return invalid("%s is not an absolute path", m.PathOnHost)
+			return errs.Invalid("%s is not an absolute path", m.PathOnHost)
 		}
 		if !validAccess(m.CgroupPermissions) && m.CgroupPermissions != "" {
-			return invalid("invalid device mode: %s", m.CgroupPermissions)
+			return errs.Invalid("invalid device mode: %s", m.CgroupPermissions)
 		}
 	}
 	for _, r := range hc.DeviceCgroupRules {
@@ -66,7 +69,7 @@ func validateDevices(hc *container.HostConfig) error {
 	return nil
 }
 
-// validAccess takes one to three of r, w and m, each once.
+// validAccess accepts one to three of r, w and m, each once.
 func validAccess(s string) bool {
 	if s == "" || len(s) > 3 {
 		return false
@@ -82,28 +85,28 @@ func validAccess(s string) bool {
 func validateUlimits(list []*container.Ulimit) error {
 	for _, u := range list {
 		if u == nil {
-			return invalid("invalid ulimit: it is empty")
+			return errs.Invalid("invalid ulimit: it is empty")
 		}
 		if _, err := u.GetRlimit(); err != nil {
-			return invalid("invalid ulimit type: %s", u.Name)
+			return errs.Invalid("invalid ulimit type: %s", u.Name)
 		}
 		if u.Soft < -1 || u.Hard < -1 {
-			return invalid("invalid ulimit %s: a limit is -1 (unlimited) or more", u.Name)
+			return errs.Invalid("invalid ulimit %s: a limit is -1 (unlimited) or more", u.Name)
 		}
 		if u.Hard == -1 {
 			continue
 		}
 		if u.Soft == -1 {
-			return invalid("ulimit soft limit must be less than or equal to hard limit: soft: -1 (unlimited), hard: %d", u.Hard)
+			return errs.Invalid("ulimit soft limit must be less than or equal to hard limit: soft: -1 (unlimited), hard: %d", u.Hard)
 		}
 		if u.Soft > u.Hard {
-			return invalid("ulimit soft limit must be less than or equal to hard limit: %d > %d", u.Soft, u.Hard)
+			return errs.Invalid("ulimit soft limit must be less than or equal to hard limit: %d > %d", u.Soft, u.Hard)
 		}
 	}
 	return nil
 }
 
-// ipcSysctls are those of the IPC namespace (ipc_namespaces(7)), beside
+// ipcSysctls are the sysctls of the IPC namespace (ipc_namespaces(7)), except
 // fs.mqueue.
 var ipcSysctls = map[string]bool{
 	"kernel.msgmax":          true,
@@ -116,16 +119,17 @@ var ipcSysctls = map[string]bool{
 	"kernel.shm_rmid_forced": true,
 }
 
-// validateSysctls takes those that a namespace of the container's own holds.
+// validateSysctls accepts the sysctls of namespaces that the container does not
+// share.
 func validateSysctls(hc *container.HostConfig) error {
 	for _, key := range sortedKeys(hc.Sysctls) {
 		name := strings.ReplaceAll(key, "/", ".")
 		deny := func(ns string) error {
-			return invalid("%s", fmt.Sprintf("sysctl %q not allowed in host %s namespace", key, ns))
+			return errs.Invalid("%s", fmt.Sprintf("sysctl %q not allowed in host %s namespace", key, ns))
 		}
 		switch {
 		case key == "" || strings.Contains(key, ".."):
-			return invalid("sysctl %q is not allowed", key)
+			return errs.Invalid("sysctl %q is not allowed", key)
 		case strings.HasPrefix(name, "net."):
 			if hc.NetworkMode.IsHost() {
 				return deny("network")
@@ -139,7 +143,7 @@ func validateSysctls(hc *container.HostConfig) error {
 				return deny("uts")
 			}
 		default:
-			return invalid("sysctl %q is not in a separate kernel namespace", key)
+			return errs.Invalid("sysctl %q is not in a separate kernel namespace", key)
 		}
 	}
 	return nil

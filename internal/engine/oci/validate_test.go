@@ -1,6 +1,9 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package oci
 
 import (
+	"math"
 	"net/netip"
 	"path/filepath"
 	"slices"
@@ -35,7 +38,7 @@ func TestValidateRefusesInDockersWords(t *testing.T) {
 		{"stop timeout", func(r request) { r.StopTimeout = ptr(-2) }, "invalid stop timeout -2"},
 		{"env without a name", func(r request) { r.Env = []string{"A=1", "=foo"} }, "invalid environment variable: =foo"},
 		{"empty env", func(r request) { r.Env = []string{""} }, "invalid environment variable: "},
-		{"long hostname", func(r request) { r.Hostname = strings.Repeat("a", 65) }, "longer than 64 bytes"},
+		{"long hostname", func(r request) { r.Hostname = strings.Repeat("a", 65) }, "is too long (maximum 64 bytes)"},
 		{"hostname with a newline", func(r request) { r.Hostname = "a\n1.2.3.4 b" }, "invalid hostname format"},
 		{"health interval", func(r request) { r.Healthcheck = &container.HealthConfig{Interval: time.Microsecond} }, "Interval in Healthcheck cannot be less than 1ms"},
 		{"health timeout", func(r request) { r.Healthcheck = &container.HealthConfig{Timeout: -1} }, "Timeout in Healthcheck cannot be less than 1ms"},
@@ -80,14 +83,14 @@ func TestValidateRefusesInDockersWords(t *testing.T) {
 		{"restart count", func(r request) {
 			r.H.RestartPolicy = container.RestartPolicy{Name: "always", MaximumRetryCount: 1}
 		}, "maximum retry count can only be used with 'on-failure'"},
-		{"isolation", func(r request) { r.H.Isolation = "hyperv" }, "invalid isolation 'hyperv' on linux"},
+		{"isolation", func(r request) { r.H.Isolation = "hyperv" }, "invalid isolation (hyperv): linux only supports 'default'"},
 		{"annotation", func(r request) { r.H.Annotations = map[string]string{"": "x"} }, "invalid Annotations: the empty string is not permitted as an annotation key"},
 		{"runtime", func(r request) { r.H.Runtime = "nope" }, "unknown or invalid runtime name: nope"},
 		{"slice", func(r request) { r.D.CgroupDriver = DriverSystemd; r.H.CgroupParent = "/a" }, `cgroup-parent for systemd cgroup should be a valid slice named as "xxx.slice"`},
 		{"storage option", func(r request) { r.H.StorageOpt = map[string]string{"size": "1G"} }, `storage option "size" is not supported`},
 		{"volume driver", func(r request) { r.H.VolumeDriver = "nfs" }, `volume driver "nfs" is not available`},
 
-		{"log driver", func(r request) { r.H.LogConfig.Type = "nope" }, "logger: no log driver named 'nope' is registered"},
+		{"log driver", func(r request) { r.H.LogConfig.Type = "nope" }, "error looking up logging plugin nope: plugin \"nope\" not found"},
 		{"foreign log driver", func(r request) { r.H.LogConfig.Type = "journald" }, "log driver 'journald' is not available"},
 		{"log option", func(r request) { r.H.LogConfig.Config = map[string]string{"nope": "1"} }, "unknown log opt 'nope' for json-file log driver"},
 
@@ -172,7 +175,11 @@ func TestValidateRefusesInDockersWords(t *testing.T) {
 		{"mount without source", func(r request) { r.H.Mounts = []mount.Mount{{Type: "bind", Target: "/b"}} }, "field Source must not be empty"},
 		{"mount without target", func(r request) { r.H.Mounts = []mount.Mount{{Type: "volume"}} }, `invalid mount config for type "volume": field Target must not be empty`},
 		{"mount of no type", func(r request) { r.H.Mounts = []mount.Mount{{Type: "x", Target: "/b"}} }, "mount type unknown"},
-		{"mount of image", func(r request) { r.H.Mounts = []mount.Mount{{Type: "image", Source: "a", Target: "/b"}} }, "mounts of images are not supported"},
+		{"image without source", func(r request) { r.H.Mounts = []mount.Mount{{Type: "image", Target: "/b"}} }, "field Source must not be empty"},
+		{"image out of itself", func(r request) {
+			r.H.Mounts = []mount.Mount{{Type: "image", Source: "a", Target: "/b", ImageOptions: &mount.ImageOptions{Subpath: "x/../.."}}}
+		}, "subpath must be a relative path"},
+		{"image as devices", func(r request) { r.H.Mounts = []mount.Mount{{Type: "image", Source: "a", Target: "/dev/"}} }, "an image can't be mounted at /dev"},
 		{"extra field", func(r request) {
 			r.H.Mounts = []mount.Mount{{Type: "tmpfs", Target: "/b", BindOptions: &mount.BindOptions{}}}
 		}, "field BindOptions must not be specified"},
@@ -187,7 +194,7 @@ func TestValidateRefusesInDockersWords(t *testing.T) {
 		}, "subpath must be a relative path within the volume"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
-			h := probe(fakeTree(hybridFiles))
+			h := probe(fakeTree(hybridFiles), nil)
 			d := Defaults{Runtime: "runc", Runtimes: []string{"runc", "crun"}, CgroupDriver: DriverCgroupfs}
 			c := &container.Config{Cmd: []string{"true"}}
 			hc := &container.HostConfig{}
@@ -205,7 +212,7 @@ func TestValidateRefusesInDockersWords(t *testing.T) {
 }
 
 func TestValidateAcceptsWhatDockerAccepts(t *testing.T) {
-	h := probe(fakeTree(hybridFiles))
+	h := probe(fakeTree(hybridFiles), nil)
 	c := &container.Config{
 		Hostname: "web.example.org", WorkingDir: "/a/./b/", StopSignal: "SIGRTMIN+3", User: "a:b",
 		Env:          []string{"A=", "B", "C=x=y"},
@@ -245,7 +252,7 @@ func TestValidateAcceptsWhatDockerAccepts(t *testing.T) {
 }
 
 func TestWhatTheHostCantLimitIsDroppedWithAWarning(t *testing.T) {
-	h := probe(fakeTree(commonFiles)) // no cgroups at all
+	h := probe(fakeTree(commonFiles), nil) // no cgroups at all
 	hc := &container.HostConfig{Resources: container.Resources{
 		Memory: 64 << 20, MemoryReservation: 32 << 20, MemorySwappiness: ptr(int64(1)), OomKillDisable: ptr(true),
 		CPUShares: 5, CPUPeriod: 1000, CpusetCpus: "77", PidsLimit: ptr(int64(5)), BlkioWeight: 1,
@@ -264,7 +271,7 @@ func TestWhatTheHostCantLimitIsDroppedWithAWarning(t *testing.T) {
 }
 
 func TestDefaultsDependOnHostAndRequest(t *testing.T) {
-	hybrid, v2 := probe(fakeTree(hybridFiles)), probe(fakeTree(v2Files))
+	hybrid, v2 := probe(fakeTree(hybridFiles), nil), probe(fakeTree(v2Files), nil)
 	for _, tc := range []struct {
 		name       string
 		host       Host
@@ -413,13 +420,24 @@ func FuzzParseBind(f *testing.F) {
 }
 
 func TestUpdate(t *testing.T) {
-	h := probe(fakeTree(hybridFiles))
+	h := probe(fakeTree(hybridFiles), nil)
 	base := func() *container.HostConfig {
 		return &container.HostConfig{
 			Resources:     container.Resources{Memory: 64 << 20, MemorySwap: 128 << 20, CPUShares: 10},
 			RestartPolicy: container.RestartPolicy{Name: "no"},
 		}
 	}
+	t.Run("shares are brought within the kernel's bounds, as at the creation", func(t *testing.T) {
+		for asked, want := range map[int64]uint64{1: 2, 500: 500, math.MaxInt32: 262144} {
+			merged, lr, _, err := Update(h, base(), container.UpdateConfig{Resources: container.Resources{CPUShares: asked}})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if *lr.CPU.Shares != want || merged.CPUShares != int64(want) {
+				t.Errorf("%d: told %d, kept %d, want %d", asked, *lr.CPU.Shares, merged.CPUShares, want)
+			}
+		}
+	})
 	t.Run("only what changes is told", func(t *testing.T) {
 		hc := base()
 		merged, lr, _, err := Update(h, hc, container.UpdateConfig{

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package oci
 
 import (
@@ -8,19 +10,19 @@ import (
 	"strings"
 )
 
-// WarmCgroups prepares the kernel for a process that is soon moved into a
-// cgroup. For a move the kernel takes a lock (cgroup_threadgroup_rwsem), which
-// first waits out an RCU grace period, 5 to 15 ms, unless one was taken within
-// the last 20 ms or so. The OCI runtime would wait for it in the middle of its
-// work; taken here, the waiting is done beside ours. The move that takes it is
-// that of this process to where it is already, and changes nothing. What fails
-// costs time only.
+// WarmCgroups prepares the kernel for moving a process into a cgroup soon. For a
+// move the kernel takes a lock (cgroup_threadgroup_rwsem). It first waits for an
+// RCU grace period, 5 to 15 ms, unless the lock was taken within the last 20 ms
+// or so. The OCI runtime would wait for it in the middle of its work; when it is
+// taken here, the wait overlaps with the daemon's other work. It moves this
+// process to the cgroup that it is in already, which changes nothing. A failure
+// only costs time.
 func (h Host) WarmCgroups() {
 	own, err := os.ReadFile("/proc/self/cgroup")
 	if err != nil {
 		return
 	}
-	// As it is now: to a place of the past the process would be moved.
+	// Read the current group: with an old one the process would really be moved.
 	now := parseCgroup(strings.Lines(""), string(own)).Own
 	for _, controller := range slices.Sorted(maps.Keys(h.Cgroup.Mounts)) {
 		at, ok := now[controller]

@@ -1,31 +1,34 @@
-// Package rebind gives a running container the file that is there now in place
-// of one that it has bound and that was replaced since. A socket can't be
-// listened on again once its listener is gone, so a daemon that starts after a
-// crash makes a new one, and a container that had bound the old one would never
-// reach a daemon again.
+// SPDX-License-Identifier: Apache-2.0
+
+// Package rebind replaces a socket that a running container has bind-mounted,
+// after the socket's file was replaced on the host. Once its listener is gone a
+// socket can't be listened on again, so a daemon that starts after a crash
+// creates a new one. A container that had mounted the old one could otherwise
+// never reach a daemon again.
 //
-// It changes the container's mount namespace alone, and nothing in it but the
-// mount at one path.
+// It only changes the container's mount namespace, and in it only the mount at
+// one path.
 package rebind
 
 import (
 	"errors"
 	"fmt"
 	"os"
-	"runtime"
 
 	"golang.org/x/sys/unix"
+
+	"holdfast/internal/osthread"
 )
 
-// Namespace opens the mount namespace of a process. Whether it is the right
-// process's is for the caller to check once it is open. The caller closes it.
+// Namespace opens the mount namespace of a process. The caller must check
+// afterwards that it is the intended process, and closes the file.
 func Namespace(pid int) (*os.File, error) {
 	return os.Open(fmt.Sprintf("/proc/%d/ns/mnt", pid))
 }
 
-// Socket makes the socket at source, a path of the host's, what a container with
-// this mount namespace finds at target, and reports whether it was another. What
-// is mounted at target must be a socket; anything else is left as it is, with an
+// Socket mounts the socket at source, a path of the host, at target in a
+// container's mount namespace, and reports whether another socket was mounted
+// there. If target is not a mounted socket, it changes nothing and returns an
 // error. It needs Linux 5.12.
 func Socket(namespace *os.File, source, target string, readOnly bool) (changed bool, err error) {
 	var now unix.Stat_t
@@ -33,7 +36,7 @@ func Socket(namespace *os.File, source, target string, readOnly bool) (changed b
 		return false, &os.PathError{Op: "stat", Path: source, Err: err}
 	}
 	if now.Mode&unix.S_IFMT != unix.S_IFSOCK {
-		return false, fmt.Errorf("%s is no socket", source)
+		return false, fmt.Errorf("%s is not a socket", source)
 	}
 	tree, err := unix.OpenTree(unix.AT_FDCWD, source, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC)
 	if err != nil {
@@ -46,20 +49,18 @@ func Socket(namespace *os.File, source, target string, readOnly bool) (changed b
 			return false, os.NewSyscallError("mount_setattr", err)
 		}
 	}
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		// Never unlocked: a thread that was in a container is not used again.
-		runtime.LockOSThread()
+	// A thread that was in a container must not be used again.
+	err = osthread.Run(func() (err error) {
 		changed, err = within(namespace, tree, now, target)
-	}()
-	<-done
+		return err
+	})
 	return changed, err
 }
 
-// within does its part inside, in a thread of its own.
+// within runs in the container's namespace, on a thread of its own.
 func within(namespace *os.File, tree int, now unix.Stat_t, target string) (changed bool, err error) {
-	// A thread that shares its root with others can't enter a mount namespace.
+	// A thread that shares its root directory with others can't enter a mount
+	// namespace.
 	if err := unix.Unshare(unix.CLONE_FS); err != nil {
 		return false, os.NewSyscallError("unshare", err)
 	}
@@ -76,7 +77,8 @@ func within(namespace *os.File, tree int, now unix.Stat_t, target string) (chang
 	if there.Mode&unix.S_IFMT != unix.S_IFSOCK || there.Attributes&unix.STATX_ATTR_MOUNT_ROOT == 0 {
 		return false, errors.New("no socket is mounted at " + target + " any more")
 	}
-	// There is no socket for a moment, as there was none that answers before.
+	// For a moment there is no socket. The container loses nothing, because the old
+	// one had no listener.
 	if err := unix.Unmount(target, unix.MNT_DETACH); err != nil {
 		return false, &os.PathError{Op: "unmount", Path: target, Err: err}
 	}

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package stats
 
 import (
@@ -12,27 +14,26 @@ import (
 // Interval is the time between two samples of a stream.
 const Interval = time.Second
 
-// ReadFunc takes a sample of one container, ID and Name included. For a
-// container that isn't running it returns an error of kind
-// errdefs.ErrNotFound, with ID and Name still set.
+// ReadFunc takes a sample of one container, with ID and Name. For a container
+// that isn't running it returns errdefs.ErrNotFound, with ID and Name set.
 type ReadFunc func(context.Context) (container.StatsResponse, error)
 
-// Collector samples one container for any number of clients: once each
-// Interval while there is one, and not at all while there is none.
+// Collector samples one container for any number of clients: once each Interval
+// while it has clients, and otherwise not at all.
 type Collector struct {
 	read ReadFunc
 
-	// mu guards what follows. It is not held while a sample is taken.
+	// mu guards the following fields. It is not held while a sample is taken.
 	mu      sync.Mutex
 	clients map[*client]struct{}
-	stop    context.CancelFunc // of the sampling, while there are clients
+	stop    context.CancelFunc // ends the sampling, while there are clients
 	last    *result            // the latest sample, while there are clients
 	closed  chan struct{}
 }
 
-// client is one stream's place for the latest sample.
+// client holds the latest sample for one stream.
 type client struct {
-	latest chan result // of capacity 1: who is slow misses samples, never gets old ones
+	latest chan result // capacity 1: a slow client misses samples and never gets old ones
 }
 
 type result struct {
@@ -40,13 +41,12 @@ type result struct {
 	err   error
 }
 
-// NewCollector makes a collector, which costs nothing until it is asked.
+// NewCollector returns a collector, which takes no samples before it has clients.
 func NewCollector(read ReadFunc) *Collector {
 	return &Collector{read: read, clients: map[*client]struct{}{}, closed: make(chan struct{})}
 }
 
-// Close ends all streams, for a container that is removed. It may be called
-// more than once.
+// Close ends all streams, when the container is removed. It is idempotent.
 func (c *Collector) Close() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -61,10 +61,10 @@ func (c *Collector) Close() {
 	}
 }
 
-// Stream calls emit for each sample, the first at once, with the sample before
-// it of the same stream in PreCPUStats and PreRead. A container that isn't
-// running has empty samples. Stream returns emit's error, the context's, or
-// nil after Close.
+// Stream calls emit for each sample, the first at once. PreCPUStats and PreRead
+// have the previous sample of the same stream. A container that isn't running has
+// empty samples. Stream returns emit's error, the context's error, or nil after
+// Close.
 func (c *Collector) Stream(ctx context.Context, emit func(container.StatsResponse) error) error {
 	cl := c.join()
 	defer c.leave(cl)
@@ -88,8 +88,9 @@ func (c *Collector) Stream(ctx context.Context, emit func(container.StatsRespons
 	}
 }
 
-// Once is a single sample with the one of Interval earlier in PreCPUStats: it
-// takes that long. A container that isn't running has an empty sample, at once.
+// Once returns a single sample with the one of Interval earlier in PreCPUStats,
+// so it takes that long. For a container that isn't running it returns an empty
+// sample at once.
 func (c *Collector) Once(ctx context.Context) (container.StatsResponse, error) {
 	first, err := c.sample(ctx)
 	if err != nil || first.Read.IsZero() {
@@ -108,12 +109,13 @@ func (c *Collector) Once(ctx context.Context) (container.StatsResponse, error) {
 	return withPrevious(second, &first), err
 }
 
-// OneShot is a single sample with nothing in PreCPUStats, at once.
+// OneShot returns a single sample at once, with empty PreCPUStats.
 func (c *Collector) OneShot(ctx context.Context) (container.StatsResponse, error) {
 	return c.sample(ctx)
 }
 
-// sample reads; of a container that isn't running it keeps who it is.
+// sample calls read. For a container that isn't running it returns a sample with
+// only ID and Name.
 func (c *Collector) sample(ctx context.Context) (container.StatsResponse, error) {
 	s, err := c.read(ctx)
 	if err != nil && errdefs.IsNotFound(err) {
@@ -139,7 +141,7 @@ func (c *Collector) join() *client {
 		c.stop = cancel
 		go c.run(ctx)
 	} else if c.last != nil {
-		cl.put(*c.last) // which is no older than Interval
+		cl.put(*c.last) // it is no older than Interval
 	}
 	return cl
 }
@@ -154,14 +156,15 @@ func (c *Collector) leave(cl *client) {
 	}
 }
 
-// run samples until its context ends, which is when the last client leaves.
+// run takes samples until its context ends, which happens when the last client
+// leaves.
 func (c *Collector) run(ctx context.Context) {
 	t := time.NewTicker(Interval)
 	defer t.Stop()
 	for {
 		s, err := c.sample(ctx)
 		c.mu.Lock()
-		if ctx.Err() != nil { // under the lock: the clients may be another run's
+		if ctx.Err() != nil { // checked under the lock: the clients may belong to a later run
 			c.mu.Unlock()
 			return
 		}
@@ -178,7 +181,7 @@ func (c *Collector) run(ctx context.Context) {
 	}
 }
 
-// put replaces what the client hasn't taken yet.
+// put replaces a sample that the client has not received yet.
 func (cl *client) put(r result) {
 	for {
 		select {

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package stats
 
 import (
@@ -13,7 +15,7 @@ import (
 	"github.com/moby/moby/api/types/container"
 )
 
-// counting is a container whose n-th sample has n seconds of CPU time.
+// counting reads a container whose n-th sample has n seconds of CPU time.
 func counting(n *atomic.Uint64) ReadFunc {
 	return func(context.Context) (container.StatsResponse, error) {
 		s := container.StatsResponse{ID: "a", Name: "/b", Read: time.Now()}
@@ -24,7 +26,7 @@ func counting(n *atomic.Uint64) ReadFunc {
 
 var errDone = errors.New("enough")
 
-// take collects the first n samples of a stream.
+// take returns the first n samples of a stream.
 func take(ctx context.Context, c *Collector, n int) ([]container.StatsResponse, error) {
 	var got []container.StatsResponse
 	err := c.Stream(ctx, func(s container.StatsResponse) error {

@@ -1,23 +1,24 @@
-// Package stats reads what a container uses: the counters of its control group
-// (v1, hybrid, v2) and of its network interfaces, in the API's form; and which
-// processes it has.
+// SPDX-License-Identifier: Apache-2.0
+
+// Package stats reads a container's resource usage: the counters of its control
+// group (v1, hybrid, v2) and of its network interfaces, in the API's form. It
+// also lists the container's processes.
 //
-// It only reads files below /proc and the control group's folders, and runs
-// ps for Top. It knows no container: who calls it says where to look.
+// It only reads files below /proc and in the control group's directories, and
+// runs ps for Top. It does not know containers: the caller passes the paths.
 package stats
 
 import (
-	"fmt"
 	"os"
 	"strconv"
 	"strings"
 
-	"github.com/containerd/errdefs"
+	"holdfast/internal/errs"
 )
 
-// Cgroup are the folders of one container's control group: one for each v1
+// Cgroup has the directories of one container's control group: one for each v1
 // controller ("memory", "cpuacct", …), and with the key "" the one in the v2
-// tree. It is what Host.CgroupDirs of package oci makes.
+// tree. Host.CgroupDirs of package oci makes it.
 type Cgroup map[string]string
 
 // v1 reports whether resources are accounted by v1 controllers.
@@ -30,7 +31,7 @@ func (c Cgroup) v1() bool {
 	return false
 }
 
-// dir is the folder to find a controller's files in, "" if there is none.
+// dir returns the directory with a controller's files, or "" if there is none.
 func (c Cgroup) dir(controller string) string {
 	if c.v1() {
 		return c[controller]
@@ -38,10 +39,10 @@ func (c Cgroup) dir(controller string) string {
 	return c[""]
 }
 
-// gone turns a missing folder or file into the kind errdefs.ErrNotFound.
+// gone converts an error for a missing file or directory to errdefs.ErrNotFound.
 func gone(what string, err error) error {
 	if err != nil && os.IsNotExist(err) {
-		return errdefs.ErrNotFound.WithMessage(fmt.Sprintf("%s: the container is not running", what))
+		return errs.NotFound("%s: the container is not running", what)
 	}
 	return err
 }
@@ -52,7 +53,7 @@ func text(dir, name string) (string, error) {
 	return strings.TrimSpace(string(b)), err
 }
 
-// number reads a file that holds one number; "max" and what isn't there are 0.
+// number reads a file with one number. "max" and a missing file are 0.
 func number(dir, name string) uint64 {
 	s, err := text(dir, name)
 	if err != nil {
@@ -62,7 +63,7 @@ func number(dir, name string) uint64 {
 	return n
 }
 
-// keyed reads a file of "key value" lines. A file that isn't there is nil.
+// keyed reads a file of "key value" lines. For a missing file it returns nil.
 func keyed(dir, name string) map[string]uint64 {
 	s, err := text(dir, name)
 	if err != nil {

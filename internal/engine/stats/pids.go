@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package stats
 
 import (
@@ -9,9 +11,9 @@ import (
 	"strings"
 )
 
-// Pids are the processes of a control group and of those nested in it, as the
-// reader's pid namespace numbers them, in ascending order. A group that is
-// gone is an error of kind errdefs.ErrNotFound.
+// Pids returns the processes of a control group and of its nested groups, in the
+// reader's pid namespace and in ascending order. If the group is gone it returns
+// errdefs.ErrNotFound.
 func Pids(c Cgroup) ([]int, error) {
 	var root string
 	for _, controller := range []string{"pids", "memory", "devices", "cpu", "freezer", "name=systemd", ""} {
@@ -35,15 +37,15 @@ func Pids(c Cgroup) ([]int, error) {
 		}
 		b, err := os.ReadFile(filepath.Join(p, "cgroup.procs"))
 		if err != nil {
-			// A threaded group (v2) refuses the file; its processes are listed
-			// by the one above.
+			// A threaded group (v2) can't be read; its processes are listed by its
+			// parent.
 			if p != root {
 				return nil
 			}
 			return err
 		}
 		for _, f := range strings.Fields(string(b)) {
-			// 0 is a process of a pid namespace that we don't see.
+			// 0 is a process of a pid namespace that is not visible here.
 			if n, err := strconv.Atoi(f); err == nil && n > 0 {
 				pids = append(pids, n)
 			}

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package stats
 
 import (
@@ -11,23 +13,23 @@ import (
 	"github.com/moby/moby/api/types/container"
 )
 
-// Source is where one container's counters are.
+// Source says where one container's counters are.
 type Source struct {
 	Cgroup Cgroup
-	// NetPid is a process in the container's network namespace. 0 reads no
-	// network counters, as for a container in the host's network.
+	// NetPid is a process in the container's network namespace. With 0 no network
+	// counters are read, as for a container in the host's network.
 	NetPid int
-	// MemTotal is the host's memory in bytes, which is the limit of a
-	// container that has none of its own.
+	// MemTotal is the host's memory in bytes. It is the limit of a container
+	// without a limit of its own.
 	MemTotal int64
 
-	proc string // "/proc" unless a test says otherwise
+	proc string // "/proc" except in tests
 }
 
-// Read takes one sample. CPU times are in nanoseconds since the container's
-// start (the system's: since boot), memory and block IO in bytes. The previous
-// sample's fields, ID and Name are left to the caller. A control group that is
-// gone is an error of kind errdefs.ErrNotFound.
+// Read takes one sample. CPU times are in nanoseconds since the container's start
+// (the system's: since boot), memory and block IO in bytes. The caller sets the
+// previous sample's fields, ID and Name. If the control group is gone it returns
+// errdefs.ErrNotFound.
 func Read(ctx context.Context, s Source) (container.StatsResponse, error) {
 	if err := ctx.Err(); err != nil {
 		return container.StatsResponse{}, err
@@ -58,7 +60,7 @@ func Read(ctx context.Context, s Source) (container.StatsResponse, error) {
 	return r, nil
 }
 
-// present fails where none of the group's folders exists any more.
+// present returns an error if none of the group's directories exists any more.
 func (s Source) present() error {
 	var last error = os.ErrNotExist
 	for _, controller := range []string{"memory", "cpuacct", "cpu", "pids"} {
@@ -75,13 +77,13 @@ func (s Source) present() error {
 	return gone("control group", last)
 }
 
-// userHZ is the unit of /proc/stat and cpuacct.stat: USER_HZ is 100 on all
-// architectures that Go runs on.
+// userHZ is the number of ticks per second in /proc/stat and cpuacct.stat:
+// USER_HZ is 100 on all architectures that Go supports.
 const userHZ = 100
 
 const tick = uint64(time.Second) / userHZ
 
-// systemCPU is the time that all processors have spent, idle or not, and their
+// systemCPU returns the time that all CPUs have spent, idle or not, and their
 // number, from /proc/stat (proc_stat(5)).
 func systemCPU(proc string) (usage uint64, online uint32, err error) {
 	s, err := text(proc, "stat")
@@ -121,7 +123,8 @@ func parseSystemCPU(s string) (usage uint64, online uint32, ok bool) {
 	return usage, online, ok
 }
 
-// interfaces reads the counters of a network namespace, without its loopback.
+// interfaces reads the counters of a network namespace, without its loopback
+// interface.
 func interfaces(proc string, pid int) (map[string]container.NetworkStats, error) {
 	s, err := text(proc, strconv.Itoa(pid)+"/net/dev")
 	if err != nil {
@@ -130,12 +133,12 @@ func interfaces(proc string, pid int) (map[string]container.NetworkStats, error)
 	return parseNetDev(s), nil
 }
 
-// parseNetDev reads /proc/net/dev: two lines of headings, then per interface
-// eight counters received and eight sent.
+// parseNetDev parses /proc/net/dev: two header lines, then for each interface
+// eight receive counters and eight transmit counters.
 func parseNetDev(s string) map[string]container.NetworkStats {
 	out := map[string]container.NetworkStats{}
 	for line := range strings.Lines(s) {
-		// The name ends at the last colon: names of aliases have one.
+		// The name ends at the last colon, because names of aliases contain one.
 		i := strings.LastIndexByte(line, ':')
 		if i < 0 {
 			continue

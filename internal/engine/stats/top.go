@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package stats
 
 import (
@@ -13,12 +15,13 @@ import (
 
 	"github.com/containerd/errdefs"
 	"github.com/moby/moby/api/types/container"
+
+	"holdfast/internal/errs"
 )
 
-// Top lists processes with ps(1) of the host. An empty psArgs is "-ef".
-// Arguments that hide the column PID, or make ps fail, are errors of kind
-// errdefs.ErrInvalidArgument; a host without ps one of kind
-// errdefs.ErrFailedPrecondition.
+// Top lists processes with the host's ps(1). An empty psArgs means "-ef". For
+// arguments that hide the column PID, or make ps fail, it returns
+// errdefs.ErrInvalidArgument; on a host without ps errdefs.ErrFailedPrecondition.
 func Top(ctx context.Context, pids []int, psArgs string) (container.TopResponse, error) {
 	if psArgs == "" {
 		psArgs = "-ef"
@@ -32,8 +35,8 @@ func Top(ctx context.Context, pids []int, psArgs string) (container.TopResponse,
 	}
 	args := strings.Fields(psArgs)
 
-	// Asked for the processes alone, ps need not look at all of the host's; but
-	// not every ps and not every set of arguments goes with -q.
+	// With -q ps only examines these processes and not all of the host's. But not
+	// every ps and not all arguments can be combined with -q.
 	quick := append([]string{"-q" + joinPids(pids)}, args...)
 	out, err := exec.CommandContext(ctx, ps, quick...).Output()
 	if err != nil {
@@ -48,7 +51,7 @@ func Top(ctx context.Context, pids []int, psArgs string) (container.TopResponse,
 		if errors.As(err, &exit) && len(exit.Stderr) > 0 {
 			reason, _, _ = strings.Cut(string(bytes.TrimSpace(exit.Stderr)), "\n")
 		}
-		return container.TopResponse{}, errdefs.ErrInvalidArgument.WithMessage(fmt.Sprintf("ps: %s", reason))
+		return container.TopResponse{}, errs.Invalid("ps: %s", reason)
 	}
 	return parsePs(string(out), pids)
 }
@@ -61,20 +64,21 @@ func joinPids(pids []int) string {
 	return strings.Join(parts, ",")
 }
 
-// renamedPid finds "-o something=PID", which gives another column that title.
+// renamedPid matches "-o something=PID", which gives another column the title
+// PID.
 var renamedPid = regexp.MustCompile(`\s+(\S*)=\s*(PID\S*)`)
 
 func validatePsArgs(args string) error {
 	for _, m := range renamedPid.FindAllStringSubmatch(" "+args, -1) {
 		if len(m) == 3 && m[1] != "pid" {
-			return errdefs.ErrInvalidArgument.WithMessage(fmt.Sprintf("specifying %q is not allowed", m[1]+"="+m[2]))
+			return errs.Invalid("specifying %q is not allowed", m[1]+"="+m[2])
 		}
 	}
 	return nil
 }
 
-// parsePs picks the lines of the wanted processes. A line with "-" for its pid
-// is a thread of the process above it.
+// parsePs selects the lines of the given processes. A line with "-" as its pid is
+// a thread of the preceding process.
 func parsePs(out string, pids []int) (container.TopResponse, error) {
 	var r container.TopResponse
 	lines := strings.Split(strings.TrimRight(out, "\n"), "\n")
@@ -111,7 +115,7 @@ func parsePs(out string, pids []int) (container.TopResponse, error) {
 	return r, nil
 }
 
-// columns splits a line into n fields, the last of which keeps its blanks.
+// columns splits a line into n fields. The last one keeps its blanks.
 func columns(line string, n int) []string {
 	var out []string
 	rest := strings.TrimSpace(line)

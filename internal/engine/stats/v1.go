@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package stats
 
 import (
@@ -7,9 +9,8 @@ import (
 	"github.com/moby/moby/api/types/container"
 )
 
-// readV1 reads the controllers of cgroup v1
-// (Documentation/admin-guide/cgroup-v1 of the kernel). A controller that isn't
-// mounted leaves its part empty.
+// readV1 reads the controllers of cgroup v1 (Documentation/admin-guide/cgroup-v1
+// of the kernel). For a controller that isn't mounted its part stays empty.
 func readV1(r *container.StatsResponse, s Source) {
 	if dir := s.Cgroup["cpuacct"]; dir != "" {
 		u := &r.CPUStats.CPUUsage
@@ -46,7 +47,8 @@ func readV1(r *container.StatsResponse, s Source) {
 	}
 }
 
-// memoryLimit is the host's memory where the limit is none or above it.
+// memoryLimit returns the host's memory if there is no limit or the limit is
+// higher.
 func memoryLimit(limit uint64, total int64) uint64 {
 	if total > 0 && (limit == 0 || limit > uint64(total)) {
 		return uint64(total)
@@ -54,8 +56,8 @@ func memoryLimit(limit uint64, total int64) uint64 {
 	return limit
 }
 
-// blkioV1 prefers the counters of the bfq and cfq schedulers, which see more,
-// to those of the throttling layer, which every kernel has.
+// blkioV1 prefers the counters of the bfq and cfq schedulers, which are more
+// complete, to those of the throttling layer, which every kernel has.
 func blkioV1(dir string) container.BlkioStats {
 	first := func(names ...string) []container.BlkioStatEntry {
 		for _, name := range names {
@@ -84,7 +86,7 @@ func blkioV1(dir string) container.BlkioStats {
 	}
 }
 
-// parseBlkio reads lines "8:0 Read 4096", or "8:0 4096" where there is but one
+// parseBlkio parses lines "8:0 Read 4096", or "8:0 4096" if there is only one
 // operation. The line with the total of all devices has no device.
 func parseBlkio(s string) []container.BlkioStatEntry {
 	var out []container.BlkioStatEntry

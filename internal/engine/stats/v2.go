@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package stats
 
 import (
@@ -25,8 +27,8 @@ func readV2(r *container.StatsResponse, s Source) {
 	}
 	r.MemoryStats = container.MemoryStats{
 		Usage: number(dir, "memory.current"),
-		// The peak (Linux 5.19) is left out, as dockerd does: clients take its
-		// presence for cgroup v1.
+		// The peak (Linux 5.19) is left out, as in dockerd: clients take it as a sign
+		// of cgroup v1.
 		Failcnt: keyed(dir, "memory.events")["oom"],
 		Limit:   memoryLimit(number(dir, "memory.max"), s.MemTotal),
 		Stats:   keyed(dir, "memory.stat"),
@@ -37,8 +39,8 @@ func readV2(r *container.StatsResponse, s Source) {
 	}
 }
 
-// parseIOStat reads lines "8:16 rbytes=1 wbytes=2 rios=3 …" into the bytes
-// read and written.
+// parseIOStat parses lines "8:16 rbytes=1 wbytes=2 rios=3 …". It returns the
+// bytes read and written.
 func parseIOStat(s string) []container.BlkioStatEntry {
 	var out []container.BlkioStatEntry
 	for line := range strings.Lines(s) {

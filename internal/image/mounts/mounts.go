@@ -1,5 +1,8 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Package mounts makes the mounts of root filesystems: overlays of any number
-// of layers, and binds. It knows paths alone, neither images nor containers.
+// of layers, and binds. It works on paths and knows neither images nor
+// containers.
 package mounts
 
 import (
@@ -7,11 +10,12 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"runtime"
 	"strings"
 
 	"github.com/moby/sys/mountinfo"
 	"golang.org/x/sys/unix"
+
+	"holdfast/internal/osthread"
 )
 
 // Overlay is what an overlay mount is made of. Without Upper it is read-only.
@@ -20,17 +24,17 @@ type Overlay struct {
 	Upper, Work string
 }
 
-// indexParameter exists where the kernel knows the overlay's inode index. It
-// is turned off: an upper layer must be mountable again whatever the module's
-// default was at first.
+// indexParameter reports whether the kernel has the overlay's inode index. It
+// is turned off for every mount: an upper layer must be mountable again
+// whatever the module's default was at the first mount.
 var indexParameter = func() bool {
 	_, err := os.Stat("/sys/module/overlay/parameters/index")
 	return err == nil
 }()
 
-// Mount mounts o at target, with the mount API of Linux 6.8 and later,
-// which takes each layer by itself and so has no limit on the length of all
-// options, or else with mount(2).
+// Mount mounts o at target. It uses the mount API of Linux 6.8 and later, which
+// takes each layer by itself and so does not limit the length of all options
+// together. On older kernels it uses mount(2).
 func (o Overlay) Mount(target string) error {
 	err := o.MountByFD(target)
 	if errors.Is(err, ErrOldKernel) {
@@ -39,11 +43,12 @@ func (o Overlay) Mount(target string) error {
 	return err
 }
 
-// ErrOldKernel is MountByFD's error where the kernel lacks what it needs.
+// ErrOldKernel is MountByFD's error if the kernel lacks a feature that it
+// needs.
 var ErrOldKernel = errors.New("the kernel lacks the mount API")
 
-// MountHere is Mount for a thread whose mount namespace and working directory
-// are its own, and may be changed.
+// MountHere is Mount for a thread that has its own mount namespace and working
+// directory. It may change both.
 func (o Overlay) MountHere(target string) error {
 	err := o.MountByFD(target)
 	if errors.Is(err, ErrOldKernel) {
@@ -56,7 +61,7 @@ func (o Overlay) MountHere(target string) error {
 func (o Overlay) MountByFD(target string) error {
 	fd, err := unix.Fsopen("overlay", unix.FSOPEN_CLOEXEC)
 	if errors.Is(err, unix.ENOSYS) || errors.Is(err, unix.EPERM) && os.Geteuid() == 0 {
-		return ErrOldKernel // EPERM: some seccomp profiles know only mount(2)
+		return ErrOldKernel // EPERM: some seccomp profiles allow only mount(2)
 	}
 	if err != nil {
 		return fmt.Errorf("fsopen overlay: %w", err)
@@ -73,7 +78,7 @@ func (o Overlay) MountByFD(target string) error {
 	}
 	set := [][2]string{{"source", "overlay"}}
 	if o.Upper != "" {
-		// Unlike lowerdir+, these two are unescaped by the kernel.
+		// The kernel unescapes these two options, but not lowerdir+.
 		set = append(set, [2]string{"upperdir", escape(o.Upper, `\`)}, [2]string{"workdir", escape(o.Work, `\`)})
 	}
 	if indexParameter {
@@ -102,7 +107,7 @@ func (o Overlay) MountByFD(target string) error {
 	return nil
 }
 
-// fsError adds what the kernel says about a configuration that it refused.
+// fsError adds the kernel's message about a configuration that it refused.
 func fsError(fd int, what string, err error) error {
 	buf := make([]byte, 1024)
 	if n, rerr := unix.Read(fd, buf); rerr == nil && n > 0 {
@@ -111,23 +116,18 @@ func fsError(fd int, what string, err error) error {
 	return fmt.Errorf("%s: %w", what, err)
 }
 
-// MountByOptions mounts o with mount(2), from a thread of its own.
+// MountByOptions mounts o with mount(2), on a thread of its own.
 func (o Overlay) MountByOptions(target string) error {
-	done := make(chan error, 1)
-	go func() {
-		// The thread has a working directory of its own and ends with this
-		// goroutine, as it is never unlocked.
-		runtime.LockOSThread()
+	return osthread.Run(func() error {
+		// The thread has a working directory of its own.
 		if err := unix.Unshare(unix.CLONE_FS); err != nil {
-			done <- fmt.Errorf("unshare: %w", err)
-			return
+			return fmt.Errorf("unshare: %w", err)
 		}
-		done <- o.mountByOptions(target)
-	}()
-	return <-done
+		return o.mountByOptions(target)
+	})
 }
 
-// mountByOptions changes the working directory: the options must fit into a
+// mountByOptions changes the working directory. The options must fit into a
 // page, so the layers are named relative to their common directory.
 func (o Overlay) mountByOptions(target string) error {
 	base := filepath.Dir(filepath.Dir(o.Lowers[0]))
@@ -185,7 +185,7 @@ func Bind(from, target string, readonly bool) error {
 		return nil
 	}
 	if err := unix.Mount("", target, "", unix.MS_BIND|unix.MS_REMOUNT|unix.MS_RDONLY, ""); err != nil {
-		_ = unix.Unmount(target, unix.MNT_DETACH) // never leave it writable
+		_ = unix.Unmount(target, unix.MNT_DETACH) // it must not stay mounted writable
 		return fmt.Errorf("bind %s read-only: %w", from, err)
 	}
 	return nil

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package format
 
 import (
@@ -10,18 +12,18 @@ import (
 	"unicode/utf8"
 )
 
-// RecordLimit is the size in bytes above which a record is none of ours: 16 KiB
-// escape to 96, and the rest are attributes.
+// RecordLimit is the size in bytes above which a record can't be one of ours:
+// 16 KiB of text escape to 96 KiB, and the rest are attributes.
 const RecordLimit = 16 << 20
 
-// ErrDamaged says that a file has bytes that are no record.
+// ErrDamaged is returned for bytes of a log file that are not a record.
 var ErrDamaged = errors.New("log file is damaged")
 
 // Line is one line, or a part of a line that was split.
 type Line struct {
 	Time   time.Time
 	Source string // stdout or stderr
-	// Line has its newline if it had one. Its bytes, and Attrs, are only valid
+	// Line includes its newline if it had one. Line and Attrs are valid only
 	// until the next line is read.
 	Line  []byte
 	Attrs map[string]string
@@ -29,20 +31,24 @@ type Line struct {
 
 // Decoder reads one format of log files.
 type Decoder interface {
-	// Record is the length of the whole record at the beginning of p, 0 when
-	// more is needed, or ErrDamaged.
+	// Record returns the length of the whole record at the beginning of p, 0 if
+	// more data is needed, or ErrDamaged.
 	Record(p []byte) (int, error)
 	// Decode reads one record. The line is valid until the next call.
 	Decode(record []byte) (Line, bool)
 }
 
-// NewDecoder gives the decoder of a driver; nil where its logs can't be read.
-func NewDecoder(driver string) Decoder {
+// NewDecoder returns the decoder for a driver, or nil if its logs can't be
+// read.
+//
+// attrs are those of the log's Config. A local log does not store them, so its
+// decoder adds them to each line.
+func NewDecoder(driver string, attrs map[string]string) Decoder {
 	switch driver {
 	case "", DriverJSON:
 		return &JSONDecoder{}
 	case DriverLocal:
-		return &LocalDecoder{}
+		return &LocalDecoder{Attrs: attrs}
 	}
 	return nil
 }
@@ -66,8 +72,9 @@ var (
 	timeKey   = []byte(`,"time":"`)
 )
 
-// Decode implements Decoder. It reads the form in which Docker and package format write; any other
-// JSON of the same meaning takes the slow way.
+// Decode implements Decoder. It has a fast path for the form that Docker and
+// package format write. Any other JSON of the same meaning is decoded by
+// encoding/json.
 func (d *JSONDecoder) Decode(record []byte) (Line, bool) {
 	p := bytes.TrimRight(record, "\r\n")
 	rest, ok := bytes.CutPrefix(p, logKey)
@@ -92,7 +99,8 @@ func (d *JSONDecoder) Decode(record []byte) (Line, bool) {
 	}
 	rest = rest[len(`stdout"`):]
 	if after, ok := bytes.CutPrefix(rest, attrsKey); ok {
-		// A quote within an attribute is escaped, so this is the key itself.
+		// A quote within an attribute is escaped, so this match is the key
+		// itself.
 		end := bytes.LastIndex(after, timeKey)
 		if end < 0 {
 			return d.slow(p)
@@ -114,7 +122,8 @@ func (d *JSONDecoder) Decode(record []byte) (Line, bool) {
 	return line, true
 }
 
-// attributes are the same in all lines of a log, and so decoded once.
+// attributes caches the decoded attributes, because they are the same in all
+// lines of a log.
 func (d *JSONDecoder) attributes(raw []byte) (map[string]string, bool) {
 	if bytes.Equal(raw, d.raw) {
 		return d.attrs, true
@@ -140,8 +149,8 @@ func (d *JSONDecoder) slow(p []byte) (Line, bool) {
 	return Line{Time: v.Time, Source: v.Stream, Line: []byte(v.Log), Attrs: v.Attrs}, true
 }
 
-// unescape reads a JSON string, without its first quote, and appends its text
-// to b.
+// unescape reads a JSON string without its first quote, and appends its text to
+// b.
 func unescape(b, p []byte) (text, rest []byte, ok bool) {
 	for {
 		i := 0
@@ -218,7 +227,8 @@ func hex4(p []byte) (rune, bool) {
 
 // LocalDecoder reads local.
 type LocalDecoder struct {
-	text []byte
+	Attrs map[string]string // of every line
+	text  []byte
 }
 
 // Record implements Decoder.
@@ -272,12 +282,12 @@ func (d *LocalDecoder) Decode(record []byte) (Line, bool) {
 	if newline {
 		d.text = append(d.text, '\n')
 	}
-	line.Line = d.text
+	line.Line, line.Attrs = d.text, d.Attrs
 	return line, ok && line.Source != ""
 }
 
-// eachField calls each for the fields of a protocol buffer message: v of those
-// that are numbers, p of those that have a length.
+// eachField calls each for the fields of a protocol buffer message, with v for
+// numbers and p for fields with a length.
 func eachField(p []byte, each func(field int, v uint64, p []byte) bool) bool {
 	for len(p) > 0 {
 		key, n := binary.Uvarint(p)

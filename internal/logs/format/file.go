@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package format
 
 import (
@@ -7,8 +9,8 @@ import (
 	"syscall"
 )
 
-// writeOut brings the buffer into the file. What the disk can't take is
-// dropped by whole records: half of one is cut off again.
+// writeOut writes the buffer to the file. If the disk is full, whole records
+// are dropped: a partly written one is cut off again.
 func (l *Log) writeOut() {
 	if l.n == 0 {
 		return
@@ -43,8 +45,8 @@ func (l *Log) writeOut() {
 	}
 }
 
-// mend cuts off the half record at the end of the file. It is tried again
-// before the next write where the disk did not let it.
+// mend cuts off the partial record at the end of the file. If that fails it is
+// tried again before the next write.
 func (l *Log) mend() bool {
 	size, err := l.repair(l.fd)
 	if err != nil {
@@ -54,7 +56,8 @@ func (l *Log) mend() bool {
 	return true
 }
 
-// boundary is the end of the last whole record within the first n bytes of p.
+// boundary returns the end of the last whole record within the first n bytes of
+// p.
 func (l *Log) boundary(p []byte, n int) int {
 	if l.cfg.Driver == DriverJSON {
 		return bytes.LastIndexByte(p[:n], '\n') + 1
@@ -70,7 +73,7 @@ func (l *Log) boundary(p []byte, n int) int {
 	return end
 }
 
-// records counts the records in p, which are whole.
+// records counts the records in p, which must be whole.
 func (l *Log) records(p []byte) uint64 {
 	if l.cfg.Driver == DriverJSON {
 		return uint64(bytes.Count(p, []byte{'\n'}))
@@ -103,7 +106,7 @@ func (l *Log) repair(fd int) (int64, error) {
 	return whole, syscall.Ftruncate(fd, whole)
 }
 
-// lastNewline is the offset after the last newline.
+// lastNewline returns the offset after the last newline.
 func lastNewline(fd int, size int64) (int64, error) {
 	var block [4096]byte
 	for at := size; at > 0; {
@@ -120,9 +123,9 @@ func lastNewline(fd int, size int64) (int64, error) {
 	return 0, nil
 }
 
-// lastEntry is the offset after the last whole entry of the local format:
-// the end where the last two lengths agree; otherwise found by walking from
-// the start.
+// lastEntry returns the offset after the last whole entry of the local format.
+// That is the end of the file if the last entry's two lengths agree. Otherwise
+// lastEntry walks from the start.
 func lastEntry(fd int, size int64) (int64, error) {
 	var b [4]byte
 	if size >= 8 {
@@ -168,7 +171,7 @@ func readAt(fd int, p []byte, off int64) error {
 			return err
 		}
 		if n == 0 {
-			return syscall.EIO // the file became shorter meanwhile
+			return syscall.EIO // the file was truncated meanwhile
 		}
 		p = p[n:]
 		off += int64(n)
@@ -176,7 +179,7 @@ func readAt(fd int, p []byte, off int64) error {
 	return nil
 }
 
-// rotated is the name of the i-th rotated file, from 1 on.
+// rotated returns the name of the i-th rotated file, counted from 1.
 func (l *Log) rotated(i int) string { return l.cfg.Path + "." + strconv.Itoa(i) }
 
 func exists(path string) bool {
@@ -188,8 +191,8 @@ func (l *Log) taken(i int) bool {
 	return exists(l.rotated(i)) || exists(l.rotated(i)+".gz")
 }
 
-// rotate makes the active file path.1 and begins a new one. When it fails,
-// the active file stays and grows on until the next try: no line is lost.
+// rotate renames the active file to path.1 and begins a new one. If that fails,
+// the active file stays and grows until the next try, so no line is lost.
 func (l *Log) rotate() {
 	fd, err := l.swap()
 	if err != nil {
@@ -207,18 +210,18 @@ func (l *Log) rotate() {
 	}
 }
 
-// OnTurn has fn called at each rotation, with the descriptor of the new active
-// file, before anything is written to it. fn may not call the Log and must copy
-// what it keeps.
+// OnTurn registers fn, which is called at each rotation with the descriptor of
+// the new active file, before anything is written to it. fn must not call the
+// Log, and must duplicate the descriptor if it keeps it.
 func (l *Log) OnTurn(fn func(fd int)) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.turned = fn
 }
 
-// swap moves the files. The next active one is made first, because that is
-// what fails on a full disk; and it comes by a rename, so that there is no
-// moment in which a name stands for a file that is not complete.
+// swap renames the files. It first creates the next active file, because that
+// step fails on a full disk. The file gets its name by a rename, so each name
+// always refers to a complete file.
 func (l *Log) swap() (fd int, err error) {
 	next := l.cfg.Path + ".tmp"
 	fd, err = open(next, syscall.O_RDWR|syscall.O_APPEND|syscall.O_CREAT|syscall.O_TRUNC)
@@ -239,8 +242,8 @@ func (l *Log) swap() (fd int, err error) {
 			return -1, err
 		}
 	}
-	// With a single file the old one loses its name here; who reads it can
-	// still read it to its end.
+	// With a single file the old one loses its name here. A reader that has it
+	// open can still read it to its end.
 	if err := syscall.Rename(next, l.cfg.Path); err != nil {
 		syscall.Rename(l.rotated(1), l.cfg.Path)
 		undo()
@@ -249,8 +252,8 @@ func (l *Log) swap() (fd int, err error) {
 	return fd, nil
 }
 
-// shift frees path.1. Only files up to the first gap move, and the oldest
-// goes only when there is none.
+// shift renames the rotated files so that path.1 is free. Only the files up to
+// the first gap move, and the oldest is removed only if there is no gap.
 func (l *Log) shift() error {
 	free := 1
 	for free < l.cfg.MaxFiles && l.taken(free) {
@@ -276,7 +279,7 @@ func (l *Log) shift() error {
 	return nil
 }
 
-// settle finishes what a crash left between two steps.
+// settle completes a rotation or compression that a crash interrupted.
 func (l *Log) settle() {
 	syscall.Unlink(l.cfg.Path + ".tmp")
 	syscall.Unlink(l.zipTemp())

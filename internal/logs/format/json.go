@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package format
 
 import (
@@ -12,16 +14,16 @@ import (
 //	{"log":"text\n","stream":"stdout","attrs":{"k":"v"},"time":"2026-01-02T03:04:05.123456789Z"}
 //
 // with the escapes of Docker's writer: \" \\ \n \r, \u00xx for other control
-// characters and < > &, \u2028 and \u2029, and \ufffd for each byte that is
-// no UTF-8. Of a line's parts only the last ends with \n.
+// characters and < > &, \u2028 and \u2029, and \ufffd for each byte that is not
+// valid UTF-8. If a line is split, only its last part ends with \n.
 
 const hexDigits = "0123456789abcdef"
 
-// encodeJSON writes p as one record into buf from n on and returns its end.
-// buf has room for 6*len(p)+len(suffix)+32 bytes.
+// encodeJSON writes p as one record into buf at offset n and returns the end.
+// buf must have room for 6*len(p)+len(suffix)+32 bytes.
 func encodeJSON(buf []byte, n int, p []byte, newline bool, suffix []byte) int {
-	// Docker leaves out an empty "log"; that is only the case for an empty
-	// part, which is never written.
+	// Docker omits an empty "log". Only an empty part would have one, and such
+	// a part is never written.
 	store(buf[n:], head)
 	n += 8
 	n = escape(buf, n, p)
@@ -32,21 +34,21 @@ func encodeJSON(buf []byte, n int, p []byte, newline bool, suffix []byte) int {
 	return n + copy(buf[n:], suffix)
 }
 
-// Bytes of a word, for the tests of eight at once.
+// Each constant repeats a byte, to test eight bytes at once.
 const (
 	ones  = 0x0101010101010101
 	highs = 0x8080808080808080
 )
 
-// head is {"log":" as load reads it.
+// head is `{"log":"` as load reads it.
 const head = 0x223a22676f6c227b
 
-// special marks, by the high bit of its byte, the lowest byte of x that can't
-// stand in a JSON string as it is or is not ASCII. Marks above the lowest one
-// may be false or missing. '"' and '&' differ in one bit, and so do '<' and
-// '>', which makes one comparison of two. An ASCII byte is other than 0 if
-// adding 0x7f sets its high bit; none of these sums carries into the next byte
-// but those of a byte that is marked.
+// special finds bytes that can't appear unchanged in a JSON string, or are not
+// ASCII. It sets the high bit of the lowest such byte of x; marks above that
+// one may be false or missing. '"' and '&' differ in one bit, and so do '<' and
+// '>', so one comparison tests for both. For an ASCII byte, adding 0x7f sets
+// the high bit if the byte is not 0. These sums carry into the next byte only
+// from a byte that is marked.
 func special(x uint64) uint64 {
 	a := (x | 0x04*ones) ^ 0x26*ones // 0 for " &
 	b := (x | 0x02*ones) ^ 0x3e*ones // 0 for < >
@@ -55,7 +57,7 @@ func special(x uint64) uint64 {
 	return (^plain | x) & highs
 }
 
-// escape copies p into buf from n on, escaped, and returns the end.
+// escape copies p, escaped, into buf at offset n and returns the end.
 func escape(buf []byte, n int, p []byte) int {
 	for {
 		for len(p) >= 8 {
@@ -101,7 +103,7 @@ func escape(buf []byte, n int, p []byte) int {
 	}
 }
 
-// escapeRune copies the run of other than ASCII at the beginning of p.
+// escapeRune copies the run of non-ASCII bytes at the beginning of p.
 func escapeRune(buf []byte, n int, p []byte) (end, used int) {
 	for used < len(p) && p[used] >= utf8.RuneSelf {
 		r, size := utf8.DecodeRune(p[used:])
@@ -120,7 +122,8 @@ func escapeRune(buf []byte, n int, p []byte) (end, used int) {
 	return n, used
 }
 
-// appendSuffix makes what follows the text of a line of src at the time now.
+// appendSuffix appends what follows the text in a record of src at the time
+// now.
 func (l *Log) appendSuffix(b []byte, src Source, now time.Time) []byte {
 	b = append(b, `","stream":"`...)
 	b = append(b, names[src]...)
@@ -131,8 +134,8 @@ func (l *Log) appendSuffix(b []byte, src Source, now time.Time) []byte {
 	return append(b, "\"}\n"...)
 }
 
-// appendAttrs makes `"attrs":{…},` with the keys in order, as encoding/json
-// does for a map; nothing where there are none.
+// appendAttrs appends `"attrs":{…},` with sorted keys, as encoding/json does
+// for a map. It appends nothing if there are no attributes.
 func appendAttrs(b []byte, attrs map[string]string) []byte {
 	if len(attrs) == 0 {
 		return b
@@ -168,7 +171,8 @@ func appendHex(b []byte, x uint64) []byte {
 	return b
 }
 
-// load and store are single instructions: the compiler joins the bytes.
+// load and store compile to single instructions, because the compiler joins the
+// bytes.
 func load(b []byte) uint64 {
 	_ = b[7]
 	return uint64(b[0]) | uint64(b[1])<<8 | uint64(b[2])<<16 | uint64(b[3])<<24 |

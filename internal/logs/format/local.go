@@ -1,6 +1,10 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package format
 
 import "time"
+
+//lint:file-ignore SA4016 A key is always field<<3|wiretype here, also where the wire type is 0.
 
 // The local format: protocol buffers of Docker's
 // api/types/plugins/logdriver/entry.proto, each between its length as
@@ -19,8 +23,8 @@ import "time"
 //	  int32 ordinal = 3;              // from 1
 //	}
 
-// encodeLocal writes p as one entry into buf from n on and returns its end.
-// buf has room for len(p)+256 bytes.
+// encodeLocal writes p as one entry into buf at offset n and returns the end.
+// buf must have room for len(p)+256 bytes.
 func encodeLocal(buf []byte, n int, src Source, at time.Time, p []byte, s *stream, last bool) int {
 	start := n
 	b := buf[:n+4]
@@ -43,7 +47,7 @@ func encodeLocal(buf []byte, n int, src Source, at time.Time, p []byte, s *strea
 		b = append(b, s.id[:]...)
 		b = append(b, 3<<3|0)
 		b = appendVarint(b, uint64(s.ordinal))
-		b[size-1] = byte(len(b) - size) // under 128: one byte
+		b[size-1] = byte(len(b) - size) // always under 128, so one byte
 	}
 	size := uint32(len(b) - start - 4)
 	putLength(b[start:], size)

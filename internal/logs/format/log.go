@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package format
 
 import (
@@ -25,31 +27,31 @@ const (
 	LocalMaxFiles = 5
 )
 
-// MaxLine is the length in bytes above which a line is split into parts, as
-// in Docker. A part may be up to three bytes shorter, because it never ends
+// MaxLine is the length in bytes above which a line is split into parts, as in
+// Docker. A part may be up to three bytes shorter, so that it does not end
 // inside of a UTF-8 sequence.
 const MaxLine = 16 << 10
 
-// bufSize is what a Log can hold before it writes: 256 KiB of short lines, as
-// records. It is mapped, not allocated: a container that writes little touches
-// one page of it.
+// bufSize is the size of a Log's write buffer in bytes. It holds the records of
+// 256 KiB of short lines. The buffer is mapped, not allocated, so a container
+// that writes little uses one page of it.
 const bufSize = 512 << 10
 
 // Config is where and how a log is written.
 type Config struct {
 	Driver string // json-file, local or none; empty is json-file
 	Path   string
-	// MaxSize is in bytes; 0 is no limit for json-file and LocalMaxSize for
-	// local; negative is no limit for both.
+	// MaxSize is in bytes. 0 means no limit for json-file, and LocalMaxSize for
+	// local. Negative means no limit for both.
 	MaxSize int64
-	// MaxFiles counts the active file too; 0 is 1 for json-file and
+	// MaxFiles includes the active file. 0 means 1 for json-file, and
 	// LocalMaxFiles for local.
 	MaxFiles int
 	Compress bool              // rotated files, with gzip
 	Attrs    map[string]string // json-file only: labels, env and tag
 }
 
-// Source is the stream that a line came from.
+// Source is the stream from which a line came.
 type Source byte
 
 // The two streams of a container.
@@ -60,37 +62,37 @@ const (
 
 var names = [...]string{Stdout: "stdout", Stderr: "stderr"}
 
-// stream is what is known of one source between two writes.
+// stream is the state of one source between two writes.
 type stream struct {
-	held []byte // a line whose end has not come yet, at most MaxLine
-	// A line that was split: its parts share time and ID.
+	held []byte // a line without its newline yet, at most MaxLine
+	// State of a split line, whose parts share time and ID.
 	split   bool
 	at      time.Time
 	id      [64]byte
 	ordinal int
-	suffix  []byte // json-file: what follows the line's text, with the time
+	suffix  []byte // json-file: what follows the line's text, including the time
 }
 
-// Log is an open log. Its methods may be called by several goroutines; lines
-// of one Source keep their order.
+// Log is an open log. Its methods may be called by several goroutines. Lines of
+// one Source keep their order.
 type Log struct {
 	mu      sync.Mutex
 	cfg     Config
 	fd      int // of the active file; -1 after Close and for driver none
 	size    int64
 	last    time.Time // of the last line
-	torn    bool      // the file ends with half a line that could not be cut off yet
+	torn    bool      // the file ends with a partial record that could not be cut off yet
 	retryAt int64     // size below which a failed rotation is not tried again
-	inode   uint64    // of the active file; 0 until Position asked for it
+	inode   uint64    // of the active file; 0 until Position reads it
 	turned  func(fd int)
-	skip    int64 // bytes of records that are not written again, see Redo
+	skip    int64 // bytes of records to leave out, see Redo
 
 	buf  []byte // mapped
-	n    int    // used of it
-	high int    // most that was used since the pages were given back
+	n    int    // bytes of buf in use
+	high int    // highest n since the pages were given back
 
 	streams [3]stream
-	attrs   []byte // `"attrs":{…},` or nothing
+	attrs   []byte // `"attrs":{…},` or empty
 	dropped uint64
 
 	zip zipper
@@ -98,9 +100,9 @@ type Log struct {
 
 var errClosed = errors.New("log is closed")
 
-// Open opens the log at cfg.Path, repairs what a crash left behind (half a
-// last line is cut off, an unfinished rotation or compression is finished)
-// and goes on at its end. Errors are of os and carry the path.
+// Open opens the log at cfg.Path and continues at its end. First it repairs
+// what a crash left: it cuts off a partial last line, and completes an
+// unfinished rotation or compression. Errors are of os and carry the path.
 func Open(cfg Config) (*Log, error) {
 	l := &Log{cfg: cfg, fd: -1}
 	switch cfg.Driver {
@@ -157,9 +159,10 @@ func (l *Log) openActive() error {
 	return nil
 }
 
-// Write takes output of src. Whole lines are in the file when it returns; the
-// beginning of a line is held until its end comes or MaxLine is reached. now
-// becomes the time of every line that ends in p. It never fails: see Dropped.
+// Write writes output of src. When it returns, whole lines are in the file; a
+// line without its newline is held until the newline comes or MaxLine is
+// reached. now is the time of every line that ends in p. Write never fails: see
+// Dropped.
 func (l *Log) Write(src Source, now time.Time, p []byte) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -218,9 +221,9 @@ func (l *Log) join(s *stream, src Source, now time.Time, p []byte) []byte {
 	return p[len(window):]
 }
 
-// runeCut is the length of the longest beginning of a full part that does not
-// end inside of a UTF-8 sequence: a sequence in two parts would be two
-// replacement characters in JSON.
+// runeCut returns the length of the longest prefix of a full part that does not
+// end inside of a UTF-8 sequence. In JSON a sequence split into two parts would
+// become two replacement characters.
 func runeCut(p []byte) int {
 	for k := 1; k < utf8.UTFMax && k < len(p); k++ {
 		if tail := p[len(p)-k:]; utf8.RuneStart(tail[0]) {
@@ -233,8 +236,7 @@ func runeCut(p []byte) int {
 	return len(p)
 }
 
-// End says that src will write no more: a last line without its newline is
-// written as it is.
+// End ends src. A last line without newline is written as it is.
 func (l *Log) End(src Source) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -255,16 +257,15 @@ func (l *Log) end(src Source) {
 	*s = stream{}
 }
 
-// Flush gives back the memory that a burst of output took. Call it when the
-// container has been quiet; everything that was written is in the file
-// already.
+// Flush frees the memory that a burst of output used. Call it when the
+// container has been quiet; all output is in the file already.
 func (l *Log) Flush() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.writeOut()
 	page := os.Getpagesize()
 	if l.high > page {
-		// The kernel fills the pages with zeros when they are used again.
+		// When the pages are used again the kernel fills them with zeros.
 		syscall.Madvise(l.buf, syscall.MADV_DONTNEED)
 		l.high = 0
 	}
@@ -275,7 +276,8 @@ func (l *Log) Flush() {
 	}
 }
 
-// Dropped is how many lines (or parts of split lines) the disk could not take.
+// Dropped is the number of lines (or parts of split lines) that did not fit on
+// the disk.
 func (l *Log) Dropped() uint64 {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -311,7 +313,7 @@ func (l *Log) Close() error {
 	return nil
 }
 
-// stamp prepares what depends on the time of this write.
+// stamp prepares the parts of a record that depend on the time of this write.
 func (l *Log) stamp(s *stream, src Source, now time.Time) {
 	l.last = now
 	if l.cfg.Driver == DriverJSON && !s.split {
@@ -319,8 +321,8 @@ func (l *Log) stamp(s *stream, src Source, now time.Time) {
 	}
 }
 
-// line writes one line, or with last false a part of one, into the buffer,
-// and rotates where the file would grow over its limit.
+// line appends one line, or a part of one if last is false, to the buffer. It
+// rotates if the file would exceed its limit.
 func (l *Log) line(s *stream, src Source, now time.Time, p []byte, last bool) {
 	if !last && !s.split {
 		s.split, s.at, s.ordinal = true, now, 0
@@ -334,7 +336,7 @@ func (l *Log) line(s *stream, src Source, now time.Time, p []byte, last bool) {
 
 	start := l.n
 	if l.cfg.Driver == DriverJSON {
-		// The worst line becomes six bytes for each of its own.
+		// In the worst case each byte of the line becomes six.
 		if l.n+6*len(p)+len(s.suffix)+32 > len(l.buf) {
 			l.writeOut()
 			start = 0
@@ -365,8 +367,8 @@ func (l *Log) line(s *stream, src Source, now time.Time, p []byte, last bool) {
 	}
 }
 
-// turn writes what stands before start, rotates, and keeps the rest for the
-// new file.
+// turn writes the buffer up to start, rotates, and keeps the rest for the new
+// file.
 func (l *Log) turn(start int) {
 	rest := l.n - start
 	if l.n > l.high {
@@ -392,8 +394,8 @@ func open(path string, flags int) (int, error) {
 	}
 }
 
-// TakeGroup gives an open file the group of the folder that it is in, so that
-// whoever was given the folder can read it. Where that fails root alone can.
+// TakeGroup gives an open file the group of its directory, so that users with
+// access to the directory can read the file. If that fails only root can.
 func TakeGroup(fd int, path string) {
 	var dir syscall.Stat_t
 	if err := syscall.Stat(filepath.Dir(path), &dir); err == nil && dir.Gid != 0 {

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package format
 
 import (
@@ -8,6 +10,7 @@ import (
 	"encoding/json"
 	"io"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -92,7 +95,7 @@ func TestLineComesOnceItsEndDoes(t *testing.T) {
 	l.Write(Stdout, noon, []byte("out-"))
 	l.Write(Stderr, noon, []byte("err-"))
 	if got := contents(t, path); got != "" {
-		t.Fatalf("half lines were written: %s", got)
+		t.Fatalf("partial lines were written: %s", got)
 	}
 	l.Write(Stderr, noon, []byte("a\nerr-b"))
 	l.Write(Stdout, noon, []byte("c\n"))
@@ -156,7 +159,7 @@ func TestSplitKeepsRunesWhole(t *testing.T) {
 	}
 }
 
-// entry reads one entry of the local format without the code under test.
+// entries parses entries of the local format without the code under test.
 func entries(t testing.TB, b []byte) (out []map[int]any) {
 	t.Helper()
 	for len(b) > 0 {
@@ -216,7 +219,7 @@ func TestLocalEntriesAreDockersProtobuf(t *testing.T) {
 	}
 }
 
-// all is the text of a log over its rotated files, oldest first.
+// all calls each for the lines of a log with its rotated files, oldest first.
 func all(t testing.TB, path string, files int, each func(line []byte)) {
 	t.Helper()
 	read := func(r io.Reader) {
@@ -225,7 +228,7 @@ func all(t testing.TB, path string, files int, each func(line []byte)) {
 			line, err := br.ReadBytes('\n')
 			if err == io.EOF {
 				if len(line) > 0 {
-					t.Fatalf("half a line: %q", line)
+					t.Fatalf("partial line: %q", line)
 				}
 				return
 			}
@@ -272,7 +275,7 @@ func number(t testing.TB, line []byte) int {
 	return n
 }
 
-// numbered makes lines of 100 bytes from the number first on.
+// numbered makes lines of 100 bytes, numbered from first.
 func numbered(first, count int) []byte {
 	var b []byte
 	for i := first; i < first+count; i++ {
@@ -296,14 +299,14 @@ func TestRotationWithCompressionLosesNoLine(t *testing.T) {
 		l.Write(Stdout, noon, numbered(i, min(655, lines-i)))
 	}
 	l.Close()
-	// Close waits for the compression in progress; the next Open has the rest
-	// done.
+	// Close waits for the compression in progress. The next Open starts the
+	// others.
 	l = openLog(t, Config{Path: path, MaxSize: 10 << 20, MaxFiles: 100, Compress: true})
 	l.zip.done.Wait()
 	next := 0
 	all(t, path, 100, func(line []byte) {
 		if n := number(t, line); n != next {
-			t.Fatalf("line %d where %d was due", n, next)
+			t.Fatalf("got line %d, want %d", n, next)
 		}
 		next++
 	})
@@ -347,7 +350,7 @@ func TestOldestFilesGoAndNoneGrowsOverItsLimit(t *testing.T) {
 						first, next = n, n
 					}
 					if n != next {
-						t.Fatalf("line %d where %d was due", n, next)
+						t.Fatalf("got line %d, want %d", n, next)
 					}
 					next++
 				})
@@ -417,8 +420,8 @@ func TestCrashInsideOfRotationIsFinished(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	// The active file was moved and the new one not yet; a compression was
-	// under way, and another file waits for its own.
+	// The active file was renamed and the new one does not exist yet. One
+	// compression was interrupted, and another file is not compressed yet.
 	write(path+".1", string(records1(t, 0, 10)))
 	write(path+".tmp", "")
 	write(path+".gz.tmp", "half")
@@ -434,7 +437,7 @@ func TestCrashInsideOfRotationIsFinished(t *testing.T) {
 	next := 0
 	all(t, path, 4, func(line []byte) {
 		if n := number(t, line); n != next {
-			t.Fatalf("line %d where %d was due", n, next)
+			t.Fatalf("got line %d, want %d", n, next)
 		}
 		next++
 	})
@@ -450,8 +453,26 @@ func records1(t *testing.T, first, count int) []byte {
 	return []byte(contents(t, path))
 }
 
-// limitFileSize lets this process' files grow to n bytes: beyond, write(2)
-// takes what fits and then fails, as on a full disk.
+// inAProcessOfItsOwn runs a test again in another process, and reports whether
+// this is that process. A limit of a process also holds for the files that package
+// testing writes.
+func inAProcessOfItsOwn(t *testing.T) bool {
+	t.Helper()
+	const mark = "FORMAT_TEST_ALONE"
+	if os.Getenv(mark) != "" {
+		return true
+	}
+	cmd := exec.Command(os.Args[0], "-test.run=^"+t.Name()+"$", "-test.v")
+	cmd.Env = append(os.Environ(), mark+"=1")
+	out, err := cmd.CombinedOutput()
+	if err != nil || !bytes.Contains(out, []byte("--- PASS: "+t.Name())) {
+		t.Errorf("%v\n%s", err, out)
+	}
+	return false
+}
+
+// limitFileSize limits the files of this process to n bytes. Beyond that,
+// write(2) writes the bytes that fit and then fails, as on a full disk.
 func limitFileSize(t *testing.T, n uint64) {
 	t.Helper()
 	var old syscall.Rlimit
@@ -465,6 +486,9 @@ func limitFileSize(t *testing.T, n uint64) {
 }
 
 func TestFullDiskDropsWholeLinesAndCountsThem(t *testing.T) {
+	if !inAProcessOfItsOwn(t) {
+		return
+	}
 	for _, driver := range []string{DriverJSON, DriverLocal} {
 		t.Run(driver, func(t *testing.T) {
 			path := filepath.Join(t.TempDir(), "log")
@@ -503,7 +527,7 @@ func TestRotationThatFailsKeepsWritingTheOldFile(t *testing.T) {
 	dir := t.TempDir()
 	path := filepath.Join(dir, "log")
 	l := openLog(t, Config{Path: path, MaxSize: 4096, MaxFiles: 3})
-	if err := os.Mkdir(path+".tmp", 0o700); err != nil { // the next file can't be made
+	if err := os.Mkdir(path+".tmp", 0o700); err != nil { // makes creating the next file fail
 		t.Fatal(err)
 	}
 	l.Write(Stdout, noon, numbered(0, 1000))
@@ -543,7 +567,7 @@ func TestTwoStreamsAtOnceKeepTheirOrder(t *testing.T) {
 			stream = "stderr"
 		}
 		if n := number(t, line); n != next[stream] {
-			t.Fatalf("%s: line %d where %d was due", stream, n, next[stream])
+			t.Fatalf("%s: got line %d, want %d", stream, n, next[stream])
 		}
 		next[stream]++
 	})
@@ -599,7 +623,7 @@ func FuzzJSONFileDecodesToWhatWasWritten(f *testing.F) {
 		for _, r := range records(t, path) {
 			got.WriteString(r.Log)
 		}
-		// Bytes that are no UTF-8 become the replacement character, one each.
+		// Each byte that is not valid UTF-8 becomes one replacement character.
 		var want strings.Builder
 		for p := in; len(p) > 0; {
 			r, size := utf8.DecodeRune(p)

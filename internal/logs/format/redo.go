@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package format
 
 import (
@@ -8,12 +10,12 @@ import (
 	"time"
 )
 
-// A log can be continued by another process, also by one that comes after a
-// kill in the middle of a Write. It takes three things, which the owner keeps
-// where a killed process leaves them: the state before the Write (AppendState,
-// Position), the bytes that were written, and their time. Setting the state and
-// writing the same bytes again at the same time gives the same records, and
-// Redo leaves out those that are in the files already.
+// A log can be continued by another process, even after a kill in the middle of
+// a Write. That takes three things, which the owner keeps where they survive a
+// killed process: the state before the Write (AppendState, Position), the bytes
+// that were written, and their time. Setting the state and writing the same
+// bytes at the same time again gives the same records. Redo then leaves out
+// those that are in the files already.
 
 // stateVersion is the first byte of a state.
 const stateVersion = 1
@@ -23,7 +25,7 @@ const StateMax = 1 + 2*(1+4+8+64+4+MaxLine)
 
 var errState = errors.New("not a log's state")
 
-// AppendState appends what the log knows of lines that have not ended yet.
+// AppendState appends the state of the lines that have not ended yet.
 func (l *Log) AppendState(b []byte) []byte {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -44,8 +46,8 @@ func (l *Log) AppendState(b []byte) []byte {
 	return b
 }
 
-// SetState is for a log that nothing was written to yet. On an error it is as
-// it was.
+// SetState sets the state of a log to which nothing was written yet. On an
+// error the log is unchanged.
 func (l *Log) SetState(b []byte) error {
 	if len(b) < 1 || b[0] != stateVersion {
 		return errState
@@ -98,7 +100,7 @@ func (l *Log) SetState(b []byte) error {
 }
 
 // Position is where the next record goes: the inode of the active file and its
-// size in bytes. It is 0, 0 where there is no file.
+// size in bytes. Without a file both are 0.
 func (l *Log) Position() (inode uint64, size int64) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -116,8 +118,8 @@ func (l *Log) Position() (inode uint64, size int64) {
 }
 
 // Redo makes the next Write leave out the records that a killed process has
-// written since the position. Of a file that was rotated away and removed
-// meanwhile nothing is known, and nothing is left out.
+// written since the position. If the file was rotated and removed meanwhile,
+// its records are unknown and nothing is left out.
 func (l *Log) Redo(inode uint64, size int64) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -138,8 +140,8 @@ func (l *Log) Redo(inode uint64, size int64) {
 	}
 }
 
-// identity is the inode and size of the i-th file, 0 being the active one, as
-// it was before it was compressed.
+// identity returns the inode and size of the i-th file as it was before its
+// compression. 0 is the active file.
 func (l *Log) identity(i int) (inode uint64, size int64, ok bool) {
 	path := l.cfg.Path
 	if i > 0 {
@@ -162,7 +164,7 @@ func (l *Log) identity(i int) (inode uint64, size int64, ok bool) {
 	return extra.Inode, extra.Size, true
 }
 
-// done reports whether the record of n bytes is in the files already.
+// done reports whether the next record, of n bytes, is in the files already.
 func (l *Log) done(n int) bool {
 	if int64(n) > l.skip {
 		l.skip = 0

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package format
 
 import (
@@ -5,24 +7,26 @@ import (
 	"slices"
 )
 
-// streamHead is the size of the head of a frame of the Docker Engine API: one
-// byte for the stream, three of zero, four for the payload's size, big-endian.
+// streamHead is the size of the header of a frame of the Docker Engine API: one
+// byte for the stream, three zero bytes, four for the payload's size,
+// big-endian.
 const streamHead = 8
 
-// streamTime has always nine decimals, so that lines stand in columns; it is
-// what docker logs --timestamps prints.
+// streamTime always has nine decimals, so that lines are aligned. It is the
+// format of docker logs --timestamps.
 const streamTime = "2006-01-02T15:04:05.000000000Z07:00"
 
-// Encoder writes log lines as GET /containers/{id}/logs of the Docker Engine
-// API sends them: in frames, or as they are if they come from a terminal.
+// Encoder encodes log lines as GET /containers/{id}/logs of the Docker Engine
+// API sends them: in frames, or unframed if they come from a terminal.
 type Encoder struct {
 	Raw, Timestamps, Details bool
-	// Within: the last piece of stdout, of stderr, had no newline.
+	// Within reports, for stdout and stderr, that the last piece had no
+	// newline.
 	Within [2]bool
 }
 
-// Append adds one line. The prefixes come before the first piece of a long line
-// only.
+// Append appends one line. A long line has its prefixes only before the first
+// piece.
 func (e *Encoder) Append(b []byte, l Line) []byte {
 	src, i := Stdout, 0
 	if l.Source == names[Stderr] {
@@ -50,8 +54,8 @@ func (e *Encoder) Append(b []byte, l Line) []byte {
 	return b
 }
 
-// appendDetails adds k=v pairs in the order of their keys, escaped as in a query
-// and separated by commas: what docker logs --details prints.
+// appendDetails appends k=v pairs sorted by key, escaped as in a query and
+// separated by commas, as docker logs --details prints them.
 func appendDetails(b []byte, attrs map[string]string) []byte {
 	keys := make([]string, 0, len(attrs))
 	for k := range attrs {
@@ -69,8 +73,8 @@ func appendDetails(b []byte, attrs map[string]string) []byte {
 	return b
 }
 
-// appendQuery escapes as net/url does for a query: that package is no part of
-// the shim.
+// appendQuery escapes as net/url does for a query. The shim does not link
+// net/url.
 func appendQuery(b []byte, s string) []byte {
 	for i := range len(s) {
 		switch c := s[i]; {

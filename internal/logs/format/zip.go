@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package format
 
 import (
@@ -13,25 +15,26 @@ import (
 	"time"
 )
 
-// zipper compresses rotated files one after the other in the background, and
-// exists only while there is one to compress. It is guarded by Log.mu, except
+// zipper compresses rotated files one after the other in the background. It
+// runs only while there are files to compress. It is guarded by Log.mu, except
 // for done.
 type zipper struct {
 	running  bool
 	closing  bool
-	index    int       // number of the file that is being compressed; 0 for none
+	index    int       // number of the file being compressed; 0 for none
 	lastTime time.Time // of the last line in path.1
 	done     sync.WaitGroup
 }
 
-// moved follows the file that is being compressed to its next number.
+// moved records that a rotation has renamed the i-th file. If it is being
+// compressed, its number changes.
 func (z *zipper) moved(i int) {
 	if z.index == i {
 		z.index = i + 1
 	}
 }
 
-// gone says that the file has been removed meanwhile.
+// gone records that the i-th file was removed.
 func (z *zipper) gone(i int) {
 	if z.index == i {
 		z.index = 0
@@ -40,7 +43,7 @@ func (z *zipper) gone(i int) {
 
 func (l *Log) zipTemp() string { return l.cfg.Path + ".gz.tmp" }
 
-// startZip is called with Log.mu held.
+// startZip starts the compression. Log.mu is held.
 func (l *Log) startZip() {
 	if l.zip.running || l.zip.closing {
 		return
@@ -51,13 +54,14 @@ func (l *Log) startZip() {
 		defer l.zip.done.Done()
 		for l.zipNext() {
 		}
-		// The compressor's tables are larger than all else here.
+		// Give back the compressor's tables, which are larger than all other
+		// memory of this process.
 		debug.FreeOSMemory()
 	}()
 }
 
-// zipNext compresses the oldest file that is not compressed yet, and says
-// whether to go on.
+// zipNext compresses the oldest file that is not compressed yet, and reports
+// whether to continue.
 func (l *Log) zipNext() bool {
 	l.mu.Lock()
 	var in *os.File
@@ -88,8 +92,8 @@ func (l *Log) zipNext() bool {
 	defer l.mu.Unlock()
 	index, l.zip.index = l.zip.index, 0
 	if err == nil && index > 0 {
-		// From here on a crash leaves both, which settle tells from two
-		// different files.
+		// After a crash from here on both files exist. settle recognises that
+		// they are the same.
 		if err = os.Rename(l.zipTemp(), l.rotated(index)+".gz"); err == nil {
 			err = os.Remove(l.rotated(index))
 		}
@@ -98,14 +102,14 @@ func (l *Log) zipNext() bool {
 		os.Remove(l.zipTemp())
 	}
 	if err != nil {
-		// A full disk, most likely. The next rotation tries again.
+		// Probably the disk is full. The next rotation tries again.
 		l.zip.running = false
 		return false
 	}
 	return true
 }
 
-// compress writes the compressed form of in to the temporary name.
+// compress writes the compressed form of in to the temporary file.
 func (l *Log) compress(in *os.File, last time.Time) error {
 	st, err := in.Stat()
 	if err != nil {
@@ -143,12 +147,14 @@ func (l *Log) compress(in *os.File, last time.Time) error {
 	if err := w.Close(); err != nil {
 		return err
 	}
-	// The plain file is removed on the strength of this one.
+	// The plain file is removed after this, so the compressed one must be on
+	// the disk.
 	return out.Sync()
 }
 
-// Extra is what the gzip header of a compressed log says of it: a JSON object
-// with Docker's lastTime, and the identity of the file that it was made of.
+// Extra is the description in the gzip header of a compressed log: a JSON
+// object with Docker's lastTime, and the identity of the file from which it was
+// made.
 type Extra struct {
 	LastTime time.Time // time of the last line
 	Inode    uint64
@@ -164,8 +170,8 @@ func newExtra(st os.FileInfo, last time.Time) Extra {
 	return x
 }
 
-// Same reports whether the compressed file was made of the file st. A file in
-// use as the log's active one is never the same as any.
+// Same reports whether the compressed file was made from the file st. The log's
+// active file never matches.
 func (x Extra) Same(st os.FileInfo) bool {
 	y := newExtra(st, x.LastTime)
 	return x.Inode != 0 && x == y
@@ -186,7 +192,7 @@ func (x Extra) append(b []byte) []byte {
 var errNoExtra = errors.New("not a gzip file with an extra field")
 
 // ReadExtra reads the Extra of the compressed log at path. Fields that its
-// writer (Docker's, for example) did not know are zero.
+// writer (such as Docker) did not set are zero.
 func ReadExtra(path string) (Extra, error) {
 	f, err := os.Open(path)
 	if err != nil {
@@ -196,7 +202,7 @@ func ReadExtra(path string) (Extra, error) {
 	return ReadExtraFrom(f)
 }
 
-// ReadExtraFrom is ReadExtra of an open file. It leaves the offset alone.
+// ReadExtraFrom is ReadExtra for an open file. It does not change the offset.
 func ReadExtraFrom(f io.ReaderAt) (Extra, error) {
 	// RFC 1952, section 2.3: ID1 ID2 CM FLG MTIME(4) XFL OS XLEN(2) extra.
 	var head [12]byte
@@ -222,7 +228,7 @@ func ReadExtraFrom(f io.ReaderAt) (Extra, error) {
 	return x, nil
 }
 
-// field cuts a value out of the flat JSON object text.
+// field extracts a value from the flat JSON object text.
 func field(text, key string) string {
 	_, after, ok := strings.Cut(text, key)
 	if !ok {

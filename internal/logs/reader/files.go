@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package reader
 
 import (
@@ -16,8 +18,8 @@ import (
 	"holdfast/internal/logs/format"
 )
 
-// file is one file of a log, open, so that it stays readable and its inode
-// its own whatever rotation does.
+// file is one open file of a log. As it is open, it stays readable and its
+// inode is not reused, whatever rotation does.
 type file struct {
 	name  string
 	f     *os.File
@@ -33,8 +35,20 @@ type file struct {
 
 func (f *file) close() { f.f.Close() }
 
-// last is a time that no line of the file is younger than. It is only known
-// of rotated files.
+// size returns how many bytes of a plain file may be read at the moment.
+func (f *file) size() (int64, error) {
+	if f.bounded {
+		return f.limit, nil
+	}
+	st, err := f.f.Stat()
+	if err != nil {
+		return 0, err
+	}
+	return st.Size(), nil
+}
+
+// last returns a time such that no line of the file is later. It is known only
+// for rotated files.
 func (f *file) last() time.Time {
 	if f.zip && !f.extra.LastTime.IsZero() {
 		return f.extra.LastTime
@@ -43,7 +57,7 @@ func (f *file) last() time.Time {
 }
 
 // same reports whether f and g hold the same lines: they are one file, or one
-// was made by compressing the other.
+// is the compressed form of the other.
 func (f *file) same(g *file) bool {
 	switch {
 	case f.zip == g.zip:
@@ -51,12 +65,12 @@ func (f *file) same(g *file) bool {
 	case g.zip:
 		f, g = g, f
 	}
-	// g is plain. Only its final size and time are those in the header of f.
+	// g is plain. Only its final size and time match those in the header of f.
 	st, err := g.f.Stat()
 	return err == nil && f.extra.Same(st)
 }
 
-// isAt reports whether path is f.
+// isAt reports whether path is the file f.
 func (f *file) isAt(path string) (bool, error) {
 	st, err := os.Stat(path)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -77,17 +91,17 @@ func open(name string, zip bool) (*file, error) {
 	}
 	out := &file{name: name, f: f, zip: zip, stat: st}
 	if zip {
-		// A file of another writer has none, and that is fine.
+		// A file of another writer has none, which is fine.
 		out.extra, _ = format.ReadExtraFrom(f)
 	}
 	return out, nil
 }
 
-// list opens all files of a log, oldest first. Where a rotation came between,
-// it begins again: the files are in order when the active one was the same
-// before and after.
+// list opens all files of a log, oldest first. If the log is rotated meanwhile,
+// it starts again: if the active file is the same before and after, the files
+// are in order.
 func list(path string) ([]*file, error) {
-	const tries = 100 // a writer that rotates faster than this is not waited for
+	const tries = 100 // give up if the writer rotates faster than this
 	for try := 1; ; try++ {
 		files, err := listOnce(path)
 		if err != nil {
@@ -100,7 +114,7 @@ func list(path string) ([]*file, error) {
 		if n := len(files); n > 0 && files[n-1].name == path {
 			stable, err = files[n-1].isAt(path)
 		} else {
-			// Without an active file: it must still be away.
+			// There was no active file. Check that there is still none.
 			_, serr := os.Stat(path)
 			stable = errors.Is(serr, fs.ErrNotExist)
 		}
@@ -116,16 +130,17 @@ func list(path string) ([]*file, error) {
 	}
 }
 
-// listOnce goes from the newest to the oldest. A file only ever moves to a
-// higher number and from plain to compressed, so that each is met at least
-// once.
+// listOnce opens the files from the newest to the oldest. A file only ever
+// moves to a higher number and from plain to compressed, so each is found at
+// least once.
 func listOnce(path string) ([]*file, error) {
 	highest, err := highestNumber(path)
 	if err != nil {
 		return nil, err
 	}
 	var files []*file // newest first
-	// Some more, for those that move on while the others are opened.
+	// Look at two more numbers, for files that are renamed while the others are
+	// opened.
 	for i := 0; i <= highest+2; i++ {
 		name := path
 		if i > 0 {
@@ -173,7 +188,7 @@ func highestNumber(path string) (int, error) {
 	return highest, err
 }
 
-// bufferSize is what a cursor begins with, in bytes.
+// bufferSize is the initial size of a cursor's buffer, in bytes.
 const bufferSize = 16 << 10
 
 var errDamaged = format.ErrDamaged
@@ -183,7 +198,7 @@ type cursor struct {
 	f     *file
 	in    io.Reader // of a compressed file
 	final bool      // nothing more is written to it
-	buf   []byte    // buf[at:end] is read and not yet returned
+	buf   []byte    // buf[at:end] is read but not returned yet
 	at    int
 	end   int
 	off   int64 // of buf[end] in a plain file
@@ -203,8 +218,8 @@ func newCursor(f *file) (*cursor, error) {
 
 func (c *cursor) close() { c.f.close() }
 
-// next returns the next whole record, valid until the next call. io.EOF says
-// that there is none yet; half a record at the end is looked at again later.
+// next returns the next whole record, valid until the next call. io.EOF means
+// that there is none yet. A partial record at the end is read again later.
 func (c *cursor) next(d decoder) ([]byte, error) {
 	for {
 		n, err := d.Record(c.buf[c.at:c.end])
@@ -263,9 +278,10 @@ func (c *cursor) fill() error {
 	return err
 }
 
-// rest prepares for a wait: the buffer is given back, and half a record at the
-// end is forgotten, because its writer may die and the next one cut it off.
-// A file that has become shorter than what was read was emptied by somebody.
+// rest prepares for a wait. It frees the buffer, and forgets a partial record
+// at the end, because its writer may die and the next one cuts it off. A file
+// that is shorter than the bytes read was truncated by someone; it is read from
+// its beginning.
 func (c *cursor) rest() {
 	if c.in != nil {
 		return

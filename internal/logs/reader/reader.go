@@ -1,8 +1,10 @@
-// Package reader reads container logs that package format (or Docker) wrote:
-// from any point, over rotated and compressed files, and on while they grow.
+// SPDX-License-Identifier: Apache-2.0
+
+// Package reader reads container logs written by package format (or Docker):
+// from any point, across rotated and compressed files, and while they grow.
 //
-// It only ever reads. What it waits on is inotify, one instance for all
-// readers of the process; a reader is a few open files and one small buffer.
+// It never writes. It waits by inotify, with one instance for all readers of
+// the process. A reader holds a few open files and one small buffer.
 package reader
 
 import (
@@ -24,24 +26,30 @@ import (
 type Config struct {
 	Driver string // json-file (or empty) or local
 	Path   string // of the active file
+	// Attrs are the attributes of every line of a local log, which does not
+	// store them.
+	Attrs map[string]string
 }
 
-// Options say which lines are wanted.
+// Options select lines.
 type Options struct {
-	Since, Until time.Time // zero is no bound; both are inclusive
-	// Tail is how many lines before the end to begin with, of all streams and
-	// before Since and Until are looked at, as in Docker: 0 is none, negative
-	// is all. A part of a split line counts as a line.
+	// A zero time is no bound; both bounds are inclusive. Since is found in a
+	// plain json-file as if its lines were in order of time. If the clock was
+	// set back, the lines around that moment are not.
+	Since, Until time.Time
+	// Tail is the number of lines at the end with which to begin, counted over
+	// all streams and before Since and Until apply, as in Docker. 0 means none,
+	// negative means all. A part of a split line counts as a line.
 	Tail           int
 	Follow         bool
 	Stdout, Stderr bool
-	// Done, when closed, says that nothing more will be written: what is
-	// there is still read, then comes io.EOF. Only looked at with Follow.
+	// Done is closed when nothing more will be written. The reader then reads
+	// to the end and returns io.EOF. It is used only with Follow.
 	Done <-chan struct{}
 }
 
-// Reader reads one log. It is for one goroutine; Close may be called by
-// another once Next has returned or its context is cancelled.
+// Reader reads one log. It is used by one goroutine. Close may be called by
+// another one once Next has returned or its context is cancelled.
 type Reader struct {
 	ctx    context.Context
 	cfg    Config
@@ -49,9 +57,9 @@ type Reader struct {
 	decode decoder
 
 	cur   *cursor
-	queue []*file // what comes after cur, oldest first
+	queue []*file // files after cur, oldest first
 	watch *watch  // nil without Follow
-	// watched: the log's folder is; before it exists, the one above it is.
+	// watched: the log's directory is watched. Before it exists, its parent is.
 	watched bool
 	until   <-chan time.Time
 	timer   *time.Timer
@@ -59,16 +67,16 @@ type Reader struct {
 	bad     uint64
 }
 
-// Open opens a log. Without Follow the end is where it stood at this moment.
-// A log that does not exist yet is empty. Errors: ErrNotImplemented for a
-// driver whose logs can't be read; those of the file system.
+// Open opens a log. Without Follow the log ends where it ended at the time of
+// the call. A log that does not exist yet is empty. Errors: ErrNotImplemented
+// for a driver whose logs can't be read; those of the file system.
 func Open(ctx context.Context, cfg Config, opts Options) (*Reader, error) {
 	r := &Reader{ctx: ctx, cfg: cfg, opts: opts}
 	switch cfg.Driver {
 	case "", format.DriverJSON:
 		r.decode = &jsonDecoder{}
 	case format.DriverLocal:
-		r.decode = &localDecoder{}
+		r.decode = &localDecoder{format.LocalDecoder{Attrs: cfg.Attrs}}
 	default:
 		return nil, errdefs.ErrNotImplemented.WithMessage("configured logging driver does not support reading")
 	}
@@ -78,7 +86,7 @@ func Open(ctx context.Context, cfg Config, opts Options) (*Reader, error) {
 			return nil, fmt.Errorf("follow log %s: %w", cfg.Path, err)
 		}
 		r.watch = w
-		// Before the files are listed: what comes later is announced.
+		// Watch before listing the files, so that later files are noticed.
 		if err := r.watchFolder(); err != nil {
 			r.Close()
 			return nil, err
@@ -103,14 +111,15 @@ func Open(ctx context.Context, cfg Config, opts Options) (*Reader, error) {
 			r.Close()
 			return nil, fmt.Errorf("read log %s: %w", cfg.Path, err)
 		}
-	} else {
-		r.skipBefore(opts.Since)
+	} else if err := r.skipBefore(opts.Since); err != nil {
+		r.Close()
+		return nil, fmt.Errorf("read log %s: %w", cfg.Path, err)
 	}
 	return r, nil
 }
 
-// watchFolder has the appearance of the log announced. The local driver's
-// folder is made when the container starts for the first time.
+// watchFolder watches for the creation of the log. The local driver's directory
+// is created when the container starts for the first time.
 func (r *Reader) watchFolder() error {
 	if r.watched {
 		return nil
@@ -119,7 +128,7 @@ func (r *Reader) watchFolder() error {
 	err := r.watch.add(dir, dirEvents)
 	if errors.Is(err, fs.ErrNotExist) {
 		if err = r.watch.add(filepath.Dir(dir), dirEvents); err == nil {
-			err = r.watch.add(dir, dirEvents) // it may have come in between
+			err = r.watch.add(dir, dirEvents) // the directory may have been created before the watch on its parent
 			if errors.Is(err, fs.ErrNotExist) {
 				return nil
 			}
@@ -132,18 +141,29 @@ func (r *Reader) watchFolder() error {
 	return nil
 }
 
-// skipBefore drops the rotated files whose last line is older than since.
-func (r *Reader) skipBefore(since time.Time) {
+// skipBefore drops the rotated files whose last line is older than since. In
+// the first remaining file it begins near the first line that is not older.
+func (r *Reader) skipBefore(since time.Time) error {
 	if since.IsZero() {
-		return
+		return nil
 	}
 	for len(r.queue) > 1 && r.queue[0].last().Before(since) {
 		r.queue[0].close()
 		r.queue = r.queue[1:]
 	}
+	if len(r.queue) == 0 || r.queue[0].zip {
+		return nil
+	}
+	f := r.queue[0]
+	size, err := f.size()
+	if err != nil {
+		return err
+	}
+	f.from, err = r.decode.since(f.f, size, since)
+	return err
 }
 
-// Skipped is how many records could not be decoded and were left out.
+// Skipped is the number of records that could not be decoded and were left out.
 func (r *Reader) Skipped() uint64 { return r.bad }
 
 // Next returns the next line, io.EOF at the end, or the context's error.
@@ -166,7 +186,7 @@ func (r *Reader) Next() (Line, error) {
 			if !r.opts.Follow {
 				return r.end(io.EOF)
 			}
-			// No file yet, or the active one is being replaced.
+			// There is no file yet, or the active one is being replaced.
 			if err := r.watchFolder(); err != nil {
 				return r.end(err)
 			}
@@ -221,13 +241,14 @@ func (r *Reader) wanted(l Line) bool {
 	return l.Source == "stdout" && r.opts.Stdout || l.Source == "stderr" && r.opts.Stderr
 }
 
-// atEnd decides what follows the end of the current file. done says whether
-// the log was known to be complete before the end was seen.
+// atEnd decides what to do at the end of the current file. done reports whether
+// the log was known to be complete before the end was reached.
 func (r *Reader) atEnd(done bool) error {
 	switch {
 	case len(r.queue) > 0 || !r.opts.Follow:
-		// A file that had a successor when it was listed was complete, but
-		// the list may be older than its last lines.
+		// A file that was followed by another in the list is complete. But
+		// lines may have been added after its end was read, so read it once
+		// more.
 		if !r.cur.final && r.opts.Follow {
 			r.cur.final = true
 			return nil
@@ -243,7 +264,7 @@ func (r *Reader) atEnd(done bool) error {
 			if done {
 				return io.EOF
 			}
-			return r.wait() // the next active file is about to appear
+			return r.wait() // the next active file is about to be created
 		}
 		r.leave()
 		r.queue = newer
@@ -254,7 +275,8 @@ func (r *Reader) atEnd(done bool) error {
 		return err
 	}
 	if !active {
-		// Its last lines may have come after its end was seen.
+		// Lines may have been added after its end was read, so read it once
+		// more.
 		r.cur.final = true
 		return nil
 	}
@@ -278,13 +300,13 @@ func (r *Reader) newer() ([]*file, error) {
 			return files[i+1:], nil
 		}
 	}
-	// Rotation has removed it, and with it all that were older.
+	// Rotation has removed the current file, and with it all older ones.
 	return files, nil
 }
 
-// Active gives the file that the next line is read from and where in it, if
-// nothing newer is known of the log and somebody else could therefore go on from
-// there. The file is the reader's.
+// Active returns the file and the offset from which the next line is read, if
+// no newer file of the log is known, so that another process can continue
+// there. The reader still owns the file.
 func (r *Reader) Active() (f *os.File, offset int64, ok bool) {
 	if r.ended != nil {
 		return nil, 0, false
@@ -301,7 +323,7 @@ func (r *Reader) Active() (f *os.File, offset int64, ok bool) {
 	return nil, 0, false
 }
 
-// open begins with the first file of the queue.
+// open opens the first file of the queue.
 func (r *Reader) open() error {
 	f := r.queue[0]
 	r.queue = r.queue[1:]
@@ -311,7 +333,7 @@ func (r *Reader) open() error {
 		return fmt.Errorf("read log %s: %w", f.name, err)
 	}
 	if r.watch != nil && !f.zip {
-		// Before the first read, so that no growth goes unnoticed.
+		// Watch before the first read, so that no growth goes unnoticed.
 		if err := r.watch.follow(f.f); err != nil {
 			c.close()
 			return fmt.Errorf("follow log %s: %w", f.name, err)
@@ -362,7 +384,7 @@ func (r *Reader) end(err error) (Line, error) {
 	return Line{}, err
 }
 
-// Close gives back all that the reader holds.
+// Close releases the reader's files and watches.
 func (r *Reader) Close() error {
 	if r.ended == nil {
 		r.ended = os.ErrClosed

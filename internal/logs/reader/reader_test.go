@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package reader
 
 import (
@@ -44,7 +46,7 @@ func open2(t testing.TB, cfg Config, opts Options) *Reader {
 	return r
 }
 
-// rest reads to the end and returns "stream:text" of each line.
+// rest reads to the end and returns "stream:text" for each line.
 func rest(t testing.TB, r *Reader) []string {
 	t.Helper()
 	var out []string
@@ -86,7 +88,7 @@ func both(o Options) Options {
 func TestReadsWhatWasWritten(t *testing.T) {
 	for _, driver := range drivers {
 		t.Run(driver, func(t *testing.T) {
-			cfg := Config{driver, filepath.Join(t.TempDir(), "log")}
+			cfg := Config{Driver: driver, Path: filepath.Join(t.TempDir(), "log")}
 			l := writer(t, format.Config{Driver: driver, Path: cfg.Path, Attrs: map[string]string{"tag": `x","time":"`}})
 			text := "plain\n\n\"quoted\" \\ <&> \t\r \u2028 世界 \x00\x1b\n"
 			l.Write(format.Stdout, noon, []byte(text))
@@ -110,7 +112,7 @@ func TestReadsWhatWasWritten(t *testing.T) {
 func TestSplitLineHasOneNewlineAtItsEnd(t *testing.T) {
 	for _, driver := range drivers {
 		t.Run(driver, func(t *testing.T) {
-			cfg := Config{driver, filepath.Join(t.TempDir(), "log")}
+			cfg := Config{Driver: driver, Path: filepath.Join(t.TempDir(), "log")}
 			l := writer(t, format.Config{Driver: driver, Path: cfg.Path})
 			text := strings.Repeat("x", 3*format.MaxLine+5) + "\n"
 			l.Write(format.Stdout, noon, []byte(text))
@@ -126,7 +128,7 @@ func TestTailSinceUntil(t *testing.T) {
 	for _, driver := range drivers {
 		for _, compress := range []bool{false, true} {
 			t.Run(fmt.Sprint(driver, compress), func(t *testing.T) {
-				cfg := Config{driver, filepath.Join(t.TempDir(), "log")}
+				cfg := Config{Driver: driver, Path: filepath.Join(t.TempDir(), "log")}
 				l := writer(t, format.Config{Driver: driver, Path: cfg.Path, MaxSize: 2000, MaxFiles: 100, Compress: compress})
 				const lines = 200
 				for i := range lines {
@@ -164,13 +166,13 @@ func TestTailSinceUntil(t *testing.T) {
 	}
 }
 
-// TestFollowMissesAndRepeatsNothingOverRotation has readers that follow while
-// the log rotates under them hundreds of times and is compressed.
+// TestFollowMissesAndRepeatsNothingOverRotation: readers follow while the log
+// is rotated hundreds of times and compressed.
 func TestFollowMissesAndRepeatsNothingOverRotation(t *testing.T) {
 	for _, driver := range drivers {
 		for _, compress := range []bool{false, true} {
 			t.Run(fmt.Sprint(driver, compress), func(t *testing.T) {
-				cfg := Config{driver, filepath.Join(t.TempDir(), "log")}
+				cfg := Config{Driver: driver, Path: filepath.Join(t.TempDir(), "log")}
 				l := writer(t, format.Config{Driver: driver, Path: cfg.Path, MaxSize: 20_000, MaxFiles: 1000, Compress: compress})
 				done := make(chan struct{})
 				const lines = 30_000
@@ -190,7 +192,7 @@ func TestFollowMissesAndRepeatsNothingOverRotation(t *testing.T) {
 								return
 							}
 							if string(line.Line) != fmt.Sprintf("line %d\n", i) {
-								result <- fmt.Errorf("%q where %d was due", line.Line, i)
+								result <- fmt.Errorf("got %q, want line %d", line.Line, i)
 								return
 							}
 						}
@@ -215,7 +217,7 @@ func TestFollowMissesAndRepeatsNothingOverRotation(t *testing.T) {
 }
 
 func TestFollowWaitsForALogThatDoesNotExistYet(t *testing.T) {
-	cfg := Config{format.DriverLocal, filepath.Join(t.TempDir(), "local-logs", "container.log")}
+	cfg := Config{Driver: format.DriverLocal, Path: filepath.Join(t.TempDir(), "local-logs", "container.log")}
 	r := open2(t, cfg, both(Options{Tail: 5, Follow: true}))
 	go func() {
 		l := writer(t, format.Config{Driver: format.DriverLocal, Path: cfg.Path})
@@ -225,12 +227,12 @@ func TestFollowWaitsForALogThatDoesNotExistYet(t *testing.T) {
 }
 
 func TestLogOfAContainerThatNeverRanIsEmpty(t *testing.T) {
-	r := open2(t, Config{format.DriverJSON, filepath.Join(t.TempDir(), "no", "log")}, both(Options{Tail: -1}))
+	r := open2(t, Config{Driver: format.DriverJSON, Path: filepath.Join(t.TempDir(), "no", "log")}, both(Options{Tail: -1}))
 	expect(t, rest(t, r))
 }
 
 func TestFollowEndsWhenTheContainerDoes(t *testing.T) {
-	cfg := Config{format.DriverJSON, filepath.Join(t.TempDir(), "log")}
+	cfg := Config{Driver: format.DriverJSON, Path: filepath.Join(t.TempDir(), "log")}
 	l := writer(t, format.Config{Path: cfg.Path})
 	done := make(chan struct{})
 	r := open2(t, cfg, both(Options{Tail: -1, Follow: true, Done: done}))
@@ -242,7 +244,7 @@ func TestFollowEndsWhenTheContainerDoes(t *testing.T) {
 }
 
 func TestFollowEndsWithItsContextAndAtUntil(t *testing.T) {
-	cfg := Config{format.DriverJSON, filepath.Join(t.TempDir(), "log")}
+	cfg := Config{Driver: format.DriverJSON, Path: filepath.Join(t.TempDir(), "log")}
 	writer(t, format.Config{Path: cfg.Path})
 	ctx, cancel := context.WithCancel(context.Background())
 	r, err := Open(ctx, cfg, both(Options{Tail: -1, Follow: true}))
@@ -261,7 +263,7 @@ func TestFollowEndsWithItsContextAndAtUntil(t *testing.T) {
 
 func TestHalfALineIsAwaitedAndMayBeCutOff(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "log")
-	cfg := Config{format.DriverJSON, path}
+	cfg := Config{Driver: format.DriverJSON, Path: path}
 	f, err := os.OpenFile(path, os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
 	if err != nil {
 		t.Fatal(err)
@@ -282,7 +284,7 @@ func TestHalfALineIsAwaitedAndMayBeCutOff(t *testing.T) {
 	go put(`am":"stdout","time":"2026-03-04T12:00:00Z"}` + "\n")
 	next(t, r, "b\n")
 
-	// Half a line of a writer that died; the next one cuts it off.
+	// A partial line of a writer that died. The next writer cuts it off.
 	put(`{"log":"lost, and longer than what foll`)
 	got := make(chan error, 1)
 	go func() {
@@ -307,7 +309,7 @@ func TestUndecodableLineIsLeftOutAndCounted(t *testing.T) {
 	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	r := open2(t, Config{format.DriverJSON, path}, both(Options{Tail: -1}))
+	r := open2(t, Config{Driver: format.DriverJSON, Path: path}, both(Options{Tail: -1}))
 	expect(t, rest(t, r), "stdout:a\n", "stderr:bé😀\n")
 	if r.Skipped() != 1 {
 		t.Errorf("Skipped is %d", r.Skipped())
@@ -321,9 +323,9 @@ func TestNoneDriverCannotBeRead(t *testing.T) {
 	}
 }
 
-// More readers than a user may have inotify instances.
+// There are more readers than inotify instances that a user may have.
 func TestManyReadersFollowAtOnce(t *testing.T) {
-	cfg := Config{format.DriverJSON, filepath.Join(t.TempDir(), "log")}
+	cfg := Config{Driver: format.DriverJSON, Path: filepath.Join(t.TempDir(), "log")}
 	l := writer(t, format.Config{Path: cfg.Path})
 	var readers []*Reader
 	for range 300 {
@@ -392,7 +394,7 @@ func FuzzDecodersSurviveAnything(f *testing.F) {
 				t.Fatal(err)
 			}
 			for _, tail := range []int{-1, 0, 2} {
-				rest(t, open2(t, Config{driver, path}, both(Options{Tail: tail})))
+				rest(t, open2(t, Config{Driver: driver, Path: path}, both(Options{Tail: tail})))
 			}
 		}
 	})
@@ -401,7 +403,7 @@ func FuzzDecodersSurviveAnything(f *testing.F) {
 func BenchmarkRead(b *testing.B) {
 	for _, driver := range drivers {
 		b.Run(driver, func(b *testing.B) {
-			cfg := Config{driver, filepath.Join(b.TempDir(), "log")}
+			cfg := Config{Driver: driver, Path: filepath.Join(b.TempDir(), "log")}
 			l := writer(b, format.Config{Driver: driver, Path: cfg.Path, MaxSize: -1})
 			text := []byte(strings.Repeat(strings.Repeat("abcdefghi ", 10)[:99]+"\n", 10000))
 			l.Write(format.Stdout, noon, text)

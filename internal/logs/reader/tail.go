@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package reader
 
 import (
@@ -6,9 +8,9 @@ import (
 	"io"
 )
 
-// seekTail sets the queue to begin with the last opts.Tail records. Plain
-// files are read backwards, no more of them than is needed; a compressed one
-// can only be counted through.
+// seekTail sets the queue to begin with the last opts.Tail records. Plain files
+// are read backwards, only as far as needed. Compressed ones must be read whole
+// to count their records.
 func (r *Reader) seekTail() error {
 	need := r.opts.Tail
 	i := len(r.queue)
@@ -28,21 +30,17 @@ func (r *Reader) seekTail() error {
 	return nil
 }
 
-// tailOf makes f begin with its last records, at most need, and says how many
-// these are.
+// tailOf makes f begin with its last records, at most need, and returns their
+// number.
 func (r *Reader) tailOf(f *file, need int) (int, error) {
 	if f.zip {
 		total, err := r.count(f)
 		f.skip = max(total-need, 0)
 		return total - f.skip, err
 	}
-	size := f.limit
-	if !f.bounded {
-		st, err := f.f.Stat()
-		if err != nil {
-			return 0, err
-		}
-		size = st.Size()
+	size, err := f.size()
+	if err != nil {
+		return 0, err
 	}
 	from, found, err := r.decode.tail(f.f, size, need)
 	f.from = from
@@ -68,8 +66,8 @@ func (r *Reader) count(f *file) (int, error) {
 	return total, err
 }
 
-// tail finds the offset of the last need lines before size, counting only
-// whole ones; without any it is the end of the last whole line.
+// tail finds the offset of the last need whole lines before size. Without any
+// it is the end of the last whole line.
 func (*jsonDecoder) tail(f io.ReaderAt, size int64, need int) (from int64, found int, err error) {
 	block := make([]byte, 64<<10)
 	ends := 0 // newlines seen; the last one ends the last whole line
@@ -94,8 +92,8 @@ func (*jsonDecoder) tail(f io.ReaderAt, size int64, need int) (from int64, found
 	return 0, ends, nil
 }
 
-// tail goes backwards by the length that follows each entry. An end that is
-// not whole is found by walking from the start.
+// tail goes backwards by the length after each entry. If the last entry is not
+// whole, tail finds its end by walking from the start.
 func (d *localDecoder) tail(f io.ReaderAt, size int64, need int) (from int64, found int, err error) {
 	_, ok, err := entryBefore(f, size)
 	if err != nil {
@@ -113,7 +111,7 @@ func (d *localDecoder) tail(f io.ReaderAt, size int64, need int) (from int64, fo
 			return 0, 0, err
 		}
 		if !ok {
-			break // damaged further up: the rest is what can be read
+			break // the file is damaged before this: only the rest can be read
 		}
 		at = start
 		found++
@@ -147,7 +145,8 @@ func lastWhole(f io.ReaderAt, size int64) (int64, error) {
 	}
 }
 
-// lengthAt reads the length at off; not ok where none fits before end.
+// lengthAt reads the length at off. ok is false if no entry of that length fits
+// before end.
 func lengthAt(f io.ReaderAt, off, end int64) (n int64, ok bool, err error) {
 	if off < 0 || off+4 > end {
 		return 0, false, nil

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package reader
 
 import (
@@ -9,14 +11,14 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// What is watched of a folder, for the log that appears in it, and of a log.
+// Events to watch for: of a directory in which a log appears, and of a log.
 const (
 	dirEvents  = unix.IN_CREATE | unix.IN_MOVED_TO | unix.IN_DELETE_SELF | unix.IN_ONLYDIR
 	fileEvents = unix.IN_MODIFY | unix.IN_MOVE_SELF | unix.IN_ATTRIB
 )
 
-// hub is the one inotify instance of the process: a user has 128 of them, and
-// there may be more readers than that.
+// hub is the one inotify instance of the process. A user may have 128 instances
+// by default, and there may be more readers than that.
 type hub struct {
 	mu      sync.Mutex
 	f       *os.File // nil until the first watch
@@ -25,10 +27,10 @@ type hub struct {
 
 var shared = &hub{watches: map[int32]map[*watch]struct{}{}}
 
-// watch is one reader's part in it.
+// watch is one reader's share of the hub.
 type watch struct {
 	hub  *hub
-	wake chan struct{} // capacity 1: a token says that something changed
+	wake chan struct{} // capacity 1: a token means that something changed
 	ids  []int32       // guarded by hub.mu
 	file int32         // the watch on the current file, 0 for none
 }
@@ -60,8 +62,9 @@ func (h *hub) run(f *os.File) {
 	for {
 		n, err := f.Read(buf)
 		if err != nil {
-			// It can't be read any more: wake all, so that they see what
-			// there is, and let the next reader begin anew.
+			// The instance can't be read any more. Wake all readers, so that
+			// they look at the files, and let the next reader make a new
+			// instance.
 			h.mu.Lock()
 			h.f = nil
 			h.wakeAll()
@@ -105,7 +108,7 @@ func (w *watch) notify() {
 	}
 }
 
-// add watches path, which may be a file or a folder.
+// add watches path, a file or a directory.
 func (w *watch) add(path string, mask uint32) error {
 	h := w.hub
 	h.mu.Lock()
@@ -139,8 +142,8 @@ func (h *hub) add(w *watch, path string, mask uint32) (int32, error) {
 	return id, nil
 }
 
-// follow watches the open file f, whatever name it has by now, in place of
-// the one before.
+// follow watches the open file f, whatever its name is now, instead of the
+// previous file.
 func (w *watch) follow(f *os.File) error {
 	h := w.hub
 	h.mu.Lock()
@@ -166,7 +169,7 @@ func (w *watch) follow(f *os.File) error {
 	return nil
 }
 
-// drop ends w's part in the watch id.
+// drop removes w's share of the watch id.
 func (h *hub) drop(w *watch, id int32) {
 	for i, have := range w.ids {
 		if have == id {

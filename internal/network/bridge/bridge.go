@@ -1,7 +1,9 @@
-// Package bridge makes bridges, network namespaces and the veths between them,
-// by netlink, in this process. It owns the interfaces and namespaces that it
-// made, by their names; it knows neither networks nor containers, and no
-// packet filter. All functions work on the network namespace of the process.
+// SPDX-License-Identifier: Apache-2.0
+
+// Package bridge makes bridges, network namespaces and the veths between them by
+// netlink, in this process. It owns the interfaces and namespaces that it made,
+// which it identifies by name. It knows neither networks nor containers nor
+// packet filters. All functions work on the network namespace of the process.
 package bridge
 
 import (
@@ -14,25 +16,32 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Bridge is what a bridge shall be.
+// Bridge is the desired state of a bridge.
 type Bridge struct {
 	Name string
-	MAC  net.HardwareAddr // of a bridge that is made anew; nil is the kernel's choice
+	MAC  net.HardwareAddr // of a new bridge; nil lets the kernel choose
 	MTU  int
-	// Addrs are the gateways' addresses with the length of their subnets.
+	// Addrs are the gateway addresses, with the prefix length of their subnets.
 	Addrs []netip.Prefix
 	IPv6  bool
-	// Exact: other addresses are taken off. It is for bridges that the engine
-	// made, not for those that it was told to use.
+	// Exact: other addresses are removed. It is set for bridges that the engine
+	// made, not for a bridge that the user provided.
 	Exact bool
-	// Filter shows frames between the ports to the packet filter.
+	// Tolerant keeps other addresses that were set on an Exact bridge, because
+	// another daemon may just have begun to use it. Addresses that the kernel
+	// learned from routers are removed all the same.
+	Tolerant bool
+	// Filter passes frames between the ports to the packet filter.
 	Filter bool
-	// Owner is written on a bridge that is Exact; see the function.
+	// Group is the group of interfaces (ip-link(8)) that an Exact bridge is put
+	// into, unless it is in another group already. Zero means none.
+	Group uint32
+	// Owner is recorded on an Exact bridge; see Owned.
 	Owner string
 }
 
-// Ensure makes the bridge, or of a bridge that is there what differs, and
-// reports whether anything did.
+// Ensure creates the bridge, or changes what differs of an existing one, and
+// reports whether it changed anything.
 func Ensure(b Bridge) (changed bool, err error) {
 	fail := func(err error) (bool, error) { return changed, fmt.Errorf("bridge %s: %w", b.Name, err) }
 	h, err := netlink.NewHandle(unix.NETLINK_ROUTE)
@@ -44,7 +53,7 @@ func Ensure(b Bridge) (changed bool, err error) {
 	if errors.As(err, new(netlink.LinkNotFoundError)) {
 		attrs := netlink.NewLinkAttrs()
 		attrs.Name, attrs.MTU, attrs.HardwareAddr = b.Name, b.MTU, b.MAC
-		// Ensure may run twice at once: of two that add, one is first.
+		// Ensure may run twice at once, so another call may have added the bridge.
 		if err := h.LinkAdd(&netlink.Bridge{LinkAttrs: attrs}); err != nil && !errors.Is(err, unix.EEXIST) {
 			return fail(fmt.Errorf("add: %w", err))
 		}
@@ -71,8 +80,14 @@ func Ensure(b Bridge) (changed bool, err error) {
 		if err != nil {
 			return fail(err)
 		}
+		if b.Group != 0 && link.Attrs().Group == 0 {
+			if err := h.LinkSetGroup(link, int(b.Group)); err != nil {
+				return fail(fmt.Errorf("set group: %w", err))
+			}
+			changed = true
+		}
 	}
-	c, err := sysctls(b)
+	c, err := harden(h, link, b)
 	changed = changed || c
 	if err != nil {
 		return fail(err)
@@ -96,25 +111,6 @@ func Ensure(b Bridge) (changed bool, err error) {
 	return changed, nil
 }
 
-func sysctls(b Bridge) (changed bool, err error) {
-	// The host's 127.0.0.1 is answered by containers; the packet filter keeps
-	// others from using that.
-	want := [][2]string{{"net/ipv4/conf/" + b.Name + "/route_localnet", "1"}}
-	if b.IPv6 {
-		want = append(want,
-			[2]string{"net/ipv6/conf/" + b.Name + "/disable_ipv6", "0"},
-			[2]string{"net/ipv6/conf/" + b.Name + "/accept_ra", "0"})
-	}
-	for _, w := range want {
-		c, err := sysctl(w[0], w[1])
-		if err != nil {
-			return changed, err
-		}
-		changed = changed || c
-	}
-	return changed, nil
-}
-
 var linkLocal = netip.MustParsePrefix("fe80::1/64")
 
 func addresses(h *netlink.Handle, link netlink.Link, b Bridge) (changed bool, err error) {
@@ -130,9 +126,10 @@ func addresses(h *netlink.Handle, link netlink.Link, b Bridge) (changed bool, er
 	}
 	want := b.Addrs
 	if b.IPv6 {
-		// The one that the kernel makes is not usable before it was checked for
-		// duplicates, which takes up to two seconds from the first port on; and
-		// without one the host asks for no neighbour.
+		// The kernel's own link-local address is not usable until duplicate address
+		// detection has finished, which takes up to two seconds after the first port
+		// is added. And without a link-local address the host does not look for
+		// neighbours.
 		want = append([]netip.Prefix{linkLocal}, want...)
 	}
 	for _, p := range want {
@@ -144,7 +141,7 @@ func addresses(h *netlink.Handle, link netlink.Link, b Bridge) (changed bool, er
 		if p.Addr().Is6() {
 			addr.Flags = unix.IFA_F_NODAD
 		}
-		// One that came since the list was made is as good.
+		// The address may have been added since it was listed.
 		if err := h.AddrAdd(link, addr); err != nil && !errors.Is(err, unix.EEXIST) {
 			return changed, fmt.Errorf("add address %s: %w", p, err)
 		}
@@ -155,7 +152,10 @@ func addresses(h *netlink.Handle, link netlink.Link, b Bridge) (changed bool, er
 	}
 	for p, a := range present {
 		if p.Addr().IsLinkLocalUnicast() {
-			continue // the kernel's own
+			continue // added by the kernel
+		}
+		if b.Tolerant && a.Flags&unix.IFA_F_PERMANENT != 0 {
+			continue
 		}
 		if err := h.AddrDel(link, &a); err != nil {
 			return changed, fmt.Errorf("remove address %s: %w", p, err)
@@ -165,7 +165,7 @@ func addresses(h *netlink.Handle, link netlink.Link, b Bridge) (changed bool, er
 	return changed, nil
 }
 
-// Remove deletes a bridge. One that is not there is fine.
+// Remove deletes a bridge. A missing bridge is not an error.
 func Remove(name string) error {
 	link, err := netlink.LinkByName(name)
 	if errors.As(err, new(netlink.LinkNotFoundError)) {
@@ -180,8 +180,8 @@ func Remove(name string) error {
 	return nil
 }
 
-// Addresses are those of an interface, without link-local ones. exists is
-// false when there is no such interface.
+// Addresses returns the addresses of an interface, without link-local ones.
+// exists is false if there is no such interface.
 func Addresses(name string) (addrs []netip.Prefix, exists bool, err error) {
 	link, err := netlink.LinkByName(name)
 	if errors.As(err, new(netlink.LinkNotFoundError)) {
@@ -202,8 +202,8 @@ func Addresses(name string) (addrs []netip.Prefix, exists bool, err error) {
 	return addrs, true, nil
 }
 
-// Used gives the subnets that the host's routes lead to, without default
-// routes and those by the interface except.
+// Used returns the subnets that the host has routes to, without default routes
+// and without those on the interface except.
 func Used(except string) ([]netip.Prefix, error) {
 	skip := 0
 	if link, err := netlink.LinkByName(except); err == nil {
@@ -229,11 +229,13 @@ func Used(except string) ([]netip.Prefix, error) {
 type Port struct {
 	Name   string
 	Index  int
-	Bridge string // empty if it is no bridge's port
+	Bridge string // empty if it is not a port of a bridge
 	Up     bool
+	// Description records the owner; see Owned and Foreign.
+	Description string
 }
 
-// Ports are the host's veths, by name.
+// Ports returns the host's veths, by name.
 func Ports() (map[string]Port, error) {
 	links, err := whole(listLinks)
 	if err != nil {
@@ -246,7 +248,7 @@ func Ports() (map[string]Port, error) {
 	ports := map[string]Port{}
 	for _, l := range links {
 		if l.kind == "veth" {
-			ports[l.name] = Port{Name: l.name, Index: l.index, Bridge: names[l.master], Up: l.flags&unix.IFF_UP != 0}
+			ports[l.name] = Port{Name: l.name, Index: l.index, Bridge: names[l.master], Up: l.flags&unix.IFF_UP != 0, Description: l.description}
 		}
 	}
 	return ports, nil
@@ -263,6 +265,9 @@ func Attach(p Port, bridge string, isolated bool) error {
 		return err
 	}
 	defer c.Close()
+	if _, err := HardenPort(p.Name); err != nil {
+		return err
+	}
 	if err := c.setMaster(p.Index, index); err != nil {
 		return fmt.Errorf("add interface %s to %s: %w", p.Name, bridge, err)
 	}
@@ -272,7 +277,7 @@ func Attach(p Port, bridge string, isolated bool) error {
 	return nil
 }
 
-// RemovePort deletes a veth, both ends. One that is not there is fine.
+// RemovePort deletes both ends of a veth. A missing veth is not an error.
 func RemovePort(p Port) error {
 	c, err := dial()
 	if err != nil {

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package bridge
 
 import (
@@ -6,13 +8,13 @@ import (
 	"github.com/vishvananda/netlink"
 )
 
-// dumpTries bounds how often an interrupted listing is begun again. One takes
-// a fraction of a millisecond, so a host on which all of them are interrupted
-// does nothing else.
+// dumpTries bounds the retries of an interrupted listing. One listing takes a
+// fraction of a millisecond, so the limit is only reached on a host whose state
+// changes all the time.
 const dumpTries = 1000
 
-// whole lists something of the kernel until nothing was changed in the middle
-// of it: what comes with ErrDumpInterrupted may miss things that are there.
+// whole repeats a listing until the kernel's state did not change during it: a
+// listing with ErrDumpInterrupted may miss entries.
 func whole[T any](list func() ([]T, error)) (all []T, err error) {
 	for range dumpTries {
 		if all, err = list(); !errors.Is(err, netlink.ErrDumpInterrupted) {

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package bridge
 
 import (
@@ -8,12 +10,12 @@ import (
 	"github.com/vishvananda/netns"
 )
 
-// Inside is an interface within a network namespace, as the kernel tells it.
+// Inside is an interface in a network namespace, as the kernel reports it.
 type Inside struct {
 	Name  string
 	MAC   string
 	MTU   int // bytes
-	Peer  int // index of its other end, on the host
+	Peer  int // index of its peer, on the host
 	Addrs []netip.Prefix
 }
 

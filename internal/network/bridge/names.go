@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package bridge
 
 import (
@@ -9,18 +11,20 @@ import (
 	"github.com/google/nftables"
 	"github.com/google/nftables/expr"
 	"golang.org/x/sys/unix"
+
+	"holdfast/internal/osthread"
 )
 
-// NameServer is where containers find their name server, as with Docker.
+// NameServer is the address of the containers' name server, as with Docker.
 var NameServer = netip.AddrFrom4([4]byte{127, 0, 0, 11})
 
-// ListenNames makes the sockets of a container's name server in the namespace
-// at path: one bound for UDP and one listening for TCP, both non-blocking. They
-// have ports of their own, to which the namespace's packet filter leads what
-// is sent to port 53, so that a server in the container may have that port. It
-// may be repeated: the last sockets get the questions.
+// ListenNames opens the sockets of a container's name server in the namespace at
+// path: one bound for UDP and one listening for TCP, both non-blocking. They have
+// ports that the kernel chose, so a server in the container may use port 53. The
+// namespace's packet filter redirects port 53 to them. When it is called again,
+// the new sockets receive the queries.
 func ListenNames(path string) (udp, tcp *os.File, err error) {
-	err = onThread(func() error {
+	err = osthread.RunInNetns(func() error {
 		ns, err := os.Open(path)
 		if err != nil {
 			return fmt.Errorf("network namespace: %w", err)
@@ -39,7 +43,7 @@ func ListenNames(path string) (udp, tcp *os.File, err error) {
 					tcp = f
 				}
 			}
-			return leadNames(ports)
+			return redirectNames(ports)
 		})
 	})
 	if err != nil {
@@ -74,13 +78,13 @@ func bindNames(kind int) (*os.File, uint16, error) {
 	return f, uint16(bound.(*unix.SockaddrInet4).Port), nil
 }
 
-// leadNames replaces the namespace's table: what is sent to the name server's
-// port 53 gets the socket's port on its way, and the answers get 53 back. It is
-// done packet by packet and not by connection tracking, which every packet of
-// the container would pay for: that takes a twentieth of the time of a byte
-// there and back. Questions change before a tracking that the container may have
-// set up itself sees them, and answers after it, so that it sees one connection.
-func leadNames(ports [2]uint16) error {
+// redirectNames replaces the namespace's table. The table changes port 53 of
+// packets to the name server to the socket's port, and changes it back in the
+// answers. It does so for each packet without connection tracking, which every
+// packet of the container would pay for: that costs five percent of the round
+// trip of one byte. Should the container itself use connection tracking, it sees
+// queries after and answers before the change, so they form one connection.
+func redirectNames(ports [2]uint16) error {
 	c, err := nftables.New()
 	if err != nil {
 		return fmt.Errorf("nftables: %w", err)
@@ -93,7 +97,7 @@ func leadNames(ports [2]uint16) error {
 	for _, way := range []struct {
 		name          string
 		priority      *nftables.ChainPriority
-		address, port uint32 // offsets of the server's in its header
+		address, port uint32 // offset of the name server's in the packet's header
 		answer        bool
 	}{
 		{"questions", nftables.ChainPriorityRaw, 16, 2, false},

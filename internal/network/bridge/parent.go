@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package bridge
 
 import (
@@ -8,6 +10,9 @@ import (
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
+
+	"holdfast/internal/errs"
+	"holdfast/internal/osthread"
 )
 
 // Exists reports whether the host has an interface of that name.
@@ -19,8 +24,8 @@ func Exists(name string) (bool, error) {
 	return err == nil, err
 }
 
-// AddDummy adds an interface that leads nowhere: a dummy, or where the kernel
-// has none a bridge without ports. One that is there is fine.
+// AddDummy adds an interface that leads nowhere: a dummy, or a bridge without
+// ports if the kernel has no dummies. An existing one is not an error.
 func AddDummy(name string) error {
 	err := addUp(&netlink.Dummy{LinkAttrs: netlink.LinkAttrs{Name: name}})
 	if errdefs.IsNotImplemented(err) {
@@ -31,7 +36,7 @@ func AddDummy(name string) error {
 	return err
 }
 
-// AddVLAN adds a VLAN of an interface. One that is there is fine.
+// AddVLAN adds a VLAN of an interface. An existing one is not an error.
 func AddVLAN(parent, name string, id int) error {
 	index, err := indexOf(parent)
 	if err != nil {
@@ -44,10 +49,14 @@ func addUp(l netlink.Link) error {
 	name := l.Attrs().Name
 	err := netlink.LinkAdd(l)
 	if errors.Is(err, unix.EOPNOTSUPP) {
-		return errdefs.ErrNotImplemented.WithMessage(fmt.Sprintf("this kernel has no interfaces of the kind %s, which %s would be: name a parent that is there", l.Type(), name))
+		return errs.NotImplemented("this kernel has no interfaces of type %s, which %s would be: name an existing parent", l.Type(), name)
 	}
 	if err != nil && !errors.Is(err, unix.EEXIST) {
 		return fmt.Errorf("add interface %s: %w", name, err)
+	}
+	// A VLAN may have routers of its own, which the host must ignore.
+	if _, err := ignoreRouters(name); err != nil {
+		return err
 	}
 	if err := netlink.LinkSetUp(l); err != nil {
 		return fmt.Errorf("bring up %s: %w", name, err)
@@ -55,9 +64,9 @@ func addUp(l netlink.Link) error {
 	return nil
 }
 
-// RemoveLink deletes an interface that the engine has made. One that is not
-// there is fine.
-func RemoveLink(name string) error {
+// RemoveInterface deletes an interface that the engine has made. A missing one is not
+// an error.
+func RemoveInterface(name string) error {
 	link, err := netlink.LinkByName(name)
 	if errors.As(err, new(netlink.LinkNotFoundError)) {
 		return nil
@@ -71,8 +80,8 @@ func RemoveLink(name string) error {
 	return nil
 }
 
-// RemoveInside deletes an interface of the namespace at path. One that is not
-// there is fine.
+// RemoveInside deletes an interface of the namespace at path. A missing one is
+// not an error.
 func RemoveInside(path, name string) error {
 	_, err := inside(path, name, (*netlink.Handle).LinkDel)
 	if err != nil {
@@ -87,8 +96,7 @@ func HasInside(path, name string) (bool, error) {
 	return inside(path, name, func(*netlink.Handle, netlink.Link) error { return nil })
 }
 
-// inside does something with an interface of the namespace at path, if it is
-// there.
+// inside calls do with an interface of the namespace at path, if it exists.
 func inside(path, name string, do func(*netlink.Handle, netlink.Link) error) (there bool, err error) {
 	ns, err := netns.GetFromPath(path)
 	if err != nil {
@@ -110,11 +118,11 @@ func inside(path, name string, do func(*netlink.Handle, netlink.Link) error) (th
 	return true, do(h, link)
 }
 
-// CanLink reports whether the kernel has macvlan or ipvlan, by making one
-// between two throw-away interfaces. Without it the error is of kind
+// CheckKind finds out whether the kernel has macvlan or ipvlan by creating one
+// between two temporary interfaces. Otherwise it returns
 // errdefs.ErrNotImplemented.
-func CanLink(kind string) error {
-	return onThread(func() error {
+func CheckKind(kind string) error {
+	return osthread.RunInNetns(func() error {
 		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
 			return fmt.Errorf("ask the kernel for %s: %w", kind, err)
 		}
@@ -131,13 +139,13 @@ func CanLink(kind string) error {
 		if err != nil {
 			return err
 		}
-		l, err := subLink(Link{Kind: kind, Name: "child", Mode: map[string]string{"macvlan": "bridge", "ipvlan": "l2"}[kind]}, index.Attrs().Index)
+		l, err := subLink(Interface{Kind: kind, Name: "child", Mode: map[string]string{"macvlan": "bridge", "ipvlan": "l2"}[kind]}, index.Attrs().Index)
 		if err != nil {
 			return err
 		}
 		err = h.LinkAdd(l)
 		if errors.Is(err, unix.EOPNOTSUPP) {
-			return errdefs.ErrNotImplemented.WithMessage(fmt.Sprintf("this kernel has no %s: networks of that driver can't be made here", kind))
+			return errs.NotImplemented("this kernel has no %s: networks of that driver can't be created on this host", kind)
 		}
 		return err
 	})
@@ -152,8 +160,8 @@ var ipvlanModes = map[string]netlink.IPVlanMode{
 	"l2": netlink.IPVLAN_MODE_L2, "l3": netlink.IPVLAN_MODE_L3, "l3s": netlink.IPVLAN_MODE_L3S,
 }
 
-// subLink is the interface of a container on a parent.
-func subLink(l Link, parent int) (netlink.Link, error) {
+// subLink returns a container's interface on a parent.
+func subLink(l Interface, parent int) (netlink.Link, error) {
 	attrs := netlink.NewLinkAttrs()
 	attrs.Name, attrs.ParentIndex, attrs.HardwareAddr = l.Name, parent, l.MAC
 	if l.MTU > 0 {
@@ -169,9 +177,9 @@ func subLink(l Link, parent int) (netlink.Link, error) {
 	return nil, fmt.Errorf("interface %s: unknown kind %q", l.Name, l.Kind)
 }
 
-// addSubLink adds the interface to the namespace, from the host's, where the
-// parent is. The thread stands in the host's.
-func addSubLink(l Link, parent, netns int) error {
+// addSubLink creates the interface in the host's namespace, where the parent is,
+// and moves it to the container's. The thread is in the host's namespace.
+func addSubLink(l Interface, parent, netns int) error {
 	h, err := netlink.NewHandle(unix.NETLINK_ROUTE)
 	if err != nil {
 		return err

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package bridge
 
 import (
@@ -10,9 +12,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// conn is a rtnetlink socket of the network namespace of the thread that
-// dialled it. A container's interface takes six requests on two of them,
-// where the library's own calls would take a dozen.
+// conn is a rtnetlink socket of the network namespace in which the thread dialled
+// it. With two of them, six requests create a container's interface. The
+// library's own functions would need about twelve.
 type conn struct{ sockets map[int]*nl.SocketHandle }
 
 func dial() (*conn, error) {
@@ -20,8 +22,8 @@ func dial() (*conn, error) {
 	if err != nil {
 		return nil, fmt.Errorf("rtnetlink: %w", err)
 	}
-	// The kernel's own words about a refused request are worth having; where
-	// it has none the number stands alone.
+	// The kernel's message about a refused request is useful for errors. Without it
+	// the error has only the number.
 	_ = s.SetExtAck(true)
 	return &conn{map[int]*nl.SocketHandle{unix.NETLINK_ROUTE: {Socket: s}}}, nil
 }
@@ -44,13 +46,26 @@ func (c *conn) up(index int) error {
 	return c.do(unix.RTM_NEWLINK, 0, msg)
 }
 
-// addVeth makes both ends at once, the host's end up and a port of the bridge,
-// the container's in its namespace. That one can't be up before the first
-// exists: the kernel refuses it (ENOTCONN).
-func (c *conn) addVeth(l Link, bridge, netns int) error {
+// describe sets a link's description.
+func (c *conn) describe(index int, text string) error {
+	msg := nl.NewIfInfomsg(unix.AF_UNSPEC)
+	msg.Index = int32(index)
+	return c.do(unix.RTM_NEWLINK, 0, msg, nl.NewRtAttr(unix.IFLA_IFALIAS, []byte(text)))
+}
+
+// upOwned is up and describe in one request.
+func (c *conn) upOwned(index int, text string) error {
+	msg := nl.NewIfInfomsg(unix.AF_UNSPEC)
+	msg.Index, msg.Flags, msg.Change = int32(index), unix.IFF_UP, unix.IFF_UP
+	return c.do(unix.RTM_NEWLINK, 0, msg, nl.NewRtAttr(unix.IFLA_IFALIAS, []byte(text)))
+}
+
+// addVeth creates both ends of a veth: the host's end as a port of the bridge,
+// the container's end in its namespace. Neither end is up yet, so that the host's
+// end is hardened before it receives anything.
+func (c *conn) addVeth(l Interface, bridge, netns int) error {
 	mtu := nl.Uint32Attr(uint32(l.MTU))
 	msg := nl.NewIfInfomsg(unix.AF_UNSPEC)
-	msg.Flags, msg.Change = unix.IFF_UP, unix.IFF_UP
 
 	info := nl.NewRtAttr(unix.IFLA_LINKINFO, nil)
 	info.AddRtAttr(nl.IFLA_INFO_KIND, nl.NonZeroTerminated("veth"))
@@ -70,9 +85,9 @@ func (c *conn) addVeth(l Link, bridge, netns int) error {
 		info)
 }
 
-// port sets how the bridge treats the port. Hairpin lets a frame leave by the
-// port that it came by: with br_netfilter a container that reaches its own
-// published port is sent back below the routing.
+// port sets the bridge's options of a port. Hairpin mode lets a frame leave by
+// the port that it came from. With br_netfilter it is needed for a container that
+// reaches its own published port: the frame is sent back below the routing layer.
 func (c *conn) port(index int, isolated bool) error {
 	msg := nl.NewIfInfomsg(unix.AF_BRIDGE)
 	msg.Index = int32(index)
@@ -96,9 +111,10 @@ func (c *conn) delLink(index int) error {
 	return c.do(unix.RTM_DELLINK, 0, msg)
 }
 
-// link is what is looked at of each of the host's interfaces.
+// link holds the fields that are used of a host interface.
 type link struct {
 	name, kind    string
+	description   string
 	index, master int
 	flags         uint32
 }
@@ -106,9 +122,9 @@ type link struct {
 // skipStats is RTEXT_FILTER_SKIP_STATS of linux/rtnetlink.h.
 const skipStats = 1 << 3
 
-// listLinks lists the interfaces. It has the kernel leave out the counters,
-// which are most of what it tells and take it longest to add up, and reads of
-// the rest what link holds: a host has as many as containers run.
+// listLinks lists the interfaces. It asks the kernel to omit the counters, which
+// are most of the answer and take it longest to collect, and parses only the
+// fields of link: a host has as many interfaces as containers run.
 func listLinks() ([]link, error) {
 	req := nl.NewNetlinkRequest(unix.RTM_GETLINK, unix.NLM_F_DUMP)
 	req.AddData(nl.NewIfInfomsg(unix.AF_UNSPEC))
@@ -128,7 +144,7 @@ func listLinks() ([]link, error) {
 	return links, nil
 }
 
-// parseLink reads a struct ifinfomsg with its attributes (rtnetlink(7)).
+// parseLink parses a struct ifinfomsg with its attributes (rtnetlink(7)).
 func parseLink(m []byte) (l link, err error) {
 	if len(m) < unix.SizeofIfInfomsg {
 		return l, fmt.Errorf("an interface in %d bytes", len(m))
@@ -139,6 +155,8 @@ func parseLink(m []byte) (l link, err error) {
 		switch kind {
 		case unix.IFLA_IFNAME:
 			l.name = unix.ByteSliceToString(value)
+		case unix.IFLA_IFALIAS:
+			l.description = unix.ByteSliceToString(value)
 		case unix.IFLA_MASTER:
 			if len(value) >= 4 {
 				l.master = int(binary.NativeEndian.Uint32(value))
@@ -172,9 +190,8 @@ func attributes(b []byte, each func(kind uint16, value []byte) error) error {
 	return nil
 }
 
-// filterFrames shows frames between the bridge's ports to the packet filter.
-// Beside the host-wide switches there is one for each bridge; ours is enough,
-// and no other bridge notices.
+// filterFrames passes frames between the bridge's ports to the packet filter. The
+// switch is that of the one bridge, so no other bridge is affected.
 func filterFrames(bridge int) error {
 	err := setBridge(bridge, func(options *nl.RtAttr) {
 		options.AddRtAttr(nl.IFLA_BR_NF_CALL_IPTABLES, []byte{1})
@@ -186,9 +203,9 @@ func filterFrames(bridge int) error {
 	return nil
 }
 
-// dontDelay takes away the time that a bridge that speaks the spanning tree
-// protocol lets a new port wait. One that doesn't forwards at once, but the
-// kernel tells all listeners of each port once more when the time has passed.
+// dontDelay sets the forward delay to zero. A bridge without the spanning tree
+// protocol forwards at once anyway, but the kernel would notify all listeners of
+// each port once more when the delay has passed.
 func dontDelay(bridge int) error {
 	err := setBridge(bridge, func(options *nl.RtAttr) {
 		options.AddRtAttr(nl.IFLA_BR_FORWARD_DELAY, nl.Uint32Attr(0))
@@ -214,8 +231,8 @@ func setBridge(bridge int, add func(options *nl.RtAttr)) error {
 	return c.do(unix.RTM_NEWLINK, 0, msg, info)
 }
 
-// addAddress skips the detection of duplicates: the addresses are ours to
-// give, and a container must not wait a second for its own.
+// addAddress adds an address without duplicate address detection: the engine
+// allocated it, and a container must not wait a second for it.
 func (c *conn) addAddress(index int, p netip.Prefix) error {
 	family := unix.AF_INET
 	if p.Addr().Is6() {
@@ -233,8 +250,8 @@ func (c *conn) addAddress(index int, p netip.Prefix) error {
 	return c.do(unix.RTM_NEWADDR, unix.NLM_F_CREATE|unix.NLM_F_EXCL, data...)
 }
 
-// setDefaultRoute replaces the default route of the gateway's family. The
-// unspecified address stands for the link itself.
+// setDefaultRoute replaces the default route of the gateway's family. With the
+// unspecified address the route has no next hop.
 func (c *conn) setDefaultRoute(index int, gateway netip.Addr) error {
 	msg := nl.NewRtMsg()
 	msg.Family = unix.AF_INET
@@ -251,8 +268,8 @@ func (c *conn) setDefaultRoute(index int, gateway netip.Addr) error {
 		nl.NewRtAttr(unix.RTA_OIF, nl.Uint32Attr(uint32(index))))
 }
 
-// indexOf gives the index of an interface of the thread's network namespace,
-// or ENODEV. It needs no list of all of them.
+// indexOf returns the index of an interface of the thread's network namespace, or
+// ENODEV. It does not list all interfaces.
 func indexOf(name string) (int, error) {
 	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package bridge
 
 import (
@@ -10,7 +12,8 @@ import (
 )
 
 func TestLinksAreReadAsTheLibraryReadsThem(t *testing.T) {
-	// Others make and remove interfaces meanwhile: until nothing has changed.
+	// Other tests make and remove interfaces meanwhile, so repeat until nothing
+	// changed.
 	for range dumpTries {
 		before, err := whole(netlink.LinkList)
 		if err != nil {
@@ -35,7 +38,7 @@ func TestLinksAreReadAsTheLibraryReadsThem(t *testing.T) {
 				break
 			}
 			kind := after[i].Type()
-			if kind == "device" { // what the library calls one that the kernel doesn't name
+			if kind == "device" { // the library's name for a link whose kind the kernel does not name
 				kind = ""
 			}
 			if l.name != a.Name || l.master != a.MasterIndex || l.flags != a.RawFlags || l.kind != kind && l.kind != "" {

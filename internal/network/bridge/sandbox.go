@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package bridge
 
 import (
@@ -7,41 +9,48 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
-	"runtime"
 
 	"golang.org/x/sys/unix"
+
+	"holdfast/internal/osthread"
 )
 
 // Sandbox is a container's network namespace and the interfaces in it.
 type Sandbox struct {
-	// Path is the file that the namespace is mounted on. It keeps the
-	// namespace over the restarts of the container's process.
-	Path  string
-	Links []Link
+	// Path is the file that the namespace is mounted on. The mount keeps the
+	// namespace when the container's process restarts.
+	Path string
+	// Owner is recorded on the host's ends of veths.
+	Owner      string
+	Interfaces []Interface
 }
 
-// Link is an interface of a container: a veth whose other end is a port of a
-// bridge.
-type Link struct {
+// Interface is a container's interface: a veth whose host end is a port of a bridge,
+// or a macvlan or ipvlan interface.
+type Interface struct {
 	HostName string // on the host
 	Name     string // in the container
 	Bridge   string
 	MAC      net.HardwareAddr
 	MTU      int
 	Addrs    []netip.Prefix
-	// Gateways are the default routes by this link, at most one of a family.
+	// Gateways are the default routes by this interface, at most one per family.
 	Gateways []netip.Addr
-	// Isolated: the port talks to the host only, not to other ports.
+	// Isolated: the port may only exchange frames with the host, not with other
+	// ports.
 	Isolated bool
-	// Sysctls are paths below /proc/sys with values, set before the link is up.
+	// Sysctls are paths below /proc/sys with values. They are set before the
+	// interface is up.
 	Sysctls [][2]string
+	// Quiet: the addresses are not announced to the neighbours.
+	Quiet bool
 
-	// Kind is empty for a veth; macvlan and ipvlan sit on the interface Parent
-	// of the host, in the driver's Mode, and have no HostName and no Bridge.
+	// Kind is empty for a veth. A macvlan or ipvlan interface sits on the host's
+	// interface Parent, in the driver's Mode, and has no HostName and no Bridge.
 	Kind, Parent, Mode string
 }
 
-func (l Link) hasIPv6() bool {
+func (l Interface) hasIPv6() bool {
 	for _, a := range l.Addrs {
 		if a.Addr().Is6() {
 			return true
@@ -50,15 +59,15 @@ func (l Link) hasIPv6() bool {
 	return false
 }
 
-// Join makes what of the sandbox is not there yet: the namespace, its loopback
-// interface, the links with their addresses and routes. It may be called again
-// after it was cut off at any point. The bridges must exist.
+// Join creates what is missing of the sandbox: the namespace, its loopback
+// interface, the links with their addresses and routes. It is idempotent, also
+// after it was interrupted at any point. The bridges must exist.
 func Join(s Sandbox) error {
-	return onThread(func() error { return join(s) })
+	return osthread.RunInNetns(func() error { return join(s) })
 }
 
-// join runs on a thread of its own that stands in the host's namespace, and
-// leaves it in the container's.
+// join runs on a thread of its own. The thread is in the host's namespace, and
+// join leaves it in the container's.
 func join(s Sandbox) error {
 	host, err := dial()
 	if err != nil {
@@ -66,7 +75,7 @@ func join(s Sandbox) error {
 	}
 	defer host.Close()
 	bridges := map[string]int{}
-	for _, l := range s.Links {
+	for _, l := range s.Interfaces {
 		if l.Kind != "" {
 			if bridges[l.Parent], err = indexOf(l.Parent); err != nil {
 				return fmt.Errorf("interface %s: %w", l.Parent, err)
@@ -77,8 +86,8 @@ func join(s Sandbox) error {
 			return fmt.Errorf("bridge %s: %w", l.Bridge, err)
 		}
 	}
-	// Stale: the container's end is gone, or about to go, with a namespace of
-	// the same endpoint that was cut off before it was mounted.
+	// A stale veth is left if an earlier Join was interrupted before it mounted the
+	// namespace. Its container end is gone, or about to go with that namespace.
 	stale := func(name string) error {
 		index, err := indexOf(name)
 		if err != nil {
@@ -102,10 +111,10 @@ func join(s Sandbox) error {
 		return err
 	}
 	defer inside.Close()
-	if err := inside.up(1); err != nil { // lo is always the first
+	if err := inside.up(1); err != nil { // lo always has index 1
 		return fmt.Errorf("bring up lo: %w", err)
 	}
-	for _, l := range s.Links {
+	for _, l := range s.Interfaces {
 		index, err := indexOf(l.Name)
 		if errors.Is(err, unix.ENODEV) {
 			if err := setIPv6(l); err != nil {
@@ -133,15 +142,22 @@ func join(s Sandbox) error {
 		} else if err != nil {
 			return fmt.Errorf("interface %s: %w", l.Name, err)
 		}
+		if l.Kind == "" {
+			// The host's end comes up first, because without it the kernel refuses to
+			// bring up the other end (ENOTCONN).
+			if err := inNamespace(hostNS, ns, func() error { return host.upPort(l.HostName, s.Owner) }); err != nil {
+				return err
+			}
+		}
 		if err := configure(inside, index, l); err != nil {
 			return err
 		}
 	}
-	if len(s.Links) == 0 {
+	if len(s.Interfaces) == 0 {
 		return nil
 	}
-	return inNamespace(hostNS, nil, func() error {
-		for _, l := range s.Links {
+	err = inNamespace(hostNS, ns, func() error {
+		for _, l := range s.Interfaces {
 			if l.Kind != "" {
 				continue
 			}
@@ -157,9 +173,41 @@ func join(s Sandbox) error {
 		}
 		return nil
 	})
+	if err == nil {
+		announce(s.Interfaces) // last, because a port that is not up forwards nothing
+	}
+	return err
 }
 
-func configure(c *conn, index int, l Link) error {
+// upPort brings up the host's end of a link, which is a port of a bridge. Call it
+// on a thread in the host's namespace.
+func (c *conn) upPort(name, owner string) error {
+	if _, err := HardenPort(name); err != nil {
+		return err
+	}
+	index, err := indexOf(name)
+	if err != nil {
+		return fmt.Errorf("interface %s: %w", name, err)
+	}
+	up := func() error { return c.up(index) }
+	if owner != "" {
+		up = func() error { return c.upOwned(index, alias(owner)) }
+	}
+	if err := up(); err != nil {
+		return fmt.Errorf("bring up %s: %w", name, err)
+	}
+	return nil
+}
+
+func configure(c *conn, index int, l Interface) error {
+	if l.Kind == "" && l.hasIPv6() {
+		// The engine sets the interface's addresses and gateway, and no neighbour on
+		// the bridge may make itself its router. A container that needs router
+		// advertisements sets a sysctl, which is applied later.
+		if _, err := sysctl("net/ipv6/conf/"+l.Name+"/accept_ra", "0"); err != nil {
+			return err
+		}
+	}
 	for _, s := range l.Sysctls {
 		if _, err := sysctl(s[0], s[1]); err != nil {
 			return err
@@ -182,10 +230,10 @@ func configure(c *conn, index int, l Link) error {
 	return nil
 }
 
-// setIPv6 says whether the next interface of the namespace speaks IPv6. It
-// must be known before there is one: an interface that comes up gives itself
-// a link-local address.
-func setIPv6(l Link) error {
+// setIPv6 switches IPv6 on or off for the namespace's next interface. It must be
+// set before the interface exists, because one that comes up gets a link-local
+// address.
+func setIPv6(l Interface) error {
 	value := "1"
 	if l.hasIPv6() {
 		value = "0"
@@ -197,8 +245,8 @@ func setIPv6(l Link) error {
 	return err
 }
 
-// enter moves the thread into the namespace that is mounted at path, and makes
-// and mounts it if there is none.
+// enter moves the thread into the namespace that is mounted at path. If there is
+// none it creates and mounts one.
 func enter(path string) (*os.File, error) {
 	if IsNamespace(path) {
 		f, err := os.Open(path)
@@ -211,7 +259,7 @@ func enter(path string) (*os.File, error) {
 		}
 		return f, nil
 	}
-	if err := os.MkdirAll(filepath.Dir(path), 0o711); err != nil {
+	if err := os.MkdirAll(filepath.Dir(path), 0o710); err != nil {
 		return nil, fmt.Errorf("network namespace: %w", err)
 	}
 	target, err := os.OpenFile(path, os.O_CREATE|os.O_RDONLY, 0o444)
@@ -232,9 +280,9 @@ func enter(path string) (*os.File, error) {
 	return f, nil
 }
 
-// Leave unmounts the namespace and removes its file. The interfaces go with
-// the namespace, when the last process in it has ended. What is not there is
-// fine.
+// Leave unmounts the namespace and removes its file. The kernel removes the
+// interfaces with the namespace, when the last process in it has ended. A missing
+// namespace is not an error.
 func Leave(path string) error {
 	for IsNamespace(path) {
 		if err := unix.Unmount(path, unix.MNT_DETACH); err != nil {
@@ -253,37 +301,8 @@ func IsNamespace(path string) bool {
 	return unix.Statfs(path, &st) == nil && st.Type == unix.NSFS_MAGIC
 }
 
-// onThread runs f on a thread that nothing else uses meanwhile. A thread that
-// can't be brought back to where it was ends with its goroutine. It is never
-// the process's first one: that one can't end, and what /proc/self says of the
-// process is said of it.
-func onThread(f func() error) error {
-	done := make(chan error, 1)
-	go func() {
-		runtime.LockOSThread()
-		if unix.Gettid() == os.Getpid() {
-			err := onThread(f) // elsewhere, as this thread is taken
-			runtime.UnlockOSThread()
-			done <- err
-			return
-		}
-		ns, err := os.Open("/proc/thread-self/ns/net")
-		if err != nil {
-			done <- fmt.Errorf("network namespace of the thread: %w", err)
-			return
-		}
-		err = f()
-		if unix.Setns(int(ns.Fd()), unix.CLONE_NEWNET) == nil {
-			runtime.UnlockOSThread()
-		}
-		ns.Close()
-		done <- err
-	}()
-	return <-done
-}
-
-// inNamespace runs f in ns and comes back to back, if it is given. It is for a
-// thread that onThread gave.
+// inNamespace runs f in ns and then moves the thread to back, if that is not nil.
+// Call it on a thread of osthread.RunInNetns.
 func inNamespace(ns, back *os.File, f func() error) error {
 	if err := unix.Setns(int(ns.Fd()), unix.CLONE_NEWNET); err != nil {
 		return fmt.Errorf("enter network namespace: %w", err)

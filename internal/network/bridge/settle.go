@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package bridge
 
 import (
@@ -7,12 +9,12 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// settle makes the kernel act at once on the link state of an interface of the
-// thread's network namespace. It does so by itself too, but on a work queue
-// that waits for others; until then a bridge's port drops what it gets, and a
-// lost ARP request is repeated after a second. Asking for the state by ethtool
-// is what makes the kernel look: linkwatch_sync_dev in net/core/link_watch.c.
-// An error is none of ours: the work queue comes to it anyway.
+// settle makes the kernel apply the link state of an interface of the thread's
+// network namespace at once. Otherwise it does so on a work queue, some time
+// later. Until then a bridge's port drops the frames that it gets, and a lost ARP
+// request is only repeated after a second. Reading the state by ethtool triggers
+// it: linkwatch_sync_dev in net/core/link_watch.c. Errors are ignored, because
+// the work queue does it anyway.
 func settle(name string) {
 	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package firewall
 
 import (
@@ -17,28 +19,38 @@ import (
 	"holdfast/internal/network/nft"
 )
 
-// Admission is what other programs' packet filters shall let through: what is
-// forwarded from and to these bridges, by family.
-type Admission struct{ IPv4, IPv6 []string }
+// Admission is what other programs' packet filters shall accept: forwarded
+// packets from and to these bridges, by family.
+type Admission struct {
+	IPv4, IPv6 []string
+	// Close names, by family, the FORWARD chain at whose end packets are dropped
+	// that no rule decided, except for what Rest allows.
+	Close [2]Where
+	Rest  nft.Rest
+}
 
-// Bridges are those of both families, in order.
+// Bridges returns the bridges of both families, sorted.
 func (a Admission) Bridges() []string {
 	return slices.Compact(slices.Sorted(slices.Values(slices.Concat(a.IPv4, a.IPv6))))
 }
 
-// Admitted is what Admit did. The strings name chains, as
-// "family table chain", or tables.
+// Admitted reports what Admit did. The strings name chains, as "family table
+// chain", or tables.
 type Admitted struct {
-	// Accepted are chains that were made to accept. Withdrawn are tables that
-	// need nothing of ours any more, and have nothing.
+	// Accepted are chains that now accept the bridges' packets. Withdrawn are
+	// tables that no longer need our chain, which was removed.
 	Accepted, Withdrawn []string
-	// Refusing are those that go on dropping, each with the reason.
+	// Closed are chains at whose end the rest is now dropped.
+	Closed []string
+	// Refusing are chains that go on dropping the bridges' packets, each with the
+	// reason.
 	Refusing []string
 }
 
 func (a *Admitted) add(b Admitted) {
 	a.Accepted = append(a.Accepted, b.Accepted...)
 	a.Withdrawn = append(a.Withdrawn, b.Withdrawn...)
+	a.Closed = append(a.Closed, b.Closed...)
 	a.Refusing = append(a.Refusing, b.Refusing...)
 }
 
@@ -46,8 +58,7 @@ var families = map[nftables.TableFamily]string{
 	nftables.TableFamilyIPv4: "ip", nftables.TableFamilyIPv6: "ip6", nftables.TableFamilyINet: "inet",
 }
 
-// filter is another program's table with forward hooks, or with a chain of
-// ours.
+// filter is another program's table that has forward hooks or a chain of ours.
 type filter struct {
 	*nftables.Table
 	bases []*nftables.Chain
@@ -56,11 +67,11 @@ type filter struct {
 
 func (f *filter) key() string { return families[f.Family] + " " + f.Name }
 
-// Admit makes the chains of other programs' nftables tables that would drop
-// what the admission names by default accept it, and takes back what is not
-// needed any more. It adds a chain with the table's own name to such a table
-// and one rule that calls it; nothing else is touched, and nothing is sent
-// where all is as it should be. x_tables is not nftables: see AdmitLegacy.
+// Admit changes the chains of other programs' nftables tables that would by
+// default drop what the admission names, so that they accept it. It also removes
+// what is no longer needed. It adds a chain with the name of the engine's table
+// to such a table, and one rule that calls it. It changes nothing else, and sends
+// nothing if nothing differs. For x_tables see Legacy.
 func (t *Table) Admit(a Admission) (Admitted, error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -76,7 +87,8 @@ func (t *Table) Admit(a Admission) (Admitted, error) {
 	var did Admitted
 	var errs []error
 	for _, key := range slices.Sorted(maps.Keys(filters)) {
-		// What its program changes meanwhile makes the transaction fail.
+		// The transaction fails if the other program changed the table meanwhile:
+		// retry.
 		for try := 0; ; try++ {
 			one, err := t.admit(filters[key], a)
 			if err == nil {
@@ -92,8 +104,9 @@ func (t *Table) Admit(a Admission) (Admitted, error) {
 	return did, errors.Join(errs...)
 }
 
-// filters are the tables that matter, by key. firewalld is told of our bridges
-// by a bus, and its rules are made anew by itself alone.
+// filters returns the tables that matter, by key. firewalld's table is not among
+// them: it learns of our bridges by D-Bus, and only firewalld itself changes its
+// rules.
 func (t *Table) filters() (map[string]*filter, error) {
 	chains, err := t.conn.ListChains()
 	if err != nil {
@@ -102,7 +115,7 @@ func (t *Table) filters() (map[string]*filter, error) {
 	out := map[string]*filter{}
 	for _, c := range chains {
 		base := c.Hooknum != nil && *c.Hooknum == *nftables.ChainHookForward && c.Type == nftables.ChainTypeFilter
-		if families[c.Table.Family] == "" || c.Table.Name == t.name || strings.HasPrefix(c.Table.Name, "firewalld") || !base && c.Name != t.name {
+		if families[c.Table.Family] == "" || ourKind(c.Table.Name) || strings.HasPrefix(c.Table.Name, "firewalld") || !base && c.Name != t.name {
 			continue
 		}
 		f := &filter{Table: c.Table}
@@ -120,7 +133,7 @@ func (t *Table) filters() (map[string]*filter, error) {
 	return out, nil
 }
 
-// admit does so in one table.
+// admit changes one table.
 func (t *Table) admit(f *filter, a Admission) (did Admitted, err error) {
 	rules := &reader{filter: f}
 	defer rules.close()
@@ -130,19 +143,22 @@ func (t *Table) admit(f *filter, a Admission) (did Admitted, err error) {
 		handles []uint64
 	}
 	var edits []edit
-	needed, right := false, true
+	needed, right, closing := false, true, false
 	var apart []string
 	for _, c := range f.bases {
 		chain, err := rules.read(c.Name)
 		if err != nil {
 			return did, err
 		}
-		policyDrops := c.Policy != nil && *c.Policy == nftables.ChainPolicyDrop
-		p := nft.Place(chain.rules, policyDrops, t.name, rules.of)
+		drops := c.Policy != nil && *c.Policy == nftables.ChainPolicyDrop
+		if !drops && inFilter(c) && a.closes(f.Family == nftables.TableFamilyIPv6, InTables) {
+			drops, closing = true, true
+		}
+		p := nft.Place(chain.rules, drops, t.name, rules.of)
 		if rules.err != nil {
 			return did, rules.err
 		}
-		if a.none(f.Family) {
+		if a.none(f.Family) && !closing {
 			p.Needed, p.Right = false, len(p.Ours) == 0
 		}
 		apart = append(apart, nft.Apart(chain.rules)...)
@@ -150,6 +166,9 @@ func (t *Table) admit(f *filter, a Admission) (did Admitted, err error) {
 		edits = append(edits, edit{c, p, chain.handles})
 	}
 	want := a.chain(t.name, f.Family, apart)
+	if closing {
+		want = nft.Closing(want, a.Rest, f.Family == nftables.TableFamilyIPv6)
+	}
 	if needed == f.ours && right && needed {
 		if right, err = t.sameChain(f.Table, want); err != nil {
 			return did, err
@@ -173,7 +192,7 @@ func (t *Table) admit(f *filter, a Admission) (did Admitted, err error) {
 				}
 			}
 			if e.Needed {
-				// Before the first rule from there on that stays.
+				// Insert before the first rule from there on that is not deleted.
 				at := e.Before
 				for slices.Contains(e.Ours, at) {
 					at++
@@ -187,7 +206,10 @@ func (t *Table) admit(f *filter, a Admission) (did Admitted, err error) {
 				}
 			}
 		}
-		if e.Needed {
+		switch {
+		case e.Needed && closing:
+			did.Closed = append(did.Closed, f.key()+" "+e.base.Name)
+		case e.Needed:
 			did.Accepted = append(did.Accepted, f.key()+" "+e.base.Name)
 		}
 	}
@@ -196,8 +218,8 @@ func (t *Table) admit(f *filter, a Admission) (did Admitted, err error) {
 		did.Withdrawn = append(did.Withdrawn, f.key())
 	}
 	switch err := t.flush("accept forwarded packets in " + f.key()); {
-	case errors.Is(err, unix.EPERM): // flag owner of nft(8)
-		return Admitted{Refusing: []string{"nft " + f.key() + ": its owner lets nobody else change it"}}, nil
+	case errors.Is(err, unix.EPERM): // the table has flag owner of nft(8)
+		return Admitted{Refusing: []string{"nft " + f.key() + ": its owner does not let other programs change it"}}, nil
 	case err != nil:
 		return Admitted{}, err
 	}
@@ -205,12 +227,12 @@ func (t *Table) admit(f *filter, a Admission) (did Admitted, err error) {
 	return did, nil
 }
 
-// none reports whether a table of this family needs nothing.
+// none reports whether a table of this family needs no chain of ours.
 func (a Admission) none(family nftables.TableFamily) bool {
 	return (family == nftables.TableFamilyIPv6 || len(a.IPv4) == 0) && (family == nftables.TableFamilyIPv4 || len(a.IPv6) == 0)
 }
 
-// chain is what a table of this family is given.
+// chain returns the chain that a table of this family gets.
 func (a Admission) chain(name string, family nftables.TableFamily, apart []string) nft.Chain {
 	switch family {
 	case nftables.TableFamilyIPv4:
@@ -243,14 +265,14 @@ type foreignChain struct {
 	handles []uint64
 }
 
-// reader reads the chains of a table, each once and only those that are asked
-// for. It reads the kernel's messages itself, because no expression of a rule
-// may be missed: a rule whose condition is not understood has one.
+// reader reads the chains of a table, each once and only when it is needed. It
+// parses the kernel's messages itself, because no expression of a rule may be
+// missed: a rule with an expression that is not understood counts as conditional.
 type reader struct {
 	*filter
 	conn  *netlink.Conn
 	known map[string]*foreignChain
-	err   error // the first that of met
+	err   error // the first error of of
 }
 
 func (r *reader) close() {
@@ -307,7 +329,7 @@ func (r *reader) read(chain string) (*foreignChain, error) {
 	return c, nil
 }
 
-// foreignRule reads struct nfgenmsg and the attributes of a rule
+// foreignRule parses struct nfgenmsg and the attributes of a rule
 // (linux/netfilter/nf_tables.h).
 func foreignRule(b []byte) (handle uint64, rule nft.Foreign, err error) {
 	if len(b) < 4 {
@@ -318,7 +340,7 @@ func foreignRule(b []byte) (handle uint64, rule nft.Foreign, err error) {
 		return 0, rule, err
 	}
 	ad.ByteOrder = binary.BigEndian
-	var out, other bool // it asks for the outgoing interface, or for anything else
+	var out, other bool // it has a condition on the outgoing interface, or any other
 	for ad.Next() {
 		switch ad.Type() {
 		case unix.NFTA_RULE_HANDLE:
@@ -356,12 +378,12 @@ func foreignRule(b []byte) (handle uint64, rule nft.Foreign, err error) {
 	return handle, rule, ad.Err()
 }
 
-// expression is one of a rule.
+// expression is a parsed expression of a rule.
 type expression struct {
 	nft.Foreign
-	known   bool   // it is no condition, and does no more than Foreign says
+	known   bool   // it is no condition, and has no other effect than Foreign says
 	outName bool   // it loads the name of the outgoing interface
-	equals  string // it compares what was loaded with this name, to its end
+	equals  string // it compares the loaded value with this whole name
 }
 
 func foreignExpr(ad *netlink.AttributeDecoder) (e expression) {
@@ -404,7 +426,8 @@ func foreignExpr(ad *netlink.AttributeDecoder) (e expression) {
 	return e
 }
 
-// equalName is the text that a comparison asks for, if it is all of it.
+// equalName returns the name that a comparison requires, if it compares the whole
+// name.
 func equalName(ad *netlink.AttributeDecoder) (name string) {
 	equal := false
 	for ad.Next() {
@@ -460,7 +483,7 @@ func foreignVerdict(ad *netlink.AttributeDecoder) (rule nft.Foreign, known bool)
 	return rule, known && rule.Deed != nft.Other
 }
 
-// xtables judges a match or a target of x_tables by its name.
+// xtables classifies a match or a target of x_tables by its name.
 func xtables(target bool, name string) (rule nft.Foreign, known bool) {
 	if !target {
 		return rule, name == "comment"
@@ -474,8 +497,8 @@ func xtables(target bool, name string) (rule nft.Foreign, known bool) {
 	return rule, rule.Deed != nft.Other
 }
 
-// sameChain compares a chain's rules, which are known by the fingerprints that
-// they were stored with.
+// sameChain compares a chain's rules by the fingerprints that they were stored
+// with.
 func (t *Table) sameChain(table *nftables.Table, c nft.Chain) (bool, error) {
 	rules, err := t.conn.GetRules(table, &nftables.Chain{Name: c.Name, Table: table})
 	if err != nil {

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package firewall
 
 import (
@@ -8,9 +10,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// socket sends encoded messages to the kernel's netfilter. It stays open: when
-// one that deleted something is closed, the kernel first waits out an RCU grace
-// period, which takes ten milliseconds and more.
+// socket sends encoded messages to the kernel's netfilter. It stays open, because
+// closing a socket that deleted something first waits for an RCU grace period,
+// which takes ten milliseconds and more.
 type socket struct{ fd int }
 
 func openSocket() (*socket, error) {
@@ -29,8 +31,8 @@ func openSocket() (*socket, error) {
 
 func (s *socket) Close() error { return unix.Close(s.fd) }
 
-// send gives the first error among the answers. A transaction is over when the
-// call that sends it returns, so all answers are there to be read.
+// send returns the first error in the kernel's answers. A transaction is complete
+// when sendto returns, so all answers can be read then.
 func (s *socket) send(messages []byte) error {
 	if err := unix.Sendto(s.fd, messages, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
 		return fmt.Errorf("netfilter: send: %w", err)
@@ -51,7 +53,7 @@ func (s *socket) send(messages []byte) error {
 	}
 }
 
-// Send sends messages such as those of DeleteBatches on a socket of its own.
+// Send sends messages such as those of DeleteBatches on a new socket.
 func Send(messages []byte) error {
 	s, err := openSocket()
 	if err != nil {
@@ -60,8 +62,8 @@ func Send(messages []byte) error {
 	return errors.Join(s.send(messages), s.Close())
 }
 
-// firstError reads struct nlmsghdr by struct nlmsghdr and returns the first
-// error that a struct nlmsgerr among them carries.
+// firstError parses each struct nlmsghdr and returns the first error in a struct
+// nlmsgerr.
 func firstError(b []byte) error {
 	for len(b) >= unix.SizeofNlMsghdr {
 		length := int(binary.NativeEndian.Uint32(b))

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package firewall
 
 import (
@@ -19,37 +21,39 @@ const (
 	firewalldZone = firewalldName + ".zone"
 )
 
-// The zones that bridges are put into. The first is the administrator's to
-// make, who wants other rules for containers than the second has: firewalld's
-// own zone of what may go everywhere. A zone can't be made without a reload of
-// firewalld, which lets no new connection of the whole host through while it
-// lasts, so we make none.
+// The zones that bridges are put into. An administrator may create the first one
+// to have other rules for containers than the second, which is firewalld's own
+// zone that accepts everything. The engine does not create a zone, because that
+// takes a reload of firewalld, during which the whole host accepts no new
+// connections.
 const (
 	ownZone  = "holdfast"
 	openZone = "trusted"
 )
 
-// Firewalld is the firewalld of this network namespace, where there is one. It
-// accepts what comes from an interface by its zone, and what was translated to
-// go there. Its methods may be called concurrently. A zero Firewalld is ready.
+// Firewalld talks to the firewalld of this network namespace, if there is one.
+// Firewalld decides by zone which packets from an interface it accepts, and
+// accepts packets that were translated to go there. Its methods may be called
+// concurrently. The zero value is ready to use.
 type Firewalld struct {
 	mu      sync.Mutex
 	conn    *dbus.Conn // nil without a bus
+	met     bool       // a firewalld has answered
 	changed func()
 }
 
-// Watch makes changed be called when firewalld came, went, or was reloaded,
-// which takes our bridges out of their zones. It must not wait.
+// Watch calls changed when firewalld started, stopped or reloaded. A reload
+// removes our bridges from their zones. changed must not block.
 func (f *Firewalld) Watch(changed func()) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.changed = changed
 }
 
-// Admit puts bridges that are in no zone into one that accepts what is
-// forwarded, and gives the names of those that it had to. One that is in a
-// zone was put there by us or by an administrator, who knows why. Without a
-// bus or without firewalld nothing happens; it is never started.
+// Admit puts bridges that are in no zone into one that accepts what is forwarded,
+// and returns their names. A bridge that is in a zone was put there by the
+// engine, or by an administrator on purpose. Without a bus or without firewalld
+// it does nothing. It never starts firewalld.
 func (f *Firewalld) Admit(ctx context.Context, bridges []string) (put []string, err error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -76,11 +80,16 @@ func (f *Firewalld) Admit(ctx context.Context, bridges []string) (put []string, 
 	return put, errors.Join(errs...)
 }
 
-// Forget takes bridges out of the zone that Admit puts them into.
+// Forget removes bridges from the zone that Admit puts them into.
 func (f *Firewalld) Forget(ctx context.Context, bridges ...string) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	zones, zone, err := f.zones(ctx)
+	if !f.met {
+		// If no firewalld has ever answered, there is nothing to remove. At shutdown
+		// the bus may already be gone and not report that.
+		return nil
+	}
 	if zones == nil || err != nil {
 		return err
 	}
@@ -97,7 +106,7 @@ func (f *Firewalld) Forget(ctx context.Context, bridges ...string) error {
 	return errors.Join(errs...)
 }
 
-// Close ends the connection. The bridges stay where they are.
+// Close closes the connection. The bridges stay in their zones.
 func (f *Firewalld) Close() error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -117,11 +126,11 @@ func (f *Firewalld) zoneOf(ctx context.Context, zones dbus.BusObject, bridge str
 	return zone, nil
 }
 
-// zones is firewalld's object, and the zone for our bridges; nil where there is
-// no firewalld that has to do with them.
+// zones returns firewalld's D-Bus object and the zone for our bridges, or nil if
+// no firewalld is responsible for them.
 func (f *Firewalld) zones(ctx context.Context) (zones dbus.BusObject, zone string, err error) {
 	if f.conn != nil && !f.conn.Connected() {
-		f.conn = nil // it was closed by the other side
+		f.conn = nil // the other side closed it
 	}
 	if f.conn == nil {
 		if f.conn, err = f.dial(); f.conn == nil {
@@ -136,7 +145,7 @@ func (f *Firewalld) zones(ctx context.Context) (zones dbus.BusObject, zone strin
 		}
 		return nil, "", fmt.Errorf("firewalld: %w", err)
 	}
-	// The bus may be that of a host in whose namespace we are not.
+	// The bus may be that of a host whose network namespace is not ours.
 	var pid uint32
 	if err := bus.CallWithContext(ctx, "org.freedesktop.DBus.GetConnectionUnixProcessID", 0, owner).Store(&pid); err == nil {
 		theirs, err := os.Readlink(fmt.Sprintf("/proc/%d/ns/net", pid))
@@ -150,13 +159,14 @@ func (f *Firewalld) zones(ctx context.Context) (zones dbus.BusObject, zone strin
 	if err := zones.CallWithContext(ctx, firewalldZone+".getZones", dbus.FlagNoAutoStart).Store(&all); err != nil {
 		return nil, "", fmt.Errorf("firewalld: list zones: %w", err)
 	}
+	f.met = true
 	if slices.Contains(all, ownZone) {
 		return zones, ownZone, nil
 	}
 	return zones, openZone, nil
 }
 
-// dial is nil, nil without a bus.
+// dial returns nil, nil if there is no bus.
 func (f *Firewalld) dial() (*dbus.Conn, error) {
 	const environment, usual = "DBUS_SYSTEM_BUS_ADDRESS", "/run/dbus/system_bus_socket"
 	if os.Getenv(environment) == "" {
@@ -166,7 +176,7 @@ func (f *Firewalld) dial() (*dbus.Conn, error) {
 	}
 	conn, err := dbus.ConnectSystemBus()
 	if err != nil {
-		// Its socket is there and nobody answers: no bus, so no firewalld.
+		// The socket exists but no process listens: there is no bus, so no firewalld.
 		if errors.Is(err, os.ErrNotExist) || strings.Contains(err.Error(), "connection refused") {
 			return nil, nil
 		}

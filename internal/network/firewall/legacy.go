@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package firewall
 
 import (
@@ -18,21 +20,21 @@ import (
 	"holdfast/internal/network/nft"
 )
 
-// Legacy is x_tables, which iptables-legacy speaks to. It is read by the
-// socket options of linux/netfilter_ipv4/ip_tables.h, and only where a filter
-// table is there already, since asking for one makes it. It is changed by
-// iptables-legacy-restore, which is started when something differs.
+// Legacy is x_tables, the backend of iptables-legacy. It is read by the socket
+// options of linux/netfilter_ipv4/ip_tables.h, and only if the filter table
+// exists, because reading it would create it. It is changed by
+// iptables-legacy-restore, which is only started if something differs.
 type Legacy struct {
-	// Restore runs the program with a text for its standard input. It is a
-	// field for tests; nil starts the host's own.
+	// Restore runs the program with text as its standard input. Tests set it. Nil
+	// runs the host's own program.
 	Restore func(v6 bool, text string) error
 }
 
-// errNoProgram: there is no iptables-legacy-restore.
+// errNoProgram means that the host has no iptables-legacy-restore.
 var errNoProgram = errors.New("iptables-legacy-restore is not installed")
 
-// Admit does for the legacy tables what Table.Admit does, under a chain of the
-// same name.
+// Admit does for the legacy tables what Table.Admit does for nftables. Its chain
+// has the name of the engine's table.
 func (l Legacy) Admit(name string, a Admission) (did Admitted, err error) {
 	var errs []error
 	for _, v6 := range []bool{false, true} {
@@ -40,7 +42,11 @@ func (l Legacy) Admit(name string, a Admission) (did Admitted, err error) {
 		if v6 {
 			bridges, chain = a.IPv6, "legacy ip6 filter FORWARD"
 		}
-		text, needed, err := legacyPlan(name, bridges, v6)
+		var rest *nft.Rest
+		if a.closes(v6, InLegacy) {
+			rest = &a.Rest
+		}
+		text, needed, err := legacyPlan(name, bridges, rest, v6)
 		if err != nil {
 			errs = append(errs, fmt.Errorf("%s: %w", chain, err))
 			continue
@@ -53,10 +59,15 @@ func (l Legacy) Admit(name string, a Admission) (did Admitted, err error) {
 			restore = legacyRestore
 		}
 		switch err := restore(v6, text); {
+		case errors.Is(err, errNoProgram) && rest != nil:
+			// Our own table goes on dropping it.
+			errs = append(errs, fmt.Errorf("%s: what none of its rules accepts can't be dropped there: %w", chain, err))
 		case errors.Is(err, errNoProgram) && needed:
 			did.Refusing = append(did.Refusing, fmt.Sprintf("%s: %v; it needs the rules -i BRIDGE -j ACCEPT and -o BRIDGE -j ACCEPT for %s", chain, err, strings.Join(bridges, ", ")))
 		case err != nil:
 			errs = append(errs, fmt.Errorf("%s: %w", chain, err))
+		case needed && rest != nil:
+			did.Closed = append(did.Closed, chain)
 		case needed:
 			did.Accepted = append(did.Accepted, chain)
 		default:
@@ -66,27 +77,36 @@ func (l Legacy) Admit(name string, a Admission) (did Admitted, err error) {
 	return did, errors.Join(errs...)
 }
 
-// legacyPlan gives what iptables-restore has to be told; empty is nothing.
-func legacyPlan(name string, bridges []string, v6 bool) (text string, needed bool, err error) {
+// legacyPlan returns the input for iptables-restore, or "" if nothing has to be
+// changed. If rest is not nil, packets that no rule decided are dropped, except
+// for what rest allows.
+func legacyPlan(name string, bridges []string, rest *nft.Rest, v6 bool) (text string, needed bool, err error) {
 	table, err := readLegacy(v6)
 	if err != nil || table == nil {
 		return "", false, err
 	}
-	p := nft.Place(table.forward, table.policyDrops, name, func(chain string) []nft.Foreign { return table.chains[chain] })
-	if len(bridges) == 0 {
+	p := nft.Place(table.forward, table.policyDrops || rest != nil, name, func(chain string) []nft.Foreign { return table.chains[chain] })
+	if len(bridges) == 0 && rest == nil {
 		p.Needed, p.Right = false, len(p.Ours) == 0
 	}
 	_, there := table.chains[name]
-	// As in the chain of the other kind.
+	// As in the chain for nftables.
 	var want []string
 	for _, b := range bridges {
 		want = append(want, "-o "+b+" -j ACCEPT")
 	}
+	apart := " -j RETURN"
+	if rest != nil {
+		apart = " -j DROP"
+	}
 	for _, b := range nft.Apart(table.forward) {
-		want = append(want, "-o "+b+" -j RETURN")
+		want = append(want, "-o "+b+apart)
 	}
 	for _, b := range bridges {
 		want = append(want, "-i "+b+" -j ACCEPT")
+	}
+	if rest != nil {
+		want = append(want, legacyRest(*rest, v6)...)
 	}
 	if p.Right && there == p.Needed && (!there || slices.Equal(table.texts[name], want)) {
 		return "", p.Needed, nil
@@ -94,7 +114,7 @@ func legacyPlan(name string, bridges []string, v6 bool) (text string, needed boo
 	var b strings.Builder
 	b.WriteString("*filter\n")
 	if p.Needed {
-		fmt.Fprintf(&b, ":%s - [0:0]\n", name) // makes it, or empties it
+		fmt.Fprintf(&b, ":%s - [0:0]\n", name) // creates the chain, or empties it
 		for _, w := range want {
 			fmt.Fprintf(&b, "-A %s %s\n", name, w)
 		}
@@ -118,13 +138,37 @@ func legacyPlan(name string, bridges []string, v6 bool) (text string, needed boo
 	return b.String(), p.Needed, nil
 }
 
-// legacyRestore runs the program in one transaction.
+// legacyRest is like nft.Closing, except for the bridges of other engines on this
+// host: x_tables can only match groups of interfaces with an extra module. Those
+// engines have calls of their own before this one.
+func legacyRest(rest nft.Rest, v6 bool) []string {
+	family := 0
+	if v6 {
+		family = 1
+	}
+	want := []string{legacyKnown}
+	for _, name := range rest.Within {
+		want = append(want, "-i "+name+" -o "+name+" -j ACCEPT")
+	}
+	for _, name := range rest.Pass {
+		want = append(want, "-i "+name+" -j ACCEPT", "-o "+name+" -j ACCEPT")
+	}
+	for _, name := range rest.Before[family] {
+		want = append(want, "-i "+name+" -j ACCEPT")
+	}
+	return append(want, "-j DROP")
+}
+
+const legacyKnown = "-m conntrack --ctstate RELATED,ESTABLISHED,DNAT -j ACCEPT"
+
+// legacyRestore runs the program, which applies text in one transaction.
 func legacyRestore(v6 bool, text string) error {
 	program, err := legacyProgram(v6)
 	if err != nil {
 		return err
 	}
-	// It waits for other such programs, and those may wait for a user.
+	// The program waits for the xtables lock, and its holder may be waiting for a
+	// user.
 	ctx, cancel := context.WithTimeout(context.Background(), 15*time.Second)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, program, "--noflush", "--wait", "10")
@@ -135,8 +179,7 @@ func legacyRestore(v6 bool, text string) error {
 	return nil
 }
 
-// legacyProgram finds the program. Under its plain name it may be the one that
-// speaks to nftables.
+// legacyProgram finds the program. The plain name may be the nftables variant.
 func legacyProgram(v6 bool) (string, error) {
 	name := "iptables"
 	if v6 {
@@ -160,19 +203,21 @@ type legacyTable struct {
 	policyDrops bool
 	forward     []nft.Foreign
 	chains      map[string][]nft.Foreign
-	// texts are the rules of chains that accept or return by an interface's name
-	// alone, as in "-i eth0 -j ACCEPT"; other rules are an empty string.
+	// texts are the rules of each chain in the form "-i eth0 -j ACCEPT". Only some
+	// rules have a text: those that accept, drop or return by interface name alone,
+	// one that drops everything, and those with the match legacyKnown. For other
+	// rules it is empty.
 	texts map[string][]string
 }
 
-// legacyForm is where things are in the structures of a family.
+// legacyForm has the layout of a family's structures.
 type legacyForm struct {
-	names         string // the tables that there are
+	names         string // file that lists the existing tables
 	family, level int
 	in, out       int // offsets of interface names in struct ipt_ip; the masks come 32 bytes later
-	flags, gotoF  int // the flags' offset, and the flag that a target is gone to and not called
+	flags, gotoF  int // offset of the flags, and the flag that makes the target a goto and not a call
 	ip, head      int // sizes of struct ipt_ip and struct ipt_entry
-	offsets       int // of target_offset, next_offset in struct ipt_entry
+	offsets       int // offset of target_offset and next_offset in struct ipt_entry
 }
 
 var legacyForms = map[bool]legacyForm{
@@ -180,7 +225,7 @@ var legacyForms = map[bool]legacyForm{
 	true:  {"/proc/net/ip6_tables_names", unix.AF_INET6, unix.IPPROTO_IPV6, 64, 80, 131, 4, 136, 168, 140},
 }
 
-// readLegacy is nil where there is no filter table.
+// readLegacy reads the filter table. It returns nil if there is none.
 func readLegacy(v6 bool) (*legacyTable, error) {
 	form := legacyForms[v6]
 	names, err := os.ReadFile(form.names)
@@ -215,7 +260,7 @@ func readLegacy(v6 bool) (*legacyTable, error) {
 		binary.NativeEndian.PutUint32(entries[32:], size)
 		err := sockopt(fd, form.level, getEntries, entries)
 		if errors.Is(err, unix.EAGAIN) && try < 10 {
-			continue // it was changed in between
+			continue // the table changed in between
 		}
 		if err != nil {
 			return nil, err
@@ -236,21 +281,22 @@ func sockopt(fd, level, name int, b []byte) error {
 	return nil
 }
 
-// legacyRule is an entry.
+// legacyRule is an entry of the table.
 type legacyRule struct {
 	at   int
-	head string // of a chain with this name; nothing else is set
+	head string // name of the chain that begins here; no other field is set
 	deed nft.Deed
-	jump int    // the offset of what it calls; 0 is none
-	out  string // the interface, if the rule is for all that goes out by it
+	jump int    // offset of the chain that it calls; 0 means none
+	out  string // outgoing interface, if the rule is for all packets that leave by it
 	text string // see legacyTable
 }
 
-// parseLegacy reads entries: the chains of hooks, each with its policy as the
-// last, then those of users, each with its name first and a return as the last.
+// parseLegacy parses the entries: first the chains of hooks, each with its policy
+// as its last rule, then the users' chains, each beginning with its name and
+// ending with a return.
 func parseLegacy(b []byte, form legacyForm, forward, policy int) (*legacyTable, error) {
 	var rules []legacyRule
-	names := map[int]string{} // of chains by the offset of their first rule
+	names := map[int]string{} // of chains, by the offset of their first rule
 	for at := 0; at < len(b); {
 		r, next, err := parseLegacyRule(b[at:], form)
 		if err != nil {
@@ -264,11 +310,11 @@ func parseLegacy(b []byte, form legacyForm, forward, policy int) (*legacyTable, 
 		rules = append(rules, r)
 	}
 	t := &legacyTable{chains: map[string][]nft.Foreign{}, texts: map[string][]string{}}
-	chain, in := "", false // the user's chain; whether in that of forward
+	chain, in := "", false // name of the user's chain, and whether the entry is in FORWARD
 	for i, r := range rules {
 		if r.head != "" {
 			chain = r.head
-			if chain != "ERROR" { // the table's end
+			if chain != "ERROR" { // the end of the table
 				t.chains[chain], t.texts[chain] = nil, nil
 			}
 			continue
@@ -307,7 +353,7 @@ func parseLegacyRule(b []byte, form legacyForm) (r legacyRule, next int, err err
 	ip := slices.Clone(b[:form.ip])
 	ip[form.flags] &^= byte(form.gotoF)
 	conditional := slices.ContainsFunc(ip, func(c byte) bool { return c != 0 })
-	matched := false
+	matched, known := false, false
 	for at := form.head; at < target; {
 		if at+targetHead > target {
 			return r, 0, short
@@ -316,7 +362,9 @@ func parseLegacyRule(b []byte, form legacyForm) (r legacyRule, next int, err err
 		if size < targetHead || at+size > target {
 			return r, 0, short
 		}
-		matched = matched || unix.ByteSliceToString(b[at+2:at+31]) != "comment"
+		match := unix.ByteSliceToString(b[at+2 : at+31])
+		known = !matched && match == "conntrack"
+		matched = matched || match != "comment"
 		at += size
 	}
 	switch name := unix.ByteSliceToString(b[target+2 : target+31]); name {
@@ -346,27 +394,35 @@ func parseLegacyRule(b []byte, form legacyForm) (r legacyRule, next int, err err
 		r.deed = nft.Logs
 		return r, next, nil
 	}
+	plainDrop := r.deed == nft.Refuses && unix.ByteSliceToString(b[target+2:target+31]) == ""
 	if !conditional && !matched {
+		if plainDrop {
+			r.text = "-j DROP"
+		}
 		return r, next, nil
 	}
 	deed, jump := r.deed, r.jump
 	r.deed, r.jump = nft.Other, 0
-	if side, name := asksFor(ip, form); name != "" && !matched {
-		switch {
-		case deed == nft.Accepts:
-			r.text = side + " " + name + " -j ACCEPT"
-		case deed == nft.Returns:
-			r.text = side + " " + name + " -j RETURN"
-		case deed == nft.Calls && side == "-o":
-			r.jump, r.out = jump, name
-		}
+	switch words, out := asksFor(ip, form); {
+	case known && !conditional && deed == nft.Accepts:
+		r.text = legacyKnown
+	case words == "" || matched:
+	case deed == nft.Accepts:
+		r.text = words + " -j ACCEPT"
+	case deed == nft.Returns:
+		r.text = words + " -j RETURN"
+	case plainDrop:
+		r.text = words + " -j DROP"
+	case deed == nft.Calls && words == "-o "+out:
+		r.jump, r.out = jump, out
 	}
 	return r, next, nil
 }
 
-// asksFor is the one interface that struct ipt_ip asks for, with iptables'
-// option for the side; without a name it asks for something else.
-func asksFor(ip []byte, form legacyForm) (option, name string) {
+// asksFor returns the interfaces that struct ipt_ip matches, as iptables options,
+// and the outgoing one. words is empty if it matches anything else.
+func asksFor(ip []byte, form legacyForm) (words, out string) {
+	rest := slices.Clone(ip)
 	for _, side := range []struct {
 		option string
 		at     int
@@ -380,12 +436,18 @@ func asksFor(ip []byte, form legacyForm) (option, name string) {
 		if name == "" || !bytes.Equal(mask, exact) {
 			continue
 		}
-		rest := slices.Clone(ip)
 		clear(rest[side.at : side.at+unix.IFNAMSIZ])
 		clear(rest[side.at+32 : side.at+32+unix.IFNAMSIZ])
-		if !slices.ContainsFunc(rest, func(c byte) bool { return c != 0 }) {
-			return side.option, name
+		if words != "" {
+			words += " "
+		}
+		words += side.option + " " + name
+		if side.option == "-o" {
+			out = name
 		}
 	}
-	return "", ""
+	if slices.ContainsFunc(rest, func(c byte) bool { return c != 0 }) {
+		return "", ""
+	}
+	return words, out
 }

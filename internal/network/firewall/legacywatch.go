@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package firewall
 
 import (
@@ -10,12 +12,13 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// legacyLock is the file that every iptables-legacy locks. x_tables tells
-// nobody of changes, but whoever makes one closes this file after it.
+// legacyLock is the file that every iptables-legacy locks. x_tables sends no
+// notifications, but a program that changes it closes this file afterwards.
 const legacyLock = "/run/xtables.lock"
 
-// WatchLegacy calls changed after somebody, ourselves too, may have changed
-// the legacy tables. changed must not wait. After stop it is no longer called.
+// WatchLegacy calls changed after a program, this one included, may have changed
+// the legacy tables. changed must not block. It is not called after stop has
+// returned.
 func WatchLegacy(changed func()) (stop func() error, err error) {
 	fail := func(err error) (func() error, error) {
 		return nil, fmt.Errorf("watch %s: %w", legacyLock, err)
@@ -25,7 +28,7 @@ func WatchLegacy(changed func()) (stop func() error, err error) {
 		return fail(err)
 	}
 	f := os.NewFile(uintptr(fd), "inotify")
-	// The file may come, and may be replaced by another: its folder tells.
+	// The file may be created later, or be replaced, so watch its directory.
 	_, err = unix.InotifyAddWatch(fd, filepath.Dir(legacyLock), unix.IN_CREATE|unix.IN_MOVED_TO|unix.IN_ONLYDIR)
 	if err != nil {
 		return fail(errors.Join(err, f.Close()))
@@ -49,8 +52,8 @@ func WatchLegacy(changed func()) (stop func() error, err error) {
 			if err != nil {
 				return // closed
 			}
-			if lockTold(buf[:n]) {
-				_ = watchFile() // without it the next look finds what changed
+			if lockChanged(buf[:n]) {
+				_ = watchFile() // if it fails, the next comparison still finds the change
 				changed()
 			}
 		}
@@ -62,9 +65,9 @@ func WatchLegacy(changed func()) (stop func() error, err error) {
 	}, nil
 }
 
-// lockTold reads struct inotify_event by struct inotify_event and reports
-// whether one is about the lock: the file's own have no name.
-func lockTold(b []byte) bool {
+// lockChanged parses each struct inotify_event and reports whether one is about
+// the lock. Events of the watched file itself have no name.
+func lockChanged(b []byte) bool {
 	for len(b) >= unix.SizeofInotifyEvent {
 		end := unix.SizeofInotifyEvent + int(binary.NativeEndian.Uint32(b[12:]))
 		if end > len(b) {

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package firewall
 
 import (
@@ -6,9 +8,8 @@ import (
 	"holdfast/internal/network/nft"
 )
 
-// What others wrote into the kernel is read without surprises: whatever it is,
-// nothing panics, and a rule that is not understood is none that decides for
-// every packet.
+// Parsing rules of other programs must not panic, whatever they are, and a rule
+// that is not understood must not count as one that decides for every packet.
 func FuzzRulesOfOthersAreReadOrRefused(f *testing.F) {
 	f.Add([]byte{})
 	f.Add(make([]byte, 4))

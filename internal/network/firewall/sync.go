@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package firewall
 
 import (
@@ -9,10 +11,10 @@ import (
 	"holdfast/internal/network/nft"
 )
 
-// Sync makes the table what rs says and reports whether anything had to be
-// sent. Where all rules are as they should be, only elements that differ are
-// touched; otherwise the table is replaced. Either is one transaction, so no
-// packet meets a table in between.
+// Sync makes the table equal to rs and reports whether anything had to be
+// changed. If all rules are right it only changes elements that differ; otherwise
+// it replaces the table. Either is one transaction, so no packet sees an
+// intermediate state.
 func (t *Table) Sync(rs nft.Ruleset) (changed bool, err error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -52,8 +54,8 @@ func (t *Table) Sync(rs nft.Ruleset) (changed bool, err error) {
 	return true, t.flush("update")
 }
 
-// sameRules compares chains, rules and maps, but not elements. A rule is known
-// by the fingerprint that it was stored with.
+// sameRules compares chains, rules and maps, but not elements. It compares rules
+// by the fingerprint that they were stored with.
 func (t *Table) sameRules(rs nft.Ruleset) (bool, error) {
 	all, err := t.conn.ListChainsOfTableFamily(nftables.TableFamilyINet)
 	if err != nil {
@@ -107,8 +109,8 @@ func sameHook(got, want *nftables.Chain) bool {
 		got.Policy != nil && *got.Policy == *want.Policy
 }
 
-// diff gives what is to be added to and deleted from a map. known is false
-// when it holds something that the engine would not have written.
+// diff returns the elements to add to and to delete from a map. known is false if
+// the map has an element that the engine would not have written.
 func (t *Table) diff(m nft.Map) (add, del []nft.Element, known bool, err error) {
 	listed, err := t.conn.GetSetElements(&nftables.Set{Table: t.table(), Name: m.Name})
 	if err != nil {
@@ -134,8 +136,8 @@ func (t *Table) diff(m nft.Map) (add, del []nft.Element, known bool, err error) 
 	return add, del, true, nil
 }
 
-// Elements are all published ports that the kernel's table has. Without a
-// table there are none; what the engine would not have written is left out.
+// Elements returns all published ports in the kernel's table. Without a table
+// there are none. Elements that the engine would not have written are left out.
 func (t *Table) Elements() ([]nft.Element, error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()

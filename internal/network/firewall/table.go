@@ -1,7 +1,9 @@
-// Package firewall puts the rules of package nft into the kernel, each change
-// as one transaction, and compares what is there with what should be. It owns
-// one table. In other programs' packet filters it adds what makes them accept
-// the bridges' packets, takes that away again, and touches nothing of theirs.
+// SPDX-License-Identifier: Apache-2.0
+
+// Package firewall applies the rules of package nft to the kernel, each change as
+// one transaction, and compares the kernel's state with them. It owns one table.
+// In other programs' packet filters it adds rules that accept the bridges'
+// packets, removes them again, and changes nothing else.
 package firewall
 
 import (
@@ -21,12 +23,12 @@ import (
 	"holdfast/internal/network/nft"
 )
 
-// socketBuffer holds a transaction of tens of thousands of elements and its
-// answers. It is a limit, not an allocation.
+// socketBuffer has room for a transaction of tens of thousands of elements and
+// the answers to it. It is a limit, not an allocation.
 const socketBuffer = 16 << 20
 
-// chunk is how many elements go into one message: a netlink attribute holds
-// 64 KiB, an element of IPv6 with its owner takes 150 bytes.
+// chunk is the number of elements in one message. A netlink attribute holds 64
+// KiB, and an IPv6 element with its owner takes 150 bytes.
 const chunk = 256
 
 // Table is the engine's nftables table in the network namespace that Open was
@@ -39,8 +41,8 @@ type Table struct {
 	conn *nftables.Conn
 	raw  *socket
 
-	// hooked are the other tables that Admit found, "family name"; true are
-	// those with a forward hook. Watch reads it.
+	// hooked holds the other tables that Admit found, as "family name". The value
+	// is true if the table has a forward hook. Watch reads it.
 	hooked atomic.Pointer[map[string]bool]
 }
 
@@ -69,15 +71,15 @@ func (t *Table) dial() error {
 	return nil
 }
 
-// Close ends the connection. The table stays.
+// Close closes the connection. The table stays.
 func (t *Table) Close() error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	return errors.Join(t.conn.CloseLasting(), t.raw.Close())
 }
 
-// Add puts elements into their maps, in one transaction. What is there
-// already is fine; a port that leads elsewhere is an error (EEXIST).
+// Add adds elements to their maps, in one transaction. An element that exists
+// already is not an error; a port with another target is (EEXIST).
 func (t *Table) Add(elements []nft.Element) error {
 	if len(elements) == 0 {
 		return nil
@@ -91,7 +93,7 @@ func (t *Table) Add(elements []nft.Element) error {
 	return t.flush("publish")
 }
 
-// Delete takes elements out, also those that are not there.
+// Delete deletes elements. Missing elements are not an error.
 func (t *Table) Delete(elements []nft.Element) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -103,13 +105,13 @@ func (t *Table) Delete(elements []nft.Element) error {
 	return nil
 }
 
-// DeleteBatches gives the messages that Delete would send.
+// DeleteBatches returns the messages that Delete would send.
 func (t *Table) DeleteBatches(elements []nft.Element) [][]byte {
 	return nft.DeleteBatches(t.name, elements, t.destroy)
 }
 
-// Remove deletes the table with all that is in it, and what Admit put into
-// others.
+// Remove deletes the table with everything in it, and what Admit added to other
+// tables.
 func (t *Table) Remove() error {
 	if _, err := t.Admit(Admission{}); err != nil {
 		return err
@@ -125,8 +127,8 @@ func (t *Table) table() *nftables.Table {
 	return &nftables.Table{Name: t.name, Family: nftables.TableFamilyINet}
 }
 
-// flush sends what is queued. After an error the connection may still hold
-// answers to it, so it begins anew.
+// flush sends the queued messages. After an error the connection may still have
+// answers to them in its socket, so it is replaced.
 func (t *Table) flush(what string) error {
 	err := t.conn.Flush()
 	if err == nil {
@@ -178,8 +180,9 @@ func (t *Table) queueAll(rs nft.Ruleset) error {
 	return nil
 }
 
-// fingerprintType is the type of our entry in a rule's user data, which is a
-// list of type, length, value. nft knows 0 (comment) and 1 and skips others.
+// fingerprintType is the type of our entry in a rule's user data, which is a list
+// of type, length, value. nft knows the types 0 (comment) and 1, and skips
+// others.
 const fingerprintType = 0xf0
 
 func set(table *nftables.Table, m nft.Map) *nftables.Set {
@@ -219,9 +222,9 @@ func chain(table *nftables.Table, c nft.Chain) *nftables.Chain {
 	return nc
 }
 
-// lower translates a rule into the kernel's expressions. Register 1 is 16
-// bytes wide and the same as the 4-byte registers 8 to 11, register 2 the same
-// as 12 to 15; the parts of a key or value lie one behind the other.
+// lower translates a rule into the kernel's expressions. Register 1 is 16 bytes
+// wide and overlaps the 4-byte registers 8 to 11; register 2 overlaps 12 to 15.
+// The parts of a key or value are adjacent.
 func lower(r nft.Rule) []expr.Any {
 	var out []expr.Any
 	add := func(es ...expr.Any) { out = append(out, es...) }
@@ -247,7 +250,7 @@ func lower(r nft.Rule) []expr.Any {
 			bits := e.Prefix.Bits()
 			add(family(v6)...)
 			if bits == 8 || bits == 16 || bits == 32 || bits == e.Prefix.Addr().BitLen() {
-				// So many bytes are read and compared at once.
+				// Only whole bytes are loaded and compared.
 				payload.Len = uint32(bits / 8)
 				add(payload)
 			} else {
@@ -275,6 +278,11 @@ func lower(r nft.Rule) []expr.Any {
 				proto = unix.IPPROTO_ICMPV6
 			}
 			add(&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: 1}, &expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{proto}})
+		case nft.Port:
+			proto := map[string]byte{"tcp": unix.IPPROTO_TCP, "udp": unix.IPPROTO_UDP, "sctp": unix.IPPROTO_SCTP}[e.Proto]
+			add(&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: 1}, &expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{proto}},
+				&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseTransportHeader, Offset: 2, Len: 2},
+				&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{byte(e.Num >> 8), byte(e.Num)}})
 		case nft.Masquerade:
 			add(&expr.Masq{})
 		case nft.Source:
@@ -283,6 +291,12 @@ func lower(r nft.Rule) []expr.Any {
 				fam = unix.NFPROTO_IPV6
 			}
 			add(&expr.Immediate{Register: 1, Data: e.Addr.AsSlice()}, &expr.NAT{Type: expr.NATTypeSourceNAT, Family: fam, RegAddrMin: 1})
+		case nft.Group:
+			key := expr.MetaKeyIIFGROUP
+			if e.Out {
+				key = expr.MetaKeyOIFGROUP
+			}
+			add(&expr.Meta{Key: key, Register: 1}, &expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: binaryutil.NativeEndian.PutUint32(e.Number)})
 		case nft.Counter:
 			add(&expr.Counter{})
 		case nft.Verdict:
@@ -322,7 +336,7 @@ func bit(key expr.CtKey, mask uint32) []expr.Any {
 	}
 }
 
-// published looks up where a packet goes, and in a map what that leads to.
+// published looks up a packet's destination, and in a map the target.
 func published(m nft.Map) []expr.Any {
 	var out []expr.Any
 	proto, port := uint32(1), uint32(9)
@@ -360,8 +374,9 @@ func verdict(v nft.Verdict) *expr.Verdict {
 	return &expr.Verdict{Kind: expr.VerdictDrop}
 }
 
-// canDestroy: NFT_MSG_DESTROYSETELEM came with Linux 6.3. An older kernel that
-// has it is treated as one without, which costs messages and nothing else.
+// canDestroy reports whether the kernel has NFT_MSG_DESTROYSETELEM, which came
+// with Linux 6.3. An older kernel with a backport counts as one without: it only
+// gets more messages.
 func canDestroy() bool {
 	var u unix.Utsname
 	if unix.Uname(&u) != nil {

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package firewall
 
 import (
@@ -10,11 +12,12 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Watch calls changed when somebody, ourselves too, changed the tables, chains,
-// rules or sets of this table, others when what Admit has to look at was, and
-// both when it may have missed it. The elements of maps come and go with
-// containers and are not told. Neither may wait. After stop they are no longer
-// called.
+// Watch calls changed when a program, this one included, changed the tables,
+// chains, rules or sets of this table. It calls others when something changed
+// that Admit has to check. It calls both when notifications may have been lost.
+// Elements of maps come and go with containers, so their changes are not
+// reported. Neither function may block. They are not called after stop has
+// returned.
 func (t *Table) Watch(changed, others func()) (stop func() error, err error) {
 	fail := func(err error) (func() error, error) {
 		return nil, fmt.Errorf("watch nftables table %s: %w", t.name, err)
@@ -33,7 +36,7 @@ func (t *Table) Watch(changed, others func()) (stop func() error, err error) {
 			messages, err := conn.Receive()
 			switch {
 			case errors.Is(err, unix.ENOBUFS):
-				changed() // more came than the socket holds
+				changed() // the socket's buffer overflowed
 				others()
 				continue
 			case err != nil:
@@ -59,8 +62,8 @@ func (t *Table) Watch(changed, others func()) (stop func() error, err error) {
 	}, nil
 }
 
-// concerns reads struct nfgenmsg and the attributes that count: in all these
-// messages the table's name is number 1 (linux/netfilter/nf_tables.h).
+// concerns parses struct nfgenmsg and the needed attributes. In all these
+// messages attribute 1 is the table's name (linux/netfilter/nf_tables.h).
 func (t *Table) concerns(m netlink.Message) (own, other bool) {
 	if m.Header.Type>>8 != unix.NFNL_SUBSYS_NFTABLES || len(m.Data) < 4 {
 		return false, false
@@ -78,7 +81,7 @@ func (t *Table) concerns(m netlink.Message) (own, other bool) {
 	}
 	attrs, err := netlink.UnmarshalAttributes(m.Data[4:])
 	if err != nil {
-		return true, true // can't tell
+		return true, true // the message can't be parsed
 	}
 	var table string
 	hook := false
@@ -93,8 +96,8 @@ func (t *Table) concerns(m netlink.Message) (own, other bool) {
 	if family == "inet" && table == t.name {
 		return true, false
 	}
-	// A base chain is new, or has another policy; or the table is one of
-	// those whose rules count.
+	// Another table matters if a base chain was added or got another policy, or if
+	// Admit found forward hooks in it.
 	hooked := t.hooked.Load()
 	return false, hook || hooked != nil && (*hooked)[family+" "+table]
 }

@@ -1,6 +1,8 @@
-// Package ipam hands out addresses of a subnet and finds subnets that nobody
-// on the host uses. It is pure: what is taken is told to it at start by who
-// holds the records, and nothing is counted or kept beyond the process.
+// SPDX-License-Identifier: Apache-2.0
+
+// Package ipam allocates addresses of a subnet and finds subnets that are unused
+// on the host. It is pure: at start the caller reserves what its records say is
+// allocated. The package stores nothing.
 package ipam
 
 import (
@@ -15,33 +17,34 @@ var (
 	ErrExhausted = errors.New("no available addresses")
 	// ErrInUse: that address is taken.
 	ErrInUse = errors.New("Address already in use") // Docker's words
-	// ErrOutside: that address belongs to none of the subnets.
+	// ErrOutside: that address is in none of the subnets.
 	ErrOutside = errors.New("it does not belong to any of this network's subnets")
 )
 
-// Subnet describes what an Allocator gives out.
+// Subnet describes what an Allocator allocates from.
 type Subnet struct {
 	Prefix netip.Prefix
-	// Range limits dynamic addresses to a part of Prefix; zero is all of it.
+	// Range limits dynamic addresses to a part of Prefix. The zero value means all
+	// of it.
 	Range netip.Prefix
-	// Reserved are never given out: the gateway and auxiliary addresses.
+	// Reserved are never allocated: the gateway and auxiliary addresses.
 	Reserved []netip.Addr
 }
 
-// Allocator gives out the addresses of one subnet. Its cursor moves upward and
+// Allocator allocates the addresses of one subnet. Its cursor moves upward and
 // wraps, so that an address that was just released comes last: neighbours and
 // connection tracking may still remember it. It is not safe for concurrent use.
 type Allocator struct {
 	subnet netip.Prefix
 	rng    netip.Prefix
 	last   netip.Addr // of the range
-	cursor netip.Addr // given out last
+	cursor netip.Addr // allocated last
 	taken  map[netip.Addr]bool
 	fixed  map[netip.Addr]bool
 }
 
-// New returns an allocator of s. It fails when the prefix is not valid, the
-// range is not part of it or a reserved address lies outside.
+// New returns an allocator of s. It fails if the prefix is not valid, the range
+// is not part of it or a reserved address is outside of it.
 func New(s Subnet) (*Allocator, error) {
 	if !s.Prefix.IsValid() {
 		return nil, fmt.Errorf("invalid subnet %s", s.Prefix)
@@ -78,7 +81,7 @@ func New(s Subnet) (*Allocator, error) {
 		}
 		a.fixed[r] = true
 	}
-	a.cursor = a.last // the first one given out is the range's first
+	a.cursor = a.last // the first address is then the range's first
 	return a, nil
 }
 
@@ -88,11 +91,11 @@ func (a *Allocator) Subnet() netip.Prefix { return a.subnet }
 // Contains reports whether addr belongs to the subnet.
 func (a *Allocator) Contains(addr netip.Addr) bool { return a.subnet.Contains(addr) }
 
-// Next gives out the next free address, or ErrExhausted.
+// Next allocates the next free address, or returns ErrExhausted.
 func (a *Allocator) Next() (netip.Addr, error) {
 	addr := a.cursor
-	// Each step meets another address, so more steps than there are addresses
-	// that can't be given means that all of the range was seen.
+	// Each step tries another address. After more steps than there are taken and
+	// reserved addresses, the whole range was tried.
 	for range len(a.taken) + len(a.fixed) + 1 {
 		if addr == a.last {
 			addr = a.rng.Addr()
@@ -108,8 +111,8 @@ func (a *Allocator) Next() (netip.Addr, error) {
 	return netip.Addr{}, ErrExhausted
 }
 
-// Reserve takes one address, of the range or not. It fails with ErrOutside or
-// ErrInUse.
+// Reserve allocates the given address, in the range or not. It fails with
+// ErrOutside or ErrInUse.
 func (a *Allocator) Reserve(addr netip.Addr) error {
 	switch {
 	case !a.subnet.Contains(addr):
@@ -121,18 +124,19 @@ func (a *Allocator) Reserve(addr netip.Addr) error {
 	return nil
 }
 
-// Resume sets the cursor behind addr, the last one that an earlier process
-// gave out. An address outside the range is ignored.
+// Resume sets the cursor to addr, the last address that an earlier process
+// allocated. An address outside the range is ignored.
 func (a *Allocator) Resume(addr netip.Addr) {
 	if a.rng.Contains(addr) {
 		a.cursor = addr
 	}
 }
 
-// Release gives an address back. One that is not taken is fine.
+// Release frees an address. An address that is not allocated is ignored.
 func (a *Allocator) Release(addr netip.Addr) { delete(a.taken, addr) }
 
-// Highest is the highest address that is taken; the zero one if none is.
+// Highest returns the highest allocated address, or the zero Addr if there is
+// none.
 func (a *Allocator) Highest() netip.Addr {
 	var h netip.Addr
 	for addr := range a.taken {
@@ -143,33 +147,29 @@ func (a *Allocator) Highest() netip.Addr {
 	return h
 }
 
-// Usage counts the addresses of the subnet that are taken or reserved, and
-// those of the range that can still be given out. Either stops at 2^64-1.
+// Usage counts the addresses of the subnet that are allocated or reserved, and
+// those of the range that are free. Both saturate at 2^64-1.
 func (a *Allocator) Usage() (used, free uint64) {
-	free = size(a.rng)
+	var within uint64
 	for _, set := range []map[netip.Addr]bool{a.fixed, a.taken} {
 		used += uint64(len(set))
-		if free == math.MaxUint64 {
-			continue
-		}
 		for addr := range set {
 			if a.rng.Contains(addr) {
-				free--
+				within++
 			}
 		}
 	}
-	return used, free
-}
-
-func size(p netip.Prefix) uint64 {
-	bits := p.Addr().BitLen() - p.Bits()
-	if bits >= 64 {
-		return math.MaxUint64
+	switch bits := a.rng.Addr().BitLen() - a.rng.Bits(); {
+	case bits > 64, bits == 64 && within == 0:
+		return used, math.MaxUint64
+	case bits == 64:
+		return used, -within // 2⁶⁴ minus within
+	default:
+		return used, 1<<bits - within
 	}
-	return 1 << bits
 }
 
-// Last is the highest address of p.
+// Last returns the highest address of p.
 func Last(p netip.Prefix) netip.Addr {
 	b := p.Masked().Addr().AsSlice()
 	for i := p.Bits(); i < len(b)*8; i++ {

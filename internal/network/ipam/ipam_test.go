@@ -1,7 +1,10 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package ipam
 
 import (
 	"errors"
+	"math"
 	"net/netip"
 	"strings"
 	"testing"
@@ -45,6 +48,43 @@ func TestFirstAddressFollowsTheGateway(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+func TestGatewayIsTheFirstOfSubnetOrRange(t *testing.T) {
+	for _, c := range []struct{ subnet, within, want string }{
+		{"10.0.0.0/24", "", "10.0.0.1"},
+		{"10.0.0.0/24", "10.0.0.0/25", "10.0.0.1"},
+		{"10.0.0.0/24", "10.0.0.128/25", "10.0.0.128"},
+		{"10.0.0.0/31", "", "10.0.0.0"},
+		{"fd00::/64", "", "fd00::1"},
+		{"fd00::/64", "fd00::1:0:0:0/80", "fd00::1:0:0:0"},
+	} {
+		var within netip.Prefix
+		if c.within != "" {
+			within = netip.MustParsePrefix(c.within)
+		}
+		if got := Gateway(netip.MustParsePrefix(c.subnet), within).String(); got != netip.MustParseAddr(c.want).String() {
+			t.Errorf("gateway of %s in %q is %s, want %s", c.subnet, c.within, got, c.want)
+		}
+	}
+}
+
+func TestUsageCountsWhatIsLeft(t *testing.T) {
+	for _, c := range []struct {
+		subnet     string
+		used, free uint64
+	}{
+		{"10.0.0.0/24", 3, 253},
+		{"fd00::/80", 2, 1<<48 - 2},
+		{"fd00::/64", 2, math.MaxUint64 - 1},
+		{"fd00::/48", 2, math.MaxUint64}, // more than can be counted
+	} {
+		p := netip.MustParsePrefix(c.subnet)
+		used, free := mustNew(t, Subnet{Prefix: p, Reserved: []netip.Addr{Gateway(p, netip.Prefix{})}}).Usage()
+		if used != c.used || free != c.free {
+			t.Errorf("%s: %d used and %d free, want %d and %d", c.subnet, used, free, c.used, c.free)
+		}
 	}
 }
 

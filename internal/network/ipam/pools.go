@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package ipam
 
 import (
@@ -12,7 +14,7 @@ type Pool struct {
 	Size int
 }
 
-// DefaultPools are Docker's, for networks that are given no subnet.
+// DefaultPools are Docker's pools, for networks without a requested subnet.
 var DefaultPools = []Pool{
 	{netip.MustParsePrefix("172.17.0.0/16"), 16},
 	{netip.MustParsePrefix("172.18.0.0/16"), 16},
@@ -35,7 +37,7 @@ func (p Pool) Check() error {
 }
 
 // FirstFree returns the first subnet of the pools, of IPv4 or of IPv6, that
-// overlaps none of used. Docker's words say that there is none.
+// overlaps none of used. If there is none the error has Docker's message.
 func FirstFree(pools []Pool, v6 bool, used []netip.Prefix) (netip.Prefix, error) {
 	for _, p := range pools {
 		if p.Check() != nil || p.Base.Addr().Is6() != v6 {
@@ -48,7 +50,8 @@ func FirstFree(pools []Pool, v6 bool, used []netip.Prefix) (netip.Prefix, error)
 			if !taken.IsValid() {
 				return subnet, nil
 			}
-			// Go on behind the larger of the two, so that a used /8 is one step.
+			// Continue after the larger of the two, so that a used /8 is skipped in one
+			// step.
 			last := Last(subnet)
 			if l := Last(taken); last.Less(l) {
 				last = l
@@ -62,9 +65,21 @@ func FirstFree(pools []Pool, v6 bool, used []netip.Prefix) (netip.Prefix, error)
 	return netip.Prefix{}, fmt.Errorf("all predefined address pools have been fully subnetted: %w", ErrExhausted)
 }
 
-// Gateway is the address that a network's gateway has if none is named: the
-// first one of the subnet.
-func Gateway(subnet netip.Prefix) netip.Addr { return subnet.Masked().Addr().Next() }
+// Gateway returns the default gateway of a network: the first address of the
+// subnet, or of the range if it is valid, that is not the network's own address.
+// An IPv4 subnet of two addresses has no network address (RFC 3021), so the
+// gateway is its very first one. In IPv6 the first address is the anycast address
+// of all routers.
+func Gateway(subnet, within netip.Prefix) netip.Addr {
+	first := subnet.Masked().Addr()
+	if within.IsValid() && within.Masked().Addr() != first {
+		return within.Masked().Addr()
+	}
+	if first.Is4() && first.BitLen()-subnet.Bits() <= 1 {
+		return first
+	}
+	return first.Next()
+}
 
 func overlapping(p netip.Prefix, used []netip.Prefix) netip.Prefix {
 	for _, u := range used {

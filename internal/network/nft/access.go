@@ -1,8 +1,11 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package nft
 
 import "net/netip"
 
-// FamilyOf is 0 for IPv4 and 1 for IPv6.
+// FamilyOf returns 0 for IPv4 and 1 for IPv6. It is the index of arrays by
+// family.
 func FamilyOf(a netip.Addr) int {
 	if a.Is6() {
 		return 1
@@ -10,10 +13,10 @@ func FamilyOf(a netip.Addr) int {
 	return 0
 }
 
-// filters says of each family whether the engine filters it.
+// filters reports, by family, whether the engine filters it.
 func (c Config) filters() [2]bool { return [2]bool{c.IPv4, c.IPv6} }
 
-// direct reports whether any rule asks for the sets of directly reached ports.
+// direct reports whether any rule needs the sets of directly reachable ports.
 func (c Config) direct() bool {
 	if c.Direct {
 		return true
@@ -26,14 +29,14 @@ func (c Config) direct() bool {
 	return false
 }
 
-// reach gives the rules by which containers of a bridge are reached at their
-// own addresses. siblings: they need the chain of that name.
+// reach returns the rules by which containers of a bridge are reached at their
+// own addresses. fromSiblings reports whether they jump to the chain siblings.
 func (c Config) reach(b Bridge) (rules []Rule, fromSiblings bool) {
 	if b.Internal {
 		return nil, false
 	}
 	elsewhere := Interface{Not: true, Name: b.Name}
-	var behind []Rule // those that are not for other bridges
+	var behind []Rule // rules after the jump that drops packets from other bridges
 	for v, on := range c.filters() {
 		if !on {
 			continue
@@ -46,7 +49,7 @@ func (c Config) reach(b Bridge) (rules []Rule, fromSiblings bool) {
 				Rule{elsewhere, published, accept})
 			continue
 		case b.Access[v] == Open:
-			behind = append(behind, Rule{Family{v == 1}, accept})
+			rules = append(rules, Rule{elsewhere, Family{v == 1}, accept})
 			continue
 		case c.Direct:
 			behind = append(behind, Rule{published, accept})

@@ -1,39 +1,41 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package nft
 
 import "strings"
 
-// In nftables and in x_tables a drop is final in whichever chain it happens,
-// so a chain of another program that drops forwarded packets by default has to
-// accept ours itself. It is given one rule that calls a chain of ours. That
-// rule stands behind everything the other program decides by name and before
-// what it does with the rest: its own rules keep their say, our packets only
-// don't meet its default. Which packets may pass from and to the bridges is
-// decided by our own table, which sees them all the same.
+// In nftables and in x_tables a drop is final, whichever chain it is in. So if a
+// chain of another program drops forwarded packets by default, that chain itself
+// has to accept ours. It gets one rule that calls a chain of ours. The rule comes
+// after everything that the other program decides explicitly and before its
+// default. So its own rules stay effective, and only its default does not apply
+// to our packets. Our own table sees the packets too, and decides which may pass
+// from and to the bridges.
 
-// Deed is what a rule does to every packet that comes to it.
+// Deed is what a rule does with every packet that reaches it.
 type Deed int
 
 const (
-	Other   Deed = iota // something else, or not to every packet
-	Accepts             // no rule of the chain comes after it
+	Other   Deed = iota // anything else, or not to every packet
+	Accepts             // no later rule of the chain sees a packet
 	Refuses             // drops, or rejects
-	Returns             // to the chain that called this one
-	Logs                // writes down, some packets or all, and decides nothing
-	Calls               // another chain
+	Returns             // to the calling chain
+	Logs                // logs some packets or all, and decides nothing
+	Calls               // calls another chain
 )
 
-// Foreign is a rule of another program as far as it matters here.
+// Foreign holds what matters here of another program's rule.
 type Foreign struct {
 	Deed  Deed
-	Chain string // that it calls
-	// Out is the interface, if the rule calls the chain for all that goes out by
-	// one and for nothing else; its Deed is Other.
+	Chain string // the chain that it calls
+	// Out is the interface, if the rule calls the chain for all packets that leave
+	// by it and has no other condition. Its Deed is Other then.
 	Out string
 }
 
-// Apart are the bridges of a Docker engine whose chain this is: it calls its
-// own for what goes to them, and leaves it to the default to keep the rest from
-// their containers.
+// Apart returns the bridges of a Docker engine, if the chain is its: such a chain
+// calls DOCKER for packets to each of its bridges, and relies on its default to
+// keep other packets from their containers.
 func Apart(chain []Foreign) []string {
 	var out []string
 	for _, r := range chain {
@@ -44,27 +46,27 @@ func Apart(chain []Foreign) []string {
 	return out
 }
 
-// Placing is where in a chain the call of ours belongs.
+// Placing is the right place for our call in a chain.
 type Placing struct {
-	// Needed: the chain would refuse what none of its rules decides.
+	// Needed: the chain would refuse packets that none of its rules decides.
 	Needed bool
-	// Before is the index of the rule that the call comes before; the chain's
-	// length is its end.
+	// Before is the index of the rule that the call comes before, or the chain's
+	// length for its end.
 	Before int
-	// Ours are the calls that are there.
+	// Ours are the indices of our calls that exist.
 	Ours []int
-	// Right: there is one, where it belongs; or none, and none is needed.
+	// Right: one call exists in the right place, or none exists and none is needed.
 	Right bool
 }
 
-// depth bounds calls in calls; the kernel allows no more.
+// depth bounds nested calls. The kernel's limit is the same.
 const depth = 16
 
-// Place finds the place in a chain with a forward hook for the call of the
-// chain named ours. policyDrops is the chain's policy, of gives the rules of
-// the chains that it calls.
+// Place finds the place for the call of our chain in a chain with a forward hook.
+// policyDrops is the chain's policy. of returns the rules of a chain that it
+// calls.
 func Place(chain []Foreign, policyDrops bool, ours string, of func(string) []Foreign) Placing {
-	s := scan{ours, of}
+	s := scan{ours: ours, of: of, end: map[string]Deed{}, still: map[string]bool{}}
 	p := Placing{Needed: policyDrops, Before: len(chain)}
 	ended := false
 	for i, r := range chain {
@@ -87,44 +89,55 @@ func Place(chain []Foreign, policyDrops bool, ours string, of func(string) []For
 		p.Right = len(p.Ours) == 0
 		return p
 	}
-	// What is logged before it is refused by default is not logged when it is
-	// accepted.
+	// Logging before the default drop must not log packets that we accept, so the
+	// call comes before it.
 	for p.Before > 0 && s.quiet(chain[p.Before-1], depth) {
 		p.Before--
 	}
 	if len(p.Ours) == 1 {
 		p.Right = true
 		for i := min(p.Ours[0], p.Before); i < max(p.Ours[0], p.Before); i++ {
-			// Two daemons don't fight for who comes first.
+			// Several daemons must not keep changing the order of their calls.
 			p.Right = p.Right && s.sibling(chain[i])
 		}
 	}
 	return p
 }
 
+// scan evaluates each chain once, however often it is called. Otherwise chains
+// with many nested calls would take exponential time.
 type scan struct {
-	ours string
-	of   func(string) []Foreign
+	ours  string
+	of    func(string) []Foreign
+	end   map[string]Deed // by chain: what finally happens to every packet in it
+	still map[string]bool // by chain: none of its rules decides anything
 }
 
-// ends says how the way of every packet ends at a rule: Refuses, Accepts or
-// Returns, or Other where some go on.
+// ends returns what finally happens to every packet at a rule: Refuses, Accepts
+// or Returns, or Other if some packets go on.
 func (s scan) ends(r Foreign, depth int) Deed {
 	switch {
 	case r.Deed == Accepts, r.Deed == Refuses, r.Deed == Returns:
 		return r.Deed
-	case r.Deed != Calls, s.sibling(r), depth == 0:
+	case r.Deed != Calls, r.Chain == s.ours, depth == 0:
 		return Other
 	}
+	end, known := s.end[r.Chain]
+	if known {
+		return end
+	}
+	s.end[r.Chain] = Other // if it calls itself
 	for _, r := range s.of(r.Chain) {
-		switch e := s.ends(r, depth-1); e {
-		case Accepts, Refuses:
-			return e
-		case Returns:
-			return Other
+		e := s.ends(r, depth-1)
+		if e == Accepts || e == Refuses {
+			end = e
+		}
+		if e != Other {
+			break
 		}
 	}
-	return Other
+	s.end[r.Chain] = end
+	return end
 }
 
 // quiet reports whether a rule decides nothing.
@@ -135,23 +148,27 @@ func (s scan) quiet(r Foreign, depth int) bool {
 	case r.Deed != Calls, depth == 0:
 		return false
 	}
-	for _, r := range s.of(r.Chain) {
-		if !s.quiet(r, depth-1) {
-			return false
-		}
+	still, known := s.still[r.Chain]
+	if known {
+		return still
 	}
-	return true
+	s.still[r.Chain] = false // if it calls itself
+	still = true
+	for _, r := range s.of(r.Chain) {
+		still = still && s.quiet(r, depth-1)
+	}
+	s.still[r.Chain] = still
+	return still
 }
 
-// sibling reports whether a rule calls the chain of a daemon of this kind.
+// sibling reports whether a rule calls the chain of another daemon of this kind.
 func (s scan) sibling(r Foreign) bool {
 	return r.Deed == Calls && (r.Chain == s.ours || strings.HasPrefix(r.Chain, "holdfast"))
 }
 
-// Admission is the chain that another program's table is given: it accepts
-// what goes to the bridges and what comes from them, unless it goes to one of
-// those apart. In tables of family inet it can be for one of the families
-// alone.
+// Admission returns the chain that is added to another program's table. It
+// accepts packets from the bridges, except to one of apart, and packets to the
+// bridges. In a table of family inet, only limits it to one family.
 func Admission(name string, bridges, apart []string, only ...Family) Chain {
 	c := Chain{Name: name}
 	if len(bridges) == 0 {

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package nft
 
 import (
@@ -5,7 +7,8 @@ import (
 	"testing"
 )
 
-// What the packet filters of hosts look like, and where the call belongs.
+// Each case is a packet filter as hosts have it, and the right place for our
+// call.
 func TestOurCallStandsBetweenTheOthersRulesAndTheirDefault(t *testing.T) {
 	call := func(chain string) Foreign { return Foreign{Deed: Calls, Chain: chain} }
 	rules := func(ds ...Deed) []Foreign {
@@ -52,6 +55,9 @@ func TestOurCallStandsBetweenTheOthersRulesAndTheirDefault(t *testing.T) {
 		{"dockerd came later", append(slices.Clone(dockerChain), ours), true, docker, Placing{Needed: true, Before: 4, Ours: []int{4}, Right: true}},
 		{"another daemon's call before", []Foreign{call("holdfast-b"), ours}, true, nil, Placing{Needed: true, Ours: []int{1}, Right: true}},
 		{"another daemon's call behind", []Foreign{ours, call("holdfast-b")}, true, nil, Placing{Needed: true, Ours: []int{0}, Right: true}},
+		{"another daemon's rest", []Foreign{{Deed: Other}, call("holdfast-b")}, false, map[string][]Foreign{"holdfast-b": {{Deed: Other}, {Deed: Refuses}}}, Placing{Needed: true, Before: 1}},
+		{"our own rest", []Foreign{{Deed: Other}, ours}, false, map[string][]Foreign{"holdfast": {{Deed: Other}, {Deed: Refuses}}}, Placing{Before: 2, Ours: []int{1}}},
+		{"our own rest, and wanted", []Foreign{{Deed: Other}, ours}, true, map[string][]Foreign{"holdfast": {{Deed: Other}, {Deed: Refuses}}}, Placing{Needed: true, Before: 1, Ours: []int{1}, Right: true}},
 		{"calls in a circle", []Foreign{call("a")}, true, map[string][]Foreign{"a": {call("b")}, "b": {call("a")}}, Placing{Needed: true, Before: 1}},
 	} {
 		t.Run(c.name, func(t *testing.T) {

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package nft
 
 import (
@@ -8,14 +10,15 @@ import (
 // Element is one published port.
 type Element struct {
 	Proto string // tcp, udp or sctp
-	// Host is the host's address; the unspecified one stands for all of its
-	// family.
+	// Host is the host's address. The unspecified address means all addresses of
+	// its family.
 	Host     netip.Addr
 	HostPort uint16
-	// Target is where it leads. The zero one leads nowhere else: Host and
-	// HostPort are the container's own, and may be reached directly.
+	// Target is the address that the port is translated to. If it is zero, Host and
+	// HostPort are the container's own and may be reached directly.
 	Target netip.AddrPort
-	// Owner is the container's ID. It is kept with the element, as a comment.
+	// Owner is the container's ID. The kernel stores it with the element, as a
+	// comment.
 	Owner string
 }
 
@@ -24,7 +27,7 @@ var protocols = map[string]byte{"tcp": 6, "udp": 17, "sctp": 132}
 // Direct reports whether e is a container's own address and port.
 func (e Element) Direct() bool { return e.Target == netip.AddrPort{} }
 
-// Check reports what is wrong with an element.
+// Check returns an error if the element is not valid.
 func (e Element) Check() error {
 	switch {
 	case protocols[e.Proto] == 0:
@@ -64,10 +67,11 @@ func (e Element) less(o Element) bool {
 	return e.Proto < o.Proto
 }
 
-// MapOf names the map that e belongs into.
+// MapOf returns the name of the map that e belongs to.
 func MapOf(e Element) string { return e.mapName() }
 
-// Key is the element's key as the kernel has it: each part padded to 32 bits.
+// Key returns the element's key in the kernel's form: each part padded to 32
+// bits.
 func (e Element) Key() []byte {
 	var k []byte
 	if !e.Host.IsUnspecified() {
@@ -76,7 +80,7 @@ func (e Element) Key() []byte {
 	return append(k, protocols[e.Proto], 0, 0, 0, byte(e.HostPort>>8), byte(e.HostPort), 0, 0)
 }
 
-// Value is the element's value as the kernel has it; nil in a set.
+// Value returns the element's value in the kernel's form, or nil in a set.
 func (e Element) Value() []byte {
 	if e.Direct() {
 		return nil

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package nft
 
 import (
@@ -5,7 +7,7 @@ import (
 	"slices"
 )
 
-// exceptions are those of the families that are filtered, in order.
+// exceptions returns the exceptions of the filtered families, sorted by address.
 func (b Bridge) exceptions(c Config) []Exception {
 	var out []Exception
 	for _, e := range b.Exceptions {
@@ -21,10 +23,10 @@ func (e Exception) address(source bool) Address {
 	return Address{Source: source, Prefix: netip.PrefixFrom(e.Addr, e.Addr.BitLen())}
 }
 
-// exceptICC gives the rules that come before the bridge's own. Two containers
-// may talk if either of them may: on a bridge that separates its containers an
-// exception talks with all, on one that does not the exceptions are kept from
-// each other, in a chain of their own.
+// exceptICC returns the rules for the exceptions, which come before the bridge's
+// own. Two containers may communicate if either of them may. So on a bridge with
+// icc off an exception communicates with all containers. On a bridge with icc on
+// the exceptions are only kept from each other, by a chain of their own.
 func exceptICC(b Bridge, all []Exception) (rules []Rule, isolated Chain) {
 	isolated.Name = "isolated-" + b.Name
 	for _, e := range all {
@@ -42,7 +44,8 @@ func exceptICC(b Bridge, all []Exception) (rules []Rule, isolated Chain) {
 	return rules, isolated
 }
 
-// exceptMasquerade gives the rules that come before those of the subnets.
+// exceptMasquerade returns the rules for the exceptions, which come before those
+// of the subnets.
 func exceptMasquerade(b Bridge, all []Exception) []Rule {
 	var rules []Rule
 	for _, e := range all {

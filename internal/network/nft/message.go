@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package nft
 
 import (
@@ -28,18 +30,18 @@ const (
 	familyInet = 1
 )
 
-// maxBatch keeps a message's list of elements below the 64 KiB that a netlink
-// attribute can hold.
+// maxBatch keeps a message's list of elements below the 64 KiB limit of a netlink
+// attribute.
 const maxBatch = 512
 
-// DeleteBatches gives the messages for a NETLINK_NETFILTER socket that delete
-// elements from the table, each one transaction. With destroy (Linux 6.3 and
-// later) what is not there is no error; without, each element is a
-// transaction of its own, so that one that is missing (ENOENT) does not keep
-// the others.
+// DeleteBatches returns the messages for a NETLINK_NETFILTER socket that delete
+// elements from the table. Each message is one transaction. With destroy (Linux
+// 6.3 and later) a missing element is no error. Without it each element is a
+// transaction of its own, so that a missing one (ENOENT) does not keep the others
+// from being deleted.
 //
-// Whoever sends them must still hold the host ports: an element is named by
-// its port, and the next owner's would be deleted in its place.
+// The sender must still hold the host ports: an element is identified by its
+// port, so it could otherwise delete the element of the port's next owner.
 func DeleteBatches(table string, elements []Element, destroy bool) [][]byte {
 	var batches [][]byte
 	if !destroy {
@@ -85,7 +87,7 @@ func batch(messages []byte) []byte {
 	return append(b, message(msgBatchEnd, flagRequest, nfgen(0, subsysNFTables))...)
 }
 
-// message is a struct nlmsghdr and its body. The port is the kernel's to set.
+// message returns a struct nlmsghdr and its body. The kernel sets the port.
 func message(typ, flags uint16, body []byte) []byte {
 	b := binary.NativeEndian.AppendUint32(nil, uint32(16+len(body)))
 	b = binary.NativeEndian.AppendUint16(b, typ)
@@ -94,12 +96,12 @@ func message(typ, flags uint16, body []byte) []byte {
 	return pad(append(b, body...))
 }
 
-// nfgen is a struct nfgenmsg, whose resource ID is big endian.
+// nfgen returns a struct nfgenmsg. Its resource ID is big endian.
 func nfgen(family byte, resource uint16) []byte {
 	return []byte{family, 0, byte(resource >> 8), byte(resource)}
 }
 
-// attr is a struct nlattr and its value.
+// attr returns a struct nlattr and its value.
 func attr(typ uint16, value []byte) []byte {
 	b := binary.NativeEndian.AppendUint16(nil, uint16(4+len(value)))
 	b = binary.NativeEndian.AppendUint16(b, typ)

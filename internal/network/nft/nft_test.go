@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package nft
 
 import (
@@ -74,6 +76,14 @@ func TestRulesReadAsDocumented(t *testing.T) {
 				{Addr: netip.MustParseAddr("172.27.0.3")}, {Addr: netip.MustParseAddr("172.27.0.2")},
 			}},
 		}},
+		"links.nft": {Table: "holdfast", IPv4: true, Bridges: []Bridge{
+			{Name: "closed", Subnets: prefixes("172.26.0.0/16"), Masquerade: true, LegacyLinks: []LegacyLink{
+				{From: netip.MustParseAddr("172.26.0.3"), To: netip.MustParseAddr("172.26.0.2"), Proto: "tcp", Port: 80},
+				{From: netip.MustParseAddr("172.26.0.3"), To: netip.MustParseAddr("172.26.0.2"), Proto: "tcp", Port: 80},
+				{From: netip.MustParseAddr("172.26.0.3"), To: netip.MustParseAddr("172.26.0.2"), Proto: "sctp", Port: 7},
+				{From: netip.MustParseAddr("fd00::3"), To: netip.MustParseAddr("fd00::2"), Proto: "tcp", Port: 80}, // IPv6 is not filtered
+			}},
+		}},
 		"reached.nft": {Table: "holdfast", IPv4: true, IPv6: true,
 			Elements: append(elements[:len(elements):len(elements)], direct("tcp", "172.30.0.2:80"), direct("udp", "[fd00:3::2]:53")),
 			Bridges: []Bridge{
@@ -90,10 +100,23 @@ func TestRulesReadAsDocumented(t *testing.T) {
 			{Name: "br-inside", Subnets: prefixes("172.28.0.0/16", "fd00:2::/64"), ICC: true, Masquerade: true, Internal: true},
 			{Name: "holdfast0", Subnets: prefixes("172.17.0.0/16"), ICC: true, Masquerade: true},
 		}},
+		"rest.nft": {Table: "holdfast", IPv4: true, IPv6: true,
+			Rest: Rest{Refused: [2]bool{true, true}, Before: [2][]string{{"wan0"}, nil}, Pass: []string{"virbr0"}, Within: []string{"br0", "virbr0"}},
+			Bridges: []Bridge{
+				{Name: "br-inside", Subnets: prefixes("172.28.0.0/16"), ICC: true, Internal: true},
+				{Name: "holdfast0", Subnets: prefixes("172.17.0.0/16", "fd00::/64"), ICC: true, Masquerade: true},
+			}},
+		"rest-ipv4.nft": {Table: "holdfast", IPv4: true, IPv6: true, Rest: Rest{Refused: [2]bool{true, false}, Before: [2][]string{nil, {"wan0"}}},
+			Bridges: []Bridge{{Name: "holdfast0", Subnets: prefixes("172.17.0.0/16", "fd00::/64"), ICC: true, Masquerade: true}}},
 		"ipv6-only.nft": {Table: "holdfast", IPv6: true, Elements: elements,
 			Bridges: []Bridge{{Name: "holdfast0", Subnets: prefixes("172.17.0.0/16", "fd00::/64"), ICC: true, Masquerade: true}}},
 	} {
 		t.Run(name, func(t *testing.T) { golden(t, name, Render(Build(c))) })
+	}
+	r := Rest{Before: [2][]string{{"wan0"}, {"wan6"}}, Pass: []string{"virbr0"}, Within: []string{"br0"}}
+	for name, v6 := range map[string]bool{"closing4.nft": false, "closing6.nft": true} {
+		c := Closing(Admission("holdfast", []string{"holdfast0"}, []string{"docker0"}), r, v6)
+		golden(t, name, Render(Ruleset{Table: "filter", Chains: []Chain{c}}))
 	}
 }
 
@@ -180,7 +203,7 @@ func TestFingerprintFollowsTheText(t *testing.T) {
 	seen := map[[8]byte]string{}
 	for _, c := range Build(Config{Table: "x", IPv4: true, IPv6: true, Bridges: []Bridge{{Name: "a", Subnets: prefixes("10.0.0.0/8"), Masquerade: true}}}).Chains {
 		for _, r := range c.Rules {
-			if r.Fingerprint() != r.Fingerprint() {
+			if first, second := r.Fingerprint(), r.Fingerprint(); first != second {
 				t.Error("not stable")
 			}
 			if old, ok := seen[r.Fingerprint()]; ok && old != r.String() {

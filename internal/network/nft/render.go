@@ -1,14 +1,17 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package nft
 
 import (
 	"fmt"
+	"strconv"
 	"strings"
 )
 
-// Render gives the ruleset as nft lists it.
+// Render returns the ruleset as nft lists it.
 func Render(rs Ruleset) string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "table inet %s {\n", rs.Table)
+	fmt.Fprintf(&b, "table inet %s {\n", word(rs.Table))
 	sep := ""
 	for _, m := range rs.Maps {
 		b.WriteString(sep)
@@ -30,7 +33,7 @@ func Render(rs Ruleset) string {
 	for _, c := range rs.Chains {
 		b.WriteString(sep)
 		sep = "\n"
-		fmt.Fprintf(&b, "\tchain %s {\n", c.Name)
+		fmt.Fprintf(&b, "\tchain %s {\n", word(c.Name))
 		if c.Hook != "" {
 			fmt.Fprintf(&b, "\t\ttype %s hook %s priority %s; policy accept;\n", c.Type, c.Hook, priority(c))
 		}
@@ -43,7 +46,7 @@ func Render(rs Ruleset) string {
 	return b.String()
 }
 
-// priority is by name where nft has one for that hook.
+// priority returns the chain's priority, by name if nft has one for that hook.
 func priority(c Chain) string {
 	switch {
 	case c.Priority == prioRaw:
@@ -52,13 +55,15 @@ func priority(c Chain) string {
 		return "dstnat"
 	case c.Priority == prioFilter:
 		return "filter"
+	case c.Priority == restPriority:
+		return "filter + 10"
 	case c.Priority == prioSrcNAT && c.Hook == "postrouting":
 		return "srcnat"
 	}
 	return fmt.Sprint(c.Priority)
 }
 
-// Type is the map's type in nft's syntax.
+// Type returns the map's type in nft's syntax.
 func (m Map) Type() string {
 	addr := "ipv4_addr"
 	if m.V6 {
@@ -98,7 +103,7 @@ func (r Rule) String() string {
 }
 
 func (e Interface) String() string {
-	return choose(e.Out, "oifname ", "iifname ") + choose(e.Not, "!= ", "") + `"` + e.Name + `"`
+	return choose(e.Out, "oifname ", "iifname ") + choose(e.Not, "!= ", "") + strconv.Quote(e.Name)
 }
 
 func (e Address) String() string {
@@ -118,9 +123,11 @@ func (e Source) String() string {
 	return "snat " + choose(e.Addr.Is6(), "ip6", "ip") + " to " + e.Addr.String()
 }
 func (e ICMP) String() string { return "meta l4proto " + choose(e.V6, "ipv6-icmp", "icmp") }
+func (e Port) String() string { return e.Proto + " dport " + strconv.Itoa(int(e.Num)) }
 func (e In) String() string {
 	return choose(e.Set.V6, "ip6", "ip") + " daddr . meta l4proto . th dport @" + e.Set.Name
 }
+func (e Group) String() string { return choose(e.Out, "oifgroup ", "iifgroup ") + fmt.Sprint(e.Number) }
 func (Counter) String() string { return "counter" }
 
 func (e Translate) String() string {
@@ -130,9 +137,22 @@ func (e Translate) String() string {
 
 func (v Verdict) String() string {
 	if v.Chain != "" {
-		return v.Kind + " " + v.Chain
+		return v.Kind + " " + word(v.Chain)
 	}
 	return v.Kind
+}
+
+// word returns a name as it is written in a ruleset, quoted if it could be read
+// as something else. So no name reads as a rule, and two rules that differ have
+// different texts. Fingerprints rely on that.
+func word(name string) string {
+	plain := name != "" && !strings.ContainsFunc(name, func(r rune) bool {
+		return !('a' <= r && r <= 'z' || 'A' <= r && r <= 'Z' || '0' <= r && r <= '9' || strings.ContainsRune("_.@-", r))
+	})
+	if plain {
+		return name
+	}
+	return strconv.Quote(name)
 }
 
 func choose(c bool, yes, no string) string {

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Package nft is the engine's packet filter as data: which chains, rules and
 // maps there are for a set of bridges, and how they read. It is pure. Render
 // gives the text that nft(8) would list, which golden files keep; the package
@@ -23,32 +25,35 @@ import (
 	"net/netip"
 	"slices"
 	"sort"
+	"strings"
 )
 
-// Config is what the rules follow from.
+// Config is the input from which the rules are built.
 type Config struct {
 	Table   string
 	Bridges []Bridge
-	// IPv4 and IPv6 say which families the engine filters and translates;
-	// packets of the other are let through untouched.
+	// IPv4 and IPv6 are the families that the engine filters and translates.
+	// Packets of the other family pass unchanged.
 	IPv4, IPv6 bool
 	Elements   []Element
-	// Direct: published ports of all bridges can be reached at the containers'
-	// own addresses, but not from other bridges.
+	// Direct: published ports of all bridges can be reached at the containers' own
+	// addresses, but not from other bridges.
 	Direct bool
+	// Rest says how forwarded packets are treated that concern no bridge.
+	Rest Rest
 }
 
-// Access is how containers are reached from elsewhere.
+// Access says how containers are reached from outside their bridge.
 type Access int
 
-// Accesses, by Docker's names of gateway modes.
+// Accesses, named after Docker's gateway modes.
 const (
-	// NAT: only what is published, by the host's addresses.
+	// NAT: only published ports, at the host's addresses.
 	NAT Access = iota
-	// Routed: published ports, by the containers' own addresses alone.
+	// Routed: only published ports, at the containers' own addresses.
 	Routed
-	// Open (nat-unprotected): as NAT, and from other hosts all ports by the
-	// containers' own addresses.
+	// Open (nat-unprotected): as NAT, and additionally all ports at the containers'
+	// own addresses, from other hosts and from other bridges, as in Docker.
 	Open
 )
 
@@ -56,26 +61,43 @@ const (
 type Bridge struct {
 	Name    string
 	Subnets []netip.Prefix
-	// ICC: containers of the bridge may talk to each other.
+	// ICC: containers of the bridge may communicate with each other.
 	ICC bool
-	// Masquerade: what leaves the subnets gets the host's address.
+	// Masquerade: packets that leave the subnets get the host's address.
 	Masquerade bool
 	// Internal: nothing is forwarded from the bridge to another interface.
 	Internal bool
-	// Access, of IPv4 and of IPv6.
+	// Access by family.
 	Access [2]Access
-	// Trusted are interfaces of the host from which published ports can be
-	// reached at the containers' own addresses.
+	// Trusted are interfaces of the host from which published ports can be reached
+	// at the containers' own addresses.
 	Trusted []string
-	// Source is what leaves the subnets gets in place of the address of the
-	// interface that it leaves by, of IPv4 and of IPv6; zero is none.
+	// Source, by family, is the source address of packets that leave the subnets,
+	// in place of the address of the interface that they leave by. Zero means none.
 	Source [2]netip.Addr
-	// Exceptions are containers of the bridge that ICC and Masquerade don't
-	// hold for.
+	// Exceptions are containers of the bridge that ICC and Masquerade don't apply
+	// to.
 	Exceptions []Exception
+	// LegacyLinks let containers of the bridge reach ports of other containers, whatever
+	// ICC says.
+	LegacyLinks []LegacyLink
 }
 
-// Exception is a container's address with what it has instead.
+// LegacyLink lets one container reach a port of another.
+type LegacyLink struct {
+	From, To netip.Addr
+	Proto    string // tcp, udp or sctp
+	Port     uint16
+}
+
+func (l LegacyLink) rule(bridge string) Rule {
+	return Rule{
+		Interface{Name: bridge}, Address{Source: true, Prefix: netip.PrefixFrom(l.From, l.From.BitLen())},
+		Address{Prefix: netip.PrefixFrom(l.To, l.To.BitLen())}, Port{l.Proto, l.Port}, accept,
+	}
+}
+
+// Exception is a container's address with the values that apply instead.
 type Exception struct {
 	Addr            netip.Addr
 	ICC, Masquerade bool
@@ -88,19 +110,19 @@ type Ruleset struct {
 	Chains []Chain
 }
 
-// Map is a map from what a client addressed to where it goes.
+// Map maps the address and port of a client's packet to the container's.
 type Map struct {
 	Name string
 	V6   bool
-	// Set: it has keys alone.
+	// Set: it only has keys.
 	Set bool
-	// Addr: the key begins with the host's address. Without it the map is for
-	// ports that are published on all addresses.
+	// Addr: the key begins with the host's address. Otherwise the map is for ports
+	// that are published on all addresses.
 	Addr     bool
 	Elements []Element
 }
 
-// Chain is a list of rules, and a hook if Hook is not empty.
+// Chain is a list of rules. It is attached to a hook if Hook is not empty.
 type Chain struct {
 	Name     string
 	Type     string // filter or nat
@@ -112,8 +134,8 @@ type Chain struct {
 // Rule is a list of expressions, the last of them a verdict or a statement.
 type Rule []Expr
 
-// Fingerprint identifies the rule by its text. It is stored with the rule in
-// the kernel, where it tells whether a chain still holds what it should.
+// Fingerprint identifies the rule by its text. It is stored with the rule in the
+// kernel, and shows whether a chain still has the right rules.
 func (r Rule) Fingerprint() [8]byte {
 	h := fnv.New64a()
 	h.Write([]byte(r.String()))
@@ -122,13 +144,13 @@ func (r Rule) Fingerprint() [8]byte {
 	return f
 }
 
-// Expr is a part of a rule. String gives it in nft's syntax.
+// Expr is a part of a rule. String returns it in nft's syntax.
 type Expr interface{ String() string }
 
 // The expressions that rules are made of.
 type (
-	// Interface matches the name of the interface that a packet comes in
-	// (or, with Out, goes out) by.
+	// Interface matches the name of the interface that a packet arrives by or, with
+	// Out, leaves by.
 	Interface struct {
 		Out, Not bool
 		Name     string
@@ -147,19 +169,31 @@ type (
 	// Translated matches packets of connections whose destination was
 	// translated.
 	Translated struct{}
-	// Translate sends the packet where the map says. A packet that is not in
-	// the map goes on to the next rule.
+	// Translate sends the packet to the map's value. A packet that is not in the
+	// map goes on to the next rule.
 	Translate struct{ Map Map }
 	// In matches packets to a container's address and port that are in the set.
 	In struct{ Set Map }
 	// ICMP matches packets of that protocol.
 	ICMP struct{ V6 bool }
-	// Masquerade gives the packet the address of the interface it leaves by.
+	// Group matches the group of the interface that a packet arrives by or, with
+	// Out, leaves by. BridgeGroup is the group of engines' bridges.
+	Group struct {
+		Out    bool
+		Number uint32
+	}
+	// Port matches packets to a port.
+	Port struct {
+		Proto string // tcp, udp or sctp
+		Num   uint16
+	}
+	// Masquerade sets the packet's source to the address of the interface that it
+	// leaves by.
 	Masquerade struct{}
-	// Source gives the packet an address.
+	// Source sets the packet's source address.
 	Source struct{ Addr netip.Addr }
-	// Counter counts the packets that come to it, as those who read the rules of
-	// iptables expect.
+	// Counter counts the packets that reach it, as readers of iptables rules
+	// expect.
 	Counter struct{}
 	// Verdict ends the rule: accept, drop, return, or jump with a chain.
 	Verdict struct {
@@ -193,11 +227,11 @@ var (
 	}
 )
 
-// siblings drops what comes from another bridge of the engine's.
+// siblings is the chain that drops packets from another bridge of the engine.
 const siblings = "siblings"
 
-// source gives what leaves the bridge with an address of that family one of the
-// host's.
+// source returns the expression that sets the source of packets that leave the
+// bridge with an address of that family.
 func (b Bridge) source(family int) Expr {
 	if a := b.Source[family]; a.IsValid() {
 		return Source{a}
@@ -207,7 +241,7 @@ func (b Bridge) source(family int) Expr {
 
 func jump(chain string) Verdict { return Verdict{Kind: "jump", Chain: chain} }
 
-// Build gives the rules for c.
+// Build returns the rules for c.
 func Build(c Config) Ruleset {
 	rs := Ruleset{Table: c.Table}
 	wanted := publishMaps
@@ -228,13 +262,13 @@ func Build(c Config) Ruleset {
 	bridges := append([]Bridge(nil), c.Bridges...)
 	sort.Slice(bridges, func(i, j int) bool { return bridges[i].Name < bridges[j].Name })
 
-	// route_localnet is set on the bridges, so that the host's own 127.0.0.1
-	// can be answered by a container. Without this chain, whoever sits on a
-	// bridge or on the host's link could reach what listens, or is published,
-	// on 127.0.0.1 only, or pretend to be one of its loopback addresses. It stands before connection tracking, where answers
-	// still carry the host's address. IPv6 needs none: the kernel drops ::1
-	// from outside before any hook. All packets pass here, so what nearly all
-	// of them differ in is compared first.
+	// route_localnet is set on the bridges, so that a container can answer for the
+	// host's own 127.0.0.1. This chain keeps other machines on a bridge or on the
+	// host's interface from reaching what listens, or is published, on 127.0.0.1 only,
+	// and from using loopback source addresses. It comes before connection
+	// tracking, where answers still carry the host's address. IPv6 needs no such
+	// chain: the kernel drops ::1 from outside before any hook. Every packet passes
+	// here, so the comparison that most packets fail comes first.
 	if c.IPv4 {
 		rs.Chains = append(rs.Chains, Chain{
 			Name: "guard", Type: "filter", Hook: "prerouting", Priority: prioRaw,
@@ -265,9 +299,9 @@ func Build(c Config) Ruleset {
 		})
 	}
 
-	// Packets of known connections are nearly all there are. Only what an
-	// internal network keeps in comes before them; what follows is looked at
-	// once for each connection, however many bridges there are.
+	// Most packets belong to known connections, so they come first. Only the rules
+	// that keep internal networks closed come before them. The rules after it are
+	// evaluated once per connection, however many bridges there are.
 	forward := Chain{Name: "forward", Type: "filter", Hook: "forward", Priority: prioFilter}
 	for _, b := range bridges {
 		if b.Internal {
@@ -286,9 +320,16 @@ func Build(c Config) Ruleset {
 			to.Rules = append(to.Rules, Rule{Family{V6: true}, accept})
 		}
 		to.Rules = append(to.Rules, Rule{Translated{}, accept})
+		legacyLinks := slices.Clone(b.LegacyLinks)
+		slices.SortFunc(legacyLinks, func(x, y LegacyLink) int { return strings.Compare(x.rule(b.Name).String(), y.rule(b.Name).String()) })
+		for _, l := range slices.Compact(legacyLinks) {
+			if c.filters()[FamilyOf(l.To)] {
+				to.Rules = append(to.Rules, l.rule(b.Name))
+			}
+		}
 		exceptions := b.exceptions(c)
-		kept, isolated := exceptICC(b, exceptions)
-		to.Rules = append(to.Rules, kept...)
+		together, isolated := exceptICC(b, exceptions)
+		to.Rules = append(to.Rules, together...)
 		if len(isolated.Rules) > 0 {
 			rs.Chains = append(rs.Chains, isolated)
 		}
@@ -307,9 +348,9 @@ func Build(c Config) Ruleset {
 		rs.Chains = append(rs.Chains, to)
 		forward.Rules = append(forward.Rules, Rule{Interface{Out: true, Name: b.Name}, jump(to.Name)})
 
-		// A container that reaches a published port of its own bridge, and the
-		// host's 127.0.0.1, must be answered through the host, which knows
-		// how to undo the translation.
+		// A container that reaches a published port of its own bridge, and a
+		// connection from the host's 127.0.0.1, must be answered through the host,
+		// which reverts the translation.
 		if c.IPv4 {
 			postrouting.Rules = append(postrouting.Rules,
 				Rule{Interface{Out: true, Name: b.Name}, Address{Source: true, Prefix: loopback4}, Masquerade{}})
@@ -331,5 +372,8 @@ func Build(c Config) Ruleset {
 		}
 	}
 	rs.Chains = append(rs.Chains, forward, postrouting)
+	if rest, refuses := c.rest(bridges); refuses {
+		rs.Chains = append(rs.Chains, rest)
+	}
 	return rs
 }

@@ -1,11 +1,13 @@
-// Package client is the daemon's side of the shim protocol: it starts shims,
-// connects to running ones, and reads the files of those that are gone. It
-// knows no container but through internal/shim/proto, and it decides nothing:
-// what an unreachable shim means is the engine's to say.
+// SPDX-License-Identifier: Apache-2.0
+
+// Package client is the daemon's side of the shim protocol. It starts shims,
+// connects to running ones, and reads the files of those that have exited. It
+// knows containers only through internal/shim/proto. It makes no decisions: the
+// engine decides what an unreachable shim means.
 //
-// Errors carry a kind of github.com/containerd/errdefs. An answer of the shim
-// is also a *proto.Error, by errors.As, with the exit code of a start that
-// failed.
+// Errors carry a kind of github.com/containerd/errdefs. An error that the shim
+// returned is also a *proto.Error, by errors.As, which has the exit code of a
+// failed start.
 package client
 
 import (
@@ -21,8 +23,8 @@ import (
 	"holdfast/internal/shim/proto"
 )
 
-// Shim is a connection to a shim. Its methods may be called from any number of
-// goroutines. A context ends the waiting for an answer, never the effect.
+// Shim is a connection to a shim. It is safe for concurrent use. Cancelling a
+// context ends the wait for an answer, never the effect of the call.
 type Shim struct {
 	conn  *proto.Conn
 	hello proto.HelloReply
@@ -34,8 +36,10 @@ type Shim struct {
 	ended   error // set when the connection is over
 	events  []proto.Event
 	fn      func(proto.Event)
-	early   *question     // the subscription that went along with the hello
-	pending chan struct{} // one token: there are events, or the end
+	early   *question     // the subscription that was sent together with the hello
+	pending chan struct{} // one token: there are events, or the connection has ended
+	heard   *uint64       // the entry to acknowledge next, see Heard
+	saying  bool          // a goroutine sends acknowledgements
 }
 
 // answer is a response with the descriptors that came with it.
@@ -51,7 +55,7 @@ func newShim(conn *proto.Conn) *Shim {
 	return s
 }
 
-// receive hands out what comes. It never waits for who gets it.
+// receive distributes incoming messages. It never blocks on a receiver.
 func (s *Shim) receive() {
 	for {
 		m := &proto.Message{}
@@ -80,7 +84,7 @@ func (s *Shim) receive() {
 		}
 		s.mu.Unlock()
 		if !taken {
-			closeFDs(fds) // who asked has gone
+			closeFDs(fds) // the caller was cancelled
 		}
 		if err != nil || m.Event != nil {
 			s.wake()
@@ -105,15 +109,15 @@ func (s *Shim) wake() {
 	}
 }
 
-// dispatch calls the subscriber in order, and says that all is over after the
-// last event.
+// dispatch calls the subscriber for the events, in order, and closes done after the
+// last one.
 func (s *Shim) dispatch() {
 	defer close(s.done)
 	for range s.pending {
 		s.mu.Lock()
 		events, fn, ended := s.events, s.fn, s.ended
 		if s.early != nil {
-			events = nil // they wait for the subscriber, who is to come
+			events = nil // keep them until Subscribe is called
 		} else {
 			s.events = nil
 		}
@@ -129,22 +133,22 @@ func (s *Shim) dispatch() {
 	}
 }
 
-// Done is closed when the connection has ended and every event that came was
-// given to the subscriber.
+// Done is closed when the connection has ended and all received events were passed
+// to the subscriber.
 func (s *Shim) Done() <-chan struct{} { return s.done }
 
-// Close ends the connection, not the shim.
+// Close closes the connection. The shim keeps running.
 func (s *Shim) Close() error { return s.conn.Close() }
 
-// Hello is what the shim said of itself when the connection was made, with the
-// release that it was upgraded to over this connection.
+// Hello returns the shim's reply from when the connection was made. Release and
+// Version are updated by an Upgrade over this connection.
 func (s *Shim) Hello() proto.HelloReply {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.hello
 }
 
-// call sends a request and waits for its answer, which it decodes into result
+// call sends a request and waits for its answer, which is decoded into result
 // unless that is nil.
 func (s *Shim) call(ctx context.Context, method string, params, result any, fds ...int) error {
 	got, err := s.callFDs(ctx, method, params, result, fds...)
@@ -152,8 +156,8 @@ func (s *Shim) call(ctx context.Context, method string, params, result any, fds 
 	return err
 }
 
-// callFDs is call for methods whose answer brings descriptors. They are
-// close-on-exec and the caller's.
+// callFDs is call for methods whose answer has descriptors. They are close-on-exec
+// and belong to the caller.
 func (s *Shim) callFDs(ctx context.Context, method string, params, result any, fds ...int) ([]int, error) {
 	q, err := s.question(method, params, len(fds))
 	if err != nil {
@@ -165,13 +169,13 @@ func (s *Shim) callFDs(ctx context.Context, method string, params, result any, f
 	return s.answer(ctx, q, result)
 }
 
-// question is a request whose answer is awaited.
+// question is a request with the channel for its answer.
 type question struct {
 	*proto.Message
 	reply chan *answer
 }
 
-// question makes one, and takes its answer from then on.
+// question makes a request. From then on its answer is accepted.
 func (s *Shim) question(method string, params any, fds int) (*question, error) {
 	q := &question{&proto.Message{Method: method, FDs: fds}, make(chan *answer, 1)}
 	if params != nil {
@@ -200,8 +204,8 @@ func (s *Shim) forget(questions ...*question) {
 	}
 }
 
-// unasked is the error of questions that could not be sent; the first one is
-// named.
+// unasked returns the error for requests that could not be sent. It names the first
+// one.
 func (s *Shim) unasked(err error, questions ...*question) error {
 	s.forget(questions...)
 	kind := error(errdefs.ErrUnavailable)
@@ -211,7 +215,7 @@ func (s *Shim) unasked(err error, questions ...*question) error {
 	return fmt.Errorf("shim %s: %w: %w", questions[0].Method, kind, err)
 }
 
-// answer waits for the answer to a question that was sent.
+// answer waits for the answer to a request that was sent.
 func (s *Shim) answer(ctx context.Context, q *question, result any) ([]int, error) {
 	select {
 	case m, ok := <-q.reply:
@@ -227,13 +231,13 @@ func (s *Shim) answer(ctx context.Context, q *question, result any) ([]int, erro
 		}
 		if err := proto.Unmarshal(m.Result, result); err != nil {
 			closeFDs(m.fds)
-			return nil, fmt.Errorf("shim %s: the answer makes no sense: %w: %w", q.Method, errdefs.ErrInternal, err)
+			return nil, fmt.Errorf("shim %s: decode the answer: %w: %w", q.Method, errdefs.ErrInternal, err)
 		}
 		return m.fds, nil
 	case <-ctx.Done():
 		s.forget(q)
 		select {
-		case m, ok := <-q.reply: // it came in this moment
+		case m, ok := <-q.reply: // the answer arrived at the same moment
 			if ok {
 				closeFDs(m.fds)
 			}
@@ -247,7 +251,7 @@ func (s *Shim) gone(method string) error {
 	return fmt.Errorf("shim %s: %w: the connection to the shim has ended", method, errdefs.ErrUnavailable)
 }
 
-// silent carries a kind without its words: the shim's message is complete.
+// silent carries an error kind without its text: the shim's message is complete.
 type silent struct{ error }
 
 func (silent) Error() string   { return "" }
@@ -269,9 +273,9 @@ func kind(k string) error {
 	return silent{errdefs.ErrInternal}
 }
 
-// Subscribe calls fn with every journal entry after the number, first the past
-// ones and then the new ones as they come, from one goroutine and in order. The
-// past ones carry the present state. A connection has one subscription.
+// Subscribe calls fn for every journal entry with a number above after: first the
+// past ones, then new ones as they come, from one goroutine and in order. Past
+// entries carry the current state. A connection has at most one subscription.
 func (s *Shim) Subscribe(ctx context.Context, after uint64, fn func(proto.Event)) error {
 	s.mu.Lock()
 	if s.fn != nil {
@@ -279,12 +283,12 @@ func (s *Shim) Subscribe(ctx context.Context, after uint64, fn func(proto.Event)
 		return fmt.Errorf("shim subscribe: %w: this connection has a subscriber", errdefs.ErrAlreadyExists)
 	}
 	early := s.early
-	if early != nil && s.ended != nil { // what it told is lost, and on file
+	if early != nil && s.ended != nil { // the entries are still in the journal file
 		s.mu.Unlock()
 		return s.gone(proto.MethodSubscribe)
 	}
 	s.fn, s.early = fn, nil
-	if early != nil && after > 0 { // all were asked for
+	if early != nil && after > 0 { // the early subscription is for all entries
 		s.fn = func(e proto.Event) {
 			if e.Seq == 0 || e.Seq > after {
 				fn(e)
@@ -294,7 +298,7 @@ func (s *Shim) Subscribe(ctx context.Context, after uint64, fn func(proto.Event)
 	s.mu.Unlock()
 	var err error
 	if early != nil {
-		s.wake() // for what has come
+		s.wake() // for events that arrived already
 		_, err = s.answer(ctx, early, nil)
 	} else {
 		err = s.call(ctx, proto.MethodSubscribe, &proto.Subscribe{After: after}, nil)
@@ -307,21 +311,57 @@ func (s *Shim) Subscribe(ctx context.Context, after uint64, fn func(proto.Event)
 	return err
 }
 
-// State asks for the present state.
+// Heard acknowledges all journal entries up to seq: the caller has handled them;
+// see proto.Heard. It never blocks and need not be called for each entry.
+func (s *Shim) Heard(seq uint64) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.ended != nil || s.heard != nil && *s.heard >= seq {
+		return
+	}
+	s.heard = &seq
+	if !s.saying {
+		s.saying = true
+		go s.say()
+	}
+}
+
+// say sends acknowledgements until none is due.
+func (s *Shim) say() {
+	for {
+		s.mu.Lock()
+		seq := s.heard
+		s.heard = nil
+		if seq == nil || s.ended != nil {
+			s.saying = false
+			s.mu.Unlock()
+			return
+		}
+		s.next++
+		id := s.next
+		s.mu.Unlock()
+		params, err := proto.Marshal(&proto.Heard{Seq: *seq})
+		if err == nil {
+			// The answer is empty. An ended connection needs no acknowledgement.
+			_ = s.conn.Send(&proto.Message{ID: id, Method: proto.MethodHeard, Params: params})
+		}
+	}
+}
+
+// State returns the current state.
 func (s *Shim) State(ctx context.Context) (st proto.State, err error) {
 	err = s.call(ctx, proto.MethodState, nil, &st)
 	return st, err
 }
 
-// Start runs the container and returns once its process runs. An error of
-// *proto.Error with KindRuntime has the exit code; the shim then ends by
-// itself.
+// Start runs the container and returns once its process runs. If the error is a
+// *proto.Error of KindRuntime it has the exit code; the shim then exits by itself.
 func (s *Shim) Start(ctx context.Context) (st proto.State, err error) {
 	err = s.call(ctx, proto.MethodStart, nil, &st)
 	return st, err
 }
 
-// Stop ends the container for good and returns once its cgroup is gone and its
+// Stop ends the container for good. It returns once the cgroup is removed and the
 // exit recorded.
 func (s *Shim) Stop(ctx context.Context, p proto.Stop) (st proto.State, err error) {
 	err = s.call(ctx, proto.MethodStop, &p, &st)
@@ -375,8 +415,8 @@ func (s *Shim) Names(ctx context.Context, p proto.Names, udp, tcp *os.File) erro
 	return s.call(ctx, proto.MethodNames, &p, nil, u, t)
 }
 
-// Ports tells the shim where the published ports lead now, and gives it the
-// sockets of p.New. The caller closes its own copies when Ports returns.
+// Ports changes the targets of the published ports and gives the shim the sockets
+// of p.New. The caller closes its own copies when Ports returns.
 func (s *Shim) Ports(ctx context.Context, p proto.Ports, sockets ...*os.File) (reply proto.PortsReply, err error) {
 	fds := make([]int, len(sockets))
 	for i, f := range sockets {
@@ -388,10 +428,10 @@ func (s *Shim) Ports(ctx context.Context, p proto.Ports, sockets ...*os.File) (r
 	return reply, err
 }
 
-// Attach gives the client's connection to the shim, which closes it at the end
-// of the container's run. The caller closes its own copy when Attach returns,
-// whatever it returns. Attached before Start, a client gets everything from the
-// first byte on.
+// Attach gives the client's connection to the shim, which closes it at the end of
+// the container's run. The caller closes its own copy when Attach returns, also on
+// an error. A client that is attached before Start gets all output from the first
+// byte on.
 func (s *Shim) Attach(ctx context.Context, p proto.Attach, client *os.File) error {
 	fd, err := descriptor(client)
 	if err != nil {
@@ -400,13 +440,13 @@ func (s *Shim) Attach(ctx context.Context, p proto.Attach, client *os.File) erro
 	return s.call(ctx, proto.MethodAttach, &p, nil, fd)
 }
 
-// Hold gives a client that waits, and one end of a lease, to the shim. The
-// caller closes its own copies; see proto.Hold.
+// Hold gives a waiting client and one end of a lease to the shim. The caller closes
+// its own copies; see proto.Hold.
 func (s *Shim) Hold(ctx context.Context, p proto.Hold, client, lease *os.File) error {
 	return s.give(ctx, proto.MethodHold, &p, client, lease)
 }
 
-// Follow gives a client that follows the log, and the log's active file, to the
+// Follow gives a client that follows the log, with the log's active file, to the
 // shim. The caller closes its own copies; see proto.Follow.
 func (s *Shim) Follow(ctx context.Context, p proto.Follow, client, log *os.File) error {
 	return s.give(ctx, proto.MethodFollow, &p, client, log)
@@ -428,10 +468,9 @@ func (s *Shim) ExecCreate(ctx context.Context, p proto.ExecCreate) error {
 	return s.call(ctx, proto.MethodExecCreate, &p, nil)
 }
 
-// ExecStart runs a session, detached when client is nil. The client's
-// connection is the shim's as with Attach. A program that can't be run is told
-// to the client, with ExitCode 126 or 127 in the state; without a client it is
-// the error.
+// ExecStart runs a session, detached if client is nil. As with Attach, the client's
+// connection belongs to the shim. If the program can't be run, the client gets the
+// message, and the state has ExitCode 126 or 127; without a client it is the error.
 func (s *Shim) ExecStart(ctx context.Context, p proto.ExecStart, client *os.File) (st proto.ExecState, err error) {
 	if client == nil {
 		err = s.call(ctx, proto.MethodExecStart, &p, &st)
@@ -455,9 +494,9 @@ func (s *Shim) Shutdown(ctx context.Context) error {
 	return s.call(ctx, proto.MethodShutdown, nil, nil)
 }
 
-// Terminal gives the master of a running container's terminal: as long as
-// somebody holds it, the terminal outlives the shim. ErrConflict: there is none
-// now.
+// Terminal returns the master of a running container's terminal. As long as a
+// process holds it, the terminal outlives the shim. ErrConflict: there is none at
+// the moment.
 func (s *Shim) Terminal(ctx context.Context) (*os.File, error) {
 	fds, err := s.callFDs(ctx, proto.MethodTerminal, nil, nil)
 	if err != nil {
@@ -465,15 +504,15 @@ func (s *Shim) Terminal(ctx context.Context) (*os.File, error) {
 	}
 	if len(fds) != 1 {
 		closeFDs(fds)
-		return nil, fmt.Errorf("shim %s: %w: %d descriptors came", proto.MethodTerminal, errdefs.ErrInternal, len(fds))
+		return nil, fmt.Errorf("shim %s: %w: want 1 descriptor, got %d", proto.MethodTerminal, errdefs.ErrInternal, len(fds))
 	}
 	return os.NewFile(uintptr(fds[0]), "terminal"), nil
 }
 
-// Upgrade makes the shim go on as another binary, in the same process: with all
-// that it holds, with this connection and what is asked over it. When the
-// binary can't be used or refuses the shim's state, the shim goes on as it was
-// and the error says why.
+// Upgrade makes the shim re-exec another binary. The shim keeps its process, its
+// state, this connection and all requests over it. If the binary can't be used or
+// refuses the shim's state, the shim continues as before, and the error has the
+// reason.
 func (s *Shim) Upgrade(ctx context.Context, binary string) (reply proto.HelloReply, err error) {
 	err = s.call(ctx, proto.MethodUpgrade, &proto.Upgrade{Binary: binary}, &reply)
 	if err == nil {
@@ -484,7 +523,7 @@ func (s *Shim) Upgrade(ctx context.Context, binary string) (reply proto.HelloRep
 	return reply, err
 }
 
-// descriptor reads a file's descriptor without making it a blocking one.
+// descriptor returns a file's descriptor. Unlike File.Fd it keeps it non-blocking.
 func descriptor(f *os.File) (int, error) {
 	raw, err := f.SyscallConn()
 	if err != nil {

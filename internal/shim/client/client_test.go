@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package client
 
 import (
@@ -78,7 +80,7 @@ func TestGoneIsToldFromUnreachable(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	// It listens but never answers: that says nothing about the container.
+	// It listens but never answers. This does not mean that the shim has exited.
 	if _, err := Dial(ctx, dir, ""); err == nil || errdefs.IsNotFound(err) || !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("silent: %v", err)
 	}
@@ -89,7 +91,7 @@ func TestGoneIsToldFromUnreachable(t *testing.T) {
 	}
 }
 
-// peer plays a shim on the other end of a connection.
+// peer plays the shim at the other end of a connection.
 func peer(t *testing.T) (*Shim, *proto.Conn) {
 	t.Helper()
 	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
@@ -195,7 +197,7 @@ func TestWhatAShimTellsWithItsHelloWaitsForTheSubscriber(t *testing.T) {
 		var hello, follow proto.Message
 		shim.Receive(&hello)
 		shim.Receive(&follow)
-		// A shim answers each in its own time.
+		// A shim may answer in another order.
 		shim.Send(proto.Message{ID: follow.ID})
 		shim.Send(proto.Message{Event: &proto.Event{Entry: proto.Entry{Seq: 1}}})
 		shim.Send(proto.Message{Event: &proto.Event{Entry: proto.Entry{Seq: 2}}})
@@ -209,7 +211,7 @@ func TestWhatAShimTellsWithItsHelloWaitsForTheSubscriber(t *testing.T) {
 		t.Fatal(err)
 	}
 	if seq := s.Hello().State.Seq; seq != 2 {
-		t.Errorf("the hello is of entry %d", seq)
+		t.Errorf("the hello has entry %d, want 2", seq)
 	}
 	var seen []uint64
 	if err := s.Subscribe(context.Background(), 1, func(e proto.Event) { seen = append(seen, e.Seq) }); err != nil {
@@ -218,7 +220,7 @@ func TestWhatAShimTellsWithItsHelloWaitsForTheSubscriber(t *testing.T) {
 	s.State(context.Background())
 	<-s.Done()
 	if !slices.Equal(seen, []uint64{2, 3}) {
-		t.Errorf("told was %d", seen)
+		t.Errorf("events %d, want 2 and 3", seen)
 	}
 }
 

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package client
 
 import (
@@ -13,16 +15,16 @@ import (
 	"holdfast/internal/shim/proto"
 )
 
-// ReadState reads the state that a shim left in its run directory.
-// ErrNotFound: there is none. ErrDataLoss: it is cut short or no state.
+// ReadState reads the state that a shim left in its run directory. ErrNotFound:
+// there is no file. ErrDataLoss: it is truncated or not a state.
 // ErrFailedPrecondition: a newer release wrote it.
 func ReadState(runDir string) (proto.State, error) {
 	return readState(filepath.Join(runDir, proto.StateFile))
 }
 
-// ReadBootstrap reads what the shim of a run directory was told, for the one
-// that takes over. Ports and Adopt are the caller's to fill in. ErrNotFound:
-// there is none, an older release wrote none. ErrDataLoss: it can't be read.
+// ReadBootstrap reads the parameters of the shim of a run directory, for a shim
+// that adopts the container. The caller fills in Ports and Adopt. ErrNotFound:
+// there is no file, as with an older release. ErrDataLoss: it can't be decoded.
 func ReadBootstrap(runDir string) (proto.Bootstrap, error) {
 	path := filepath.Join(runDir, proto.BootstrapFile)
 	var b proto.Bootstrap
@@ -36,7 +38,7 @@ func ReadBootstrap(runDir string) (proto.Bootstrap, error) {
 		return b, fmt.Errorf("%s: %w: %w", path, errdefs.ErrDataLoss, err)
 	}
 	if b.ID == "" || b.RunDir == "" {
-		return b, fmt.Errorf("%s: %w: it names no container", path, errdefs.ErrDataLoss)
+		return b, fmt.Errorf("%s: %w: it has no id or no run directory", path, errdefs.ErrDataLoss)
 	}
 	b.Ports, b.Adopt = nil, nil
 	return b, nil
@@ -59,7 +61,8 @@ func readState(path string) (proto.State, error) {
 	if err := proto.Unmarshal(b, &st); err == nil && st.Schema >= 1 && st.Schema <= proto.StateSchema {
 		return st, nil
 	}
-	// What is wrong: the schema first, as a newer one may not even decode.
+	// Find the reason. The schema is checked first, as a newer one may not even
+	// decode.
 	var head struct{ Schema int }
 	if err := json.Unmarshal(b, &head); err != nil {
 		return proto.State{}, fmt.Errorf("%s: %w: the file is cut short or damaged: %w", path, errdefs.ErrDataLoss, err)
@@ -78,9 +81,9 @@ func readState(path string) (proto.State, error) {
 	return st, nil
 }
 
-// ReadJournal reads the entries with a number above after that a shim left in
-// its run directory. No file is no entries. A last line that was torn is left
-// out; lines in between that are no entries give the entries and ErrDataLoss.
+// ReadJournal reads the entries with a number above after that a shim left in its
+// run directory. Without a file there are no entries. A torn last line is ignored.
+// If other lines are damaged, it returns the valid entries and ErrDataLoss.
 func ReadJournal(runDir string, after uint64) ([]proto.Entry, error) {
 	path := filepath.Join(runDir, proto.JournalFile)
 	b, err := proto.ReadFile(path)
@@ -96,7 +99,7 @@ func ReadJournal(runDir string, after uint64) ([]proto.Entry, error) {
 		var e proto.Entry
 		if jerr := proto.Unmarshal(line, &e); jerr != nil || e.Seq == 0 {
 			if line[len(line)-1] == '\n' && err == nil {
-				err = fmt.Errorf("%s: %w: line %d is no journal entry", path, errdefs.ErrDataLoss, n)
+				err = fmt.Errorf("%s: %w: line %d is not a journal entry", path, errdefs.ErrDataLoss, n)
 			}
 			continue
 		}

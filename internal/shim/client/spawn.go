@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package client
 
 import (
@@ -17,31 +19,32 @@ import (
 	"holdfast/internal/shim/proto"
 )
 
-// Options are what a shim is started with.
+// Options are the parameters of Spawn.
 type Options struct {
 	Binary    string // path of holdfast-shim
 	Bootstrap proto.Bootstrap
-	// Ports are the reserved sockets, in the order of Bootstrap.Ports. They
-	// stay the caller's, who closes them when Spawn returns.
+	// Ports are the reserved sockets, in the order of Bootstrap.Ports. They remain
+	// the caller's, which closes them when Spawn returns.
 	Ports   []*os.File
-	Release string // the daemon's, for people
-	// Adopt makes the shim take over the container of one that was killed; see
+	Release string // the daemon's release, for people
+	// Adopt makes the shim adopt the container of a shim that was killed; see
 	// ReadBootstrap.
 	Adopt *Kept
 }
 
-// Kept is what a daemon holds of a running container besides its shim, so that
-// the two can't both lose it. Each may be nil; the files stay the caller's.
+// Kept has a daemon's copies of descriptors of a running container, so that they
+// are lost only if daemon and shim both die. Each may be nil. The files remain the
+// caller's.
 type Kept struct {
 	Pidfd    *os.File // of the container's process, opened while it lived
 	Terminal *os.File // the terminal's master
-	Stdin    *os.File // the writing end of its input
+	Stdin    *os.File // the write end of its input
 }
 
-// Spawn starts a shim in a session of its own and says hello. The shim outlives
-// this process; as long as both live, its end is waited for here. When ctx ends
-// or hello fails the shim ends as well, for its container was not started, or,
-// with Adopt, is there for the next one.
+// Spawn starts a shim in its own session and sends the hello. The shim outlives
+// this process. While both live, this process reaps the shim when it exits. If ctx
+// ends or the hello fails the shim is stopped: its container was not started yet
+// or, with Adopt, can be adopted by another shim.
 func Spawn(ctx context.Context, o Options) (*Shim, error) {
 	b := o.Bootstrap
 	fail := func(err error) (*Shim, error) {
@@ -81,9 +84,9 @@ func Spawn(ctx context.Context, o Options) (*Shim, error) {
 	cmd := exec.Command(o.Binary, b.ID)
 	cmd.Args[0] = "holdfast-shim"
 	cmd.Dir = "/"
-	// One thread of Go code is enough for one container, and costs less memory.
-	// The heap may grow to 1 MiB before it is collected and not to 4 MiB: most
-	// shims never come as far, where a collection would only add its tables.
+	// One thread of Go code suffices for one container and costs less memory. The
+	// first collection starts at a heap of 1 MiB instead of 4 MiB. Most shims never
+	// get there, where a collection would only add the collector's tables.
 	cmd.Env = append(environment(), "GOMAXPROCS=1", "GOGC=25")
 	cmd.Stdin, cmd.Stderr = theirs, log
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
@@ -93,8 +96,8 @@ func Spawn(ctx context.Context, o Options) (*Shim, error) {
 		conn.Close()
 		return fail(err)
 	}
-	// Waiting for a process keeps a thread. As long as the connection is there
-	// the shim is, and that can be waited for without one.
+	// cmd.Wait would occupy a thread. The connection lasts as long as the shim, and
+	// waiting for its end needs no thread.
 	lives := false
 	defer func() {
 		if !lives {
@@ -121,7 +124,7 @@ func Spawn(ctx context.Context, o Options) (*Shim, error) {
 	s := newShim(conn)
 	if err := s.greet(ctx, daemon(o.Release)); err != nil {
 		s.conn.Close()
-		cmd.Process.Kill() // no container is its child
+		cmd.Process.Kill() // it has no container as a child
 		return fail(withLog(err, b.RunDir, logStart))
 	}
 	lives = true
@@ -132,11 +135,12 @@ func Spawn(ctx context.Context, o Options) (*Shim, error) {
 	return s, nil
 }
 
-// environment is what a shim and its runtime need of ours, and no more: it
-// stays in memory as long as the container runs.
+// environment returns the variables that a shim and its runtime need, and no
+// others: they stay in memory as long as the container runs. GORACE says where a
+// race detector build reports; it is set for no other build.
 func environment() []string {
 	var env []string
-	for _, name := range []string{"PATH", "DBUS_SESSION_BUS_ADDRESS", "XDG_RUNTIME_DIR"} {
+	for _, name := range []string{"PATH", "DBUS_SESSION_BUS_ADDRESS", "XDG_RUNTIME_DIR", "GORACE"} {
 		if v, ok := os.LookupEnv(name); ok {
 			env = append(env, name+"="+v)
 		}
@@ -144,7 +148,7 @@ func environment() []string {
 	return env
 }
 
-// withLog adds what the shim said before it ended.
+// withLog adds what the shim logged before it exited.
 func withLog(err error, runDir string, from int64) error {
 	f, oerr := os.Open(filepath.Join(runDir, proto.LogFile))
 	if oerr != nil {
@@ -154,12 +158,12 @@ func withLog(err error, runDir string, from int64) error {
 	buf := make([]byte, 2048)
 	n, _ := f.ReadAt(buf, from)
 	if said := strings.TrimSpace(string(buf[:n])); said != "" {
-		return fmt.Errorf("%w; the shim said: %s", err, said)
+		return fmt.Errorf("%w; the shim logged: %s", err, said)
 	}
 	return err
 }
 
-// daemon is how a daemon of a release greets.
+// daemon returns the Hello of a daemon of this release.
 func daemon(release string) proto.Hello {
 	if release == "" {
 		release = "unknown"
@@ -178,8 +182,9 @@ func (s *Shim) greet(ctx context.Context, as proto.Hello) error {
 	return s.greeted(ctx, q)
 }
 
-// greetAndFollow says hello and subscribes in one breath, as everybody does who
-// finds a shim: it wakes up once for both. What it tells waits for Subscribe.
+// greetAndFollow sends the hello and the subscription in one write, as every daemon
+// needs both: the shim wakes up only once. Events are kept until Subscribe is
+// called.
 func (s *Shim) greetAndFollow(ctx context.Context, as proto.Hello) error {
 	hello, err := s.question(proto.MethodHello, &as, 0)
 	if err != nil {
@@ -209,15 +214,15 @@ func (s *Shim) greeted(ctx context.Context, q *question) error {
 	return nil
 }
 
-// Dial connects to the shim of a run directory. ErrNotFound: nobody listens
-// there, the shim is gone. ErrUnavailable, or the context's error: it could not
-// be told, and nothing may be concluded.
+// Dial connects to the shim of a run directory. ErrNotFound: the shim has exited,
+// as nothing listens there. ErrUnavailable, or the context's error: it is unknown
+// whether the shim lives.
 func Dial(ctx context.Context, runDir, release string) (*Shim, error) {
 	return dial(ctx, runDir, daemon(release))
 }
 
-// DialGuest is Dial for one who is no daemon: the shim does not leave to it
-// what is a daemon's to do.
+// DialGuest is Dial for a client that is not a daemon: the shim does not leave a
+// daemon's duties, such as the removal of the container, to it.
 func DialGuest(ctx context.Context, runDir string) (*Shim, error) {
 	return dial(ctx, runDir, proto.Hello{Version: proto.Version})
 }
@@ -226,8 +231,8 @@ func dial(ctx context.Context, runDir string, as proto.Hello) (*Shim, error) {
 	fail := func(kind, err error) (*Shim, error) {
 		return nil, fmt.Errorf("connect to the shim in %s: %w: %w", runDir, kind, err)
 	}
-	// Through a descriptor of the directory: its path may be longer than a
-	// socket's may be.
+	// Connect through a descriptor of the directory, whose path may be longer than a
+	// socket address can be.
 	dir, err := unix.Open(runDir, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENOTDIR) {
 		return fail(errdefs.ErrNotFound, err)
@@ -251,7 +256,7 @@ func dial(ctx context.Context, runDir string, as proto.Hello) (*Shim, error) {
 	case errors.Is(err, unix.ENOENT), errors.Is(err, unix.ECONNREFUSED):
 		unix.Close(fd)
 		return fail(errdefs.ErrNotFound, err)
-	default: // EAGAIN: its queue is full
+	default: // EAGAIN: the backlog of the socket is full
 		unix.Close(fd)
 		return fail(errdefs.ErrUnavailable, err)
 	}
@@ -262,7 +267,7 @@ func dial(ctx context.Context, runDir string, as proto.Hello) (*Shim, error) {
 	}
 	s := newShim(conn)
 	greet := s.greetAndFollow
-	if as.Daemon == "" { // a guest mostly asks one thing and goes
+	if as.Daemon == "" { // a guest usually makes one request and needs no events
 		greet = s.greet
 	}
 	if err := greet(ctx, as); err != nil {

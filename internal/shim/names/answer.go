@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package names
 
 import (
@@ -6,25 +8,27 @@ import (
 	"golang.org/x/net/dns/dnsmessage"
 )
 
-// ttl of our own answers, in seconds: as Docker's. A change is seen at the next
-// question of a client that asks again; few cache.
+// ttl of our own answers, in seconds, as in Docker. Clients that cache are few; the
+// others see a change at their next question.
 const ttl = 600
 
-// smallest is what every client of UDP takes (RFC 1035, 4.2.1).
+// smallest is the answer size in bytes that every UDP client accepts (RFC 1035,
+// 4.2.1).
 const smallest = 512
 
-// query is a question that came.
+// query is a question that was received.
 type query struct {
 	raw      []byte
 	header   dnsmessage.Header
 	question dnsmessage.Question
-	size     int  // largest answer over UDP, bytes
+	size     int  // maximum size in bytes of our own answers over UDP
+	room     int  // maximum size in bytes that the client accepts over UDP
 	edns     bool // it has an OPT record
 }
 
-// parse reads a question. Without one there is nothing to answer.
+// parse decodes a message. It reports false for one without a single question.
 func parse(raw []byte) (query, bool) {
-	q := query{raw: raw, size: smallest}
+	q := query{raw: raw, size: smallest, room: smallest}
 	var p dnsmessage.Parser
 	var err error
 	if q.header, err = p.Start(raw); err != nil || q.header.Response || q.header.OpCode != 0 {
@@ -45,7 +49,8 @@ func parse(raw []byte) (query, bool) {
 		}
 		if h.Type == dnsmessage.TypeOPT {
 			q.edns = true
-			q.size = max(smallest, min(int(h.Class), 4096))
+			q.room = max(smallest, int(h.Class))
+			q.size = min(q.room, 4096)
 		}
 		if p.SkipAdditional() != nil {
 			return q, true
@@ -53,7 +58,7 @@ func parse(raw []byte) (query, bool) {
 	}
 }
 
-// local answers from the table. ok is false for names that are not ours.
+// local answers from the table. ok is false for names that are to be forwarded.
 func (t *table) local(q query) (answer []byte, ok bool) {
 	if q.question.Class != dnsmessage.ClassINET {
 		return nil, false
@@ -142,12 +147,27 @@ func (q query) answer(code dnsmessage.RCode, records func(*dnsmessage.Builder, d
 	return out
 }
 
-// fit makes an answer fit into a datagram: one that does not is emptied and
-// says so, and the client asks again over TCP.
+// fit replaces an answer that is too large for a datagram by an empty one with the
+// TC flag, so that the client asks again over TCP.
 func (q query) fit(answer []byte) []byte {
 	if len(answer) <= q.size {
 		return answer
 	}
+	return q.short()
+}
+
+// cut is fit for the answer of an upstream server. Such an answer may be as large
+// as the client accepts, because the server got the client's limit with the
+// question.
+func (q query) cut(answer []byte) []byte {
+	if len(answer) <= q.room {
+		return answer
+	}
+	return q.short()
+}
+
+// short returns an empty answer with the TC flag: the client then asks over TCP.
+func (q query) short() []byte {
 	short := q.answer(dnsmessage.RCodeSuccess, nil)
 	if len(short) > 2 {
 		short[2] |= 0x02 // TC
@@ -155,8 +175,8 @@ func (q query) fit(answer []byte) []byte {
 	return short
 }
 
-// refusal is the answer to a message that is no question, if it can be answered
-// at all: a client that hears nothing asks again and again.
+// refusal returns the answer to a message that is not a valid question, or nil if
+// it can't be answered. Without an answer the client would retry.
 func refusal(raw []byte) []byte {
 	if len(raw) < 12 || raw[2]&0x80 != 0 {
 		return nil
@@ -168,8 +188,8 @@ func refusal(raw []byte) []byte {
 	return []byte{raw[0], raw[1], 0x80 | raw[2]&0x79, 0x80 | code, 0, 0, 0, 0, 0, 0, 0, 0}
 }
 
-// failure is the answer when no server answered.
+// failure returns the answer (SERVFAIL) for when no server answered.
 func (q query) failure() []byte { return q.answer(dnsmessage.RCodeServerFailure, nil) }
 
-// missing is the answer to a name that nobody may be asked about.
+// missing returns the answer (NXDOMAIN) for a name that may not be forwarded.
 func (q query) missing() []byte { return q.answer(dnsmessage.RCodeNameError, nil) }

@@ -1,50 +1,52 @@
-// Package names is the name server of a container: it answers at 127.0.0.11 in
-// the container's network namespace what the container's networks know, and
-// asks the host's servers for the rest. The shim links it, so it stays small:
-// raw sockets, no package net.
+// SPDX-License-Identifier: Apache-2.0
+
+// Package names is the DNS server of a container. It listens at 127.0.0.11 in the
+// container's network namespace, answers for the names on the container's
+// networks, and forwards all other questions to the host's servers. The shim links
+// it, so it stays small: raw sockets, no package net.
 //
-// What the networks know it reads from files that the daemon renames into
-// place, so names go on resolving while no daemon lives:
+// It reads the names from files that the daemon renames into place, so names
+// continue to resolve while no daemon lives:
 //
 //	<run dir>/names.json            View: the container's networks and servers
-//	<exec root>/names/<network>.json  Network: who is on a network
+//	<exec root>/names/<network>.json  Network: the members of a network
 //
-// A file is read again when its inode, size or time of change is another.
+// A file is read again when its inode, size or modification time has changed.
 package names
 
-// Schema is the number of both files' form. A file with a higher number is
-// taken as far as it is understood: forms only gain fields.
+// Schema is the schema number of both files. Of a file with a higher number the
+// known fields are used: schemas only gain fields.
 const Schema = 1
 
-// View is what one container sees.
+// View is what one container resolves.
 type View struct {
 	Schema int `json:"schema"`
-	// Networks are paths of Network files, in the order in which they are
-	// asked.
+	// Networks are the paths of Network files, in the order in which they are
+	// searched.
 	Networks []string `json:"networks"`
-	// Links are names for this container only, each with the name that it
-	// stands for.
+	// Links are aliases for this container only, each with the name that it stands
+	// for.
 	Links map[string]string `json:"links,omitempty"`
-	// Upstream are the servers for all other names, "address:port" with IPv6
-	// addresses in brackets. They are asked from the host's network namespace.
-	// None: all other names do not exist, as in an internal network.
+	// Upstream are the servers for all other names, as "address:port" with IPv6
+	// addresses in brackets. They are queried from the host's network namespace. If
+	// there are none, as in an internal network, all other names do not exist.
 	Upstream []string `json:"upstream,omitempty"`
 }
 
-// Network is who is on a network.
+// Network has the members of a network.
 type Network struct {
 	Schema int    `json:"schema"`
 	Name   string `json:"name"`
-	// Subnets are those of the network, where it has them for itself: addresses
-	// in them are nobody else's business.
+	// Subnets are the subnets that the network has for itself: reverse lookups of
+	// addresses in them are never forwarded.
 	Subnets []string `json:"subnets,omitempty"`
 	Members []Member `json:"members"`
 }
 
-// Member is a container on a network. One that does not run has no addresses:
-// its names are known, and do not resolve.
+// Member is a container on a network. One that does not run has no addresses: its
+// names exist but do not resolve.
 type Member struct {
 	Name      string   `json:"name"`
-	Names     []string `json:"names,omitempty"` // others that it is known by: ID, aliases
+	Names     []string `json:"names,omitempty"` // other names: ID, aliases
 	Addresses []string `json:"addresses,omitempty"`
 }

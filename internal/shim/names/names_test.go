@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package names
 
 import (
@@ -18,7 +20,7 @@ import (
 	"golang.org/x/net/dns/dnsmessage"
 )
 
-// put writes a file as the daemon does: renamed into place.
+// put writes a file as the daemon does: by renaming it into place.
 func put(t *testing.T, path string, v any) {
 	t.Helper()
 	b, err := json.Marshal(v)
@@ -33,19 +35,30 @@ func put(t *testing.T, path string, v any) {
 	}
 }
 
-// serve starts a server on loopback sockets, and gives a resolver that asks it.
+// sockets returns sockets with the same port number. The kernel chooses it for TCP;
+// if the UDP port is taken, another one is tried.
+func sockets(t *testing.T) (tcp *net.TCPListener, udp *net.UDPConn) {
+	t.Helper()
+	var err error
+	for range 100 {
+		if tcp, err = net.ListenTCP("tcp4", &net.TCPAddr{IP: net.IPv4(127, 0, 0, 1)}); err != nil {
+			t.Fatal(err)
+		}
+		if udp, err = net.ListenUDP("udp4", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1), Port: tcp.Addr().(*net.TCPAddr).Port}); err == nil {
+			return tcp, udp
+		}
+		tcp.Close()
+	}
+	t.Fatal(err)
+	return nil, nil
+}
+
+// serve starts a server on loopback sockets and returns a resolver that uses it.
 func serve(t *testing.T, v View) (*net.Resolver, string) {
 	t.Helper()
 	view := filepath.Join(t.TempDir(), "names.json")
 	put(t, view, v)
-	tcp, err := net.ListenTCP("tcp4", &net.TCPAddr{IP: net.IPv4(127, 0, 0, 1)})
-	if err != nil {
-		t.Fatal(err)
-	}
-	udp, err := net.ListenUDP("udp4", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1), Port: tcp.Addr().(*net.TCPAddr).Port})
-	if err != nil {
-		t.Fatal(err)
-	}
+	tcp, udp := sockets(t)
 	uf, err := udp.File()
 	if err != nil {
 		t.Fatal(err)
@@ -122,7 +135,7 @@ func TestUnknownNamesOfOurOwnDoNotExistAndAreAskedOfNobody(t *testing.T) {
 	}
 }
 
-// A network that is called as a domain of the world does not hide it.
+// A network with the name of a public domain must not hide that domain.
 func TestNetworkThatIsCalledAsADomainDoesNotHideIt(t *testing.T) {
 	v := twoNetworks(t)
 	named := filepath.Join(t.TempDir(), "test.json")
@@ -137,7 +150,7 @@ func TestNetworkThatIsCalledAsADomainDoesNotHideIt(t *testing.T) {
 	}
 }
 
-// exchange sends a message to the server of a resolver, and gives the answer.
+// exchange sends a message to a resolver's server and returns the answer.
 func exchange(t *testing.T, r *net.Resolver, network string, msg []byte) []byte {
 	t.Helper()
 	c, err := r.Dial(t.Context(), network, "")
@@ -179,8 +192,8 @@ func question(t testing.TB, name string, kind dnsmessage.Type) []byte {
 	return b
 }
 
-// A name that has no address of the family that is asked for exists: resolvers
-// that ask for both at once take NXDOMAIN of one for the end of the other.
+// A name exists even if it has no address of the requested family. Resolvers query
+// both families at once, and would take NXDOMAIN for one as the answer for both.
 func TestNameWithoutAnAddressOfTheFamilyExists(t *testing.T) {
 	r, _ := serve(t, twoNetworks(t))
 	for _, kind := range []dnsmessage.Type{dnsmessage.TypeAAAA, dnsmessage.TypeMX, dnsmessage.TypeTXT, 65} {
@@ -195,7 +208,7 @@ func TestMessagesThatAreNoQuestionAreAnsweredOrDropped(t *testing.T) {
 	r, _ := serve(t, twoNetworks(t))
 	good := question(t, "db.", dnsmessage.TypeA)
 	two := slices.Clone(good)
-	two[5] = 2 // two questions, one there
+	two[5] = 2 // announces two questions, contains one
 	update := slices.Clone(good)
 	update[2] |= 5 << 3
 	huge := append(slices.Clone(good[:12]), bytes.Repeat([]byte{63}, 9000)...)
@@ -213,7 +226,7 @@ func TestMessagesThatAreNoQuestionAreAnsweredOrDropped(t *testing.T) {
 			}
 		}
 	}
-	// An answer is not answered: two servers would go on for ever.
+	// A response must not be answered: two servers would answer each other for ever.
 	if got := refusal([]byte{0, 7, 0x80, 0, 0, 0, 0, 0, 0, 0, 0, 0}); got != nil {
 		t.Errorf("to an answer: %x", got)
 	}
@@ -250,8 +263,8 @@ func TestServerThatRefusesIsNotTheLastWord(t *testing.T) {
 	}
 }
 
-// A thousand questions at once, half of them to servers that take their time:
-// all are answered, and the memory is not theirs for each.
+// Of a thousand concurrent questions half go to a slow server. All must be
+// answered, and a waiting question must not hold a buffer.
 func TestThousandQuestionsAtOnceAreAllAnswered(t *testing.T) {
 	const n = 1000
 	waiting, open := make(chan struct{}, n), make(chan struct{})
@@ -303,7 +316,7 @@ func TestThousandQuestionsAtOnceAreAllAnswered(t *testing.T) {
 	}
 	runtime.ReadMemStats(&during)
 	if grown := int64(during.HeapInuse+during.StackInuse) - int64(before.HeapInuse+before.StackInuse); grown > 24<<20 {
-		t.Errorf("%d questions that wait hold %d bytes", n/2, grown)
+		t.Errorf("%d waiting questions take %d bytes of memory", n/2, grown)
 	}
 	close(open)
 	seen := map[int]bool{}
@@ -326,7 +339,7 @@ func TestThousandQuestionsAtOnceAreAllAnswered(t *testing.T) {
 	}
 }
 
-// Connections that say nothing keep nobody from asking.
+// Idle connections must not keep others from asking.
 func TestIdleConnectionsAreBounded(t *testing.T) {
 	r, _ := serve(t, twoNetworks(t))
 	for range sessions - 1 {
@@ -393,7 +406,7 @@ func TestManyAddressesComeOverTCP(t *testing.T) {
 	}
 }
 
-// upstream is a server of the host that knows example.test alone.
+// upstream is an upstream server that knows only example.test.
 func upstream(t *testing.T, seen func(dnsmessage.Question)) string {
 	t.Helper()
 	c, err := net.ListenUDP("udp4", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)})
@@ -426,7 +439,7 @@ func upstream(t *testing.T, seen func(dnsmessage.Question)) string {
 }
 
 func TestOtherNamesAreAskedOfTheNextServerWhenOneIsDead(t *testing.T) {
-	// A port that nobody listens on answers with an ICMP error at once.
+	// A closed port answers with an ICMP error at once.
 	dead, err := net.ListenUDP("udp4", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)})
 	if err != nil {
 		t.Fatal(err)
@@ -465,7 +478,7 @@ func FuzzQuestion(f *testing.F) {
 		if q, ok := parse(b); ok {
 			tab.local(q)
 			q.fit(q.failure())
-		} else if no := refusal(b); no != nil && !answers(no, b) {
+		} else if no := refusal(b); no != nil && !answers(no, b, dnsmessage.Question{}) {
 			t.Errorf("%x is no answer to %x", no, b)
 		}
 	})

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package names
 
 import (
@@ -14,30 +16,35 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Limits. A container can use up its own name server, and nothing else of its
-// shim's.
+// Limits. A container can exhaust its own name server, but no other part of its
+// shim.
 const (
-	inFlight   = 1024            // questions that are forwarded at once
-	sessions   = 128             // connections of TCP at once; more wait
-	tryTimeout = 2 * time.Second // for one server
+	inFlight   = 1024            // concurrently forwarded questions
+	sessions   = 128             // concurrent TCP connections; more wait
+	tryTimeout = 2 * time.Second // for one upstream server
 	idle       = 10 * time.Second
-	maxMessage = 65535
-	// received is room for a burst of questions, in bytes of the kernel's
-	// memory. It is used only while they wait.
+	// acceptAgain is the pause after an error of accept.
+	acceptAgain = 100 * time.Millisecond
+	maxMessage  = 65535
+	// received is the size of the receive buffer, for a burst of questions, in
+	// bytes. The kernel uses this memory only while questions wait.
 	received = 4 << 20
 )
 
-// Server answers on two sockets that somebody else bound.
+// Server answers on two sockets.
 type Server struct {
 	table table
 	udp   *os.File
 	tcp   *os.File
-	slots chan struct{} // of what is forwarded
-	doors chan struct{} // of connections
+	slots chan struct{} // limits forwarded questions
+	doors chan struct{} // limits TCP connections
+
+	closing sync.Once
+	closed  chan struct{}
 }
 
-// New makes a server of a bound UDP and a listening TCP socket, both
-// non-blocking, and the path of the View. They are the server's from now on.
+// New makes a server of a bound UDP and a listening TCP socket, both non-blocking,
+// and the path of the View. The server takes over the sockets.
 func New(view string, udp, tcp *os.File) *Server {
 	if raw, err := udp.SyscallConn(); err == nil {
 		raw.Control(func(fd uintptr) { unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, received) })
@@ -45,6 +52,7 @@ func New(view string, udp, tcp *os.File) *Server {
 	return &Server{
 		table: table{path: view}, udp: udp, tcp: tcp,
 		slots: make(chan struct{}, inFlight), doors: make(chan struct{}, sessions),
+		closed: make(chan struct{}),
 	}
 }
 
@@ -54,8 +62,9 @@ func (s *Server) Serve() {
 	s.serveUDP()
 }
 
-// Close ends it.
+// Close stops the server and closes its sockets.
 func (s *Server) Close() {
+	s.closing.Do(func() { close(s.closed) })
 	s.udp.Close()
 	s.tcp.Close()
 }
@@ -69,16 +78,18 @@ func (s *Server) serveUDP() {
 	for {
 		var n int
 		var from unix.Sockaddr
-		var rerr error
 		err := raw.Read(func(fd uintptr) bool {
-			n, from, rerr = unix.Recvfrom(int(fd), buf, 0)
-			return rerr != unix.EAGAIN
+			for {
+				var err error
+				if n, from, err = unix.Recvfrom(int(fd), buf, 0); err != unix.EINTR {
+					// After an error too this waits for the next datagram, instead of
+					// spinning.
+					return err == nil
+				}
+			}
 		})
 		if err != nil {
 			return // closed
-		}
-		if rerr != nil {
-			continue
 		}
 		reply := func(answer []byte) {
 			if answer == nil {
@@ -106,7 +117,7 @@ func (s *Server) serveUDP() {
 		q.raw = append([]byte(nil), q.raw...)
 		go func() {
 			defer func() { <-s.slots }()
-			reply(s.forward(q, false))
+			reply(q.cut(s.forward(q, false)))
 		}()
 	}
 }
@@ -129,6 +140,9 @@ func (s *Server) serveTCP() {
 		}
 		if aerr != nil {
 			<-s.doors
+			if !s.pause(aerr) {
+				return
+			}
 			continue
 		}
 		go func() {
@@ -138,7 +152,24 @@ func (s *Server) serveTCP() {
 	}
 }
 
-// session answers the questions of one connection, one after the other.
+// pause waits after a failed accept. It reports whether the server still serves.
+// Without a free descriptor the connection stays in the queue, and without a pause
+// accept would fail again at once.
+func (s *Server) pause(err error) bool {
+	if err == unix.EINTR || err == unix.ECONNABORTED {
+		return true
+	}
+	t := time.NewTimer(acceptAgain)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return true
+	case <-s.closed:
+		return false
+	}
+}
+
+// session answers the questions of one connection, one at a time.
 func (s *Server) session(c *os.File) {
 	defer c.Close()
 	for {
@@ -164,7 +195,8 @@ func (s *Server) session(c *os.File) {
 	}
 }
 
-// forward asks the servers, one after the other, with the question as it came.
+// forward asks the upstream servers, one after the other. The question is passed on
+// unchanged except for its ID.
 func (s *Server) forward(q query, tcp bool) []byte {
 	servers := s.table.upstream()
 	if len(servers) == 0 {
@@ -172,12 +204,12 @@ func (s *Server) forward(q query, tcp bool) []byte {
 	}
 	answer := q.failure()
 	for _, server := range servers {
-		got, err := ask(server, q.raw, tcp)
+		got, err := ask(server, q, tcp)
 		if err != nil {
 			continue
 		}
 		answer = got
-		// One that can't or won't say is not the last word.
+		// After SERVFAIL or REFUSED the next server is asked.
 		if code := dnsmessage.RCode(got[3] & 0x0f); code != dnsmessage.RCodeServerFailure && code != dnsmessage.RCodeRefused {
 			break
 		}
@@ -185,8 +217,27 @@ func (s *Server) forward(q query, tcp bool) []byte {
 	return answer
 }
 
-// ask asks one server. Its answer must be to this question.
-func ask(server netip.AddrPort, question []byte, tcp bool) ([]byte, error) {
+// ask asks one server.
+//
+// An attacker that can send packets with the server's address, such as a container
+// on one of the host's bridges, must guess an ID and a port to forge an answer. The
+// kernel chooses a new port for each question. The ID is chosen here, as the
+// client's may be easy to guess.
+func ask(server netip.AddrPort, q query, tcp bool) ([]byte, error) {
+	question := append([]byte(nil), q.raw...)
+	if _, err := unix.Getrandom(question[:2], 0); err != nil {
+		return nil, os.NewSyscallError("getrandom", err)
+	}
+	answer, err := consult(server, question, q.question, tcp)
+	if err != nil {
+		return nil, err
+	}
+	copy(answer, q.raw[:2])
+	return answer, nil
+}
+
+// consult sends a question and returns its answer. Both have the ID of question.
+func consult(server netip.AddrPort, question []byte, asked dnsmessage.Question, tcp bool) ([]byte, error) {
 	kind := unix.SOCK_DGRAM
 	if tcp {
 		kind = unix.SOCK_STREAM
@@ -202,7 +253,7 @@ func ask(server netip.AddrPort, question []byte, tcp bool) ([]byte, error) {
 			return nil, err
 		}
 		got, err := readMessage(c)
-		if err == nil && !answers(got, question) {
+		if err == nil && !answers(got, question, asked) {
 			err = errForeign
 		}
 		return got, err
@@ -217,8 +268,8 @@ func ask(server netip.AddrPort, question []byte, tcp bool) ([]byte, error) {
 	for {
 		var got []byte
 		var rerr error
-		// Memory for the largest answer is taken when there is one, not while
-		// it is waited for: a thousand questions may wait.
+		// A buffer for the largest answer is taken only when an answer is there: a
+		// thousand questions may be waiting.
 		err := raw.Read(func(fd uintptr) bool {
 			buf := buffers.Get().(*[maxMessage]byte)
 			defer buffers.Put(buf)
@@ -238,21 +289,57 @@ func ask(server netip.AddrPort, question []byte, tcp bool) ([]byte, error) {
 		case rerr == unix.EINTR:
 		case rerr != nil:
 			return nil, rerr
-		case answers(got, question):
+		case answers(got, question, asked):
 			return got, nil
 		}
-		// Another ID is an answer that came late, or a guess of somebody's.
+		// With another ID or question it is a late answer or a forged one.
 	}
 }
 
 var buffers = sync.Pool{New: func() any { return new([maxMessage]byte) }}
 
-// answers reports whether a message is the answer to a question, by its ID.
-func answers(got, question []byte) bool {
-	return len(got) >= 12 && got[0] == question[0] && got[1] == question[1] && got[2]&0x80 != 0
+// answers reports whether a message is the answer to a question: it has the same ID
+// and repeats the question. An error from a server that could not parse the
+// question may come without it.
+func answers(got, question []byte, asked dnsmessage.Question) bool {
+	if len(got) < 12 || got[0] != question[0] || got[1] != question[1] || got[2]&0x80 == 0 {
+		return false
+	}
+	var p dnsmessage.Parser
+	h, err := p.Start(got)
+	if err != nil {
+		return false
+	}
+	repeated, err := p.Question()
+	if err == dnsmessage.ErrSectionDone {
+		return h.RCode != dnsmessage.RCodeSuccess && h.RCode != dnsmessage.RCodeNameError
+	}
+	return err == nil && repeated.Type == asked.Type && repeated.Class == asked.Class &&
+		equalFold(repeated.Name, asked.Name)
 }
 
-// connect makes a connected, non-blocking socket that the poller serves.
+// equalFold compares names as DNS does: ASCII letters case-insensitively, all other
+// bytes exactly.
+func equalFold(a, b dnsmessage.Name) bool {
+	if a.Length != b.Length {
+		return false
+	}
+	lower := func(c byte) byte {
+		if 'A' <= c && c <= 'Z' {
+			c += 'a' - 'A'
+		}
+		return c
+	}
+	for i := range a.Length {
+		if lower(a.Data[i]) != lower(b.Data[i]) {
+			return false
+		}
+	}
+	return true
+}
+
+// connect makes a connected, non-blocking socket that is registered with the
+// poller.
 func connect(to netip.AddrPort, kind int) (*os.File, error) {
 	family, addr := unix.AF_INET6, unix.Sockaddr(&unix.SockaddrInet6{Port: int(to.Port()), Addr: to.Addr().As16()})
 	if a := to.Addr().Unmap(); a.Is4() {
@@ -301,7 +388,7 @@ var (
 	errForeign = errors.New("not the answer to the question")
 )
 
-// readMessage reads a message of a stream: two bytes of length, then itself
+// readMessage reads a message from a stream: two bytes of length, then the message
 // (RFC 1035, 4.2.2).
 func readMessage(r io.Reader) ([]byte, error) {
 	var head [2]byte

@@ -1,7 +1,11 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package names
 
 import (
 	"encoding/json"
+	"errors"
+	"io/fs"
 	"net/netip"
 	"os"
 	"strings"
@@ -9,7 +13,7 @@ import (
 	"syscall"
 )
 
-// table answers from the files.
+// table looks names up in the files.
 type table struct {
 	path string // of the View
 
@@ -20,7 +24,7 @@ type table struct {
 	turns uint32
 }
 
-// stamp tells one version of a file from the next.
+// stamp identifies a version of a file.
 type stamp struct {
 	ino   uint64
 	size  int64
@@ -29,9 +33,10 @@ type stamp struct {
 
 // network is a Network, indexed.
 type network struct {
+	path    string // of its file
 	name    string // lower case
 	subnets []netip.Prefix
-	byName  map[string][]netip.Addr // lower case; nil: known, and not running
+	byName  map[string][]netip.Addr // by lower-case name; nil: the member exists but does not run
 	byAddr  map[netip.Addr]string
 }
 
@@ -43,7 +48,10 @@ func stampOf(path string) (stamp, bool) {
 	return stamp{st.Ino, st.Size, st.Mtim}, true
 }
 
-// refresh reads what has changed. What can't be read stays as it was.
+// refresh reads all files again if one of them has changed. If the View can't be
+// read, everything stays as it was. So does a network whose file is there and
+// can't be read: otherwise its names would be asked of servers outside. Either is
+// tried again at the next question.
 func (t *table) refresh() {
 	changed := false
 	paths := append([]string{t.path}, t.view.Networks...)
@@ -56,31 +64,42 @@ func (t *table) refresh() {
 		return
 	}
 	seen := map[string]stamp{}
-	load := func(path string, v any) bool {
+	load := func(path string, v any) error {
 		s, _ := stampOf(path)
 		b, err := os.ReadFile(path)
-		if err != nil || json.Unmarshal(b, v) != nil {
-			return false
+		if err == nil {
+			err = json.Unmarshal(b, v)
 		}
-		seen[path] = s
-		return true
+		if err == nil {
+			seen[path] = s
+		}
+		return err
 	}
 	var v View
-	if !load(t.path, &v) {
+	if load(t.path, &v) != nil {
 		return
+	}
+	before := map[string]network{}
+	for _, n := range t.nets {
+		before[n.path] = n
 	}
 	var nets []network
 	for _, p := range v.Networks {
 		var n Network
-		if load(p, &n) {
-			nets = append(nets, indexed(n))
+		err := load(p, &n)
+		old, known := before[p]
+		switch {
+		case err == nil:
+			nets = append(nets, indexed(p, n))
+		case known && !errors.Is(err, fs.ErrNotExist):
+			nets = append(nets, old)
 		}
 	}
 	t.view, t.nets, t.seen = v, nets, seen
 }
 
-func indexed(n Network) network {
-	out := network{name: strings.ToLower(n.Name), byName: map[string][]netip.Addr{}, byAddr: map[netip.Addr]string{}}
+func indexed(path string, n Network) network {
+	out := network{path: path, name: strings.ToLower(n.Name), byName: map[string][]netip.Addr{}, byAddr: map[netip.Addr]string{}}
 	for _, s := range n.Subnets {
 		if p, err := netip.ParsePrefix(s); err == nil {
 			out.subnets = append(out.subnets, p)
@@ -102,8 +121,8 @@ func indexed(n Network) network {
 	return out
 }
 
-// lookup finds a name without its final dot. known: the name is ours, and
-// where it has no address of the family there is none.
+// lookup finds a name without its final dot. known means that the name belongs to a
+// network of ours: if it has no address of the family, it is not forwarded.
 func (t *table) lookup(name string, v6 bool) (addrs []netip.Addr, known bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -120,7 +139,7 @@ func (t *table) lookup(name string, v6 bool) (addrs []netip.Addr, known bool) {
 		found, ok := n.byName[name]
 		if !ok && qualified {
 			found, ok = n.byName[bare]
-			known = known || !public(n.name) || t.member(bare) // nobody else's to answer
+			known = known || !public(n.name) || t.member(bare) // must not be forwarded
 		}
 		if !ok {
 			continue
@@ -136,7 +155,8 @@ func (t *table) lookup(name string, v6 bool) (addrs []netip.Addr, known bool) {
 		}
 	}
 	if n := len(addrs); n > 1 {
-		// Each answer begins with another one, so that clients spread.
+		// Each answer starts with the next address (round robin), to spread the
+		// clients.
 		t.turns++
 		k := int(t.turns) % n
 		addrs = append(append([]netip.Addr{}, addrs[k:]...), addrs[:k]...)
@@ -144,7 +164,7 @@ func (t *table) lookup(name string, v6 bool) (addrs []netip.Addr, known bool) {
 	return addrs, known
 }
 
-// member reports whether any network of ours has a container of a name.
+// member reports whether one of the networks has a container of that name.
 func (t *table) member(name string) bool {
 	for _, n := range t.nets {
 		if _, ok := n.byName[name]; ok {
@@ -154,9 +174,9 @@ func (t *table) member(name string) bool {
 	return false
 }
 
-// public reports whether a network's name could be the end of names that others
-// know: a network that is called "dev" must not hide all of .dev. Top-level
-// domains have two letters or more, and nothing but letters, or begin with xn--.
+// public reports whether a network's name could be a public domain: a network that
+// is called "dev" must not hide all of .dev. Top-level domains have two or more
+// characters and consist of letters only, or begin with xn--.
 func public(network string) bool {
 	last := network[strings.LastIndexByte(network, '.')+1:]
 	if strings.HasPrefix(last, "xn--") {
@@ -170,8 +190,8 @@ func public(network string) bool {
 	return len(last) > 1
 }
 
-// reverse finds the name of an address. known: the address is of a network of
-// ours.
+// reverse finds the name of an address. known means that the address belongs to one
+// of the networks.
 func (t *table) reverse(addr netip.Addr) (name string, known bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -187,7 +207,7 @@ func (t *table) reverse(addr netip.Addr) (name string, known bool) {
 	return "", known
 }
 
-// upstream are the servers for everything else.
+// upstream returns the servers for all other names.
 func (t *table) upstream() []netip.AddrPort {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -201,7 +221,7 @@ func (t *table) upstream() []netip.AddrPort {
 	return out
 }
 
-// reversed reads the address of a name below in-addr.arpa or ip6.arpa.
+// reversed parses the address in a name below in-addr.arpa or ip6.arpa.
 func reversed(name string) (netip.Addr, bool) {
 	name = strings.ToLower(name)
 	if v4, ok := strings.CutSuffix(name, ".in-addr.arpa"); ok {

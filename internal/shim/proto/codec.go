@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package proto
 
 import (
@@ -14,18 +16,18 @@ import (
 	"unicode/utf8"
 )
 
-// The messages are JSON as encoding/json writes it for the structs' tags, and
-// whoever reads or writes them elsewhere may use that package. A shim does not:
-// what encoding/json keeps of every type that it has seen, and the stacks that
-// its recursion takes, were a fifth of a shim's memory. Here a type lists its
-// fields once (fields.go), for both directions, and a coder goes through them.
+// The messages are JSON in the form of encoding/json for the structs' tags, and
+// other programs can use that package for them. A shim does not: the data that
+// encoding/json caches about every type, and the stack that its recursion needs,
+// were a fifth of a shim's memory. Here each type lists its fields once
+// (fields.go), for both directions, and a coder visits them.
 
-// fielder is a struct of this package: fields gives each of its fields to the
+// fielder is a struct of this package. fields passes each of its fields to the
 // coder, in the order in which they are written.
 type fielder interface{ fields(c *coder) }
 
-// Marshal is json.Marshal. v is best a pointer to a struct of this package: all
-// else goes to encoding/json.
+// Marshal is json.Marshal. Only pointers to structs of this package take the fast
+// path; all else goes to encoding/json.
 func Marshal(v any) ([]byte, error) { return appendJSON(nil, v) }
 
 // appendJSON appends v to b.
@@ -40,9 +42,8 @@ func appendJSON(b []byte, v any) ([]byte, error) {
 	return c.text, c.err
 }
 
-// Unmarshal is json.Unmarshal for a pointer to a struct of this package, but
-// takes the names of members as they are written. All else goes to
-// encoding/json.
+// Unmarshal is json.Unmarshal for a pointer to a struct of this package, except
+// that names of members are case-sensitive. All else goes to encoding/json.
 func Unmarshal(text []byte, v any) error {
 	f, ok := v.(fielder)
 	if !ok {
@@ -60,26 +61,26 @@ func Unmarshal(text []byte, v any) error {
 
 var errDepth = errors.New("JSON is nested too deep")
 
-// maxDepth is how deep values may lie in each other. The messages need 5, the
-// JSON of others that they carry not many more.
+// maxDepth bounds how deep values may be nested. The messages need 5 levels, and
+// the foreign JSON in them not many more.
 const maxDepth = 1000
 
-// always and omit say whether a field is written that has its type's zero, or
-// no elements.
+// always and omit are values of leaveOut: whether a field that is zero or empty is
+// omitted, like omitempty.
 const (
 	always = false
 	omit   = true
 )
 
-// coder is one pass over a text that is written or read. After the first error
-// it moves nothing.
+// coder encodes or decodes one text. After the first error all its methods do
+// nothing.
 type coder struct {
 	text    []byte
 	reading bool
-	pos     int // reading: where we are
+	pos     int // reading: the current offset
 	depth   int
-	key     []byte // reading: of the member whose value comes
-	hit     bool   // its field was found
+	key     []byte // reading: the name of the current member
+	hit     bool   // reading: a field has this name
 	err     error
 }
 
@@ -93,7 +94,7 @@ func (c *coder) fail() {
 	}
 }
 
-// object moves one struct.
+// object encodes or decodes a struct.
 func (c *coder) object(f fielder) {
 	if !c.reading {
 		c.text = append(c.text, '{')
@@ -108,10 +109,10 @@ func (c *coder) object(f fielder) {
 			c.skip()
 		}
 	})
-	c.hit = true // of the field that the struct is in
+	c.hit = true // for the field that contains this struct
 }
 
-// members reads an object; value is to take the value that comes after key.
+// members decodes an object. value must decode the value of the member named key.
 func (c *coder) members(value func()) {
 	c.each('{', '}', func() {
 		c.space()
@@ -125,7 +126,7 @@ func (c *coder) members(value func()) {
 	})
 }
 
-// each reads a list between brackets; item takes one.
+// each decodes a list between brackets. item must decode one element.
 func (c *coder) each(open, end byte, item func()) {
 	c.space()
 	if c.err == nil && !c.take(open) {
@@ -152,13 +153,14 @@ func (c *coder) each(open, end byte, item func()) {
 	}
 }
 
-// at says whether the field of that name is moved now. Writing, its name was
-// written then. A null that is read leaves the field as it is.
+// at reports whether the caller must encode or decode the field of that name now.
+// When writing, at has then written the name. When reading, null leaves the field
+// as it is.
 func (c *coder) at(name string, leaveOut bool) bool {
 	return c.named(name, leaveOut) && !(c.reading && c.null())
 }
 
-// named is at for fields to which null is a value.
+// named is at for fields that handle null themselves.
 func (c *coder) named(name string, leaveOut bool) bool {
 	if c.err != nil {
 		return false
@@ -274,7 +276,7 @@ func (c *coder) time(name string, p *time.Time, leaveOut bool) {
 	c.text = append(c.text, '"')
 }
 
-// data is base64, as []byte is.
+// data is a field in base64, as encoding/json has []byte.
 func (c *coder) data(name string, p *[]byte, leaveOut bool) {
 	if c.named(name, leaveOut && len(*p) == 0) {
 		c.bareData(p)
@@ -300,7 +302,7 @@ func (c *coder) bareData(p *[]byte) {
 	}
 }
 
-// json is a value that is carried as it is.
+// json is a field whose value is copied verbatim.
 func (c *coder) json(name string, p *json.RawMessage, leaveOut bool) {
 	if !c.named(name, leaveOut && len(*p) == 0) {
 		return
@@ -360,7 +362,7 @@ func (c *coder) table(name string, p *map[string]string, leaveOut bool) {
 	}
 }
 
-// list moves a slice; item moves an element of it.
+// list is a slice; item encodes or decodes an element.
 func list[T any](c *coder, name string, p *[]T, leaveOut bool, item func(*T)) {
 	if !c.named(name, leaveOut && len(*p) == 0) {
 		return
@@ -389,7 +391,7 @@ func list[T any](c *coder, name string, p *[]T, leaveOut bool, item func(*T)) {
 	}
 }
 
-// array is list for the elements of an array: what is read has as many.
+// array is list for an array of fixed length.
 func array[T any](c *coder, name string, p []T, item func(*T)) {
 	if !c.at(name, false) {
 		return
@@ -420,7 +422,7 @@ func array[T any](c *coder, name string, p []T, item func(*T)) {
 	}
 }
 
-// structs moves a slice of structs.
+// structs is a slice of structs.
 func structs[T any, P interface {
 	*T
 	fielder
@@ -432,7 +434,7 @@ func structs[T any, P interface {
 	})
 }
 
-// nested moves a struct within another one.
+// nested is a struct in a struct.
 func nested[T any, P interface {
 	*T
 	fielder
@@ -442,7 +444,7 @@ func nested[T any, P interface {
 	}
 }
 
-// pointer moves a struct that may be missing, and is left out then.
+// pointer is an optional struct, which is omitted if nil.
 func pointer[T any, P interface {
 	*T
 	fielder
@@ -462,7 +464,7 @@ func pointer[T any, P interface {
 	c.object(P(*p))
 }
 
-// space passes over white space.
+// space skips white space.
 func (c *coder) space() {
 	for c.pos < len(c.text) {
 		switch c.text[c.pos] {
@@ -482,7 +484,7 @@ func (c *coder) take(b byte) bool {
 	return false
 }
 
-// literal takes a word.
+// literal consumes the given word.
 func (c *coder) literal(word string) bool {
 	c.space()
 	if len(c.text)-c.pos >= len(word) && string(c.text[c.pos:c.pos+len(word)]) == word {
@@ -494,7 +496,7 @@ func (c *coder) literal(word string) bool {
 
 func (c *coder) null() bool { return c.literal("null") }
 
-// number takes a number's text.
+// number consumes a number and returns its text.
 func (c *coder) number() []byte {
 	c.space()
 	from := c.pos
@@ -522,14 +524,14 @@ func (c *coder) number() []byte {
 	return c.text[from:c.pos]
 }
 
-// raw takes any value's text.
+// raw consumes any value and returns its text.
 func (c *coder) raw() []byte {
 	from := c.pos
 	c.skip()
 	return c.text[from:c.pos]
 }
 
-// skip passes over a value.
+// skip consumes any value.
 func (c *coder) skip() {
 	c.space()
 	if c.err != nil || c.pos >= len(c.text) {
@@ -552,7 +554,7 @@ func (c *coder) skip() {
 	}
 }
 
-// str takes a string. What it returns is the text itself where that has no
+// str consumes a string and returns its value, which aliases the text if it has no
 // escapes.
 func (c *coder) str() []byte {
 	c.space()
@@ -578,8 +580,8 @@ func (c *coder) str() []byte {
 	return nil
 }
 
-// unescape takes the rest of a string that began at from and is as it is up to
-// here. What is no UTF-8 becomes U+FFFD.
+// unescape consumes the rest of a string that began at from and has had no escapes
+// so far. Invalid UTF-8 becomes U+FFFD.
 func (c *coder) unescape(from int) []byte {
 	out := bytes.Clone(c.text[from:c.pos])
 	for c.pos < len(c.text) {
@@ -609,7 +611,7 @@ func (c *coder) unescape(from int) []byte {
 	return nil
 }
 
-// escaped takes what comes after a backslash.
+// escaped consumes what follows a backslash.
 func (c *coder) escaped(out []byte) []byte {
 	if c.pos >= len(c.text) {
 		c.fail()
@@ -636,7 +638,7 @@ func (c *coder) escaped(out []byte) []byte {
 		}
 		c.pos += 5
 		if utf16.IsSurrogate(r) {
-			// The half of a pair without the other one is no character.
+			// A surrogate without its other half is not a character.
 			r2, ok := rune(0), false
 			if c.pos+1 < len(c.text) && c.text[c.pos] == '\\' && c.text[c.pos+1] == 'u' {
 				r2, ok = c.hex(c.pos + 2)
@@ -654,7 +656,7 @@ func (c *coder) escaped(out []byte) []byte {
 	return append(out, b)
 }
 
-// hex reads four digits.
+// hex reads four hexadecimal digits.
 func (c *coder) hex(at int) (rune, bool) {
 	if at+4 > len(c.text) {
 		return 0, false

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package proto
 
 import (
@@ -10,13 +12,13 @@ import (
 	"time"
 )
 
-// kinds makes one of each message.
+// kinds returns an empty message of each type.
 func kinds() []fielder {
 	return []fielder{&Message{}, &Bootstrap{}, &Hello{}, &HelloReply{}, &Subscribe{}, &Stop{}, &Kill{}, &Pause{}, &Update{}, &Resize{}, &Names{}, &Ports{}, &PortsReply{},
 		&Attach{}, &Hold{}, &Follow{}, &ExecCreate{}, &ExecStart{}, &Upgrade{}, &State{}, &Entry{}, &Event{}, &ExecState{}, &Error{}}
 }
 
-// fill gives every field of v some value, or leaves it zero.
+// fill sets every field of v to a random value, which may be zero.
 func fill(r *rand.Rand, v reflect.Value) {
 	texts := []string{"", "a", "web-1", "a\"b\\c\n\t\x01\b\f", "<&>", "é\u2028\u2029😀", "\xff\xc3", strings.Repeat("long ", 100)}
 	if r.IntN(4) == 0 {
@@ -92,7 +94,7 @@ func TestMessagesAreWhatEncodingJSONMakesOfThem(t *testing.T) {
 	}
 }
 
-// sameAsEncodingJSON decodes both ways.
+// sameAsEncodingJSON compares Unmarshal with json.Unmarshal.
 func sameAsEncodingJSON(t *testing.T, f fielder, text []byte) {
 	t.Helper()
 	got, want := reflect.New(reflect.TypeOf(f).Elem()), reflect.New(reflect.TypeOf(f).Elem())
@@ -100,7 +102,7 @@ func sameAsEncodingJSON(t *testing.T, f fielder, text []byte) {
 		t.Fatalf("%T: %v\n%s", f, err, text)
 	}
 	if err := json.Unmarshal(text, want.Interface()); err != nil {
-		t.Fatalf("%T: encoding/json refuses what was taken: %v\n%s", f, err, text)
+		t.Fatalf("%T: encoding/json rejects what Unmarshal accepts: %v\n%s", f, err, text)
 	}
 	if !reflect.DeepEqual(got.Interface(), want.Interface()) {
 		t.Fatalf("%T:\n got %+v\nwant %+v\n%s", f, got, want, text)
@@ -121,17 +123,17 @@ func TestWhatIsNoMessageIsRefused(t *testing.T) {
 		`{"params":{"a"}}`, `{"params":nul}`, `{"params":[1,]}`, `{"event":[]}`, `{"error":{"kind":1}}`, `[]`, `1`, `{"id":1} x`, `{"id":1}{`,
 		`{"params":` + strings.Repeat("[", 1<<20)} {
 		if err := Unmarshal([]byte(text), &Message{}); err == nil {
-			t.Errorf("taken: %.80s", text)
+			t.Errorf("accepted: %.80s", text)
 		}
 		if json.Valid([]byte(text)) && json.Unmarshal([]byte(text), &Message{}) == nil {
-			t.Errorf("encoding/json would take: %.80s", text)
+			t.Errorf("encoding/json accepts: %.80s", text)
 		}
 	}
 }
 
-// Whatever is taken is what encoding/json takes, and whatever that takes is
-// taken: but for names in other case, members that come twice, and binary data
-// as lists of numbers, which nobody writes.
+// Unmarshal must accept the same texts as encoding/json, with the same result. The
+// exceptions, which no peer sends, are names in other case, duplicate members, and
+// binary data as lists of numbers.
 func FuzzMessages(f *testing.F) {
 	r := rand.New(rand.NewPCG(3, 4))
 	for i, k := range kinds() {
@@ -188,10 +190,10 @@ func FuzzMessages(f *testing.F) {
 		err, werr := Unmarshal(text, got.Interface()), json.Unmarshal(text, want.Interface())
 		switch {
 		case err == nil && werr != nil:
-			t.Fatalf("%T: taken, encoding/json says %v\n%s", k, werr, text)
+			t.Fatalf("%T: accepted, but encoding/json returns %v\n%s", k, werr, text)
 		case err != nil && werr == nil:
 			if plain && !strings.Contains(err.Error(), "unexpected \"[\"") && err != errDepth {
-				t.Fatalf("%T: refused with %v, encoding/json takes\n%s", k, err, text)
+				t.Fatalf("%T: rejected with %v, but encoding/json accepts\n%s", k, err, text)
 			}
 		case err == nil && !reflect.DeepEqual(got.Interface(), want.Interface()):
 			t.Fatalf("%T:\n got %+v\nwant %+v\n%s", k, got, want, text)
@@ -199,7 +201,7 @@ func FuzzMessages(f *testing.F) {
 	})
 }
 
-// known are the names of all fields, by their lower case.
+// known has the names of all fields, by their lower-case form.
 var known = func() map[string]string {
 	names := map[string]string{}
 	var add func(t reflect.Type)

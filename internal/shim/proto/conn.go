@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package proto
 
 import (
@@ -10,19 +12,19 @@ import (
 	"syscall"
 )
 
-// MaxFrame is the largest payload of a frame, in bytes. A longer one is a
-// broken or hostile peer.
+// MaxFrame is the largest payload of a frame, in bytes. A longer one means a broken
+// or hostile peer.
 const MaxFrame = 16 << 20
 
 // headerSize is the length of a frame's header: the payload's length, 4 bytes,
 // big-endian.
 const headerSize = 4
 
-// fdsPerSend is how many descriptors one sendmsg carries; the kernel's own
-// limit is 253 (SCM_MAX_FD).
+// fdsPerSend is how many descriptors one sendmsg carries; the kernel's limit is 253
+// (SCM_MAX_FD).
 const fdsPerSend = 250
 
-// ErrFrame says that the peer does not speak this protocol.
+// ErrFrame means that the peer does not speak this protocol.
 var ErrFrame = errors.New("broken frame")
 
 // AppendFrame appends v as one frame to dst.
@@ -40,8 +42,8 @@ func AppendFrame(dst []byte, v any) ([]byte, error) {
 	return frame, nil
 }
 
-// SplitFrame takes the first frame off b. Without a whole one payload is nil
-// and missing is how many more bytes it takes, as far as is known.
+// SplitFrame takes the first frame off b. If it is incomplete, payload is nil and
+// missing is how many more bytes are needed, as far as that is known.
 func SplitFrame(b []byte) (payload, rest []byte, missing int, err error) {
 	if len(b) < headerSize {
 		return nil, b, headerSize - len(b), nil
@@ -57,37 +59,42 @@ func SplitFrame(b []byte) (payload, rest []byte, missing int, err error) {
 	return b[headerSize:end], b[end:], 0, nil
 }
 
-// Conn speaks frames over a Unix stream socket. It uses the descriptor alone,
-// so that the shim needs no package net. One goroutine may receive; any number
-// may send.
+// Conn sends and receives frames over a Unix stream socket. It works on the
+// descriptor, so that the shim need not link package net. One goroutine may
+// receive; any number may send.
 type Conn struct {
 	f   *os.File
 	raw syscall.RawConn
 
 	sending sync.Mutex // one frame at a time
 
-	in  []byte // received and not yet taken
-	fds []int  // descriptors that came, in their order
+	// MaxFDs bounds how many descriptors may have arrived and not been taken; 0 is
+	// no bound. It must be set before the first use.
+	MaxFDs int
 
-	// Guard, if set, is held over each step that moves bytes, from the system
-	// call until they are accounted for. Who takes what it locks finds the
-	// connection between two steps. It is set before the first use.
+	in  []byte // received and not yet decoded
+	fds []int  // descriptors received and not yet taken, in order
+
+	// Guard, if set, is held during each step that moves bytes, from the system call
+	// to the accounting. Whoever locks it against all steps sees the connection
+	// between two of them. It must be set before the first use.
 	Guard sync.Locker
 
-	rest  []byte // of the frame that is being sent, valid if begun
-	begun bool   // some of it was
+	rest  []byte // the unsent part of the current frame, valid if begun
+	begun bool   // part of the frame was sent
 }
 
-// Carried is a connection between two steps, without its descriptor: what
-// another process needs to go on with it.
+// Carried is the state of a connection between two steps, except its descriptor.
+// With it the binary that a process re-execs can continue.
 type Carried struct {
 	In   []byte `json:"in,omitempty"`
 	FDs  []int  `json:"fds,omitempty"`
 	Rest []byte `json:"rest,omitempty"`
 }
 
-// Carry is called with the Guard held against all steps. begun says that some
-// of the frame that was given to Send last was sent, and Rest is what was not.
+// Carry returns the state. It is called with the Guard held against all steps.
+// begun means that part of the frame last given to Send was sent; Rest is the
+// remainder.
 func (c *Conn) Carry() (state Carried, begun bool) {
 	state = Carried{In: c.in, FDs: c.fds}
 	if c.begun {
@@ -96,8 +103,8 @@ func (c *Conn) Carry() (state Carried, begun bool) {
 	return state, c.begun
 }
 
-// Restore goes on from another process's state. It is called before the first
-// use.
+// Restore continues from the state of the previous binary. It must be called before
+// the first use.
 func (c *Conn) Restore(state Carried) {
 	c.in, c.fds = state.In, state.FDs
 	if len(state.Rest) > 0 {
@@ -105,11 +112,11 @@ func (c *Conn) Restore(state Carried) {
 	}
 }
 
-// Forget is called, with the Guard held, when the frame that Send has sent is
+// Forget is called, with the Guard held, once the frame that Send has sent is
 // accounted for.
 func (c *Conn) Forget() { c.rest, c.begun = nil, false }
 
-// Finish sends what another process had left of a frame.
+// Finish sends the rest of a frame that a re-exec interrupted.
 func (c *Conn) Finish() error {
 	c.sending.Lock()
 	defer c.sending.Unlock()
@@ -140,13 +147,13 @@ func NewConn(fd int) (*Conn, error) {
 	return &Conn{f: f, raw: raw}, nil
 }
 
-// File is the socket, for deadlines.
+// File returns the socket, for setting deadlines.
 func (c *Conn) File() *os.File { return c.f }
 
-// Close ends the connection.
+// Close closes the connection.
 func (c *Conn) Close() error { return c.f.Close() }
 
-// Send writes v as one frame. The descriptors travel with it and stay the
+// Send writes v as one frame. The descriptors are sent with it and remain the
 // caller's.
 func (c *Conn) Send(v any, fds ...int) error {
 	frame, err := AppendFrame(nil, v)
@@ -155,8 +162,8 @@ func (c *Conn) Send(v any, fds ...int) error {
 	}
 	c.sending.Lock()
 	defer c.sending.Unlock()
-	// All descriptors arrive before the frame's last byte: every full batch
-	// rides on one byte, the rest of the frame takes the last batch.
+	// All descriptors must arrive before the frame's last byte: each full batch is
+	// sent with a single byte, and the last batch with the rest of the frame.
 	for len(fds) > fdsPerSend {
 		if len(frame) < 2 {
 			return fmt.Errorf("%w: %d descriptors too many", ErrFrame, len(fds))
@@ -169,8 +176,8 @@ func (c *Conn) Send(v any, fds ...int) error {
 	return c.write(frame, fds)
 }
 
-// SendTogether writes several values as one frame each, in one step: the peer
-// wakes up once for all of them.
+// SendTogether writes each value as one frame, all in one write, so that the peer
+// wakes up only once.
 func (c *Conn) SendTogether(all ...any) error {
 	var frames []byte
 	for _, v := range all {
@@ -216,8 +223,8 @@ func (c *Conn) write(p []byte, fds []int) error {
 	return nil
 }
 
-// Receive decodes the next frame into v. io.EOF is the peer's orderly end,
-// io.ErrUnexpectedEOF one in the middle of a frame.
+// Receive decodes the next frame into v. It returns io.EOF if the peer has closed
+// the connection, and io.ErrUnexpectedEOF if that was in the middle of a frame.
 func (c *Conn) Receive(v any) error {
 	for {
 		ok, err := c.Take(v)
@@ -230,7 +237,7 @@ func (c *Conn) Receive(v any) error {
 	}
 }
 
-// Take decodes the next frame into v if all of it was received.
+// Take decodes the next frame into v if it has been received completely.
 func (c *Conn) Take(v any) (ok bool, err error) {
 	payload, rest, _, err := SplitFrame(c.in)
 	if err != nil || payload == nil {
@@ -239,7 +246,7 @@ func (c *Conn) Take(v any) (ok bool, err error) {
 	err = Unmarshal(payload, v)
 	c.in = append(c.in[:0], rest...)
 	if len(c.in) == 0 && cap(c.in) > 16<<10 {
-		c.in = nil // an idle connection holds no large buffer
+		c.in = nil // an idle connection keeps no large buffer
 	}
 	if err != nil {
 		return false, fmt.Errorf("%w: %w", ErrFrame, err)
@@ -247,7 +254,7 @@ func (c *Conn) Take(v any) (ok bool, err error) {
 	return true, nil
 }
 
-// Fill waits for more of the frame that Take did not find.
+// Fill waits for more bytes of a frame that Take found incomplete.
 func (c *Conn) Fill() error {
 	_, _, missing, err := SplitFrame(c.in)
 	if err != nil {
@@ -256,14 +263,14 @@ func (c *Conn) Fill() error {
 	return c.fill(max(missing, 1))
 }
 
-// rightsBuf has room for SCM_MAX_FD descriptors. A connection that waits holds
-// none.
+// rightsBuf has room for SCM_MAX_FD descriptors. It is pooled, so that a waiting
+// connection holds none.
 type rightsBuf [1040]byte
 
 var rightsBufs = sync.Pool{New: func() any { return new(rightsBuf) }}
 
-// fill reads once. It grows the buffer with what arrives, not with what a
-// header promises.
+// fill reads once. The buffer grows with what arrives, not with the length in a
+// header, which the peer controls.
 func (c *Conn) fill(missing int) error {
 	want := min(max(missing, 512), 64<<10)
 	if cap(c.in)-len(c.in) < want {
@@ -303,8 +310,11 @@ func (c *Conn) fill(missing int) error {
 	if kept != nil {
 		return kept
 	}
+	if c.MaxFDs > 0 && len(c.fds) > c.MaxFDs {
+		return fmt.Errorf("%w: %d descriptors arrived and no frame announced them", ErrFrame, len(c.fds))
+	}
 	if flags&syscall.MSG_CTRUNC != 0 {
-		return fmt.Errorf("%w: descriptors were lost, the limit of open files may be reached", ErrFrame)
+		return fmt.Errorf("%w: descriptors were lost: the limit of open files may be reached", ErrFrame)
 	}
 	if n == 0 {
 		if len(c.in) > 0 {
@@ -333,11 +343,11 @@ func (c *Conn) keepFDs(oob []byte) error {
 	return nil
 }
 
-// TakeFDs gives the next n descriptors that came with the frames received so
-// far. They are close-on-exec and the caller's.
+// TakeFDs returns the next n descriptors received with frames so far. They are
+// close-on-exec and belong to the caller.
 func (c *Conn) TakeFDs(n int) ([]int, error) {
 	if n < 0 || n > len(c.fds) {
-		return nil, fmt.Errorf("%w: %d descriptors announced, %d came", ErrFrame, n, len(c.fds))
+		return nil, fmt.Errorf("%w: %d descriptors announced, %d received", ErrFrame, n, len(c.fds))
 	}
 	fds := c.fds[:n:n]
 	c.fds = c.fds[n:]
@@ -347,8 +357,8 @@ func (c *Conn) TakeFDs(n int) ([]int, error) {
 	return fds, nil
 }
 
-// DropFDs closes the descriptors that nobody took. Only the receiving
-// goroutine may call it.
+// DropFDs closes all descriptors that were not taken. Only the receiving goroutine
+// may call it.
 func (c *Conn) DropFDs() {
 	for _, fd := range c.fds {
 		syscall.Close(fd)

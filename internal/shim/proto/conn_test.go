@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package proto
 
 import (
@@ -35,7 +37,7 @@ func pair(t *testing.T) (a, b *Conn) {
 
 func TestDescriptorsArriveInOrderEvenWhenTheyAreMany(t *testing.T) {
 	a, b := pair(t)
-	const n = 600 // more than two sendmsg carry
+	const n = 600 // more than two sendmsg calls carry
 	boot := Bootstrap{ID: "c1"}
 	var fds []int
 	dir := t.TempDir()
@@ -59,7 +61,7 @@ func TestDescriptorsArriveInOrderEvenWhenTheyAreMany(t *testing.T) {
 		t.Fatal(err)
 	}
 	if len(got.Ports) != n {
-		t.Fatalf("%d ports came", len(got.Ports))
+		t.Fatalf("%d ports, want as many as were sent", len(got.Ports))
 	}
 	received, err := b.TakeFDs(n)
 	if err != nil {
@@ -74,7 +76,7 @@ func TestDescriptorsArriveInOrderEvenWhenTheyAreMany(t *testing.T) {
 		}
 	}
 	if _, err := b.TakeFDs(1); !errors.Is(err, ErrFrame) {
-		t.Fatalf("taking one that never came: %v", err)
+		t.Fatalf("TakeFDs of a descriptor that was not sent: %v", err)
 	}
 }
 
@@ -128,8 +130,8 @@ func TestBrokenInputIsRefused(t *testing.T) {
 	}
 }
 
-// The transcripts are the protocol's documentation and its promise: a frame
-// that an earlier release wrote decodes to the same message for ever.
+// The transcripts document the protocol and keep it compatible: a frame that an
+// earlier release wrote decodes to the same message for ever.
 func TestGoldenTranscripts(t *testing.T) {
 	at := time.Date(2026, 3, 1, 12, 0, 0, 123456789, time.UTC)
 	raw := func(v any) json.RawMessage {
@@ -227,10 +229,10 @@ func FuzzSplitFrame(f *testing.F) {
 		switch {
 		case err != nil, payload == nil:
 			if err == nil && missing <= 0 {
-				t.Fatal("neither a frame, nor an error, nor a wish for more")
+				t.Fatal("no frame, no error, and no missing bytes")
 			}
 			if !bytes.Equal(rest, b) {
-				t.Fatal("took bytes without a frame")
+				t.Fatal("consumed bytes without returning a frame")
 			}
 		case headerSize+len(payload)+len(rest) != len(b):
 			t.Fatalf("%d bytes became %d and %d", len(b), len(payload), len(rest))

@@ -1,7 +1,9 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package proto
 
-// The fields of the messages, by the names and in the order of their tags: a
-// test holds each type against what encoding/json makes of it.
+// The fields of the messages, with the names and in the order of their JSON tags. A
+// test compares each type with the result of encoding/json.
 
 func (e *Error) fields(c *coder) {
 	c.string("kind", &e.Kind, always)
@@ -41,14 +43,17 @@ func (b *Bootstrap) fields(c *coder) {
 	integer(c, "stopTimeout", &b.StopTimeout, always)
 	pointer(c, "health", &b.Health)
 	structs(c, "ports", &b.Ports, omit)
+	c.time("finished", &b.Finished, omit)
+	structs(c, "healthLog", &b.HealthLog, omit)
 	c.string("oomFile", &b.OOMFile, omit)
 	c.string("oomKey", &b.OOMKey, omit)
 	nested(c, "teardown", &b.Teardown)
+	structs(c, "join", &b.Join, omit)
 	c.table("attributes", &b.Attributes, omit)
 	pointer(c, "adopt", &b.Adopt)
 }
 
-// size is of a terminal.
+// size is a terminal's size.
 func (c *coder) size(name string, p *[2]uint) {
 	array(c, name, p[:], func(n *uint) { bareInteger(c, n) })
 }
@@ -60,6 +65,14 @@ func (a *Adopt) fields(c *coder) {
 }
 
 func (u *Upgrade) fields(c *coder) { c.string("binary", &u.Binary, always) }
+
+func (j *Join) fields(c *coder) {
+	c.string("id", &j.ID, always)
+	c.string("name", &j.Name, always)
+	c.string("what", &j.What, always)
+	c.string("dir", &j.Dir, always)
+	c.strings("kinds", &j.Kinds, always)
+}
 
 func (r *Runtime) fields(c *coder) {
 	c.string("path", &r.Path, always)
@@ -122,9 +135,12 @@ func (h *HelloReply) fields(c *coder) {
 	integer(c, "pid", &h.Pid, always)
 	nested(c, "state", &h.State)
 	c.bool("names", &h.Names, omit)
+	c.bool("chunks", &h.Chunks, omit)
 }
 
 func (s *Subscribe) fields(c *coder) { integer(c, "after", &s.After, always) }
+
+func (h *Heard) fields(c *coder) { integer(c, "seq", &h.Seq, always) }
 
 func (s *Stop) fields(c *coder) {
 	integer(c, "signal", &s.Signal, omit)
@@ -172,6 +188,7 @@ func (h *Hold) fields(c *coder) {
 func (f *Follow) fields(c *coder) {
 	integer(c, "offset", &f.Offset, always)
 	c.data("head", &f.Head, omit)
+	c.bool("chunked", &f.Chunked, omit)
 	c.bool("Stdout", &f.Stdout, always)
 	c.bool("Stderr", &f.Stderr, always)
 	c.bool("raw", &f.Raw, omit)

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package proto
 
 import (
@@ -5,10 +7,10 @@ import (
 	"syscall"
 )
 
-// ReadFile is os.ReadFile for the small files in which shim and daemon keep
-// what they know. A daemon that starts reads some of every container: this
-// takes four system calls, where os.ReadFile takes ten, for it asks the poller
-// too. Errors are those of os.ReadFile.
+// ReadFile is os.ReadFile for the small state files of shim and daemon. At its
+// start a daemon reads some for every container. ReadFile takes four system calls;
+// os.ReadFile takes ten, as it also tries the poller. The errors are those of
+// os.ReadFile.
 func ReadFile(path string) ([]byte, error) {
 	fd, err := openFile(path)
 	if err != nil {

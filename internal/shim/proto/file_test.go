@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package proto
 
 import (
@@ -17,7 +19,7 @@ func TestReadFileReadsAllOfAFileAndFailsAsOsDoes(t *testing.T) {
 			t.Fatal(err)
 		}
 		if got, err := ReadFile(path); err != nil || !bytes.Equal(got, want) {
-			t.Errorf("%d bytes: %d were read, %v", n, len(got), err)
+			t.Errorf("file of %d bytes: %d bytes read, %v", n, len(got), err)
 		}
 	}
 	for _, path := range []string{path + ".no", filepath.Dir(path)} {
@@ -28,6 +30,6 @@ func TestReadFileReadsAllOfAFileAndFailsAsOsDoes(t *testing.T) {
 		}
 	}
 	if _, err := ReadFile(path + ".no"); !errors.Is(err, fs.ErrNotExist) {
-		t.Errorf("a file that is not there: %v", err)
+		t.Errorf("missing file: %v", err)
 	}
 }

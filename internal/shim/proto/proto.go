@@ -1,7 +1,9 @@
-// Package proto is what a daemon and a shim say to each other: the frames, the
+// SPDX-License-Identifier: Apache-2.0
+
+// Package proto is the protocol between a daemon and a shim: the frames, the
 // messages and their version. docs/protocol/shim.md describes it with
-// transcripts. It knows nothing but the standard library, and the shim links
-// it, so it stays small.
+// transcripts. The shim links the package, so it stays small and imports only the
+// standard library.
 //
 // Version rule: messages only ever gain fields and methods. A peer ignores
 // fields that it does not know and answers an unknown method with
@@ -10,6 +12,7 @@ package proto
 
 import (
 	"encoding/json"
+	"fmt"
 	"time"
 )
 
@@ -24,12 +27,12 @@ const (
 	SocketFile  = "shim.sock"
 	StateFile   = "state.json"
 	JournalFile = "journal"
-	LogFile     = "shim.log" // the shim's own words, for people
+	LogFile     = "shim.log" // the shim's log, for people to read
 	PidFile     = "init.pid"
-	// BootstrapFile is the Bootstrap as the shim has it now, for the shim that
-	// takes over should this one be killed.
+	// BootstrapFile is the shim's Bootstrap with all later changes. If the shim is
+	// killed, the next one gets it.
 	BootstrapFile = "bootstrap.json"
-	// LedgerFile holds what was read from the container and is not in its log
+	// LedgerFile holds output that was read from the container and is not in its log
 	// yet. Only shims read it.
 	LedgerFile = "output"
 )
@@ -42,14 +45,14 @@ const (
 	MethodHello      = "hello"      // Hello → HelloReply
 	MethodSubscribe  = "subscribe"  // Subscribe → nothing, then events follow
 	MethodStart      = "start"      // Start → State, once the container's process runs
-	MethodStop       = "stop"       // Stop → State, once it is gone for good
+	MethodStop       = "stop"       // Stop → State, once the container has ended for good
 	MethodKill       = "kill"       // Kill → nothing
 	MethodPause      = "pause"      // Pause or nothing → State
 	MethodResume     = "resume"     // nothing → State
 	MethodUpdate     = "update"     // Update → nothing
 	MethodResize     = "resize"     // Resize → nothing
 	MethodNames      = "names"      // Names + 2 descriptors → nothing
-	MethodPorts      = "ports"      // Ports + a descriptor for each that is new → PortsReply
+	MethodPorts      = "ports"      // Ports + 1 descriptor for each new port → PortsReply
 	MethodAttach     = "attach"     // Attach + 1 descriptor → nothing
 	MethodExecCreate = "execCreate" // ExecCreate → nothing
 	MethodExecStart  = "execStart"  // ExecStart + 0 or 1 descriptors → ExecState
@@ -59,20 +62,21 @@ const (
 	MethodTerminal   = "terminal"   // nothing → nothing + 1 descriptor, the master of the container's terminal
 	MethodHold       = "hold"       // Hold + 2 descriptors → nothing
 	MethodFollow     = "follow"     // Follow + 2 descriptors → nothing
+	MethodHeard      = "heard"      // Heard → nothing
 	MethodUpgrade    = "upgrade"    // Upgrade → HelloReply, of the new binary in the same process
 )
 
 // Kinds of errors.
 const (
-	KindUnimplemented = "unimplemented" // the method is not known here
-	KindInvalid       = "invalid"       // the parameters make no sense
+	KindUnimplemented = "unimplemented" // this shim does not know the method
+	KindInvalid       = "invalid"       // the parameters are invalid
 	KindNotFound      = "not-found"     // no such exec
-	KindConflict      = "conflict"      // not in this state
+	KindConflict      = "conflict"      // not possible in the current state
 	KindRuntime       = "runtime"       // the OCI runtime failed; ExitCode is 125, 126 or 127
 	KindInternal      = "internal"
 )
 
-// Error is how a call failed.
+// Error is the error of a failed call.
 type Error struct {
 	Kind     string `json:"kind"`
 	Message  string `json:"message"`
@@ -81,8 +85,13 @@ type Error struct {
 
 func (e *Error) Error() string { return e.Message }
 
-// Message is one frame. A request has ID and Method, a response ID and Result
-// or Error, an event Event.
+// Errorf makes an Error of a kind.
+func Errorf(kind, format string, args ...any) error {
+	return &Error{Kind: kind, Message: fmt.Sprintf(format, args...)}
+}
+
+// Message is one frame. A request has ID and Method, a response has ID and either
+// Result, Error or neither, an event has Event.
 type Message struct {
 	ID     uint64          `json:"id,omitempty"`
 	Method string          `json:"method,omitempty"`
@@ -100,11 +109,11 @@ type Message struct {
 type Bootstrap struct {
 	Version int    `json:"version"`
 	ID      string `json:"id"`
-	Life    uint64 `json:"life"` // Spec.Life of this start
+	Life    uint64 `json:"life"` // the number of this start, Spec.Life
 
 	RunDir  string `json:"runDir"`  // sockets, FIFOs, state, journal
 	DataDir string `json:"dataDir"` // exit record
-	Bundle  string `json:"bundle"`  // OCI bundle, its config.json is there
+	Bundle  string `json:"bundle"`  // OCI bundle, which contains config.json
 
 	Runtime Runtime `json:"runtime"`
 
@@ -112,20 +121,25 @@ type Bootstrap struct {
 	ConsoleSize [2]uint `json:"consoleSize,omitempty"` // rows, columns
 	OpenStdin   bool    `json:"openStdin,omitempty"`
 	StdinOnce   bool    `json:"stdinOnce,omitempty"` // stdin closes after the first client
-	UID         uint32  `json:"uid"`                 // host user that owns stdio
+	UID         uint32  `json:"uid"`                 // host user that owns the stdio
 	GID         uint32  `json:"gid"`
 
 	Log     Log           `json:"log"`
 	Restart RestartPolicy `json:"restart"`
-	// RestartCount continues from an earlier shim of the same life.
+	// RestartCount is the initial count, from an earlier shim of the same life.
 	RestartCount int  `json:"restartCount,omitempty"`
 	AutoRemove   bool `json:"autoRemove,omitempty"`
 
-	StopSignal  int `json:"stopSignal"`  // number
-	StopTimeout int `json:"stopTimeout"` // seconds, -1 without end
+	StopSignal  int `json:"stopSignal"`  // signal number
+	StopTimeout int `json:"stopTimeout"` // seconds, -1 for no limit
 
 	Health *Health `json:"health,omitempty"`
 	Ports  []Port  `json:"ports,omitempty"`
+
+	// Finished is when the container last ended before this life. HealthLog has the
+	// results of its last checks, which are shown until there are newer ones.
+	Finished  time.Time      `json:"finished,omitzero"`
+	HealthLog []HealthResult `json:"healthLog,omitempty"`
 
 	// OOMFile and OOMKey name the counter of OOM kills: memory.oom_control on
 	// cgroup v1, memory.events on v2, key "oom_kill".
@@ -134,16 +148,20 @@ type Bootstrap struct {
 
 	Teardown Teardown `json:"teardown"`
 
-	// Attributes go into every journal entry: name, image and labels.
+	// Join lists the containers whose namespaces this one joins. Before each run the
+	// shim mounts these namespaces at JoinedPath, which config.json refers to.
+	Join []Join `json:"join,omitempty"`
+
+	// Attributes are added to every journal entry: name, image and labels.
 	Attributes map[string]string `json:"attributes,omitempty"`
 
-	// Adopt: the container runs already and its shim was killed.
+	// Adopt is set if the container runs already and its shim was killed.
 	Adopt *Adopt `json:"adopt,omitempty"`
 }
 
-// Adopt is what a shim gets that takes over a container. All else it finds in
-// the run directory. Its descriptors travel after those of Ports, in the order
-// of the fields.
+// Adopt is what a shim that takes over a container gets from the daemon. Everything
+// else is in the run directory. The descriptors travel after those of Ports, in the
+// order of the fields.
 type Adopt struct {
 	// Pidfd: a pidfd of the container's process, opened while it lived.
 	Pidfd bool `json:"pidfd,omitempty"`
@@ -153,9 +171,33 @@ type Adopt struct {
 	Stdin bool `json:"stdin,omitempty"`
 }
 
-// Upgrade asks a shim to go on as another binary.
+// Upgrade asks a shim to re-exec another binary.
 type Upgrade struct {
 	Binary string `json:"binary"` // absolute path
+}
+
+// Kinds of namespaces that can be joined, named as in /proc/PID/ns.
+const (
+	JoinNet = "net"
+	JoinIPC = "ipc"
+	JoinPID = "pid"
+)
+
+// JoinedKinds lists all of them.
+var JoinedKinds = []string{JoinNet, JoinIPC, JoinPID}
+
+// JoinedPath is where a joined namespace is mounted, in the run directory of the
+// container that joins it.
+func JoinedPath(runDir, kind string) string { return runDir + "/ns-" + kind }
+
+// Join is a container whose namespaces are joined. Its process is found by the
+// files that its shim wrote.
+type Join struct {
+	ID    string   `json:"id"`
+	Name  string   `json:"name"`  // for messages
+	What  string   `json:"what"`  // for messages: network, IPC or PID
+	Dir   string   `json:"dir"`   // its run directory
+	Kinds []string `json:"kinds"` // of namespaces
 }
 
 // Runtime is how the OCI runtime is called: Path Args… verb …
@@ -175,7 +217,7 @@ type Log struct {
 	Driver   string            `json:"driver"` // json-file, local, none
 	Path     string            `json:"path,omitempty"`
 	MaxSize  int64             `json:"maxSize,omitempty"`  // bytes; 0 is no limit
-	MaxFiles int               `json:"maxFiles,omitempty"` // with the active one; at least 1
+	MaxFiles int               `json:"maxFiles,omitempty"` // including the active one; at least 1
 	Compress bool              `json:"compress,omitempty"`
 	Attrs    map[string]string `json:"attrs,omitempty"`
 }
@@ -190,58 +232,72 @@ type Health struct {
 	Retries       int             `json:"retries"`
 }
 
-// Port is a published port: the descriptor with it is bound (tcp: listening)
-// on the host, which keeps others from taking the port; what still arrives
-// there because the kernel's translation can't carry it is forwarded.
+// Port is a published port. The descriptor that travels with it is bound on the
+// host (tcp: listening), so that no other program can take the port. The shim
+// forwards what arrives there because the kernel can't translate it.
 type Port struct {
 	Proto  string `json:"proto"`  // tcp, udp, sctp
-	Target string `json:"target"` // container's address and port; empty is held and leads nowhere
-	// Host is the socket's own address and port, in Ports.
+	Target string `json:"target"` // container's address and port; empty: reserved, not forwarded
+	// Host is the socket's own address and port; used in Ports.
 	Host string `json:"host,omitempty"`
 }
 
-// Teardown is what the shim undoes, in this order, when the container has
-// ended for good.
+// Teardown is what the shim undoes, in this order, when the container has ended for
+// good.
 type Teardown struct {
-	// Netlink are messages for NETLINK_NETFILTER, each one batch. Answers of
-	// "no such element" are fine.
+	// Netlink are messages for NETLINK_NETFILTER, each one a batch. The error "no
+	// such element" is ignored.
 	Netlink [][]byte `json:"netlink,omitempty"`
-	// Unmount is in order, with MNT_DETACH; what is not mounted is fine.
+	// Unmount lists mount points, in order. They are detached with MNT_DETACH; one
+	// that is not mounted is ignored.
 	Unmount []string `json:"unmount,omitempty"`
-	// Remove are files and folders of the run directory.
+	// Remove lists files and folders in the run directory.
 	Remove []string `json:"remove,omitempty"`
 }
 
 // Hello opens a connection.
 type Hello struct {
 	Version int    `json:"version"`
-	Daemon  string `json:"daemon,omitempty"` // release, for people
+	Daemon  string `json:"daemon,omitempty"` // release of the daemon, for people; empty for other clients
 }
 
-// HelloReply answers it.
+// HelloReply is the reply to Hello.
 type HelloReply struct {
 	Version int    `json:"version"`
 	Release string `json:"release"`
 	Pid     int    `json:"pid"`
 	State   State  `json:"state"`
-	// Names says that the shim serves the container's names.
+	// Names: the shim runs the container's name server.
 	Names bool `json:"names,omitempty"`
+	// Chunks: the shim supports Follow.Chunked.
+	Chunks bool `json:"chunks,omitempty"`
 }
 
-// Subscribe asks for all journal entries after a sequence number, first the
-// past ones, then the new ones as they come, without a gap or a repetition.
+// Subscribe asks for all journal entries after a sequence number: first the past
+// ones, then new ones as they come, without a gap or a repetition.
 type Subscribe struct {
 	After uint64 `json:"after"`
 }
 
-// Stop ends the container and marks it as stopped by the user, so that no
-// policy restarts it. The shim carries it out whether or not the caller lives.
+// Heard acknowledges all journal entries up to Seq: the daemon has applied them, so
+// its answers reflect them, and resources that they free are free.
+//
+// A connection that has sent Heard once, even with entry 0, delays the end of
+// clients' streams and the answers of waiting clients. They are sent after it has
+// acknowledged the entry that caused them, or has ended, or after ten seconds.
+type Heard struct {
+	Seq uint64 `json:"seq"`
+}
+
+// Stop ends the container and marks it as stopped by the user, so that the restart
+// policy does not restart it. The shim carries the stop out even if the caller
+// disconnects.
 type Stop struct {
-	Signal  int `json:"signal,omitempty"`  // 0 is Bootstrap.StopSignal
-	Timeout int `json:"timeout,omitempty"` // seconds, -1 without end
-	// Default asks for Bootstrap.StopTimeout.
+	Signal  int `json:"signal,omitempty"`  // 0: Bootstrap.StopSignal
+	Timeout int `json:"timeout,omitempty"` // seconds, -1 for no limit
+	// Default: use Bootstrap.StopTimeout.
 	Default bool `json:"default,omitempty"`
-	// User: a user wants it stopped, not the daemon by its own end.
+	// User: a user requested the stop, as opposed to a daemon that shuts down.
 	User bool `json:"user,omitempty"`
 }
 
@@ -256,8 +312,8 @@ type Kill struct {
 
 // Pause freezes the container's processes.
 type Pause struct {
-	// Lent: not longer than this connection lives. A shim of a release that did
-	// not know it freezes them until they are thawed.
+	// Lent: only for the lifetime of this connection. A shim of a release without
+	// this field pauses until Resume.
 	Lent bool `json:"lent,omitempty"`
 }
 
@@ -265,7 +321,7 @@ type Pause struct {
 type Update struct {
 	Restart   *RestartPolicy  `json:"restart,omitempty"`
 	Resources json.RawMessage `json:"resources,omitempty"` // OCI linux.resources
-	// Attributes replace Bootstrap.Attributes, after a rename.
+	// Attributes replace Bootstrap.Attributes, such as after a rename.
 	Attributes map[string]string `json:"attributes,omitempty"`
 }
 
@@ -276,16 +332,16 @@ type Resize struct {
 	Width  uint   `json:"width"`
 }
 
-// Names starts the container's name server, or gives it new sockets: one bound
-// for UDP, one listening for TCP travel with the frame. View is the file that
-// says what the container sees, in the form of package shim/names.
+// Names starts the container's name server, or gives it new sockets: a bound UDP
+// socket and a listening TCP socket travel with the frame. View is the path of the
+// file that defines what the container sees; see package shim/names.
 type Names struct {
 	View string `json:"view"`
 }
 
-// Ports says where the published ports lead now, after the container has joined
-// a network or left one: all of them, in any order. The sockets of New travel
-// with the frame, in its order.
+// Ports replaces the targets of all published ports, after the container has joined
+// or left a network. Ports may be in any order. The sockets of New travel with the
+// frame, in order.
 type Ports struct {
 	Ports []Port `json:"ports,omitempty"` // with Host
 	New   []Port `json:"new,omitempty"`
@@ -293,64 +349,68 @@ type Ports struct {
 	Netlink [][]byte `json:"netlink,omitempty"`
 }
 
-// PortsReply names those of Ports.Ports that the shim has no socket of, by
-// their index.
+// PortsReply lists the indexes of those of Ports.Ports for which the shim has no
+// socket.
 type PortsReply struct {
 	Missing []int `json:"missing,omitempty"`
 }
 
-// Attach connects the client's socket that travels with the frame.
+// Attach attaches the client whose socket travels with the frame.
 type Attach struct {
 	Stdin, Stdout, Stderr bool
-	// Raw: bytes as they are, as with a terminal. Otherwise stdout and stderr
-	// are multiplexed with Docker's 8-byte header.
-	Raw        bool   `json:"raw,omitempty"`
+	// Raw: output is not framed, as with a terminal. Otherwise stdout and stderr are
+	// multiplexed with Docker's 8-byte header.
+	Raw bool `json:"raw,omitempty"`
+	// DetachKeys are ignored without a terminal: every byte is data then.
 	DetachKeys []byte `json:"detachKeys,omitempty"`
 	// Pending is what the client had sent before the socket was handed over.
 	Pending []byte `json:"pending,omitempty"`
 }
 
-// What a Hold waits for, in the API's words.
+// Conditions of Hold, named as in the API.
 const (
 	HoldNotRunning = "not-running"
 	HoldNextExit   = "next-exit"
 	HoldRemoved    = "removed"
 )
 
-// LeaseDrop is what a daemon sends over a Hold's lease when the client is no
-// longer the shim's to answer.
+// LeaseDrop is sent over the lease of Hold when the daemon takes the client back.
 const LeaseDrop = '.'
 
-// Hold gives a client that waits for the container's end into the shim's care.
-// The first descriptor is the client's socket, the second the lease: a stream
-// socket whose other end the daemon keeps. What comes over the lease is the
-// rest of the answer, which the shim writes and acknowledges with one byte, or
-// LeaseDrop. When the lease ends without either the daemon has died, and the
-// shim answers by itself, with one chunk {"StatusCode":N} and the last chunk.
+// Hold hands a client that waits for the container's end over to the shim. The
+// first descriptor is the client's socket, the second the lease: a stream socket
+// whose other end the daemon keeps. Over the lease the daemon sends either the rest
+// of the answer, which the shim writes to the client and acknowledges with one
+// byte, or LeaseDrop. If the lease is closed before that, the daemon has died, and
+// the shim answers by itself: one chunk {"StatusCode":N} and the last chunk.
 type Hold struct {
 	Condition string `json:"condition"`
 	// Head is written to the client before the answer to this request.
 	Head []byte `json:"head,omitempty"`
 }
 
-// Follow makes a client that follows the log the shim's. The first descriptor
-// is its socket, with all earlier lines written, the second the
-// log's active file. The shim sends the records from Offset on, to the end of
-// the container or of Until. KindConflict: the file is no longer the active one
-// or the container has ended, and the client remains the daemon's.
+// Follow hands a client that follows the log over to the shim. The first descriptor
+// is the client's socket, to which all earlier lines are written; the second is the
+// log's active file. The shim sends the records from Offset on, until the container
+// ends or Until. KindConflict: the file is no longer the active one, or the
+// container has ended; the daemon keeps the client.
 type Follow struct {
 	Offset int64 `json:"offset"` // of the first record, in bytes
-	// Head is written before it, if the daemon has written nothing yet.
-	Head           []byte `json:"head,omitempty"`
+	// Head is written before the first record, if the daemon has written nothing
+	// yet.
+	Head []byte `json:"head,omitempty"`
+	// Chunked: the body is chunked; the shim must support that (HelloReply.Chunks).
+	// The last chunk is sent only at the log's end, not when following fails.
+	Chunked        bool `json:"chunked,omitempty"`
 	Stdout, Stderr bool
-	// Raw: lines as they are. Otherwise in Docker's frames, as in Attach.
+	// Raw: lines are not framed. Otherwise they have Docker's header, as in Attach.
 	Raw        bool      `json:"raw,omitempty"`
 	Timestamps bool      `json:"timestamps,omitempty"`
 	Details    bool      `json:"details,omitempty"`
 	Since      time.Time `json:"since,omitzero"`
 	Until      time.Time `json:"until,omitzero"`
-	// Within says that the last line sent of stdout and of stderr has not ended
-	// yet: what follows of it has no timestamp.
+	// Within: the last line sent of stdout and of stderr has not ended yet, so its
+	// continuation gets no timestamp.
 	Within [2]bool `json:"within,omitempty"`
 }
 
@@ -363,13 +423,13 @@ type ExecCreate struct {
 	DetachKeys            []byte `json:"detachKeys,omitempty"`
 	UID                   uint32 `json:"uid"`
 	GID                   uint32 `json:"gid"`
-	// Info is kept and given back in ExecState: the daemon's own record of
-	// the exec in the API's terms.
+	// Info is returned in ExecState: the daemon's own record of the exec, in the
+	// API's form.
 	Info json.RawMessage `json:"info,omitempty"`
 }
 
-// ExecStart runs it. With a descriptor the client's socket is attached;
-// without one it runs detached.
+// ExecStart runs an exec session. A descriptor is the client's socket; without one
+// the session runs detached.
 type ExecStart struct {
 	Exec        string  `json:"exec"`
 	ConsoleSize [2]uint `json:"consoleSize,omitempty"` // rows, columns
@@ -381,12 +441,12 @@ const (
 	StatusCreated    = "created"
 	StatusRunning    = "running"
 	StatusPaused     = "paused"
-	StatusRestarting = "restarting" // between two runs, waiting out the backoff
+	StatusRestarting = "restarting" // between two runs, during the backoff
 	StatusExited     = "exited"     // for good
-	StatusRemoved    = "removed"    // exited, and --rm was carried out
+	StatusRemoved    = "removed"    // exited, and removed because of AutoRemove
 )
 
-// State is what the shim has seen, as in state.json and, at the end, exit.json.
+// State is what the shim has observed, in state.json and, at the end, in exit.json.
 type State struct {
 	Schema    int       `json:"schema"`
 	ID        string    `json:"id"`
@@ -401,14 +461,14 @@ type State struct {
 	ExitCode  int       `json:"exitCode"`
 	OOMKilled bool      `json:"oomKilled,omitempty"`
 	Error     string    `json:"error,omitempty"`
-	// Manual: it was told to stop.
+	// Manual: a stop was requested.
 	Manual bool `json:"manual,omitempty"`
-	// UserStopped: and it was a user who wanted it, of which the spec may know
-	// nothing if no daemon lived.
+	// UserStopped: a user requested the stop. If no daemon lived, the spec does not
+	// have this yet.
 	UserStopped  bool         `json:"userStopped,omitempty"`
 	RestartCount int          `json:"restartCount,omitempty"`
 	NextRestart  time.Time    `json:"nextRestart,omitzero"`
-	LogDropped   uint64       `json:"logDropped,omitempty"` // lines that a full disk cost
+	LogDropped   uint64       `json:"logDropped,omitempty"` // lines dropped because the disk was full
 	Health       *HealthState `json:"health,omitempty"`
 	Execs        []ExecState  `json:"execs,omitempty"`
 	// Seq is the number of the last journal entry that this state includes.
@@ -422,15 +482,15 @@ type HealthState struct {
 	Log           []HealthResult `json:"log,omitempty"` // the last five
 }
 
-// HealthResult is one run of the check.
+// HealthResult is the result of one check.
 type HealthResult struct {
 	Start    time.Time `json:"start"`
 	End      time.Time `json:"end"`
 	ExitCode int       `json:"exitCode"`
-	Output   string    `json:"output"` // 4096 bytes at most
+	Output   string    `json:"output"` // at most 4096 bytes
 }
 
-// ExecState is an exec session.
+// ExecState is the state of an exec session.
 type ExecState struct {
 	Exec     string          `json:"exec"`
 	Running  bool            `json:"running"`
@@ -440,13 +500,13 @@ type ExecState struct {
 	Info     json.RawMessage `json:"info,omitempty"`
 }
 
-// Event is a journal entry as it travels, with the state after it.
+// Event is a journal entry as sent to subscribers, with the state after it.
 type Event struct {
 	Entry
 	State State `json:"state"`
 }
 
-// Actions of journal entries, in the words of docker events.
+// Actions of journal entries, named as in docker events.
 const (
 	ActionStart   = "start"
 	ActionDie     = "die" // attributes exitCode, execDuration (seconds)
@@ -454,19 +514,20 @@ const (
 	ActionHealth  = "health_status" // attribute health: healthy or unhealthy
 	ActionDestroy = "destroy"
 	ActionExecDie = "exec_die" // attributes execID, exitCode
-	// ActionKill: a stop's time was up, and its signal was another; attribute
-	// signal, a number.
+	// ActionKill: the timeout of a stop expired and SIGKILL was sent, unless the
+	// stop's own signal was SIGKILL; attribute signal (number).
 	ActionKill = "kill"
-	// ActionDetach: a client left by its detach keys; ActionExecDetach the
-	// same of an exec, with attribute execID.
+	// ActionUnpause: a paused container was resumed for the signal that ends it.
+	ActionUnpause = "unpause"
+	// ActionDetach: a client detached by its keys. ActionExecDetach: the same for an
+	// exec session; attribute execID.
 	ActionDetach     = "detach"
 	ActionExecDetach = "exec_detach"
-	// ActionState says that the state changed in a way that is no event of
-	// the API (a health probe's result, a restart planned). It is not
-	// journalled, and its Seq is 0.
+	// ActionState: the state changed in a way that is no event of the API, such as a
+	// health result or a planned restart. It is not journalled, and its Seq is 0.
 	ActionState = "state"
-	// ActionExited says that no run of this life will follow. It is
-	// journalled, and no event of the API.
+	// ActionExited: no run of this life will follow. It is journalled, but is no
+	// event of the API.
 	ActionExited = "exited"
 )
 

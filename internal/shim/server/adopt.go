@@ -1,24 +1,27 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package server
 
 import (
 	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
 	"strconv"
 
 	"golang.org/x/sys/unix"
 
+	"holdfast/internal/shim/cgroup"
 	"holdfast/internal/shim/proto"
 )
 
-// A shim that is killed leaves everything that the next one needs: the
-// container's processes, which hold their ends of the streams; in the run
-// directory what it was told (bootstrap.json), what it had seen (state.json,
-// the journal) and what it was moving (the ledger). adopt goes on from there.
+// A shim that is killed leaves everything that the next one needs: the container's
+// processes, which hold their ends of the streams, and the run directory. There,
+// bootstrap.json has the parameters, state.json and the journal have what the shim
+// had seen, and the ledger has the output that it was moving. adopt continues from
+// there.
 
-// lock makes sure that no two shims ever supervise one container. It goes with
-// the process, however that ends.
+// lock takes the lock that keeps two shims from supervising one container. The
+// kernel releases it when the process ends, whatever the reason.
 func lock(runDir string) (int, error) {
 	fd, err := unix.Open(runDir, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err != nil {
@@ -27,38 +30,17 @@ func lock(runDir string) (int, error) {
 	if err := unix.Flock(fd, unix.LOCK_EX|unix.LOCK_NB); err != nil {
 		unix.Close(fd)
 		if err == unix.EWOULDBLOCK {
-			return -1, fmt.Errorf("another shim holds %s: a container has one", runDir)
+			return -1, fmt.Errorf("another shim holds %s: a container has only one", runDir)
 		}
 		return -1, &os.PathError{Op: "lock", Path: runDir, Err: err}
 	}
 	return fd, nil
 }
 
-// keepBootstrap writes what the next shim is to know.
-func (s *Shim) keepBootstrap() error {
-	s.mu.Lock()
-	b := *s.boot
-	b.Restart = s.policy
-	s.mu.Unlock()
-	s.rec.mu.Lock()
-	b.Attributes = s.rec.attrs
-	s.rec.mu.Unlock()
-	b.Adopt = nil
-	raw, err := proto.Marshal(&b)
-	if err != nil {
-		return err
-	}
-	path := filepath.Join(b.RunDir, proto.BootstrapFile)
-	if err := os.WriteFile(path+".tmp", raw, 0o600); err != nil {
-		return err
-	}
-	return os.Rename(path+".tmp", path)
-}
-
-// inherited are the descriptors that come with an Adopt; -1 for none.
+// inherited are the descriptors that come with Adopt; -1 means none.
 type inherited struct{ pidfd, master, stdin int }
 
-// takeInherited takes them off the list.
+// takeInherited takes the descriptors that a announces off the list.
 func takeInherited(a *proto.Adopt, fds []int) (in inherited, rest []int) {
 	take := func(there bool) int {
 		if !there || len(fds) == 0 {
@@ -74,7 +56,7 @@ func takeInherited(a *proto.Adopt, fds []int) (in inherited, rest []int) {
 	return in, fds
 }
 
-// adoptedFDs is how many descriptors come with an Adopt.
+// adoptedFDs returns how many descriptors come with Adopt.
 func adoptedFDs(a *proto.Adopt) int {
 	n := 0
 	if a != nil {
@@ -87,17 +69,18 @@ func adoptedFDs(a *proto.Adopt) int {
 	return n
 }
 
-// adopt takes over where the last shim was killed. It is called before anybody
-// is served; what it starts runs on beside.
+// adopt continues the supervision of a container whose shim was killed. It is
+// called before any connection is served. What it starts runs in its own
+// goroutines.
 func (s *Shim) adopt(in inherited) error {
-	s.starting.Store(true)
+	s.life.starting.Store(true)
 	before := s.rec.snapshot()
 	if before.Status == proto.StatusCreated {
-		return errors.New("the last shim was killed before the container ran: there is nothing to adopt")
+		return errors.New("the previous shim was killed before the container ran: there is nothing to adopt")
 	}
 	if err := s.out.openLog(s.boot.Log, s.boot.RunDir, true); err != nil {
-		// The container runs, whatever becomes of its log.
-		logf("log: %v: the container's output is thrown away", err)
+		// A container goes on running without its log.
+		logf("log: %v: the container's output is discarded", err)
 		s.boot.Log = proto.Log{Driver: "none"}
 		if err := s.out.openLog(s.boot.Log, s.boot.RunDir, false); err != nil {
 			return err
@@ -109,8 +92,9 @@ func (s *Shim) adopt(in inherited) error {
 	switch before.Status {
 	case proto.StatusRunning, proto.StatusPaused:
 		proc := foreign(before.Pid, before.PidStart, in.pidfd)
-		if is, known := frozen(before.Pid); known && startTime(before.Pid) == before.PidStart {
-			// The last shim may have been killed before it could record it.
+		if is, known := cgroup.Frozen(before.Pid); known && startTime(before.Pid) == before.PidStart {
+			// The previous shim may have been killed before it recorded a pause or
+			// resume.
 			s.rec.change(func(st *proto.State) {
 				if st.Status = proto.StatusRunning; is {
 					st.Status = proto.StatusPaused
@@ -119,31 +103,32 @@ func (s *Shim) adopt(in inherited) error {
 		}
 		io, err := s.out.reopen(s.boot, in.master, in.stdin)
 		if err != nil {
-			// Nothing that it writes can be read; it runs all the same.
-			logf("the container's streams can't be opened again: %v", err)
+			// The container goes on running, and its output is lost.
+			logf("reopen the container's streams: %v", err)
 			io = &runIO{out: s.out, child: noStdio}
 		}
-		r := &run{proc: proc, io: io, started: before.Started}
-		s.current = r
+		r := &run{proc: proc, io: io, oom: cgroup.WatchOOM(s.boot.OOMFile, s.boot.OOMKey), started: before.Started}
+		s.life.current = r
 		io.run(s.boot)
 		if s.boot.Health != nil && before.Health != nil {
-			go s.watchHealth(*s.boot.Health, r.started, proc.exited)
+			go newHealthChecker(s, r).run()
 		}
-		go s.supervise(r, 0)
+		go s.life.supervise(r, 0)
 	case proto.StatusRestarting:
-		// It may have been killed within the runtime's call: what that left is
-		// in the way of the next.
-		s.deleteContainer()
-		go s.supervise(nil, max(before.NextRestart.Sub(before.Finished), 0))
+		// The previous shim may have been killed during a call of the runtime. Remove
+		// what that call left: it would make the next one fail.
+		s.life.deleteContainer()
+		go s.life.supervise(nil, max(before.NextRestart.Sub(before.Finished), 0))
 	default:
-		// All but the last steps were done.
-		go s.finishAlone(s.recordExit())
+		// Only the last steps of the container's end remain.
+		go s.life.enterAndFinish(s.life.recordExit())
 	}
 	return nil
 }
 
-// adoptExecs records that the sessions of the last shim are over for whoever
-// waits for them. Their processes may run on, but nobody can tell how they end.
+// adoptExecs records that the exec sessions of the previous shim are over, for
+// clients that wait for them. Their processes may still run, but this shim can't
+// learn how they end.
 func (s *Shim) adoptExecs(list []proto.ExecState) {
 	var notes []note
 	s.execs.mu.Lock()
@@ -154,15 +139,15 @@ func (s *Shim) adoptExecs(list []proto.ExecState) {
 				"execID": x.Exec, "exitCode": strconv.Itoa(x.ExitCode)}})
 		}
 		if !x.Started {
-			continue // its process was known to the last shim alone
+			continue // only the previous shim had its process spec
 		}
-		ended := make(chan struct{})
-		close(ended)
-		s.execs.list = append(s.execs.list, &session{create: proto.ExecCreate{Exec: x.Exec, Info: x.Info}, state: x, ended: ended})
+		over := newSession(proto.ExecCreate{Exec: x.Exec, Info: x.Info}, x)
+		close(over.ended)
+		s.execs.list = append(s.execs.list, over)
 	}
 	s.execs.mu.Unlock()
 	s.rec.change(func(st *proto.State) { st.Execs = s.execs.states() }, notes...)
 }
 
-// unknownExit are the words for an exit that nobody could see.
+// unknownExit is the error of a container whose exit code could not be read.
 const unknownExit = "the exit code is unknown: the container's shim was killed, and this kernel can't tell how a process ended that is not a child (Linux 6.15 and later can)"

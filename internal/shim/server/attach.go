@@ -1,247 +1,148 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package server
 
 import (
-	"encoding/binary"
 	"errors"
-	"os"
-	"sync"
-	"sync/atomic"
-	"syscall"
-	"time"
-
-	"golang.org/x/sys/unix"
 
 	"holdfast/internal/logs/format"
 	"holdfast/internal/shim/proto"
+	"holdfast/internal/shim/stream"
 )
 
-// frameHeader is the length of the header in a multiplexed stream of the
-// Docker Engine API: the stream's number, three zeros, the length of what
-// follows, 4 bytes big-endian.
-const frameHeader = 8
+// backlogSize is how many bytes a client may be behind before it exerts
+// backpressure on the container.
+const backlogSize = 1 << 20
 
-func header(src format.Source, n int) (h [frameHeader]byte) {
-	h[0] = byte(src)
-	binary.BigEndian.PutUint32(h[4:], uint32(n))
-	return h
-}
-
-// lingerTime is how long, after the end, a client may take for its next read
-// before the shim leaves without it.
-const lingerTime = 30 * time.Second
-
-// client is someone attached to the container.
+// client is a client attached to the container.
 type client struct {
-	sock  *socket
+	*stream.Session
 	asked proto.Attach // without Pending
-	queue *backlog
-	done  chan struct{} // the socket is closed
-
-	// What is moved, changed within steps (see still.go).
-	sending []byte // taken from the queue and not yet written
-	typed   []byte // read from the client and not yet the container's
-	esc     escape
-	mute    bool // its input has ended
-	left    bool // by its detach keys
 }
 
-// socket is a client's connection.
-type socket struct {
-	f        *os.File
-	raw      syscall.RawConn
-	progress *atomic.Uint64 // counts what was taken, for who waits at the end
-	once     sync.Once
+// attachOptions are those of a client attached to the container.
+func attachOptions(a proto.Attach, terminal bool) stream.Options {
+	return stream.Options{Terminal: terminal, Keys: a.DetachKeys, Raw: a.Raw, Bound: backlogSize}
 }
 
-// newSocket takes over a connected socket.
-func newSocket(fd int, progress *atomic.Uint64) (*socket, error) {
-	if err := unix.SetNonblock(fd, true); err != nil {
-		unix.Close(fd)
-		return nil, os.NewSyscallError("setnonblock", err)
+// attach adds a client. From now on it gets every byte of output, up to the end of
+// the run.
+func (o *output) attach(c *client) (*stdin, error) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.ended {
+		return nil, errors.New("container is not running")
 	}
-	f := os.NewFile(uintptr(fd), "client")
-	raw, err := f.SyscallConn()
-	if err != nil {
-		f.Close()
-		return nil, err
-	}
-	return &socket{f: f, raw: raw, progress: progress}, nil
+	o.clients[c], o.all[c] = struct{}{}, struct{}{}
+	return o.in, nil
 }
 
-// write writes all that left holds, at the peer's pace.
-func (s *socket) write(left *[]byte) error {
-	for len(*left) > 0 {
-		if err := writeSteps(s.f, left); err != nil {
-			return err
+// rejoin re-attaches a client after a re-exec. live: it is attached to the current
+// run.
+func (o *output) rejoin(c *client, live bool) *stdin {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.all[c] = struct{}{}
+	if live {
+		o.clients[c] = struct{}{}
+		return o.in
+	}
+	gone := newStdin()
+	gone.end()
+	return gone
+}
+
+func (o *output) detach(c *client) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	delete(o.clients, c)
+	delete(o.all, c)
+}
+
+// wants reports whether the client asked for a stream.
+func (c *client) wants(src format.Source) bool {
+	return src == format.Stdout && c.asked.Stdout || src == format.Stderr && c.asked.Stderr
+}
+
+// send queues output. It never blocks; see backpressure.
+func (c *client) send(src format.Source, p []byte) {
+	if c.wants(src) {
+		c.Put(byte(src), p)
+	}
+}
+
+// endStreams ends the streams of clients once their queued output is delivered.
+func endStreams(clients []*client) {
+	for _, c := range clients {
+		c.EndOutput()
+	}
+}
+
+// backpressure returns nil while all clients of a stream keep up. Otherwise the
+// stream is not read, so that the container blocks on the full pipe, and the
+// returned channel is closed when a client has read or gone. A client that has gone
+// or was detached exerts none.
+func (o *output) backpressure(src format.Source) <-chan struct{} {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	for c := range o.clients {
+		if c.wants(src) {
+			if room := c.Room(); room != nil {
+				return room
+			}
 		}
-		s.progress.Add(1)
 	}
 	return nil
 }
 
-// close ends the connection for all who hold the socket: the daemon may not
-// have closed its copy yet.
-func (s *socket) close() {
-	s.once.Do(func() {
-		s.raw.Control(func(fd uintptr) { unix.Shutdown(int(fd), unix.SHUT_RDWR) })
-		s.f.Close()
-	})
+// attachedInput is the container's input as one client uses it.
+type attachedInput struct {
+	*stdin
+	once bool // the end of the client's input closes the container's
 }
 
-// release lets go of a connection that others go on with.
-func (s *socket) release() { s.once.Do(func() { s.f.Close() }) }
+func (a attachedInput) Pipe() *stream.Pipe { return a.await() }
 
-// waitGone returns when the peer, who has already said that it will send no
-// more, has closed the connection altogether, or when close was called.
-func (s *socket) waitGone() {
-	s.raw.Read(func(fd uintptr) bool {
-		fds := []unix.PollFd{{Fd: int32(fd)}}
-		unix.Poll(fds, 0)
-		return fds[0].Revents&(unix.POLLHUP|unix.POLLERR) != 0
-	})
+func (a attachedInput) CloseInput() {
+	if a.once {
+		a.closeInput()
+	}
 }
 
-// attach connects a client, to whom deliver will write every byte that the
-// container writes from now on, up to the end of the run.
-func (o *output) attach(sock *socket, a proto.Attach, spillDir string) (*client, *stdin, error) {
-	c := &client{sock: sock, queue: newBacklog(spillDir), done: make(chan struct{}), esc: escape{keys: a.DetachKeys}}
-	c.typed, c.left = c.esc.filter(a.Pending)
+// attach handles Attach. See callAttach about begin.
+func (s *Shim) attach(a proto.Attach, sock *stream.Socket) (begin func(), err error) {
+	if err := s.server.checkClientLimit(); err != nil {
+		s.server.endClient(sock, 0, stream.Frame(byte(format.Stderr), []byte("holdfast: "+err.Error()+"\r\n"), a.Raw))
+		return nil, err
+	}
+	pending := a.Pending
 	a.Pending = nil
-	c.asked = a
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	if o.ended {
-		return nil, nil, errors.New("container is not running")
+	c := &client{stream.New(sock, attachOptions(a, s.boot.Terminal), pending), a}
+	in, err := s.out.attach(c)
+	if err != nil {
+		s.server.endClient(sock, s.rec.snapshot().Seq, nil)
+		return nil, conflict("%v", err)
 	}
-	o.clients[c], o.all[c] = struct{}{}, struct{}{}
-	return c, o.in, nil
+	s.server.trackClient(c.Done())
+	return func() { go s.joinClient(c, in) }, nil
 }
 
-// send is called with output's lock held and never waits.
-func (c *client) send(src format.Source, p []byte) {
-	if src == format.Stdout && !c.asked.Stdout || src == format.Stderr && !c.asked.Stderr {
-		return
-	}
-	var head []byte
-	if !c.asked.Raw {
-		h := header(src, len(p))
-		head = h[:]
-	}
-	if err := c.queue.put(head, p); err != nil {
-		c.queue.last(c.farewell("\r\nholdfast: this client reads too slowly and was detached; the container runs on, its log has all output\r\n"))
-	}
-}
-
-// farewell is a message in the client's format.
-func (c *client) farewell(msg string) []byte {
-	if c.asked.Raw {
-		return []byte(msg)
-	}
-	h := header(format.Stderr, len(msg))
-	return append(h[:], msg...)
-}
-
-// finish ends the stream after what is still to be delivered.
-func (c *client) finish() { c.queue.last(nil) }
-
-// deliver writes the backlog to the client, at the client's pace.
-func (c *client) deliver(o *output) {
-	defer close(c.done)
-	defer c.sock.close()
-	defer func() {
-		o.mu.Lock()
-		delete(o.clients, c)
-		delete(o.all, c)
-		o.mu.Unlock()
-	}()
-	var spent []byte
-	for c.queue.wait(len(c.sending) > 0) {
-		motion.RLock()
-		if len(c.sending) == 0 {
-			c.sending = c.queue.next(spent)
-			spent = c.sending
-		}
-		motion.RUnlock()
-		if err := c.sock.write(&c.sending); err != nil {
-			c.queue.discard()
-			return
-		}
-	}
-}
-
-// input carries what the client sends to the container's input. It returns
-// when the client has gone, or was detached by its keys, which it reports.
-func (c *client) input(in *stdin, stdinOnce bool) (detached bool) {
-	size := 512
+// joinClient serves a client until its connection is closed.
+func (s *Shim) joinClient(c *client, in *stdin) {
+	var to stream.Process
 	if c.asked.Stdin {
-		size = 32 << 10
+		to = attachedInput{in, s.boot.StdinOnce}
 	}
-	buf := make([]byte, size)
-	for !c.mute && !c.left {
-		c.pass(in)
-		readStep(c.sock.f, buf, func(p []byte, eof bool) {
-			clean, left := c.esc.filter(p)
-			c.typed, c.left = append(c.typed, clean...), left
-			if eof {
-				c.typed = append(c.typed, c.esc.held()...)
-				c.esc.pos, c.mute = 0, true
-			}
-		})
-	}
-	c.pass(in)
-	if c.left {
-		c.finish()
-		return true
-	}
-	if c.asked.Stdin && stdinOnce {
-		in.closeInput()
-	}
-	buf = nil
-	// It may have closed only its writing side.
-	c.sock.waitGone()
-	c.queue.discard()
-	return false
+	c.Join(to, func() { s.recordDetach(c.Session, note{action: proto.ActionDetach}) })
+	s.out.detach(c)
 }
 
-// pass gives the container what the client has typed. What it doesn't take is
-// thrown away.
-func (c *client) pass(in *stdin) {
-	if len(c.typed) > 0 && (!c.asked.Stdin || in.write(&c.typed) != nil) {
-		motion.RLock()
-		c.typed = nil
-		motion.RUnlock()
-	}
+// recordDetach records that a client was detached by its keys. It returns when the
+// daemons know of it.
+func (s *Shim) recordDetach(c *stream.Session, n note) {
+	s.gate.enter()
+	st := s.rec.change(func(*proto.State) {}, n)
+	c.Recorded()
+	s.gate.leave()
+	s.server.awaitAcks(st.Seq)
 }
-
-// escape finds the detach keys in what a client types. Keys that may yet
-// become the whole sequence are held back.
-type escape struct {
-	keys []byte
-	pos  int // how many keys are held back
-}
-
-// filter returns what is to be passed on, and whether the sequence was typed.
-func (e *escape) filter(p []byte) (clean []byte, detached bool) {
-	if len(e.keys) == 0 {
-		return p, false
-	}
-	clean = make([]byte, 0, len(p)+e.pos)
-	for _, b := range p {
-		if b != e.keys[e.pos] {
-			clean = append(clean, e.keys[:e.pos]...)
-			e.pos = 0
-			if b != e.keys[0] {
-				clean = append(clean, b)
-				continue
-			}
-		}
-		if e.pos++; e.pos == len(e.keys) {
-			e.pos = 0
-			return clean, true
-		}
-	}
-	return clean, false
-}
-
-// held is what filter keeps back.
-func (e *escape) held() []byte { return e.keys[:e.pos] }

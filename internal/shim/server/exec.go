@@ -1,8 +1,9 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package server
 
 import (
 	"encoding/json"
-	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -11,42 +12,52 @@ import (
 	"syscall"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"holdfast/internal/logs/format"
 	"holdfast/internal/shim/proto"
+	"holdfast/internal/shim/stream"
 )
 
-// execsKept is how many exec sessions that are not running are remembered.
-const execsKept = 64
+const (
+	// idleExecsMax is how many exec sessions that don't run are remembered.
+	idleExecsMax = 64
+	// busyExecsMax is how many sessions may run at once. Each needs a process in the
+	// container, and descriptors and memory in the shim.
+	busyExecsMax = 1024
+	// orphansMax is how many streams of ended sessions are still read (see discard).
+	orphansMax = 256
+	// execBacklogSize is how many bytes a session's client may be behind before it
+	// exerts backpressure on the session. Other clients don't notice.
+	execBacklogSize = 64 << 10
+)
 
 // execs are the container's exec sessions, oldest first.
 type execs struct {
-	mu   sync.Mutex
-	list []*session
-	left map[*os.File]struct{} // streams of sessions that have ended, see discard
+	mu      sync.Mutex
+	list    []*session
+	orphans []*os.File // streams of ended sessions, see discard
 }
 
-// session is one exec. Its fields are guarded by execs.mu.
+// session is one exec session. Its fields are guarded by execs.mu.
 type session struct {
 	create proto.ExecCreate
 	state  proto.ExecState
 	proc   *process
 	ended  chan struct{} // closed when its client was served
-	master *os.File      // of a terminal
+	master *os.File      // the terminal, while the process runs
 
-	// Of one that runs, or whose client is not served yet.
+	// Set while the process runs or its client is being served.
 	io      *execIO
-	out     *execWriter
+	client  *stream.Session // nil without a client
 	readers []*execReader
-	rows    uint // asked for before there was a terminal
+	turns   *turns // with two readers
+	rows    uint   // terminal size, also when set before there is a terminal
 	cols    uint
 }
 
-// idle reports whether nothing of it goes on.
+// idle reports whether neither a process nor a client uses the session.
 func (x *session) idle() bool { return !x.state.Running && x.io == nil }
 
-// states is a copy for the record.
+// states returns a copy of all sessions' states, for the record.
 func (e *execs) states() []proto.ExecState {
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -66,7 +77,22 @@ func (e *execs) find(id string) *session {
 	return nil
 }
 
-// trim forgets the oldest sessions that don't run.
+// busy counts the sessions that are not idle.
+func (e *execs) busy() int {
+	n := 0
+	for _, x := range e.list {
+		if !x.idle() {
+			n++
+		}
+	}
+	return n
+}
+
+func newSession(c proto.ExecCreate, st proto.ExecState) *session {
+	return &session{create: c, state: st, ended: make(chan struct{})}
+}
+
+// trim forgets the oldest idle sessions beyond idleExecsMax.
 func (e *execs) trim() {
 	idle := 0
 	for _, x := range e.list {
@@ -76,7 +102,7 @@ func (e *execs) trim() {
 	}
 	kept := e.list[:0]
 	for _, x := range e.list {
-		if idle > execsKept && x.idle() {
+		if idle > idleExecsMax && x.idle() {
 			idle--
 			continue
 		}
@@ -88,7 +114,7 @@ func (e *execs) trim() {
 
 func (s *Shim) execCreate(c proto.ExecCreate) error {
 	if !validName(c.Exec) {
-		return invalid("exec: name %q must be 1 to 128 of [a-zA-Z0-9_.-]", c.Exec)
+		return invalid("exec: name %q must have 1 to 128 characters of [a-zA-Z0-9_.-], the first of them not a dot", c.Exec)
 	}
 	var p struct{ Args []string }
 	if err := json.Unmarshal(c.Process, &p); err != nil || len(p.Args) == 0 {
@@ -97,25 +123,34 @@ func (s *Shim) execCreate(c proto.ExecCreate) error {
 	if st := s.rec.snapshot(); st.Status != proto.StatusRunning {
 		return conflict("container is not running: it is %s", st.Status)
 	}
+	if err := s.server.checkClientLimit(); err != nil {
+		return err
+	}
 	s.execs.mu.Lock()
 	if s.execs.find(c.Exec) != nil {
 		s.execs.mu.Unlock()
 		return conflict("exec %s exists", c.Exec)
 	}
-	s.execs.list = append(s.execs.list, &session{create: c, ended: make(chan struct{}), state: proto.ExecState{Exec: c.Exec, Info: c.Info}})
+	if s.execs.busy() >= busyExecsMax {
+		s.execs.mu.Unlock()
+		return conflict("the container has %d running exec sessions, which is the limit: wait until some have ended", busyExecsMax)
+	}
+	s.execs.list = append(s.execs.list, newSession(c, proto.ExecState{Exec: c.Exec, Info: c.Info}))
 	s.execs.trim()
 	s.execs.mu.Unlock()
 	s.rec.change(func(st *proto.State) { st.Execs = s.execs.states() })
 	return nil
 }
 
-// execStart runs the session. With a client that could not be started is told
-// to it and in the state; without one it is the call's error.
-func (s *Shim) execStart(r proto.ExecStart, sock *socket) (_ proto.ExecState, err error) {
+// execStart runs the session. If the process can't be started, a client gets the
+// message, and the state has the exit code; without a client it is the error of the
+// call.
+func (s *Shim) execStart(r proto.ExecStart, sock *stream.Socket) (_ proto.ExecState, err error) {
 	handedOver := false
+	var last []byte // what the client gets if the session does not start
 	defer func() {
 		if sock != nil && !handedOver {
-			sock.close()
+			s.server.endClient(sock, s.rec.snapshot().Seq, last)
 		}
 	}()
 	if st := s.rec.snapshot(); st.Status != proto.StatusRunning {
@@ -137,8 +172,8 @@ func (s *Shim) execStart(r proto.ExecStart, sock *socket) (_ proto.ExecState, er
 	}
 	rows, cols := x.rows, x.cols
 	s.execs.mu.Unlock()
-	// Recorded before it is done: were the shim killed now, the next one would
-	// run the same command once more.
+	// Recorded before the start: if the shim were killed in between, the next one
+	// would otherwise run the same command again.
 	s.rec.change(func(st *proto.State) { st.Execs = s.execs.states() })
 
 	io, err := newExecIO(x.create, sock != nil)
@@ -151,24 +186,25 @@ func (s *Shim) execStart(r proto.ExecStart, sock *socket) (_ proto.ExecState, er
 		io.close()
 		code := startExitCode(err.Error())
 		if code == exitRuntime {
-			code = exitNotExecutable // as Docker has it for execs
+			code = exitUnknown
 		}
 		st, rerr := s.execFailed(x, code, err)
 		if sock == nil {
 			return st, rerr
 		}
-		w := &execWriter{sock: sock, raw: x.create.Tty}
-		text := w.frame(format.Stdout, []byte(rerr.Error()+"\r\n"))
-		w.write(&text)
+		last = stream.Frame(byte(format.Stdout), []byte(rerr.Error()+"\r\n"), x.create.Tty)
 		return st, nil
 	}
 	if master != nil {
 		io.stdin, io.stdout = master, master
 	}
+	io.begin(x.create)
 
-	x.io, x.out = io, &execWriter{sock: sock, raw: x.create.Tty}
-	io.take(x.create, r.Pending)
-	x.listen()
+	x.io = io
+	if sock != nil {
+		x.client = stream.New(sock, x.options(), r.Pending)
+	}
+	x.makeReaders()
 	s.execs.mu.Lock()
 	x.proc, x.master = proc, master
 	x.state.Pid = proc.pid
@@ -179,43 +215,47 @@ func (s *Shim) execStart(r proto.ExecStart, sock *socket) (_ proto.ExecState, er
 	s.execs.mu.Unlock()
 	s.rec.change(func(st *proto.State) { st.Execs = s.execs.states() })
 	handedOver = true
-	s.followExec(x)
+	s.superviseExec(x)
 	return st, nil
 }
 
-// listen makes the readers of the session's streams.
-func (x *session) listen() {
+// options are those of the session's client.
+func (x *session) options() stream.Options {
+	return stream.Options{Terminal: x.create.Tty, Keys: x.create.DetachKeys, Raw: x.create.Tty, Bound: execBacklogSize}
+}
+
+// makeReaders makes the readers of the session's output streams.
+func (x *session) makeReaders() {
 	for _, f := range []*os.File{x.io.stdout, x.io.stderr} {
 		if f != nil {
 			src := format.Stdout
 			if f == x.io.stderr {
 				src = format.Stderr
 			}
-			x.readers = append(x.readers, &execReader{f: f, src: src, w: x.out, done: make(chan struct{})})
+			x.readers = append(x.readers, &execReader{f: f, src: src, client: x.client, done: make(chan struct{})})
+		}
+	}
+	if len(x.readers) == 2 {
+		x.turns = newTurns([]*os.File{x.readers[0].f, x.readers[1].f})
+		for i, rd := range x.readers {
+			if x.turns != nil {
+				rd.turns, rd.turn, rd.twin = x.turns, i, x.readers[1-i]
+			}
 		}
 	}
 }
 
-// followExec lets the session's bytes flow and sees it through.
-func (s *Shim) followExec(x *session) {
+// superviseExec starts the goroutines that serve the session until its end.
+func (s *Shim) superviseExec(x *session) {
 	for _, rd := range x.readers {
 		go rd.run()
 	}
-	if x.out.sock != nil {
-		s.server.linger(x.ended)
-		go s.listenExec(x, x.io, x.out)
+	if x.client != nil {
+		s.server.trackClient(x.ended)
+		detached := note{proto.ActionExecDetach, map[string]string{"execID": x.create.Exec}}
+		go x.client.Join(execInput{x.io, x.create}, func() { s.recordDetach(x.client, detached) })
 	}
 	go s.watchExec(x)
-}
-
-// listenExec carries the input of a session's client to its end.
-func (s *Shim) listenExec(x *session, io *execIO, out *execWriter) {
-	if io.input(out, x.create) {
-		s.gate.enter()
-		defer s.gate.leave()
-		s.rec.change(func(*proto.State) {}, note{proto.ActionExecDetach, map[string]string{"execID": x.create.Exec}})
-		io.left = false
-	}
 }
 
 // execFailed records a session that could not be started.
@@ -229,23 +269,24 @@ func (s *Shim) execFailed(x *session, code int, err error) (proto.ExecState, err
 	return st, &proto.Error{Kind: proto.KindRuntime, Message: "OCI runtime exec failed: " + err.Error(), ExitCode: code}
 }
 
-// watchExec sees a session that was started through.
+// watchExec waits for the process of a session, records its exit, and ends the
+// client's stream.
 func (s *Shim) watchExec(x *session) {
 	defer close(x.ended)
 	<-x.proc.exited
 	s.gate.enter()
 	s.execs.mu.Lock()
-	told := !x.state.Running // before the shim went on as another binary
-	if !told {
+	recorded := !x.state.Running // by the previous binary
+	if !recorded {
 		x.state.Running, x.state.Pid, x.state.ExitCode = false, 0, x.proc.exitCode()
 	}
 	st := x.state
-	x.proc.forget()
+	x.proc.closePidfd()
 	x.master = nil
 	s.execs.mu.Unlock()
-	// Recorded before the client sees the end of its stream, after which it
-	// asks for the exit code.
-	if !told {
+	// Recorded before the client's stream ends: the client then asks for the exit
+	// code.
+	if !recorded {
 		s.rec.change(func(st *proto.State) { st.Execs = s.execs.states() },
 			note{proto.ActionExecDie, map[string]string{"execID": st.Exec, "exitCode": strconv.Itoa(st.ExitCode)}})
 	}
@@ -256,19 +297,25 @@ func (s *Shim) watchExec(x *session) {
 	for _, rd := range x.readers {
 		<-rd.done
 	}
-	s.gate.enter()
-	defer s.gate.leave()
-	if x.out.sock != nil {
-		x.out.leave(x.out.sock)
+	if x.io.pipe != nil {
+		x.io.pipe.Break()
 	}
 	if x.io.stdin != nil && x.io.stdin != x.io.stdout {
 		x.io.stdin.Close()
 	}
+	if x.client != nil {
+		s.server.awaitAcks(s.rec.snapshot().Seq)
+		x.client.EndOutput()
+		<-x.client.Done()
+	}
+	s.gate.enter()
+	defer s.gate.leave()
 	s.execs.mu.Lock()
 	for _, rd := range x.readers {
 		s.execs.discard(rd)
 	}
-	x.io, x.out, x.readers = nil, nil, nil
+	x.turns.close()
+	x.io, x.client, x.readers, x.turns = nil, nil, nil, nil
 	s.execs.trim()
 	s.execs.mu.Unlock()
 }
@@ -280,17 +327,17 @@ func (s *Shim) execResize(r proto.Resize) error {
 	switch {
 	case x == nil:
 		return notFound("no such exec: %s", r.Exec)
+	case x.state.Started && !x.state.Running:
+		return notFound("exec %s has ended", r.Exec)
 	case !x.create.Tty:
-		return invalid("exec %s has no terminal", r.Exec)
-	case x.state.Started && x.master == nil && !x.state.Running && x.state.ExitCode != 0:
-		return conflict("exec %s is not running", r.Exec)
+		return nil // as in Docker
 	}
 	x.rows, x.cols = r.Height, r.Width
 	return resizeFile(x.master, r.Height, r.Width)
 }
 
-// runProcess runs one more process in the container by the runtime's exec.
-// name is unique among those under way.
+// runProcess runs another process in the container by the runtime's exec command.
+// name must be unique among calls in progress.
 func (s *Shim) runProcess(name string, spec json.RawMessage, tty bool, rows, cols uint, child stdio) (_ *process, _ *os.File, err error) {
 	spec, err = withTerminal(spec, tty, rows, cols)
 	if err != nil {
@@ -306,15 +353,16 @@ func (s *Shim) runProcess(name string, spec json.RawMessage, tty bool, rows, col
 	args := []string{"--detach", "--process", specFile, "--pid-file", pidFile}
 	var con *console
 	if tty {
-		// The path that the runtime dials is short whatever the name is.
+		// The path that the runtime dials must stay short even if name is long.
 		if con, err = newConsole(s.dirfd, "x"+strconv.FormatUint(s.consoles.Add(1), 10)+".sock", rows, cols); err != nil {
 			return nil, nil, err
 		}
 		defer con.close()
 		args = append(args, "--console-socket", con.address())
 	}
-	s.reaper.hold()
-	defer s.reaper.release()
+	s.reaper.listenSIGCHLD()
+	s.reaper.beginAdoption()
+	defer s.reaper.endAdoption()
 	if err := s.runtime.call(child, "exec", append(args, s.boot.ID)...); err != nil {
 		return nil, nil, err
 	}
@@ -337,7 +385,7 @@ func (s *Shim) runProcess(name string, spec json.RawMessage, tty bool, rows, col
 	return proc, master, nil
 }
 
-// withTerminal sets what the shim decides in an OCI process.
+// withTerminal sets the fields of an OCI process that the shim decides.
 func withTerminal(spec json.RawMessage, tty bool, rows, cols uint) (json.RawMessage, error) {
 	var p map[string]json.RawMessage
 	if err := json.Unmarshal(spec, &p); err != nil {
@@ -349,289 +397,4 @@ func withTerminal(spec json.RawMessage, tty bool, rows, cols uint) (json.RawMess
 		p["consoleSize"], _ = json.Marshal(map[string]uint{"height": rows, "width": cols})
 	}
 	return json.Marshal(p)
-}
-
-// execIO is the stdio of a session, on both sides.
-type execIO struct {
-	child  stdio
-	stdin  *os.File
-	stdout *os.File
-	stderr *os.File
-
-	// Of the client's input, changed within steps (see still.go).
-	typed []byte // read from the client and not yet the process's
-	esc   escape
-	mute  bool // the client's input has ended
-	left  bool // the client left by its detach keys
-	over  bool // stdin is closed
-}
-
-// newExecIO makes pipes for what a client wants; the rest is /dev/null.
-func newExecIO(c proto.ExecCreate, client bool) (_ *execIO, err error) {
-	io := &execIO{child: noStdio}
-	if c.Tty || !client {
-		return io, nil
-	}
-	defer func() {
-		if err != nil {
-			io.childDone()
-			io.close()
-		}
-	}()
-	if c.Stdin {
-		if io.child[0], io.stdin, err = pipe(c, true); err != nil {
-			return nil, err
-		}
-	}
-	if c.Stdout {
-		if io.child[1], io.stdout, err = pipe(c, false); err != nil {
-			return nil, err
-		}
-	}
-	if c.Stderr {
-		if io.child[2], io.stderr, err = pipe(c, false); err != nil {
-			return nil, err
-		}
-	}
-	return io, nil
-}
-
-// pipe makes a pipe that belongs to the process's user; the child reads from
-// it or writes to it.
-func pipe(c proto.ExecCreate, childReads bool) (child int, ours *os.File, err error) {
-	var fds [2]int
-	if err := unix.Pipe2(fds[:], unix.O_CLOEXEC); err != nil {
-		return -1, nil, os.NewSyscallError("pipe", err)
-	}
-	mine := 0
-	if childReads {
-		mine = 1
-	}
-	unix.Fchown(fds[0], int(c.UID), int(c.GID)) // so that it may open /dev/stdout
-	if err := unix.SetNonblock(fds[mine], true); err != nil {
-		unix.Close(fds[0])
-		unix.Close(fds[1])
-		return -1, nil, os.NewSyscallError("setnonblock", err)
-	}
-	return fds[1-mine], os.NewFile(uintptr(fds[mine]), "pipe"), nil
-}
-
-func (io *execIO) childDone() {
-	io.child.close()
-	io.child = noStdio
-}
-
-func (io *execIO) close() {
-	for _, f := range []*os.File{io.stdin, io.stdout, io.stderr} {
-		if f != nil {
-			f.Close()
-		}
-	}
-}
-
-// take begins the client's input with what had come before its socket.
-func (io *execIO) take(c proto.ExecCreate, pending []byte) {
-	if c.Tty {
-		io.esc.keys = c.DetachKeys
-	}
-	io.typed, io.left = io.esc.filter(pending)
-}
-
-// input carries what the client sends to the process, until the client goes or
-// is detached by its keys, which it reports.
-func (io *execIO) input(w *execWriter, c proto.ExecCreate) (detached bool) {
-	sock := w.sock
-	buf := make([]byte, 32<<10)
-	for !io.mute && !io.left {
-		io.pass(c)
-		readStep(sock.f, buf, func(p []byte, eof bool) {
-			clean, left := io.esc.filter(p)
-			io.typed, io.left = append(io.typed, clean...), left
-			io.mute = eof
-		})
-	}
-	io.pass(c)
-	if io.left {
-		w.leave(sock)
-		return true
-	}
-	if io.stdin != nil && !c.Tty {
-		io.stdin.Close()
-		io.over = true
-	}
-	buf = nil
-	sock.waitGone()
-	w.leave(sock)
-	return false
-}
-
-// pass gives the process what the client has typed. What it doesn't take is
-// thrown away.
-func (io *execIO) pass(c proto.ExecCreate) {
-	if len(io.typed) > 0 && (io.stdin == nil || !c.Stdin || writeSteps(io.stdin, &io.typed) != nil) {
-		motion.RLock()
-		io.typed = nil
-		motion.RUnlock()
-	}
-}
-
-// execWriter is the client of a session. A client that reads slowly slows the
-// session, and it alone, as a pipe would; without a client output is thrown
-// away, so that the process is never stuck on someone who left.
-type execWriter struct {
-	raw  bool
-	sock *socket // nil without a client
-
-	mu   sync.Mutex
-	gone bool
-	rest []byte // of a frame that is being written, changed within steps
-}
-
-// frame makes what the client gets of p.
-func (w *execWriter) frame(src format.Source, p []byte) []byte {
-	if w.raw {
-		return append([]byte(nil), p...)
-	}
-	h := header(src, len(p))
-	return append(h[:], p...)
-}
-
-// write takes a frame and writes it.
-func (w *execWriter) write(frame *[]byte) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	w.flush() // what was left when the shim went on as another binary
-	motion.RLock()
-	w.rest, *frame = *frame, nil
-	motion.RUnlock()
-	w.flush()
-}
-
-// finish writes what may be left.
-func (w *execWriter) finish() {
-	w.mu.Lock()
-	w.flush()
-	w.mu.Unlock()
-}
-
-func (w *execWriter) flush() {
-	if w.sock == nil || w.gone || w.sock.write(&w.rest) != nil {
-		motion.RLock()
-		w.rest = nil
-		motion.RUnlock()
-		w.gone = true
-	}
-}
-
-// leave ends the connection, and a write in progress with it.
-func (w *execWriter) leave(sock *socket) {
-	sock.close()
-	w.mu.Lock()
-	w.gone = true
-	w.mu.Unlock()
-}
-
-// execReader carries one stream of a session to its client.
-type execReader struct {
-	f    *os.File
-	src  format.Source
-	w    *execWriter
-	done chan struct{}
-	held []byte // a frame for the writer, changed within steps
-	eof  bool   // valid once done is closed
-}
-
-func (r *execReader) run() {
-	defer close(r.done)
-	defer r.w.finish()
-	buf := make([]byte, 32<<10)
-	for {
-		if len(r.held) > 0 {
-			r.w.write(&r.held)
-		}
-		err := readStep(r.f, buf, func(p []byte, eof bool) {
-			if len(p) > 0 {
-				r.held = r.w.frame(r.src, p)
-			}
-		})
-		if errors.Is(err, os.ErrDeadlineExceeded) {
-			break
-		}
-		if err != nil {
-			r.eof = true
-			return
-		}
-	}
-	// The process has ended: what it left behind, and no more. Processes that
-	// it started may hold the stream for long.
-	raw, err := r.f.SyscallConn()
-	if err != nil {
-		return
-	}
-	for left := drainLimit; left > 0; {
-		n := 0
-		if cerr := raw.Control(func(fd uintptr) {
-			motion.RLock()
-			defer motion.RUnlock()
-			if n, err = unix.Read(int(fd), buf); n > 0 {
-				r.held = r.w.frame(r.src, buf[:n])
-			}
-		}); cerr != nil {
-			return
-		}
-		switch {
-		case n > 0:
-			left -= n
-			r.w.write(&r.held)
-		case err == unix.EINTR:
-		case err == unix.EAGAIN:
-			return
-		default:
-			r.eof = true
-			return
-		}
-	}
-}
-
-// discard reads what processes still write that outlive their session, so that
-// they never wait and get no error, and closes the stream at its end. It is
-// called with the lock.
-func (e *execs) discard(r *execReader) {
-	if r.eof {
-		r.f.Close()
-		return
-	}
-	if e.left == nil {
-		e.left = map[*os.File]struct{}{}
-	}
-	e.left[r.f] = struct{}{}
-	go func() {
-		defer func() {
-			e.mu.Lock()
-			delete(e.left, r.f)
-			e.mu.Unlock()
-			r.f.Close()
-		}()
-		r.f.SetReadDeadline(time.Time{})
-		buf := make([]byte, 4<<10)
-		for {
-			if _, err := r.f.Read(buf); err != nil {
-				return
-			}
-		}
-	}()
-}
-
-func resizeFile(f *os.File, rows, cols uint) error {
-	if f == nil {
-		return nil // applied when there is a terminal
-	}
-	raw, err := f.SyscallConn()
-	if err != nil {
-		return err
-	}
-	if cerr := raw.Control(func(fd uintptr) { err = setSize(int(fd), rows, cols) }); cerr != nil {
-		return cerr
-	}
-	return err
 }

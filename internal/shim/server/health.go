@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package server
 
 import (
@@ -30,7 +32,7 @@ const (
 	healthOutput        = 4096 // bytes
 )
 
-// withDefaults fills in what was not given.
+// withDefaults fills in missing values.
 func withDefaults(h proto.Health) proto.Health {
 	if h.Interval <= 0 {
 		h.Interval = healthInterval
@@ -47,8 +49,8 @@ func withDefaults(h proto.Health) proto.Health {
 	return h
 }
 
-// nextHealth is the status after one more result. It is pure: Docker's rules.
-// During the start period failures don't count, until the first success.
+// nextHealth returns the status after another result, by Docker's rules. It is
+// pure. During the start period failures don't count, until the first success.
 func nextHealth(h proto.Health, now *proto.HealthState, started time.Time, res proto.HealthResult) *proto.HealthState {
 	next := &proto.HealthState{Status: now.Status, FailingStreak: now.FailingStreak}
 	next.Log = append(next.Log, now.Log[max(0, len(now.Log)-healthResults+1):]...)
@@ -66,7 +68,16 @@ func nextHealth(h proto.Health, now *proto.HealthState, started time.Time, res p
 	return next
 }
 
-// healthPause is the time until the next check.
+// firstHealth returns the status at the begin of a run. The results of earlier runs
+// are shown until there are newer ones; log has those of an earlier life.
+func firstHealth(last *proto.HealthState, log []proto.HealthResult) *proto.HealthState {
+	if last != nil {
+		log = last.Log
+	}
+	return &proto.HealthState{Status: healthStarting, Log: log}
+}
+
+// healthPause returns the time until the next check.
 func healthPause(h proto.Health, now *proto.HealthState, sinceStart time.Duration) time.Duration {
 	if now.Status == healthStarting && sinceStart < h.StartPeriod {
 		return min(h.StartInterval, h.Interval)
@@ -74,49 +85,66 @@ func healthPause(h proto.Health, now *proto.HealthState, sinceStart time.Duratio
 	return h.Interval
 }
 
-// watchHealth checks the container's health until its process has exited.
-func (s *Shim) watchHealth(h proto.Health, started time.Time, exited <-chan struct{}) {
-	h = withDefaults(h)
+// healthChecker checks the container's health during one run.
+type healthChecker struct {
+	shim    *Shim
+	health  proto.Health
+	started time.Time
+	exited  <-chan struct{} // closed when the container's process has exited
+}
+
+func newHealthChecker(s *Shim, r *run) *healthChecker {
+	return &healthChecker{shim: s, health: withDefaults(*s.boot.Health), started: r.started, exited: r.proc.exited}
+}
+
+// run checks until the container's process has exited.
+func (c *healthChecker) run() {
+	rec := c.shim.rec
 	timer := time.NewTimer(0)
 	<-timer.C
 	defer timer.Stop()
 	for {
-		st := s.rec.snapshot()
-		last := started
+		st := rec.snapshot()
+		last := c.started
 		if n := len(st.Health.Log); n > 0 {
-			last = st.Health.Log[n-1].End // perhaps seen by another shim
+			// The result may be from an earlier shim, or of an earlier run.
+			if end := st.Health.Log[n-1].End; end.After(last) {
+				last = end
+			}
 		}
-		timer.Reset(max(healthPause(h, st.Health, time.Since(started))-time.Since(last), 0))
+		timer.Reset(max(healthPause(c.health, st.Health, time.Since(c.started))-time.Since(last), 0))
 		select {
 		case <-timer.C:
-		case <-exited:
+		case <-c.exited:
 			return
 		}
 		// A paused container can't answer.
-		st, ok := s.rec.until(exited, func(st *proto.State) bool { return st.Status == proto.StatusRunning })
+		st, ok := rec.waitFor(c.exited, func(st *proto.State) bool { return st.Status == proto.StatusRunning })
 		if !ok {
 			return
 		}
-		if !s.checkHealth(h, st.Health, started, exited) {
+		if !c.check(st.Health) {
 			return
 		}
 	}
 }
 
-// checkHealth checks once, and reports false when the container has ended.
-func (s *Shim) checkHealth(h proto.Health, now *proto.HealthState, started time.Time, exited <-chan struct{}) bool {
+// check runs one check. It reports false if the container has ended.
+func (c *healthChecker) check(now *proto.HealthState) bool {
+	s := c.shim
 	s.gate.enter()
 	defer s.gate.leave()
-	res, done := s.probe(h, exited)
+	pauses := s.verbs.pauses.Load()
+	res, done := c.probe()
 	select {
-	case <-exited:
-		return false // says nothing about the container's health
+	case <-c.exited:
+		return false // the check failed because the container ended
 	default:
 	}
-	if !done {
-		return true // again, soon
+	if !done || s.verbs.pauses.Load() != pauses {
+		return true // discarded and repeated: the container was paused, or an upgrade began
 	}
-	next := nextHealth(h, now, started, res)
+	next := nextHealth(c.health, now, c.started, res)
 	var notes []note
 	if next.Status != now.Status {
 		notes = append(notes, note{proto.ActionHealth, map[string]string{"health": next.Status}})
@@ -125,10 +153,11 @@ func (s *Shim) checkHealth(h proto.Health, now *proto.HealthState, started time.
 	return true
 }
 
-// probe runs the check once. Only an exit code of 0 is healthy; -1 is a check
-// that could not be run or took too long. It is not done when the shim is about
-// to go on as another binary, which begins it anew.
-func (s *Shim) probe(h proto.Health, exited <-chan struct{}) (res proto.HealthResult, done bool) {
+// probe runs the check once. Exit code 0 is healthy; -1 means that the check could
+// not be run or timed out. done is false if an upgrade interrupted it; the next
+// binary repeats it.
+func (c *healthChecker) probe() (res proto.HealthResult, done bool) {
+	s, h := c.shim, c.health
 	res = proto.HealthResult{Start: time.Now().UTC(), ExitCode: -1}
 	fail := func(format string, args ...any) (proto.HealthResult, bool) {
 		res.End = time.Now().UTC()
@@ -154,18 +183,19 @@ func (s *Shim) probe(h proto.Health, exited <-chan struct{}) (res proto.HealthRe
 		return strings.ToValidUTF8(<-out, "\uFFFD")
 	}
 	kill := func() {
-		// The runtime makes it the leader of a session: its children go too.
+		// The runtime makes the process a session leader. Its process group is killed
+		// too.
 		unix.Kill(-proc.pid, unix.SIGKILL)
 		proc.signal(syscall.SIGKILL)
 		<-proc.exited
-		proc.forget()
+		proc.closePidfd()
 	}
 	select {
 	case <-proc.exited:
 		res.ExitCode = proc.exitCode()
-	case <-exited: // and with it the check
+	case <-c.exited: // the check ends with the container
 		<-proc.exited
-	case <-s.gate.wanted():
+	case <-s.gate.closing():
 		kill()
 		collect()
 		return res, false
@@ -177,7 +207,7 @@ func (s *Shim) probe(h proto.Health, exited <-chan struct{}) (res proto.HealthRe
 		}
 		return fail("Health check exceeded timeout (%v)%s", h.Timeout, text)
 	}
-	proc.forget()
+	proc.closePidfd()
 	res.End = time.Now().UTC()
 	res.Output = collect()
 	return res, true
@@ -187,15 +217,15 @@ func outputPipe() (child int, ours *os.File, err error) {
 	return pipe(proto.ExecCreate{}, false)
 }
 
-// readLimited reads until the end or the deadline and keeps the first bytes.
-// What was written before the deadline was set is read also after it.
+// readLimited reads until EOF or the deadline and returns the first limit bytes.
+// Bytes written before the deadline was set are still read after it.
 func readLimited(f *os.File, limit int) string {
 	var kept []byte
 	buf := make([]byte, 4<<10)
-	keep := func(p []byte) { kept = append(kept, p[:min(len(p), limit-len(kept))]...) }
+	appendLimited := func(p []byte) { kept = append(kept, p[:min(len(p), limit-len(kept))]...) }
 	for {
 		n, err := f.Read(buf)
-		keep(buf[:max(n, 0)])
+		appendLimited(buf[:max(n, 0)])
 		if err == nil {
 			continue
 		}
@@ -205,7 +235,7 @@ func readLimited(f *os.File, limit int) string {
 					if n, err = unix.Read(int(fd), buf); n <= 0 {
 						return
 					}
-					keep(buf[:n])
+					appendLimited(buf[:n])
 				}
 			})
 		}

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package server
 
 import (
@@ -52,12 +54,12 @@ func TestHealthKeepsTheLastFiveResults(t *testing.T) {
 		before := len(now.Log)
 		next := nextHealth(proto.Health{Retries: 1}, now, time.Time{}, proto.HealthResult{ExitCode: i})
 		if len(now.Log) != before {
-			t.Fatal("changed a state that others hold")
+			t.Fatal("nextHealth changed its input, which subscribers share")
 		}
 		now = next
 	}
 	if len(now.Log) != healthResults || now.Log[0].ExitCode != 4 || now.Log[4].ExitCode != 8 {
-		t.Errorf("kept %+v", now.Log)
+		t.Errorf("log: %+v", now.Log)
 	}
 }
 

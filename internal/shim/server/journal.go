@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package server
 
 import (
@@ -8,9 +10,9 @@ import (
 	"holdfast/internal/shim/proto"
 )
 
-// journalLimit is the size in bytes above which the older half of the journal
-// is given up: it lies in memory (the run directory is a tmpfs), and without a
-// daemon nobody collects it.
+// journalLimit is the size in bytes above which the older half of the journal is
+// discarded. The journal is in memory (the run directory is a tmpfs), and without a
+// daemon nothing else bounds it.
 const journalLimit = 4 << 20
 
 // journal is the file of entries, one JSON line each. It is not safe for
@@ -22,15 +24,15 @@ type journal struct {
 	seq  uint64 // of the last entry
 }
 
-// openJournal opens the file, keeps its entries when keep is set, and cuts off
-// a line that was torn by a crash.
-func openJournal(path string, keep bool) (*journal, error) {
+// openJournal opens the file. With keepEntries it keeps its entries and cuts off a
+// line that was torn by a crash; without, it empties the file.
+func openJournal(path string, keepEntries bool) (*journal, error) {
 	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|os.O_APPEND, 0o640)
 	if err != nil {
 		return nil, err
 	}
 	j := &journal{path: path, f: f}
-	if keep {
+	if keepEntries {
 		b, err := os.ReadFile(path)
 		if err != nil {
 			f.Close()
@@ -48,7 +50,7 @@ func openJournal(path string, keep bool) (*journal, error) {
 	return j, nil
 }
 
-// append numbers the entry and writes it in one write.
+// append numbers the entry and appends it in a single write.
 func (j *journal) append(e *proto.Entry) error {
 	j.seq++
 	e.Seq = j.seq
@@ -100,7 +102,7 @@ func (j *journal) shrink() error {
 	return nil
 }
 
-// after reads the entries with a higher number.
+// after returns the entries with a higher number than seq.
 func (j *journal) after(seq uint64) []proto.Entry {
 	if seq >= j.seq {
 		return nil
@@ -113,12 +115,16 @@ func (j *journal) after(seq uint64) []proto.Entry {
 	return parseJournal(b, seq)
 }
 
-// parseJournal skips lines that are no entries: one may have been torn.
+// seqMax is larger than any number that an entry gets. A larger number in the file
+// is damage; counting on from it could overflow.
+const seqMax = 1 << 62
+
+// parseJournal skips lines that are not entries, such as a torn one.
 func parseJournal(b []byte, after uint64) []proto.Entry {
 	var entries []proto.Entry
 	for line := range bytes.Lines(b) {
 		var e proto.Entry
-		if proto.Unmarshal(line, &e) == nil && e.Seq > after {
+		if proto.Unmarshal(line, &e) == nil && e.Seq > after && e.Seq < seqMax {
 			entries = append(entries, e)
 		}
 	}

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package server
 
 import (
@@ -14,36 +16,37 @@ import (
 	"holdfast/internal/shim/proto"
 )
 
-// ledger makes what is read from the container's streams survive a kill -9 of
-// the shim: every byte comes into the log once, also those that the dead shim
-// had taken out of the pipe and not yet written. It is a file in the run
-// directory, mapped and shared, so that a killed process leaves it as it was at
-// its last instruction:
+// ledger makes output that was read from the container's streams survive a
+// kill -9 of the shim: every byte gets into the log exactly once, also a byte that
+// the dead shim had read from the pipe and not yet written. It is a file in the
+// run directory with a shared mapping, so a killed process leaves it as it was
+// after its last instruction:
 //
-//	page 0    the entry: what is being moved, and two places for the log's
-//	          state (lines whose end has not come), of which one is valid
+//	page 0    the entry that is being moved, and two slots for the log's state
+//	          (unfinished lines), one of which is valid
 //	then      the bytes of the entry
-//	then      room for states that page 0 can't take
-//	then      the bytes of an entry that is longer than the first place, while
-//	          there is a burst of such: the file is as long as that takes
+//	then      two slots for states that are too large for page 0
+//	then      the bytes of an entry that is too long for the first place; the
+//	          file has this part only during a burst
 //
-// A move goes through phases, each made known by one store:
+// A move goes through phases. One atomic store publishes each:
 //
 //	idle → taking (source, length, time, position of the log) → the read call
 //	→ taken → the log → idle, with the other state
 //
-// Killed while taking, it is not known whether the read call has happened. So
-// the place of its bytes is marked before with bytes that nobody can foresee.
+// If the shim is killed while taking, it is unknown whether the read call has
+// happened. Therefore the place of its bytes is filled before with a pattern that
+// output can't match by chance.
 //
-// Pages that a burst took are given back. What is written is allocated before:
-// a page that the file system can't give would be a SIGBUS.
+// Pages that a burst took are released. Pages are allocated before they are
+// written: a write to one that the file system can't allocate raises SIGBUS.
 type ledger struct {
 	fd      int
 	mem     []byte
 	seq     uint64 // of the last entry
-	room    int    // bytes of data that are allocated in the first place
+	room    int    // allocated bytes in the first place for data
 	long    bool   // the file has the place for long entries
-	wide    bool   // the states' own pages are allocated
+	wide    bool   // the slots for large states are allocated
 	scratch []byte
 }
 
@@ -51,15 +54,16 @@ const (
 	ledgerMagic = "HFledg1\n"
 
 	ledgerData    = 4096
-	ledgerReserve = 4096 // bytes of data that always have their page
+	ledgerReserve = 4096 // bytes of data that are always allocated
 	ledgerStates  = ledgerData + readSize
 	ledgerState   = (format.StateMax + 4095) &^ 4095
 	ledgerSize    = ledgerStates + 2*ledgerState // without the place for long entries
 	ledgerLong    = ledgerSize + burstSize
-	ledgerInline  = 1024 // a state up to here lies in page 0
+	ledgerInline  = 1024 // bytes; a state up to this size is in page 0
 )
 
-// Offsets in page 0. The numbers are the machine's: the file never leaves it.
+// Offsets in page 0. Numbers have the native byte order: the file never leaves the
+// machine.
 const (
 	atPhase    = 8 // seq<<3 | valid state<<2 | phase
 	atSource   = 16
@@ -79,7 +83,8 @@ const (
 	phaseTaken
 )
 
-// openLedger makes the file, or with again opens the one that a dead shim left.
+// openLedger creates the file, or with again opens the one that the previous shim
+// left.
 func openLedger(dir string, again bool) (*ledger, error) {
 	path := filepath.Join(dir, proto.LedgerFile)
 	flags := unix.O_RDWR | unix.O_CLOEXEC
@@ -105,7 +110,7 @@ func openLedger(dir string, again bool) (*ledger, error) {
 	} else if st.Size() == ledgerLong && !l.lengthen() {
 		return fail("allocate", unix.ENOSPC)
 	}
-	// Allocated also where it is: a punched hole may be in it.
+	// Allocate also the part of an existing file: it may have punched holes.
 	if err := allocate(fd, 0, 0, ledgerData+ledgerReserve); err != nil {
 		return fail("allocate", err)
 	}
@@ -118,7 +123,7 @@ func openLedger(dir string, again bool) (*ledger, error) {
 	} else if string(l.mem[:len(ledgerMagic)]) != ledgerMagic {
 		return fail("read", unix.EINVAL)
 	}
-	l.seq = l.word() >> 3
+	l.seq = l.phaseWord() >> 3
 	return l, nil
 }
 
@@ -130,20 +135,22 @@ func (l *ledger) close() {
 	unix.Close(l.fd)
 }
 
-func (l *ledger) word() uint64 { return atomic.LoadUint64((*uint64)(unsafe.Pointer(&l.mem[atPhase]))) }
+func (l *ledger) phaseWord() uint64 {
+	return atomic.LoadUint64((*uint64)(unsafe.Pointer(&l.mem[atPhase])))
+}
 
-// turn makes a phase known, after all that was written before.
-func (l *ledger) turn(valid, phase uint64) {
+// setPhase publishes a phase, after all earlier writes.
+func (l *ledger) setPhase(valid, phase uint64) {
 	atomic.StoreUint64((*uint64)(unsafe.Pointer(&l.mem[atPhase])), l.seq<<3|valid<<2|phase)
 }
 
-func (l *ledger) valid() uint64 { return l.word() >> 2 & 1 }
+func (l *ledger) valid() uint64 { return l.phaseWord() >> 2 & 1 }
 
 func (l *ledger) get(at int) uint64    { return binary.NativeEndian.Uint64(l.mem[at:]) }
 func (l *ledger) put(at int, v uint64) { binary.NativeEndian.PutUint64(l.mem[at:], v) }
 
-// begin announces a read of at most want bytes and returns where they go. It
-// may be less than was wanted when memory is short.
+// begin announces a read of at most want bytes and returns the buffer for it. When
+// memory is short, the buffer may be smaller than want.
 func (l *ledger) begin(src format.Source, want int, now time.Time, inode uint64, size int64, terminal bool) []byte {
 	if want > readSize && (l.long || l.lengthen()) {
 		want = min(want, burstSize)
@@ -169,11 +176,11 @@ func (l *ledger) begin(src format.Source, want int, now time.Time, inode uint64,
 	if terminal {
 		l.put(atTerminal, 1)
 	}
-	l.turn(valid, phaseTaking)
+	l.setPhase(valid, phaseTaking)
 	return p
 }
 
-// data is where an entry of at most want bytes lies.
+// data returns the place of an entry of at most want bytes.
 func (l *ledger) data(want int) []byte {
 	if want > readSize {
 		return l.mem[ledgerSize : ledgerSize+want]
@@ -181,7 +188,7 @@ func (l *ledger) data(want int) []byte {
 	return l.mem[ledgerData : ledgerData+want]
 }
 
-// allocate is fallocate, which a signal may interrupt.
+// allocate is fallocate, retried when a signal interrupts it.
 func allocate(fd int, mode uint32, off, size int64) error {
 	for {
 		if err := unix.Fallocate(fd, mode, off, size); err != unix.EINTR {
@@ -190,8 +197,8 @@ func allocate(fd int, mode uint32, off, size int64) error {
 	}
 }
 
-// lengthen makes the place for long entries. When there is no memory for it
-// they are moved as several.
+// lengthen adds the place for long entries. Without memory for it, long reads are
+// split.
 func (l *ledger) lengthen() bool {
 	if allocate(l.fd, 0, ledgerSize, burstSize) != nil {
 		unix.Ftruncate(l.fd, ledgerSize)
@@ -201,16 +208,17 @@ func (l *ledger) lengthen() bool {
 	return true
 }
 
-// shorten gives it back. The file is as releases know it that have only the
-// first place.
+// shorten removes the place for long entries. The file then has the form that
+// earlier releases know.
 func (l *ledger) shorten() {
 	if l.long && unix.Ftruncate(l.fd, ledgerSize) == nil {
 		l.long = false
 	}
 }
 
-// markLen is how many bytes are marked: of a pipe that holds want bytes a read
-// gives all of them or none, of a terminal any number.
+// markLen returns how many bytes are filled with the pattern. If a pipe holds want
+// bytes, a read returns all of them or none, so a few bytes suffice. A terminal may
+// return any number.
 func markLen(want int, terminal bool) int {
 	if terminal {
 		return want
@@ -218,8 +226,8 @@ func markLen(want int, terminal bool) int {
 	return min(want, 16)
 }
 
-// mark fills p with the marks of this entry: a sequence that depends on its
-// number (splitmix64).
+// mark fills p with the pattern of this entry, which depends on its number
+// (splitmix64).
 func (l *ledger) mark(p []byte) {
 	for i := range p {
 		p[i] = markByte(l.seq, i)
@@ -235,18 +243,19 @@ func markByte(seq uint64, i int) byte {
 	return byte(x >> 56)
 }
 
-// took says how many bytes the read gave.
+// took records how many bytes the read returned.
 func (l *ledger) took(n int) {
 	valid := l.valid()
 	if n <= 0 {
-		l.turn(valid, phaseIdle)
+		l.setPhase(valid, phaseIdle)
 		return
 	}
 	l.put(atGot, uint64(n))
-	l.turn(valid, phaseTaken)
+	l.setPhase(valid, phaseTaken)
 }
 
-// commit says that the log has them, and what it knows of unfinished lines.
+// commit records that the bytes are in the log, and the log's state of unfinished
+// lines.
 func (l *ledger) commit(log *format.Log) {
 	l.scratch = log.AppendState(l.scratch[:0])
 	next := 1 - l.valid()
@@ -258,11 +267,11 @@ func (l *ledger) commit(log *format.Log) {
 	if cap(l.scratch) > ledgerInline {
 		l.scratch = nil
 	}
-	l.turn(next, phaseIdle)
+	l.setPhase(next, phaseIdle)
 }
 
-// place is where a state of n bytes lies; nil when there is no memory for it,
-// and then an unfinished line would not survive.
+// place returns the slot for a state of n bytes, or nil without memory for it. An
+// unfinished line would then not survive.
 func (l *ledger) place(which uint64, n int) []byte {
 	if n <= ledgerInline {
 		at := atInline + int(which)*ledgerInline
@@ -281,7 +290,7 @@ func (l *ledger) place(which uint64, n int) []byte {
 	return l.mem[at : at+n]
 }
 
-// state is the log's state at the last commit; nil when there is none.
+// state returns the log's state at the last commit, or nil.
 func (l *ledger) state() []byte {
 	which := l.valid()
 	n := l.get(atStateLen + 8*int(which))
@@ -291,8 +300,8 @@ func (l *ledger) state() []byte {
 	return l.place(which, int(n))
 }
 
-// rest gives back what a burst took.
-func (l *ledger) rest() {
+// shrink releases the memory of a burst.
+func (l *ledger) shrink() {
 	l.shorten()
 	if l.room == ledgerReserve && !l.wide {
 		return
@@ -308,7 +317,7 @@ func (l *ledger) rest() {
 	}
 }
 
-// restore brings a log up to what the dead shim had read: its unfinished lines,
+// restore continues the log from what the dead shim had read: its unfinished lines,
 // and the entry that it was moving when it was killed.
 func (l *ledger) restore(log *format.Log) error {
 	if st := l.state(); st != nil {
@@ -318,7 +327,7 @@ func (l *ledger) restore(log *format.Log) error {
 	}
 	p := l.unfinished()
 	if p == nil {
-		l.turn(l.valid(), phaseIdle)
+		l.setPhase(l.valid(), phaseIdle)
 		return nil
 	}
 	log.Redo(l.get(atInode), int64(l.get(atSize)))
@@ -327,13 +336,13 @@ func (l *ledger) restore(log *format.Log) error {
 	return nil
 }
 
-// unfinished are the bytes of the entry that was being moved; nil for none.
+// unfinished returns the bytes of the entry that was being moved, or nil.
 func (l *ledger) unfinished() []byte {
 	want, got := l.get(atWant), l.get(atGot)
-	if want > burstSize || want > readSize && !l.long || got > want && l.word()&3 == phaseTaken {
+	if want > burstSize || want > readSize && !l.long || got > want && l.phaseWord()&3 == phaseTaken {
 		return nil
 	}
-	switch l.word() & 3 {
+	switch l.phaseWord() & 3 {
 	case phaseTaken:
 		return l.data(int(want))[:got]
 	case phaseTaking:

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package server
 
 import (
@@ -15,11 +17,11 @@ import (
 	"holdfast/internal/shim/proto"
 )
 
-// text is what a log holds, without time stamps.
+// text returns the lines of a log and its rotated files, without timestamps.
 func text(t *testing.T, path string) string {
 	t.Helper()
 	var out strings.Builder
-	dec := format.NewDecoder("json-file")
+	dec := format.NewDecoder("json-file", nil)
 	for _, p := range []string{path + ".6", path + ".5", path + ".4", path + ".3", path + ".2", path + ".1", path} {
 		b, err := os.ReadFile(p)
 		if err != nil {
@@ -38,8 +40,8 @@ func text(t *testing.T, path string) string {
 	return out.String()
 }
 
-// A shim that is killed at any instruction of a move loses nothing, and nothing
-// comes twice.
+// If the shim is killed at any instruction of a move, every byte is logged exactly
+// once.
 func TestLedgerGoesOnAfterAKillInAnyPhase(t *testing.T) {
 	const before, end = "one\nbeg", "two\nthree\nhalf"
 	chunks := map[int64]string{0: "un\n" + end, 120: "un\n" + end, // a rotation within the chunk
@@ -74,7 +76,7 @@ func TestLedgerGoesOnAfterAKillInAnyPhase(t *testing.T) {
 							return
 						}
 						if until == "written in part" {
-							// The same records as at the beginning of the whole.
+							// These are the first records of the whole chunk.
 							log.Write(format.Stdout, now, []byte(p[:strings.Index(p, "three")]))
 							return
 						}
@@ -93,7 +95,8 @@ func TestLedgerGoesOnAfterAKillInAnyPhase(t *testing.T) {
 					if at != "idle" {
 						move(chunk, at)
 					}
-					// The kill: nothing is flushed or closed. The next shim:
+					// The kill: nothing is flushed or closed. What follows is the next
+					// shim.
 					again, err := format.Open(cfg)
 					if err != nil {
 						t.Fatal(err)
@@ -121,7 +124,7 @@ func TestLedgerGoesOnAfterAKillInAnyPhase(t *testing.T) {
 	}
 }
 
-// A terminal may give less than was there when it was asked.
+// A read of a terminal may return fewer bytes than were available.
 func TestLedgerFindsOutHowMuchATerminalGave(t *testing.T) {
 	l, err := openLedger(t.TempDir(), false)
 	if err != nil {
@@ -158,14 +161,14 @@ func TestLedgerGivesBackWhatABurstTook(t *testing.T) {
 		copy(p, bytes.Repeat([]byte("x"), len(p)))
 		l.took(len(p))
 		if blocks() < small+int64(size)/2 {
-			t.Fatal("nothing was allocated")
+			t.Fatal("no blocks were allocated")
 		}
-		l.turn(l.valid(), phaseIdle)
-		l.rest()
+		l.setPhase(l.valid(), phaseIdle)
+		l.shrink()
 		if got := blocks(); got != small {
-			t.Errorf("%d bytes, were %d", got, small)
+			t.Errorf("%d bytes are allocated, want %d", got, small)
 		}
-		// Releases that know no long entries take only this.
+		// Releases without long entries accept only this size.
 		if st, err := os.Stat(filepath.Join(dir, proto.LedgerFile)); err != nil || st.Size() != ledgerSize {
 			t.Errorf("%d bytes long, want %d: %v", st.Size(), ledgerSize, err)
 		}
@@ -183,7 +186,7 @@ func TestDamagedLedgerIsNotUsed(t *testing.T) {
 			t.Errorf("%s: opened", name)
 		}
 	}
-	// Numbers that make no sense are no entry.
+	// An entry with invalid numbers is ignored.
 	l, err := openLedger(t.TempDir(), false)
 	if err != nil {
 		t.Fatal(err)
@@ -212,7 +215,7 @@ func TestZombieTellsItsExitStatus(t *testing.T) {
 		t.Errorf("%v %v", st, ok)
 	}
 	if _, ok := parseZombie(stat("S", "0")); ok {
-		t.Error("it lives")
+		t.Error("a living process has an exit status")
 	}
 	if got := parseStartTime(stat("Z", "0")); got != 777 {
 		t.Errorf("start %d", got)
@@ -224,7 +227,7 @@ func TestGateLetsThoseInsideOutAndNobodyIn(t *testing.T) {
 	g.enter()
 	shut := make(chan bool)
 	go func() { shut <- g.close(10 * time.Second) }()
-	<-g.wanted()
+	<-g.closing()
 	entered := make(chan struct{})
 	go func() { g.enter(); close(entered) }()
 	g.leave()
@@ -233,16 +236,16 @@ func TestGateLetsThoseInsideOutAndNobodyIn(t *testing.T) {
 	}
 	select {
 	case <-entered:
-		t.Fatal("somebody came in")
+		t.Fatal("entered a shut gate")
 	default:
 	}
 	if g.close(time.Second) {
-		t.Error("shut twice")
+		t.Error("a shut gate was shut again")
 	}
 	g.open()
 	<-entered
 	if g.close(time.Millisecond) {
-		t.Error("shut with somebody inside")
+		t.Error("the gate was shut with an operation inside")
 	}
-	g.enter() // open again
+	g.enter() // a failed close leaves the gate open
 }

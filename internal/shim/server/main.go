@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package server
 
 import (
@@ -8,25 +10,27 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"holdfast/internal/shim/handover"
+	"holdfast/internal/shim/log"
+	"holdfast/internal/shim/ports"
 	"holdfast/internal/shim/proto"
 )
 
-// logf writes a line to the shim's log, for people.
-func logf(format string, args ...any) {
-	fmt.Fprintf(os.Stderr, time.Now().UTC().Format("2006-01-02T15:04:05.000Z ")+format+"\n", args...)
-}
+// logf writes a line to the shim's log, for people to read.
+func logf(format string, args ...any) { log.Printf(format, args...) }
 
-// bootTime is how long the first frame may take. A shim without a container
-// is of use to nobody.
+// bootTime bounds how long the first frame may take. A shim without a container is
+// useless, so it then exits.
 const bootTime = 30 * time.Second
 
-// Main is a shim's life: it reads the Bootstrap from descriptor 0, serves until
-// the container has ended for good, and returns the exit status of the process.
+// Main runs the shim. It reads the Bootstrap from descriptor 0, or continues from
+// the handover state after a re-exec. It serves until the container has ended for
+// good, and returns the exit status of the process.
 func Main(release string) int {
 	ignoreSignals()
 	start := boot
-	if env := os.Getenv(imageEnv); env != "" {
-		start = func(release string) (*Shim, error) { return resume(release, env) }
+	if env := os.Getenv(handover.Env); env != "" {
+		start = func(release string) (*Shim, error) { return resumeFromHandover(release, env) }
 	}
 	if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); err != nil {
 		logf("become subreaper: %v", err)
@@ -38,12 +42,12 @@ func Main(release string) int {
 		logf("%v", err)
 		return 1
 	}
-	<-s.left
+	<-s.life.done
 	return 0
 }
 
 func boot(release string) (*Shim, error) {
-	oomScore := protect()
+	oomScore := protectFromOOM()
 
 	frames, err := firstConnection()
 	if err != nil {
@@ -83,14 +87,14 @@ func boot(release string) (*Shim, error) {
 		return nil, err
 	}
 	s := newShim(b, release, rec, reaper, runtime)
-	s.dirfd, s.locked, s.rows, s.cols = dirfd, locked, b.ConsoleSize[0], b.ConsoleSize[1]
+	s.dirfd, s.lockFD, s.life.rows, s.life.cols = dirfd, locked, b.ConsoleSize[0], b.ConsoleSize[1]
 	if s.server.listener, err = listenUnix(dirfd, proto.SocketFile); err != nil {
 		return nil, err
 	}
-	if s.ports, err = servePorts(b.Ports, fds); err != nil {
+	if s.ports, err = ports.Serve(b.Ports, fds); err != nil {
 		return nil, fmt.Errorf("ports: %w", err)
 	}
-	if err := s.keepBootstrap(); err != nil {
+	if err := s.saveBootstrap(); err != nil {
 		return nil, err
 	}
 	if b.Adopt != nil {
@@ -104,7 +108,22 @@ func boot(release string) (*Shim, error) {
 	return s, nil
 }
 
-// firstConnection takes descriptor 0, so that no child ever inherits it.
+// validName reports whether a name from outside is safe as a file name.
+func validName(s string) bool {
+	if len(s) == 0 || len(s) > 128 || s[0] == '.' {
+		return false
+	}
+	for i := range len(s) {
+		c := s[i]
+		if (c < 'a' || c > 'z') && (c < 'A' || c > 'Z') && (c < '0' || c > '9') && c != '_' && c != '.' && c != '-' {
+			return false
+		}
+	}
+	return true
+}
+
+// firstConnection moves descriptor 0 to another number that is close-on-exec, so
+// that no child inherits the connection.
 func firstConnection() (*proto.Conn, error) {
 	fd, err := unix.FcntlInt(0, unix.F_DUPFD_CLOEXEC, 3)
 	if err != nil {
@@ -121,9 +140,9 @@ func firstConnection() (*proto.Conn, error) {
 	return proto.NewConn(fd)
 }
 
-// protect keeps the shim from being the one that is killed when memory is
-// short, where it may. It returns the score that its children get back.
-func protect() string {
+// protectFromOOM makes the OOM killer spare the shim, if permitted. It returns the
+// previous score, which is restored in children; "" means that nothing was changed.
+func protectFromOOM() string {
 	const file = "/proc/self/oom_score_adj"
 	old, err := os.ReadFile(file)
 	if err != nil || os.WriteFile(file, []byte("-999"), 0) != nil {

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package server
 
 import (
@@ -7,26 +9,30 @@ import (
 	"strconv"
 	"sync"
 	"syscall"
-	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"holdfast/internal/shim/descriptor"
 )
 
-// process is a child, by birth or by adoption as its subreaper.
+// process is a child of the shim, born or reparented to it as subreaper, or a
+// foreign process.
 type process struct {
 	pid    int
-	pidfd  *os.File // the poller tells when it becomes readable: at the exit
+	pidfd  *os.File // becomes readable at the exit
 	exited chan struct{}
 	status syscall.WaitStatus // valid once exited is closed
-	lost   bool               // the status is not known; valid as status is
+	lost   bool               // the status is unknown; valid once exited is closed
 
-	// foreign: it is not a child, and start tells it from later ones.
+	// foreign: not a child. start is its start time, which tells it from a later
+	// process with the same pid.
 	foreign bool
 	start   uint64
-	over    bool // status is there, set within a step (see still.go)
+	ended   bool // status is valid; set within a step (see quiesce.go)
 }
 
-// exitCode is the status as a shell and Docker give it: 128+n for signal n.
+// exitCode returns the exit code as a shell and Docker report it: 128+n for signal
+// n.
 func (p *process) exitCode() int {
 	if p.status.Signaled() {
 		return 128 + int(p.status.Signal())
@@ -34,7 +40,23 @@ func (p *process) exitCode() int {
 	return p.status.ExitStatus()
 }
 
-// signal reaches this process and no other that got its number later.
+// hasEnded asks the kernel, which knows of an exit before the shim has noticed it.
+func (p *process) hasEnded() bool {
+	if p.pidfd == nil {
+		return true
+	}
+	raw, err := p.pidfd.SyscallConn()
+	if err != nil {
+		return true
+	}
+	ended := true
+	if raw.Control(func(fd uintptr) { ended = hasExited(int(fd)) }) != nil {
+		return true // closed, so it has exited
+	}
+	return ended
+}
+
+// signal sends a signal to this process and never to a later one with the same pid.
 func (p *process) signal(sig syscall.Signal) error {
 	if p.pidfd == nil {
 		return syscall.ESRCH
@@ -49,45 +71,62 @@ func (p *process) signal(sig syscall.Signal) error {
 	return err
 }
 
-// reaper waits for children, each by its own pidfd: a child stays a zombie and
-// its number taken until the shim, which knows it, has read its status. No
-// signal handling is needed for that, which would take two more threads.
+// reaper is the only caller of wait, and reaps every child, registered or not: a
+// zombie in the container's pid namespace would keep the container's first process
+// from ending. collect reaps whenever the pidfd of a registered child becomes
+// readable. Orphans of a runtime call are therefore reaped with the next call at
+// the latest.
 //
-// Only where the container shares its pid namespace with others do unknown
-// processes become the shim's children. sweepOrphans then reaps them.
+// Unregistered children can also appear at any other time. If the container shares
+// its pid namespace, orphans in that namespace are reparented to the shim. And
+// processes of exec sessions and health checks, which are children of the shim, may
+// create siblings with CLONE_PARENT. For these cases listenSIGCHLD reaps at every
+// SIGCHLD. That takes two more threads, which the shim of a plain container saves.
 type reaper struct {
-	mu    sync.Mutex
-	known map[int]struct{}
-	holds int  // someone is about to adopt a child that is not yet known
-	due   bool // a sweep came meanwhile
+	mu        sync.Mutex
+	known     map[int]*process // registered children, by pid
+	adoptions int              // calls in progress that will adopt a child
+	// strays are the statuses of unregistered children that were reaped during an
+	// adoption.
+	strays map[int]syscall.WaitStatus
+
+	listening sync.Once
 }
 
-func newReaper() *reaper { return &reaper{known: map[int]struct{}{}} }
+func newReaper() *reaper {
+	return &reaper{known: map[int]*process{}, strays: map[int]syscall.WaitStatus{}}
+}
 
-// hold keeps the status of children that are not yet known until release.
-func (r *reaper) hold() {
+// beginAdoption makes the reaper keep the statuses of unregistered children until
+// endAdoption.
+func (r *reaper) beginAdoption() {
 	r.mu.Lock()
-	r.holds++
+	r.adoptions++
 	r.mu.Unlock()
 }
 
-func (r *reaper) release() {
+func (r *reaper) endAdoption() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if r.holds--; r.holds == 0 && r.due {
-		r.sweep()
+	if r.adoptions--; r.adoptions == 0 {
+		clear(r.strays)
 	}
 }
 
-// adopt watches a child that the runtime left behind. The caller holds the
-// reaper since before the runtime was called.
+// adopt registers a child that the runtime left behind, which may have ended
+// already. The caller has called beginAdoption before the runtime.
 func (r *reaper) adopt(pid int) (*process, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	if status, ended := r.strays[pid]; ended && !isChild(pid) {
+		p := &process{pid: pid, exited: make(chan struct{})}
+		p.setStatus(status)
+		return p, nil
+	}
 	return r.watch(pid)
 }
 
-// spawn starts a child of the shim's own.
+// spawn starts and registers a child.
 func (r *reaper) spawn(path string, argv []string, attr *syscall.ProcAttr) (*process, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -98,60 +137,121 @@ func (r *reaper) spawn(path string, argv []string, attr *syscall.ProcAttr) (*pro
 	return r.watch(pid)
 }
 
-// watch is called with the lock held, for a child that nobody can have reaped.
+// watch registers a child that can't have been reaped yet. It is called with the
+// lock held.
 func (r *reaper) watch(pid int) (*process, error) {
 	fd, err := unix.PidfdOpen(pid, unix.PIDFD_NONBLOCK)
 	if err != nil {
-		unix.Kill(pid, unix.SIGKILL) // what can't be watched must not run on
+		unix.Kill(pid, unix.SIGKILL) // a child that can't be watched must not keep running
 		return nil, os.NewSyscallError("pidfd_open "+strconv.Itoa(pid), err)
 	}
-	return r.follow(pid, fd)
+	return r.watchPidfd(pid, fd)
 }
 
-// follow waits for a child by its pidfd. It is called with the lock held.
-func (r *reaper) follow(pid, pidfd int) (*process, error) {
+// watchPidfd registers a child by its pidfd. It is called with the lock held.
+func (r *reaper) watchPidfd(pid, pidfd int) (*process, error) {
 	p := &process{pid: pid, pidfd: os.NewFile(uintptr(pidfd), "process"), exited: make(chan struct{})}
 	raw, err := p.pidfd.SyscallConn()
 	if err != nil {
 		p.pidfd.Close()
 		return nil, err
 	}
-	r.known[pid] = struct{}{}
+	if status, ended := r.strays[pid]; ended && !isChild(pid) {
+		p.setStatus(status)
+		return p, nil
+	}
+	r.known[pid] = p
 	go func() {
-		var got int
-		var werr error
 		rerr := raw.Read(func(uintptr) bool {
 			motion.RLock()
 			defer motion.RUnlock()
-			for {
-				got, werr = syscall.Wait4(pid, &p.status, syscall.WNOHANG, nil)
-				if werr != syscall.EINTR {
-					p.over = got != 0
-					return p.over
-				}
-			}
+			r.mu.Lock()
+			defer r.mu.Unlock()
+			r.collect()
+			// A tracer can delay the reaping. The pidfd then becomes readable once
+			// more.
+			return p.ended || !isChild(pid)
 		})
-		if rerr != nil || werr != nil {
-			// Not our child, against all promises: its status is lost.
-			logf("wait for %d: %v %v", pid, rerr, werr)
-			p.status, p.lost = unknownStatus, true
-		}
+		motion.RLock()
+		defer motion.RUnlock()
 		r.mu.Lock()
-		delete(r.known, pid)
-		r.mu.Unlock()
-		close(p.exited)
+		defer r.mu.Unlock()
+		if !p.ended {
+			// This should not happen: the process is not a child, or was reaped
+			// elsewhere. Its status is lost.
+			logf("wait for process %d: its exit status is lost (%v)", pid, rerr)
+			delete(r.known, pid)
+			p.lost = true
+			p.setStatus(unknownStatus)
+		}
 	}()
 	return p, nil
 }
 
-// foreign watches a process that is not a child: the one of a container whose
-// shim was killed. pidfd was opened while the process was known to be the right
-// one, or is -1: then start, its start time, tells. A process that can't be
-// found any more has exited, with a status that nobody knows.
+// setStatus records how the process ended. It is called once, within a step.
+func (p *process) setStatus(status syscall.WaitStatus) {
+	p.status, p.ended = status, true
+	close(p.exited)
+}
+
+// collect reaps all children that have ended. It never blocks. It is called within
+// a step, with the lock held.
+func (r *reaper) collect() {
+	for {
+		var status syscall.WaitStatus
+		pid, err := syscall.Wait4(-1, &status, syscall.WNOHANG|syscall.WALL, nil)
+		switch {
+		case err == syscall.EINTR:
+			continue
+		case err != nil || pid <= 0:
+			return
+		}
+		if p := r.known[pid]; p != nil {
+			delete(r.known, pid)
+			p.setStatus(status)
+		} else if r.adoptions > 0 {
+			r.strays[pid] = status
+		}
+	}
+}
+
+// isChild reports whether there is a child with this pid that is not reaped yet.
+func isChild(pid int) bool {
+	for {
+		err := unix.Waitid(unix.P_PID, pid, nil, unix.WEXITED|unix.WNOHANG|unix.WNOWAIT|unix.WALL, nil)
+		if err != unix.EINTR {
+			return err == nil
+		}
+	}
+}
+
+// listenSIGCHLD makes the shim reap at every SIGCHLD, from now on. It is
+// idempotent.
+func (r *reaper) listenSIGCHLD() {
+	r.listening.Do(func() {
+		sigchld := make(chan os.Signal, 1)
+		signal.Notify(sigchld, syscall.SIGCHLD)
+		go func() {
+			for {
+				motion.RLock()
+				r.mu.Lock()
+				r.collect()
+				r.mu.Unlock()
+				motion.RUnlock()
+				<-sigchld
+			}
+		}()
+	})
+}
+
+// foreign watches a process that is not a child: that of a container whose shim was
+// killed. pidfd was opened while the pid was known to be the right process, or is
+// -1; then the start time identifies the process. A process that is not found has
+// ended with an unknown status.
 func foreign(pid int, start uint64, pidfd int) *process {
 	p := &process{pid: pid, exited: make(chan struct{}), foreign: true, start: start}
 	gone := func() *process {
-		p.status, p.lost, p.over = unknownStatus, true, true
+		p.status, p.lost, p.ended = unknownStatus, true, true
 		close(p.exited)
 		return p
 	}
@@ -186,19 +286,18 @@ func foreign(pid int, start uint64, pidfd int) *process {
 			motion.RLock()
 			defer motion.RUnlock()
 			p.status, p.lost = foreignStatus(int(fd), pid, start)
-			p.over = true
+			p.ended = true
 		})
 		close(p.exited)
 	}()
 	return p
 }
 
-// unknownStatus is an exit with code 255.
+// unknownStatus stands for an unknown status: exit code 255.
 const unknownStatus = syscall.WaitStatus(255 << 8)
 
-// foreignStatus reads how a process ended that is another's child. As long as
-// its parent has not asked, /proc has it; afterwards the pidfd, since Linux
-// 6.15.
+// foreignStatus reads how another process's child ended. Until its parent reaps it,
+// /proc has the status; after that the pidfd has it, since Linux 6.15.
 func foreignStatus(pidfd, pid int, start uint64) (status syscall.WaitStatus, lost bool) {
 	for range 2 {
 		info := unix.PidfdInfo{Mask: unix.PIDFD_INFO_EXIT}
@@ -211,12 +310,35 @@ func foreignStatus(pidfd, pid int, start uint64) (status syscall.WaitStatus, los
 				return code, false
 			}
 		}
-		// It was reaped in between, and then the pidfd knows.
+		// It was reaped between the two reads, so ask the pidfd again.
 	}
 	return unknownStatus, true
 }
 
-// parseZombie is the wait status of a process that has ended, field 52.
+// startTime returns field 22 of /proc/PID/stat, in clock ticks since boot, or 0 if
+// there is no such process.
+func startTime(pid int) uint64 {
+	b, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat")
+	if err != nil {
+		return 0
+	}
+	return parseStartTime(b)
+}
+
+// parseStartTime counts fields from the end of the command name, which may contain
+// spaces and parentheses.
+func parseStartTime(stat []byte) uint64 {
+	fields := bytes.Fields(stat[bytes.LastIndexByte(stat, ')')+1:])
+	const field = 22 - 3 // the first one here is the third
+	if len(fields) <= field {
+		return 0
+	}
+	n, _ := strconv.ParseUint(string(fields[field]), 10, 64)
+	return n
+}
+
+// parseZombie returns the wait status of a zombie, field 52 of /proc/PID/stat. It
+// reports false for other processes.
 func parseZombie(stat []byte) (syscall.WaitStatus, bool) {
 	fields := bytes.Fields(stat[bytes.LastIndexByte(stat, ')')+1:])
 	const field = 52 - 3 // the first one here is the third
@@ -227,53 +349,17 @@ func parseZombie(stat []byte) (syscall.WaitStatus, bool) {
 	return syscall.WaitStatus(n), err == nil
 }
 
-// forget closes what a process that has exited still holds.
-func (p *process) forget() {
+// closePidfd waits for the exit and closes the pidfd.
+func (p *process) closePidfd() {
 	<-p.exited
 	if p.pidfd != nil {
 		p.pidfd.Close()
 	}
 }
 
-// sweepOrphans reaps children that nobody knows, whenever some child exits.
-func (r *reaper) sweepOrphans() {
-	sigchld := make(chan os.Signal, 1)
-	signal.Notify(sigchld, syscall.SIGCHLD)
-	go func() {
-		for range sigchld {
-			r.mu.Lock()
-			r.sweep()
-			r.mu.Unlock()
-		}
-	}()
-}
-
-// sweep is called with the lock held.
-func (r *reaper) sweep() {
-	if r.due = r.holds > 0; r.due {
-		return
-	}
-	tasks, err := os.ReadDir("/proc/self/task")
-	if err != nil {
-		return
-	}
-	for _, task := range tasks {
-		children, err := os.ReadFile("/proc/self/task/" + task.Name() + "/children")
-		if err != nil {
-			continue
-		}
-		for _, f := range bytes.Fields(children) {
-			pid, err := strconv.Atoi(string(f))
-			if _, known := r.known[pid]; err == nil && !known {
-				syscall.Wait4(pid, nil, syscall.WNOHANG, nil)
-			}
-		}
-	}
-}
-
-// privatePids reports whether an OCI config.json asks for a pid namespace of
-// the container's own. The file may be large, so it is not decoded: anything
-// that does not look like such a namespace is none.
+// privatePids reports whether an OCI config.json asks for a private pid namespace.
+// The file may be large, so it is searched and not decoded. Text that is not
+// recognised counts as no private namespace.
 func privatePids(config []byte) bool {
 	for _, want := range []string{`"type":"pid"`, `"type": "pid"`} {
 		if i := bytes.Index(config, []byte(want)); i >= 0 {
@@ -285,8 +371,8 @@ func privatePids(config []byte) bool {
 	return false
 }
 
-// bundlePrivatePids looks into the bundle without taking the file onto the
-// heap, where it would stay.
+// bundlePrivatePids is privatePids for a file, which it maps: the heap would keep
+// the memory of a read.
 func bundlePrivatePids(path string) bool {
 	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
 	if err != nil {
@@ -305,44 +391,34 @@ func bundlePrivatePids(path string) bool {
 	return privatePids(b)
 }
 
-// inheritNoSignals undoes what whoever started the daemon had ignored: it would
-// be ignored in the container too. Some launchers leave even the C library's
-// own signals 32 and 33 so.
-func inheritNoSignals() {
-	for sig := uintptr(1); sig <= 64; sig++ {
-		var now, none [4]uintptr // handler, flags, restorer, mask
-		_, _, errno := syscall.RawSyscall6(syscall.SYS_RT_SIGACTION, sig, 0, uintptr(unsafe.Pointer(&now)), 8, 0, 0)
-		if errno == 0 && now[0] == 1 { // SIG_IGN
-			syscall.RawSyscall6(syscall.SYS_RT_SIGACTION, sig, uintptr(unsafe.Pointer(&none)), 0, 8, 0, 0)
-		}
-	}
+// savedProcess is a process in the handover state.
+type savedProcess struct {
+	Pid     int    `json:"pid"`
+	Pidfd   int    `json:"pidfd"`
+	Foreign bool   `json:"foreign,omitempty"`
+	Start   uint64 `json:"start,omitempty"`
+	Over    bool   `json:"over,omitempty"`
+	Status  uint32 `json:"status,omitempty"`
+	Lost    bool   `json:"lost,omitempty"`
 }
 
-// ignoreSignals keeps signals for people and sessions from ending the shim,
-// which would orphan its container. It goes around os/signal: signal.Notify
-// takes two threads, and what signal.Ignore ignores stays ignored in children
-// and so in the container. The Go runtime does not know of this change and, as
-// it installed handlers for these signals, resets them in every child.
-func ignoreSignals() {
-	inheritNoSignals()
-	for _, sig := range []syscall.Signal{syscall.SIGHUP, syscall.SIGINT, syscall.SIGQUIT, syscall.SIGTERM,
-		syscall.SIGUSR1, syscall.SIGUSR2} {
-		setSignal(sig, sigIgnore)
-	}
+func (p *process) save() savedProcess {
+	return savedProcess{Pid: p.pid, Pidfd: descriptor.Number(p.pidfd), Foreign: p.foreign, Start: p.start,
+		Over: p.ended, Status: uint32(p.status), Lost: p.lost}
 }
 
-// SIG_DFL and SIG_IGN.
-const (
-	sigDefault = 0
-	sigIgnore  = 1
-)
-
-// setSignal sets what a signal does, without the Go runtime's knowledge.
-func setSignal(sig syscall.Signal, handler uintptr) {
-	// struct sigaction as the kernel has it, with no flags and an empty mask.
-	action := [4]uintptr{handler}
-	if _, _, errno := syscall.RawSyscall6(syscall.SYS_RT_SIGACTION, uintptr(sig),
-		uintptr(unsafe.Pointer(&action)), 0, 8, 0, 0); errno != 0 {
-		logf("set %v: %v", sig, errno)
+// restore watches the process again.
+func (i savedProcess) restore(r *reaper) (*process, error) {
+	if i.Over || i.Pidfd < 0 {
+		p := &process{pid: i.Pid, pidfd: descriptor.File(i.Pidfd, "process"), exited: make(chan struct{}), foreign: i.Foreign,
+			start: i.Start, status: syscall.WaitStatus(i.Status), lost: i.Lost, ended: true}
+		close(p.exited)
+		return p, nil
 	}
+	if i.Foreign {
+		return foreign(i.Pid, i.Start, i.Pidfd), nil
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.watchPidfd(i.Pid, i.Pidfd)
 }

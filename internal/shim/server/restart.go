@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package server
 
 import (
@@ -10,22 +12,22 @@ import (
 const (
 	backoffFirst = 100 * time.Millisecond
 	backoffMost  = time.Minute
-	// A run of this length counts as one that worked: the backoff begins anew.
+	// A run of this length resets the backoff.
 	backoffReset = 10 * time.Second
 )
 
-// ending is what the restart policy knows of a run that ended.
+// ending is the input of the restart policy about a run that ended.
 type ending struct {
 	exitCode int
 	ran      time.Duration
 	manual   bool // the user stopped the container
 	restarts int  // how often it was restarted before
-	// last is the delay before the run that ended; 0 when there was none.
+	// last is the delay before the run that ended; 0 for none.
 	last time.Duration
 }
 
-// restartAfter says whether the container is started again, and after which
-// delay. It is pure: Docker's rules and nothing else.
+// restartAfter decides whether the container is restarted, and after which delay,
+// by Docker's rules. It is pure.
 func restartAfter(p proto.RestartPolicy, e ending) (delay time.Duration, again bool) {
 	if e.manual {
 		return 0, false

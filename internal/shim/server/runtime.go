@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package server
 
 import (
@@ -21,17 +23,18 @@ type ociRuntime struct {
 	id     string
 	path   string
 	args   []string
-	dir    string // its log files go there
+	dir    string // for its log files
 	env    []string
 	reaper *reaper
 	calls  atomic.Uint64
 
-	// oomScore is what children get back; empty when the shim has the same.
+	// oomScore is the oom_score_adj that children get back; "" if the shim's own was
+	// not changed.
 	oomScore string
 }
 
-// newRuntime finds the runtime. Where it is not found the error says so, and the
-// result is good for when it is there again.
+// newRuntime looks the runtime up. If it is not found the error says so, and the
+// result can still be used once the runtime is installed again.
 func newRuntime(boot *proto.Bootstrap, r *reaper) (*ociRuntime, error) {
 	path, err := exec.LookPath(boot.Runtime.Path)
 	if err != nil {
@@ -42,7 +45,7 @@ func newRuntime(boot *proto.Bootstrap, r *reaper) (*ociRuntime, error) {
 		search = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 	}
 	env := []string{"PATH=" + search}
-	// The systemd cgroup driver of a runtime asks for these.
+	// A runtime needs these for its systemd cgroup driver.
 	for _, name := range []string{"DBUS_SESSION_BUS_ADDRESS", "XDG_RUNTIME_DIR"} {
 		if v := os.Getenv(name); v != "" {
 			env = append(env, name+"="+v)
@@ -51,9 +54,9 @@ func newRuntime(boot *proto.Bootstrap, r *reaper) (*ociRuntime, error) {
 	return &ociRuntime{id: boot.ID, path: path, args: boot.Runtime.Args, dir: boot.RunDir, env: env, reaper: r}, err
 }
 
-// stdio are the three descriptors that a call and its container get; -1 is
-// /dev/null. Numbers and not files: these are blocking descriptors, of which
-// the poller must not know.
+// stdio are the three descriptors that a call and its container get; -1 means
+// /dev/null. They are not files, because they are blocking and must not be
+// registered with the poller.
 type stdio [3]int
 
 var noStdio = stdio{-1, -1, -1}
@@ -66,8 +69,8 @@ func (s stdio) close() {
 	}
 }
 
-// call runs one verb to its end. On failure the error is the runtime's last
-// word in its log.
+// call runs a command of the runtime to its end. On failure the error is the last
+// one in the runtime's log.
 func (o *ociRuntime) call(files stdio, verb string, args ...string) error {
 	null, err := syscall.Open(os.DevNull, syscall.O_RDWR|syscall.O_CLOEXEC, 0)
 	if err != nil {
@@ -96,21 +99,25 @@ func (o *ociRuntime) call(files stdio, verb string, args ...string) error {
 		return err
 	}
 	if o.oomScore != "" {
-		// Best effort, and long before the runtime makes the container.
+		// Best effort. The runtime creates the container much later than this.
 		os.WriteFile("/proc/"+strconv.Itoa(p.pid)+"/oom_score_adj", []byte(o.oomScore), 0)
 	}
-	p.forget()
+	p.closePidfd()
 	if p.status.Exited() && p.status.ExitStatus() == 0 {
 		os.Remove(log)
 		return nil
 	}
-	if msg := lastError(log); msg != "" {
+	msg := lastError(log)
+	if verb != "run" {
+		os.Remove(log) // every failed health check would leave one
+	}
+	if msg != "" {
 		return errors.New(msg)
 	}
-	return fmt.Errorf("%s %s ended with status %d and left no message in %s", filepath.Base(o.path), verb, p.exitCode(), log)
+	return fmt.Errorf("%s %s failed with exit code %d and logged no error", filepath.Base(o.path), verb, p.exitCode())
 }
 
-// lastError finds the runtime's last error in its JSON log.
+// lastError returns the runtime's last error in its JSON log, or "".
 func lastError(path string) string {
 	b, err := os.ReadFile(path)
 	if err != nil {
@@ -135,7 +142,7 @@ func readPid(path string) (int, error) {
 	}
 	pid, err := strconv.Atoi(strings.TrimSpace(string(b)))
 	if err != nil || pid <= 0 {
-		return 0, fmt.Errorf("%s: no process number in %q", path, b)
+		return 0, fmt.Errorf("%s: no pid in %q", path, b)
 	}
 	return pid, nil
 }
@@ -145,10 +152,21 @@ const (
 	exitRuntime       = 125 // the runtime failed for another reason
 	exitNotExecutable = 126
 	exitNotFound      = 127
+	exitUnknown       = 128 // Docker's for an exec that the runtime refused for another reason
 )
 
-// startExitCode reads the exit code out of the runtime's message, by the same
-// words that Docker goes by.
+// startFailure is the error that the user sees when the runtime could not start the
+// container.
+func startFailure(err error) error {
+	hint := ""
+	if msg := err.Error(); strings.Contains(msg, "error mounting") && strings.HasSuffix(msg, "not a directory") {
+		hint = ": Are you trying to mount a directory onto a file (or vice-versa)? Check if the specified host path exists and is the expected type"
+	}
+	return fmt.Errorf("OCI runtime failed: %w%s", err, hint)
+}
+
+// startExitCode derives the exit code from the runtime's message, by the same
+// phrases as Docker.
 func startExitCode(msg string) int {
 	for _, s := range []string{"executable file not found", "no such file or directory", "not a directory"} {
 		if strings.Contains(msg, s) {
@@ -161,4 +179,34 @@ func startExitCode(msg string) int {
 		}
 	}
 	return exitRuntime
+}
+
+// runtimeSection has what the calls of the OCI runtime need.
+type runtimeSection struct {
+	OOMScore string `json:"oomScore,omitempty"`
+	Calls    uint64 `json:"calls"`
+}
+
+func (sec *runtimeSection) descriptors() []*int { return nil }
+
+func (sec *runtimeSection) save(s *Shim) {
+	sec.OOMScore, sec.Calls = s.runtime.oomScore, s.runtime.calls.Load()
+}
+
+// restore has nothing to do: a shim is built with its runtime.
+func (sec *runtimeSection) restore(*Shim) {}
+
+// build looks the runtime up. With fallback it need not be found: it may be missing
+// only for a moment, such as during a package upgrade.
+func (sec *runtimeSection) build(b *proto.Bootstrap, r *reaper, fallback bool) (*ociRuntime, error) {
+	runtime, err := newRuntime(b, r)
+	if err != nil {
+		if !fallback {
+			return nil, err
+		}
+		logf("%v", err)
+	}
+	runtime.oomScore = sec.OOMScore
+	runtime.calls.Store(sec.Calls)
+	return runtime, nil
 }

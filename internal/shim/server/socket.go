@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package server
 
 import (
@@ -6,6 +8,7 @@ import (
 	"os"
 	"strconv"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -18,13 +21,13 @@ type listener struct {
 	raw syscall.RawConn
 }
 
-// socketAddress is the short path of a socket in the directory, valid for any
-// process that sees this one's /proc.
+// socketAddress returns a short path of a socket in the directory. It is valid in
+// every process that sees this one's /proc.
 func socketAddress(dirfd int, name string) string {
 	return "/proc/" + strconv.Itoa(os.Getpid()) + "/fd/" + strconv.Itoa(dirfd) + "/" + name
 }
 
-// listenUnix replaces what is there under the name.
+// listenUnix makes a listening socket. It replaces a file of the same name.
 func listenUnix(dirfd int, name string) (*listener, error) {
 	if err := unix.Unlinkat(dirfd, name, 0); err != nil && err != unix.ENOENT {
 		return nil, os.NewSyscallError("unlink "+name, err)
@@ -33,8 +36,8 @@ func listenUnix(dirfd int, name string) (*listener, error) {
 	if err != nil {
 		return nil, os.NewSyscallError("socket", err)
 	}
-	// The mode of the inode is the one of the socket's descriptor, less the
-	// umask: so there is no moment in which others could connect.
+	// The socket's inode gets the mode of its descriptor, less the umask. So there
+	// is no moment in which others could connect.
 	if err := unix.Fchmod(fd, 0o600); err != nil {
 		unix.Close(fd)
 		return nil, os.NewSyscallError("fchmod", err)
@@ -43,8 +46,9 @@ func listenUnix(dirfd int, name string) (*listener, error) {
 		unix.Close(fd)
 		return nil, os.NewSyscallError("bind "+name, err)
 	}
-	// Its group is the folder's, and that of the API's socket: who may use the
-	// one may use the other. The umask had a say in the mode above.
+	// The group is that of the directory and of the API's socket, so that the same
+	// users may use both. The mode above was subject to the umask, so it is set
+	// here.
 	if err := unix.Fchmodat(dirfd, name, 0o660, 0); err != nil {
 		unix.Close(fd)
 		return nil, os.NewSyscallError("chmod "+name, err)
@@ -97,7 +101,7 @@ type console struct {
 	l      *listener
 	dirfd  int
 	name   string
-	master chan int // one descriptor, or closed without
+	master chan int // receives one descriptor, or is closed without
 }
 
 func newConsole(dirfd int, name string, rows, columns uint) (*console, error) {
@@ -117,8 +121,8 @@ func newConsole(dirfd int, name string, rows, columns uint) (*console, error) {
 			logf("console socket: %v", err)
 			return
 		}
-		// Before the runtime has started the process, so that it never sees
-		// another size.
+		// The size is set before the runtime starts the process, so that the process
+		// never sees another one.
 		setSize(master, rows, columns)
 		c.master <- master
 	}()
@@ -127,9 +131,13 @@ func newConsole(dirfd int, name string, rows, columns uint) (*console, error) {
 
 func (c *console) address() string { return socketAddress(c.dirfd, c.name) }
 
-// take waits for the master. The runtime has ended with success before, so
-// that it either has sent it or never will.
+// consoleTime bounds the wait for a terminal that the runtime has sent.
+const consoleTime = 10 * time.Second
+
+// take waits for the master. The runtime has succeeded before, so it has sent the
+// master or never will.
 func (c *console) take() (*os.File, error) {
+	c.l.f.SetReadDeadline(time.Now().Add(consoleTime))
 	fd, ok := <-c.master
 	if !ok {
 		return nil, errors.New("the OCI runtime sent no terminal")
@@ -141,7 +149,7 @@ func (c *console) take() (*os.File, error) {
 	return os.NewFile(uintptr(fd), "terminal"), nil
 }
 
-// close stops waiting; a master that came and was not taken is closed.
+// close stops waiting. It closes a master that was received and not taken.
 func (c *console) close() {
 	c.l.close()
 	unix.Unlinkat(c.dirfd, c.name, 0)
@@ -155,6 +163,7 @@ func (c *console) close() {
 func receiveFD(sock int) (int, error) {
 	f := os.NewFile(uintptr(sock), "console connection")
 	defer f.Close()
+	f.SetReadDeadline(time.Now().Add(consoleTime))
 	raw, err := f.SyscallConn()
 	if err != nil {
 		return -1, err
@@ -166,7 +175,7 @@ func receiveFD(sock int) (int, error) {
 	)
 	if rerr := raw.Read(func(fd uintptr) bool {
 		_, oobn, _, _, err = unix.Recvmsg(int(fd), name[:], oob[:], unix.MSG_CMSG_CLOEXEC)
-		return err != unix.EAGAIN && err != unix.EINTR
+		return err != unix.EAGAIN
 	}); rerr != nil {
 		return -1, rerr
 	}
@@ -190,10 +199,24 @@ func receiveFD(sock int) (int, error) {
 	return -1, fmt.Errorf("the runtime's message carried no descriptor")
 }
 
-// setSize sets a terminal's size in characters; 0 by 0 leaves it.
+// setSize sets a terminal's size in characters; 0 by 0 keeps it.
 func setSize(fd int, rows, columns uint) error {
 	if rows == 0 && columns == 0 {
 		return nil
 	}
 	return unix.IoctlSetWinsize(fd, unix.TIOCSWINSZ, &unix.Winsize{Row: uint16(rows), Col: uint16(columns)})
+}
+
+func resizeFile(f *os.File, rows, cols uint) error {
+	if f == nil {
+		return nil // applied once there is a terminal
+	}
+	raw, err := f.SyscallConn()
+	if err != nil {
+		return err
+	}
+	if cerr := raw.Control(func(fd uintptr) { err = setSize(int(fd), rows, cols) }); cerr != nil {
+		return cerr
+	}
+	return err
 }

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package server
 
 import (
@@ -13,9 +15,9 @@ import (
 	"holdfast/internal/shim/proto"
 )
 
-// record is the one place where the container's State changes. A change is
-// journalled, written to state.json, told to the subscribers and wakes who
-// waits, in this order, so that nobody hears of what is not on file.
+// record is the only place where the container's State changes. A change is first
+// journalled, then written to state.json, then sent to subscribers and waiters, so
+// that no one learns of a change that is not on file.
 type record struct {
 	dir string
 
@@ -23,7 +25,7 @@ type record struct {
 	st      proto.State
 	attrs   map[string]string
 	journal *journal
-	sealed  bool // after the last entry: the files belong to the daemon
+	sealed  bool // after the last entry, when the files belong to the daemon
 	changed chan struct{}
 	subs    map[*conn]struct{}
 	dropped func() uint64 // lines lost by the log; set once it is open
@@ -31,15 +33,15 @@ type record struct {
 
 func newRecord(boot *proto.Bootstrap) (*record, error) {
 	r := &record{dir: boot.RunDir, attrs: boot.Attributes, changed: make(chan struct{}), subs: map[*conn]struct{}{}}
-	// A journal of the same life is continued, one of an earlier life has been
-	// collected.
+	// A journal of the same life is continued. One of an earlier life was processed
+	// by the daemon.
 	var before proto.State
 	if b, err := os.ReadFile(filepath.Join(boot.RunDir, proto.StateFile)); err == nil {
 		proto.Unmarshal(b, &before)
 	}
 	same := before.ID == boot.ID && before.Life == boot.Life
 	if boot.Adopt != nil && !same {
-		return nil, fmt.Errorf("%s tells of no shim of this life that could be followed", filepath.Join(boot.RunDir, proto.StateFile))
+		return nil, fmt.Errorf("%s is not the state of a shim of this life: there is nothing to adopt", filepath.Join(boot.RunDir, proto.StateFile))
 	}
 	var err error
 	r.journal, err = openJournal(filepath.Join(boot.RunDir, proto.JournalFile), same)
@@ -47,7 +49,7 @@ func newRecord(boot *proto.Bootstrap) (*record, error) {
 		return nil, err
 	}
 	if boot.Adopt != nil {
-		// All that the last shim had seen is so still.
+		// What the previous shim recorded still holds.
 		r.st = before
 		r.st.ShimPid, r.st.Seq = os.Getpid(), r.journal.seq
 		return r, r.write()
@@ -56,12 +58,12 @@ func newRecord(boot *proto.Bootstrap) (*record, error) {
 	r.st = proto.State{
 		Schema: proto.StateSchema, ID: boot.ID, Life: boot.Life, Status: proto.StatusCreated,
 		ShimPid: os.Getpid(), BootID: strings.TrimSpace(string(bootID)),
-		RestartCount: boot.RestartCount, Seq: r.journal.seq,
+		RestartCount: boot.RestartCount, Seq: r.journal.seq, Finished: boot.Finished,
 	}
 	return r, r.write()
 }
 
-// resumeRecord goes on with a record in the same process.
+// resumeRecord continues a record after a re-exec.
 func resumeRecord(boot *proto.Bootstrap, st proto.State) (*record, error) {
 	r := &record{dir: boot.RunDir, attrs: boot.Attributes, changed: make(chan struct{}), subs: map[*conn]struct{}{}, st: st}
 	var err error
@@ -73,15 +75,15 @@ func resumeRecord(boot *proto.Bootstrap, st proto.State) (*record, error) {
 	return r, nil
 }
 
-// note is an entry to be journalled with a change.
+// note is a journal entry to be written with a change.
 type note struct {
 	action string
 	attrs  map[string]string
 }
 
-// change applies fn to the state and journals the notes. fn replaces slices
-// and pointers in the state, it never writes through them: older copies are
-// with subscribers.
+// change applies fn to the state and journals the notes. fn must replace slices and
+// pointers in the state and never write through them: subscribers hold older
+// copies.
 func (r *record) change(fn func(*proto.State), notes ...note) proto.State {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -121,7 +123,7 @@ func (r *record) change(fn func(*proto.State), notes ...note) proto.State {
 	return r.st
 }
 
-// seal makes the present state the last one.
+// seal makes the current state final.
 func (r *record) seal() {
 	r.mu.Lock()
 	r.sealed = true
@@ -149,15 +151,16 @@ func (r *record) snapshot() proto.State {
 	return r.st
 }
 
-// watch gives the state and a channel that is closed at its next change.
+// watch returns the state and a channel that is closed at its next change.
 func (r *record) watch() (proto.State, <-chan struct{}) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return r.st, r.changed
 }
 
-// until waits for a state that fn likes, or for cancel.
-func (r *record) until(cancel <-chan struct{}, fn func(*proto.State) bool) (proto.State, bool) {
+// waitFor waits until fn accepts the state, or cancel is closed. It reports false
+// if cancelled.
+func (r *record) waitFor(cancel <-chan struct{}, fn func(*proto.State) bool) (proto.State, bool) {
 	for {
 		st, changed := r.watch()
 		if fn(&st) {
@@ -177,17 +180,26 @@ func (r *record) setAttributes(attrs map[string]string) {
 	r.mu.Unlock()
 }
 
-// subscribe posts the reply to the connection, then all entries after seq and
-// then the new ones, without a gap or a repetition. Past entries come with the
-// present state: theirs is gone.
-func (r *record) subscribe(c *conn, reply *proto.Message, seq uint64) {
+// subscribe posts the reply to the connection, then all entries after seq, then new
+// ones as they come, without a gap or a repetition. Past entries carry the current
+// state, as the one of their time is not kept. A connection can subscribe once.
+func (r *record) subscribe(c *conn, reply *proto.Message, seq uint64) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	if _, twice := r.subs[c]; twice {
+		return conflict("this connection has subscribed already")
+	}
 	c.post(plain(reply))
 	for _, e := range r.journal.after(seq) {
 		c.post(plain(&proto.Message{Event: &proto.Event{Entry: e, State: r.st}}))
 	}
-	r.subs[c] = struct{}{}
+	c.mu.Lock()
+	over := c.closed
+	c.mu.Unlock()
+	if !over {
+		r.subs[c] = struct{}{}
+	}
+	return nil
 }
 
 func (r *record) unsubscribe(c *conn) {
@@ -196,12 +208,12 @@ func (r *record) unsubscribe(c *conn) {
 	r.mu.Unlock()
 }
 
-// ended reports whether no run will follow.
+// ended reports whether the container has ended for good.
 func ended(st *proto.State) bool {
 	return st.Status == proto.StatusExited || st.Status == proto.StatusRemoved
 }
 
-// writeExit makes the durable copy of the last state.
+// writeExit writes the durable copy of the last state, with fsync.
 func writeExit(dir string, st proto.State) error {
 	b, err := proto.Marshal(&st)
 	if err != nil {
@@ -233,3 +245,24 @@ func writeExit(dir string, st proto.State) error {
 	defer d.Close()
 	return d.Sync()
 }
+
+// recordSection has the state. The journal is not in it: the next binary reads it
+// from the run directory.
+type recordSection struct {
+	State   proto.State `json:"state"`
+	Dropped uint64      `json:"dropped,omitempty"`
+}
+
+func (sec *recordSection) descriptors() []*int { return nil }
+
+func (sec *recordSection) save(s *Shim) {
+	s.rec.mu.Lock()
+	defer s.rec.mu.Unlock()
+	sec.State = s.rec.st
+	if s.rec.dropped != nil {
+		sec.Dropped = s.rec.dropped()
+	}
+}
+
+// restore has nothing to do: a shim is built with its record.
+func (sec *recordSection) restore(*Shim) {}

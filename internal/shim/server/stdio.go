@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package server
 
 import (
@@ -12,48 +14,49 @@ import (
 	"golang.org/x/sys/unix"
 
 	"holdfast/internal/logs/format"
+	"holdfast/internal/shim/descriptor"
 	"holdfast/internal/shim/proto"
 )
 
 const (
 	readSize = 64 << 10 // bytes of one read of a container's output
-	// burstSize is the same while more than readSize waits to be read. A
-	// write of all its lines costs less than several.
+	// burstSize is the same while more than readSize bytes wait to be read. One
+	// write of all their lines costs less than several.
 	burstSize = 256 << 10
-	pipeSize  = 1 << 20 // what the kernel holds for it while the shim is busy
-	// quiet is how long a container writes nothing before the memory that its
-	// output took is given back. To give it back between two blocks of a burst
-	// costs more than to write them.
+	pipeSize  = 1 << 20 // what the kernel buffers while the shim is busy
+	// quiet is how long a container must be silent before the memory that its output
+	// took is released. Releasing it between two blocks of a burst would cost more
+	// than writing them.
 	quiet = time.Second
-	// drainLimit bounds in bytes what is still read after the end from a
-	// stream that others, who outlive the container's process, keep filling.
+	// drainLimit bounds how many bytes are read after the container's exit from a
+	// stream that surviving processes keep filling.
 	drainLimit = 4 * pipeSize
 )
 
-// output takes what the container writes to its log and to the attached
-// clients. Neither can make it wait: the log drops what a full disk can't
-// take, a client has a backlog (see backlog.go).
+// output delivers the container's output to its log and to the attached clients.
+// The log exerts no backpressure: it drops lines that a full disk can't take. A
+// client that is behind by more than its backlog does (see backpressure).
 type output struct {
 	mu      sync.Mutex
-	log     *format.Log // nil before the first start
-	ledger  *ledger     // nil with driver none, and where none could be made
-	buf     []byte      // of both streams without a ledger; made with the first byte
-	clients map[*client]struct{}
-	all     map[*client]struct{} // with those who still read what an earlier run left
+	log     *format.Log          // nil before the first start
+	ledger  *ledger              // nil with driver none, or if it could not be created
+	buf     []byte               // used for both streams without a ledger; allocated by the first read
+	clients map[*client]struct{} // those attached to the current run
+	all     map[*client]struct{} // and those still receiving output of an earlier run
 	// followers read the log itself; nil while there are none.
-	followers map[*follower]struct{}
-	ended     bool // no run will follow
-	in        *stdin
-	resting   *time.Timer // flushes; nil before the first output
-	closed    bool
+	followers  map[*follower]struct{}
+	ended      bool // no run will follow
+	in         *stdin
+	flushTimer *time.Timer // calls flush; nil before the first output
+	closed     bool
 }
 
 func newOutput() *output {
 	return &output{clients: map[*client]struct{}{}, all: map[*client]struct{}{}, in: newStdin()}
 }
 
-// openLog is called once, before the first run, or with again when the last
-// shim of the same life was killed.
+// openLog opens the log and the ledger. again: this shim continues a life, after a
+// re-exec or because the previous shim was killed.
 func (o *output) openLog(l proto.Log, runDir string, again bool) error {
 	log, err := format.Open(format.Config{Driver: l.Driver, Path: l.Path, MaxSize: l.MaxSize,
 		MaxFiles: l.MaxFiles, Compress: l.Compress, Attrs: l.Attrs})
@@ -67,12 +70,12 @@ func (o *output) openLog(l proto.Log, runDir string, again bool) error {
 				err = led.restore(log)
 			}
 			if err != nil {
-				logf("what the last shim had read can't be continued: %v", err)
+				logf("output that the previous shim had read but not logged is lost: %v", err)
 			}
 		}
 		if led == nil {
 			if led, err = openLedger(runDir, false); err != nil {
-				logf("output would not survive a kill of the shim: %v", err)
+				logf("no ledger: output that is not logged yet would be lost if the shim were killed: %v", err)
 			}
 		}
 	}
@@ -91,17 +94,19 @@ func (o *output) dropped() uint64 {
 	return o.log.Dropped()
 }
 
-// read moves what one read gives. One clock reading serves all lines in it.
+// read does one read of a stream and delivers the bytes. All lines in it get the
+// same timestamp.
 func (o *output) read(fd int, src format.Source, terminal bool) (int, error) {
-	motion.RLock() // a step, see still.go
+	motion.RLock() // a step, see quiesce.go
 	defer motion.RUnlock()
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	now := time.Now()
 	p := o.buf
 	if o.ledger != nil {
-		// Exactly what is there, so that a read gives all or nothing. At the
-		// end, or when there is nothing, a byte is enough to be told.
+		// Ask for exactly the available bytes, so that the read returns all or none.
+		// At the end of the stream, or if nothing is there, one byte suffices to find
+		// out.
 		want := max(waiting(fd), 1)
 		inode, size := o.log.Position()
 		p = o.ledger.begin(src, want, now, inode, size, terminal)
@@ -115,7 +120,7 @@ func (o *output) read(fd int, src format.Source, terminal bool) (int, error) {
 	}
 	if n > 0 {
 		o.log.Write(src, now, p[:n])
-		o.written()
+		o.notifyFollowers()
 		for c := range o.clients {
 			c.send(src, p[:n])
 		}
@@ -126,11 +131,11 @@ func (o *output) read(fd int, src format.Source, terminal bool) (int, error) {
 	return n, err
 }
 
-// waiting is how many bytes there are to read; 0 where that can't be told.
+// waiting returns how many bytes can be read, or 0 if that is unknown.
 //
-// It and readNow never wait, so they go around the scheduler: it would give the
-// only P away whenever a copy takes it some microseconds, and have it fetched
-// back by another thread.
+// It and readNow never block, so they bypass the Go scheduler. With it, a copy of
+// some microseconds would make the runtime hand the only P to another thread and
+// back.
 func waiting(fd int) int {
 	var n int32
 	if _, _, errno := unix.RawSyscall(unix.SYS_IOCTL, uintptr(fd), unix.TIOCINQ, uintptr(unsafe.Pointer(&n))); errno != 0 {
@@ -139,7 +144,7 @@ func waiting(fd int) int {
 	return int(n)
 }
 
-// readNow reads from a non-blocking descriptor. p is not empty.
+// readNow reads from a non-blocking descriptor. p must not be empty.
 func readNow(fd int, p []byte) (int, error) {
 	n, _, errno := unix.RawSyscall(unix.SYS_READ, uintptr(fd), uintptr(unsafe.Pointer(unsafe.SliceData(p))), uintptr(len(p)))
 	if errno != 0 {
@@ -148,18 +153,19 @@ func readNow(fd int, p []byte) (int, error) {
 	return int(n), nil
 }
 
-// rest comes when there is nothing to read for the moment.
-func (o *output) rest() {
+// flushLater schedules flush. It is called when nothing is left to read for the
+// moment.
+func (o *output) flushLater() {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	if o.resting == nil {
-		o.resting = time.AfterFunc(quiet, o.flush)
+	if o.flushTimer == nil {
+		o.flushTimer = time.AfterFunc(quiet, o.flush)
 	} else {
-		o.resting.Reset(quiet)
+		o.flushTimer.Reset(quiet)
 	}
 }
 
-// flush gives back the memory of a burst.
+// flush releases the memory of a burst.
 func (o *output) flush() {
 	o.mu.Lock()
 	defer o.mu.Unlock()
@@ -168,41 +174,43 @@ func (o *output) flush() {
 	}
 	o.log.Flush()
 	if o.ledger != nil {
-		o.ledger.rest()
+		o.ledger.shrink()
 	}
 }
 
-// endRun finishes the streams of a run: the last unfinished lines are written,
-// the clients get what they have not yet read and then the end.
-func (o *output) endRun(last bool) {
+// endRun writes the unfinished last lines of a run to the log. It returns the
+// attached clients: they still get their backlog, and the caller ends their streams
+// once the exit is recorded.
+func (o *output) endRun(last bool) (clients []*client) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	if o.log != nil {
 		o.log.End(format.Stdout)
 		o.log.End(format.Stderr)
 		o.log.Flush()
-		o.written()
+		o.notifyFollowers()
 		if o.ledger != nil {
 			o.ledger.commit(o.log)
 		}
 	}
 	for c := range o.clients {
-		c.finish()
+		clients = append(clients, c)
 		delete(o.clients, c)
 	}
 	o.in.end()
 	o.in = newStdin()
 	o.ended = last
+	return clients
 }
 
-// close comes after the last run.
+// close is called after the last run.
 func (o *output) close() {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	o.ended = true
 	o.closed = true
-	if o.resting != nil {
-		o.resting.Stop()
+	if o.flushTimer != nil {
+		o.flushTimer.Stop()
 	}
 	o.endFollowers()
 	if o.log != nil {
@@ -216,78 +224,31 @@ func (o *output) close() {
 	}
 }
 
-// stdin is the container's standard input during one run, before which it is
-// already there for clients who attach early.
-type stdin struct {
-	ready chan struct{} // closed when open or end was called
-
-	mu       sync.Mutex
-	f        *os.File // nil: what comes is discarded
-	decided  bool
-	terminal bool
-	over     bool // closed by closeInput
-}
-
-func newStdin() *stdin { return &stdin{ready: make(chan struct{})} }
-
-func (i *stdin) open(f *os.File, terminal bool) {
-	i.mu.Lock()
-	defer i.mu.Unlock()
-	if !i.decided {
-		i.f, i.terminal, i.decided = f, terminal, true
-		close(i.ready)
-	}
-}
-
-// write waits until the run has begun and then for room. It fails after the
-// run's end.
-func (i *stdin) write(left *[]byte) error {
-	<-i.ready
-	i.mu.Lock()
-	f := i.f
-	i.mu.Unlock()
-	if f == nil {
-		return os.ErrClosed
-	}
-	return writeSteps(f, left)
-}
-
-// closeInput gives the container the end of its input. A terminal has none.
-func (i *stdin) closeInput() {
-	<-i.ready
-	i.mu.Lock()
-	defer i.mu.Unlock()
-	if i.f != nil && !i.terminal {
-		i.f.Close()
-		i.over = true
-	}
-}
-
-// end comes after the run, or instead of it.
-func (i *stdin) end() {
-	i.mu.Lock()
-	defer i.mu.Unlock()
-	if !i.decided {
-		i.decided = true
-		close(i.ready)
-	}
-	if i.f != nil && !i.terminal {
-		i.f.Close()
-	}
-}
-
-// runIO is the stdio of one run, on both sides.
+// runIO has both sides of a run's stdio.
 type runIO struct {
 	out     *output
-	child   stdio // the container's ends, until the runtime has them
+	child   stdio // the container's ends, until the runtime has inherited them
 	stdin   *os.File
 	console *console
 	master  *os.File // the terminal
 	pumps   []*pump
+	turns   *turns // of two pumps
 }
 
-// newRunIO makes the FIFOs, or the socket on which the terminal will come.
-// dirfd is the run directory's.
+// orderPumps makes the two pumps read standard output and standard error in the
+// order in which the container wrote to them.
+func (io *runIO) orderPumps() {
+	if len(io.pumps) != 2 {
+		return
+	}
+	a, b := io.pumps[0], io.pumps[1]
+	io.turns = newTurns([]*os.File{a.f, b.f})
+	a.turns, b.turns = io.turns, io.turns
+	a.twin, b.twin, b.turn = b, a, 1
+}
+
+// newRunIO makes the FIFOs, or the socket over which the runtime sends the
+// terminal. dirfd is the run directory's.
 func (o *output) newRunIO(boot *proto.Bootstrap, dirfd int, rows, columns uint) (_ *runIO, err error) {
 	io := &runIO{out: o, child: noStdio}
 	defer func() {
@@ -316,11 +277,13 @@ func (o *output) newRunIO(boot *proto.Bootstrap, dirfd int, rows, columns uint) 
 		}
 		io.pumps = append(io.pumps, p)
 	}
+	io.orderPumps()
 	return io, nil
 }
 
-// started comes once the container's process runs. Only from here on is output
-// read: until then the runtime itself may have written its complaints there.
+// started is called once the container's process runs. Output is read only from
+// here on: if the start fails, the runtime may have written its error messages to
+// these streams.
 func (io *runIO) started(boot *proto.Bootstrap) error {
 	io.child.close()
 	io.child = noStdio
@@ -343,7 +306,7 @@ func (io *runIO) started(boot *proto.Bootstrap) error {
 	return nil
 }
 
-// run lets bytes flow.
+// run starts the pumps and opens the input.
 func (io *runIO) run(boot *proto.Bootstrap) {
 	io.out.mu.Lock()
 	in := io.out.in
@@ -358,14 +321,14 @@ func (io *runIO) run(boot *proto.Bootstrap) {
 	}
 }
 
-// reopen opens the streams of a run whose shim was killed. The container's ends
-// are still there, and so is what it has written meanwhile. master and stdin
-// are what the daemon kept of them, or -1.
+// reopen opens the streams of a run whose shim was killed. The container still
+// holds its ends, and its output since then is in the pipes. master and stdin are
+// the daemon's copies of the shim's ends, or -1.
 func (o *output) reopen(boot *proto.Bootstrap, master, stdin int) (*runIO, error) {
 	io := &runIO{out: o, child: noStdio}
 	if boot.Terminal {
 		if master < 0 {
-			return io, nil // it went with the shim, and nobody kept it
+			return io, nil // the terminal was lost with the shim: no daemon had a copy
 		}
 		if err := unix.SetNonblock(master, true); err != nil {
 			return nil, os.NewSyscallError("setnonblock", err)
@@ -399,12 +362,13 @@ func (o *output) reopen(boot *proto.Bootstrap, master, stdin int) (*runIO, error
 		}
 		io.pumps = append(io.pumps, p)
 	}
+	io.orderPumps()
 	return io, nil
 }
 
-// resume takes the streams of a run over from the program before.
-func (o *output) resume(i *runImage) *runIO {
-	io := &runIO{out: o, child: noStdio, stdin: file(i.Stdin, "stdin"), master: file(i.Master, "terminal")}
+// restoreRunIO takes over the streams of a run after a re-exec.
+func (o *output) restoreRunIO(i *handoverRun) *runIO {
+	io := &runIO{out: o, child: noStdio, stdin: descriptor.File(i.Stdin, "stdin"), master: descriptor.File(i.Master, "terminal")}
 	add := func(f *os.File, src format.Source, terminal bool) {
 		if f == nil {
 			return
@@ -415,30 +379,15 @@ func (o *output) resume(i *runImage) *runIO {
 		}
 	}
 	add(io.master, format.Stdout, true)
-	add(file(i.Stdout, "stdout"), format.Stdout, false)
-	add(file(i.Stderr, "stderr"), format.Stderr, false)
+	add(descriptor.File(i.Stdout, "stdout"), format.Stdout, false)
+	add(descriptor.File(i.Stderr, "stderr"), format.Stderr, false)
+	io.orderPumps()
 	return io
 }
 
-// join brings a client back that was attached before the shim went on as
-// another binary.
-func (o *output) join(c *client, live bool) *stdin {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	o.all[c] = struct{}{}
-	go c.deliver(o)
-	if live {
-		o.clients[c] = struct{}{}
-		return o.in
-	}
-	gone := newStdin()
-	gone.end()
-	return gone
-}
-
-// drain reads what the container left behind when its process has ended. It
-// reports whether the streams have ended too; otherwise other processes hold
-// them, and drain is to be called again when these are gone.
+// drain reads the remaining output after the process has exited. It reports whether
+// all streams were at their end. If not, other processes still hold them, and drain
+// is to be called again once these have ended.
 func (io *runIO) drain() bool {
 	all := true
 	for _, p := range io.pumps {
@@ -462,74 +411,7 @@ func (io *runIO) close() {
 	for _, p := range io.pumps {
 		p.f.Close()
 	}
-}
-
-// makeFIFO makes a new FIFO that belongs to the container's user, so that it
-// may also open it as /dev/stdout.
-func makeFIFO(boot *proto.Bootstrap, name string) (string, error) {
-	path := filepath.Join(boot.RunDir, name)
-	if err := os.Remove(path); err != nil && !os.IsNotExist(err) {
-		return "", err
-	}
-	if err := unix.Mkfifo(path, 0o600); err != nil {
-		return "", &os.PathError{Op: "mkfifo", Path: path, Err: err}
-	}
-	return path, os.Chown(path, int(boot.UID), int(boot.GID))
-}
-
-func openFIFO(path string, flags int) (int, error) {
-	fd, err := unix.Open(path, flags|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return -1, &os.PathError{Op: "open", Path: path, Err: err}
-	}
-	return fd, nil
-}
-
-// outputFIFO opens both ends. The container's is read-write: were the shim to
-// die, a write would wait for the next one and not fail.
-func outputFIFO(boot *proto.Bootstrap, name string) (*os.File, int, error) {
-	path, err := makeFIFO(boot, name)
-	if err != nil {
-		return nil, -1, err
-	}
-	r, err := openFIFO(path, unix.O_RDONLY|unix.O_NONBLOCK)
-	if err != nil {
-		return nil, -1, err
-	}
-	w, err := openFIFO(path, unix.O_RDWR)
-	if err != nil {
-		unix.Close(r)
-		return nil, -1, err
-	}
-	// More room means fewer turns between writer and reader; the kernel may
-	// refuse it, and then its default does.
-	unix.FcntlInt(uintptr(r), unix.F_SETPIPE_SZ, pipeSize)
-	return os.NewFile(uintptr(r), name), w, nil
-}
-
-// stdinFIFO opens both ends. The container's is read-only, so that closing
-// ours is the end of its input.
-func stdinFIFO(boot *proto.Bootstrap) (*os.File, int, error) {
-	path, err := makeFIFO(boot, "stdin")
-	if err != nil {
-		return nil, -1, err
-	}
-	r, err := openFIFO(path, unix.O_RDONLY|unix.O_NONBLOCK)
-	if err != nil {
-		return nil, -1, err
-	}
-	w, err := openFIFO(path, unix.O_WRONLY|unix.O_NONBLOCK)
-	if err != nil {
-		unix.Close(r)
-		return nil, -1, err
-	}
-	// Non-blocking was only for opening: the container reads as it likes.
-	if err := unix.SetNonblock(r, false); err != nil {
-		unix.Close(r)
-		unix.Close(w)
-		return nil, -1, os.NewSyscallError("setnonblock", err)
-	}
-	return os.NewFile(uintptr(w), "stdin"), r, nil
+	io.turns.close()
 }
 
 // pump reads one stream of a run.
@@ -539,9 +421,14 @@ type pump struct {
 	raw      syscall.RawConn
 	src      format.Source
 	terminal bool
+	turns    *turns // nil with a terminal, or if it could not be created
+	turn     int    // its index in turns
+	twin     *pump  // the pump of the other stream
 	done     chan struct{}
+	stop     chan struct{} // closed with stopping
 	stopping atomic.Bool
-	eof      bool // valid once done is closed
+	blocked  <-chan struct{} // closed when it may read on; nil if it may now
+	eof      bool            // valid once done is closed
 }
 
 func newPump(out *output, f *os.File, src format.Source) (*pump, error) {
@@ -549,23 +436,40 @@ func newPump(out *output, f *os.File, src format.Source) (*pump, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &pump{out: out, f: f, raw: raw, src: src, done: make(chan struct{})}, nil
+	return &pump{out: out, f: f, raw: raw, src: src, done: make(chan struct{}), stop: make(chan struct{})}, nil
 }
 
 func (p *pump) run() {
 	defer close(p.done)
-	if err := p.raw.Read(p.take); err != nil {
-		// drain's deadline woke it: what is there is still to be read.
-		p.raw.Control(func(fd uintptr) { p.take(fd) })
+	for {
+		if err := p.raw.Read(p.take); err != nil {
+			// drain's deadline ended the wait. Read the output that remains.
+			p.raw.Control(func(fd uintptr) { p.take(fd) })
+			return
+		}
+		if p.blocked == nil {
+			return
+		}
+		select {
+		case <-p.blocked:
+		case <-p.stop:
+		}
 	}
 }
 
-// take reads until there is nothing more. It is the function of a RawConn's
-// Read: true ends the reading, false waits for more.
+// take reads until nothing is left or a client exerts backpressure. It is the
+// function of RawConn.Read: true ends the call, false waits for more bytes. Once
+// the pump is stopping, backpressure is ignored.
 func (p *pump) take(fd uintptr) bool {
 	left := drainLimit
 	for {
-		n, err := p.out.read(int(fd), p.src, p.terminal)
+		if p.blocked = nil; !p.stopping.Load() {
+			if p.blocked = p.out.backpressure(p.src); p.blocked != nil {
+				p.out.flushLater()
+				return true
+			}
+		}
+		n, err := p.read(fd)
 		switch {
 		case n > 0:
 			if !p.stopping.Load() {
@@ -576,27 +480,46 @@ func (p *pump) take(fd uintptr) bool {
 			}
 		case err == unix.EINTR:
 		case err == unix.EAGAIN:
-			p.out.rest()
+			p.out.flushLater()
 			return p.stopping.Load()
 		case err == unix.EIO && p.terminal && !p.stopping.Load():
-			// Nobody has the terminal open just now; someone may again.
-			p.out.rest()
+			// No process has the terminal open right now, but one may open it again.
+			p.out.flushLater()
 			return false
-		default: // the end, or an error that won't pass
+		default: // EOF, or a permanent error
 			if err != nil && !(err == unix.EIO && p.terminal) {
 				logf("read %s: %v", p.f.Name(), err)
 			}
-			p.out.rest()
+			p.out.flushLater()
 			p.eof = true
 			return true
 		}
 	}
 }
 
-// drain makes the pump read what there is and stop. It reports whether it came
-// to the end of the stream.
+// read reads once. If the container wrote to the other stream first, it reads that
+// one before, unless a client blocks it.
+func (p *pump) read(fd uintptr) (int, error) {
+	if p.turns == nil {
+		return p.out.read(int(fd), p.src, p.terminal)
+	}
+	p.turns.mu.Lock()
+	defer p.turns.mu.Unlock()
+	switch next := p.turns.next(p.turn, fd); {
+	case next < 0:
+		return -1, unix.EAGAIN
+	case next != p.turn && p.out.backpressure(p.twin.src) == nil:
+		p.twin.raw.Control(func(other uintptr) { p.out.read(int(other), p.twin.src, false) })
+	}
+	return p.out.read(int(fd), p.src, false)
+}
+
+// drain makes the pump read the available bytes and stop. It reports whether the
+// pump reached the end of the stream.
 func (p *pump) drain() bool {
-	p.stopping.Store(true)
+	if !p.stopping.Swap(true) {
+		close(p.stop)
+	}
 	p.f.SetReadDeadline(time.Unix(1, 0))
 	<-p.done
 	if !p.eof {

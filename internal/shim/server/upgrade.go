@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package server
 
 import (
@@ -11,32 +13,30 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"holdfast/internal/shim/handover"
 	"holdfast/internal/shim/proto"
 )
 
-// A shim goes on as another binary by execve: the process stays, and with it
-// its number, its children and its descriptors. What is in memory travels as an
-// image (image.go) in a memfd. Everything stands still for that moment (see
-// still.go): what others send waits in the kernel.
+// A shim is upgraded by re-exec: execve keeps the process, and with it its pid, its
+// children and its descriptors. The state in memory is handed over in a memfd
+// (package handover; handover.go has the sections). The shim is quiescent during the re-exec (quiesce.go), and what
+// peers send meanwhile waits in the kernel.
 //
-// Until execve succeeds the shim can go on as it was. Afterwards the new binary
-// can, by an execve back, until it has begun to act on the image. Should it fail
-// later it is a shim that died, and the daemon starts one that adopts.
+// If execve fails the shim continues as it was. If the next binary can't use the
+// state, it execs back; this is possible until it starts to act on the state. A
+// later failure is like any other death of a shim: the daemon starts a new shim,
+// which adopts the container.
 
 const (
-	// imageEnv names the memfd's descriptor, refusedEnv the reason why the
-	// binary that the shim became did not take it.
-	imageEnv   = "HOLDFAST_SHIM_IMAGE"
-	refusedEnv = "HOLDFAST_SHIM_REFUSED"
-
-	// stillTime is how long what is under way may take before the upgrade is
-	// given up.
-	stillTime = 10 * time.Second
-	// checkTime is how long the binary may take to say what it is.
-	checkTime = 5 * time.Second
+	// quiesceTime bounds how long an upgrade waits for operations in progress. After
+	// that it fails.
+	quiesceTime = 10 * time.Second
+	// checkBinaryTime bounds how long the binary may take to answer --takes-image.
+	checkBinaryTime = 5 * time.Second
 )
 
-// upgrade begins to go on as another binary. The answer comes from that one.
+// upgrade starts a re-exec of another binary. On success that binary answers the
+// request.
 func (s *Shim) upgrade(c *conn, id uint64, req proto.Upgrade) error {
 	if !filepath.IsAbs(req.Binary) {
 		return invalid("upgrade: the binary's path %q is not absolute", req.Binary)
@@ -48,7 +48,7 @@ func (s *Shim) upgrade(c *conn, id uint64, req proto.Upgrade) error {
 		return conflict("the shim is being upgraded already")
 	}
 	go func() {
-		err := s.become(c, id, req.Binary)
+		err := s.reexec(c, id, req.Binary)
 		s.upgrading.Store(false)
 		c.answer(id, nil, err)
 		c.answered()
@@ -61,20 +61,20 @@ func (s *Shim) upgradable() error {
 	case proto.StatusRunning, proto.StatusPaused, proto.StatusRestarting:
 		return nil
 	case proto.StatusCreated:
-		return conflict("the container has not started: there is nothing to go on with")
+		return conflict("the container has not started: there is no state to hand over")
 	default:
-		return conflict("the container has ended: its shim is about to leave")
+		return conflict("the container has ended: its shim is about to exit")
 	}
 }
 
-// become replaces the program. It returns only when that failed, and everything
-// goes on as before.
-func (s *Shim) become(c *conn, id uint64, binary string) error {
-	if err := s.check(binary); err != nil {
+// reexec replaces the program. It returns only on failure; the shim then continues
+// as before.
+func (s *Shim) reexec(c *conn, id uint64, binary string) error {
+	if err := s.checkBinary(binary); err != nil {
 		return err
 	}
-	if !s.gate.close(stillTime) {
-		return conflict("the shim has been busy for %v: try again", stillTime)
+	if !s.gate.close(quiesceTime) {
+		return conflict("the shim has been busy for %v: try again", quiesceTime)
 	}
 	defer s.gate.open()
 	if err := s.upgradable(); err != nil {
@@ -82,16 +82,16 @@ func (s *Shim) become(c *conn, id uint64, binary string) error {
 	}
 	motion.Lock()
 	defer motion.Unlock()
-	img, err := s.capture(c, id)
-	if err != nil {
-		return fmt.Errorf("upgrade: %w", err)
+	h := s.capture(c, id)
+	err := h.execve(binary, s.boot.ID, os.Environ())
+	if h.Program >= 0 {
+		unix.Close(h.Program)
 	}
-	err = img.exec(binary, s.boot.ID, os.Environ())
 	return fmt.Errorf("upgrade: run %s: %w", binary, err)
 }
 
-// check asks the binary whether it can go on with this shim's image.
-func (s *Shim) check(binary string) error {
+// checkBinary runs the binary to ask whether it accepts this shim's handover state.
+func (s *Shim) checkBinary(binary string) error {
 	s.gate.enter()
 	defer s.gate.leave()
 	var fds [2]int
@@ -105,99 +105,83 @@ func (s *Shim) check(binary string) error {
 		return os.NewSyscallError("open "+os.DevNull, err)
 	}
 	defer unix.Close(null)
-	p, err := s.reaper.spawn(binary, []string{"holdfast-shim", "--takes-image", strconv.Itoa(imageSchema)},
+	p, err := s.reaper.spawn(binary, []string{"holdfast-shim", handover.AcceptFlag, strconv.Itoa(handover.Schema)},
 		&syscall.ProcAttr{Dir: "/", Env: s.runtime.env, Files: []uintptr{uintptr(null), uintptr(fds[1]), uintptr(null)}})
 	unix.Close(fds[1])
 	if err != nil {
 		return invalid("upgrade: %s can't be run: %v", binary, err)
 	}
-	timer := time.NewTimer(checkTime)
+	timer := time.NewTimer(checkBinaryTime)
 	defer timer.Stop()
 	select {
 	case <-p.exited:
 	case <-timer.C:
 		p.signal(syscall.SIGKILL)
 	}
-	p.forget()
+	p.closePidfd()
 	buf := make([]byte, 256)
 	n, _ := unix.Read(fds[0], buf)
 	said := strings.TrimSpace(string(buf[:max(n, 0)]))
 	switch {
 	case !strings.HasPrefix(said, "holdfast-shim "):
-		return invalid("upgrade: %s is no shim that can be upgraded to", binary)
+		return invalid("upgrade: %s is no shim, or one of a release without upgrades", binary)
 	case p.exitCode() != 0:
-		return invalid("upgrade: %s does not take over from this one: its state has number %d", said, imageSchema)
+		return invalid("upgrade: %s does not take over from this one: the handover state has version %d", said, handover.Schema)
 	}
 	return nil
 }
 
-// TakesImage answers check for the binary that is asked: whether it goes on with
-// images of this number.
-func TakesImage(number string) bool {
-	n, err := strconv.Atoi(number)
-	return err == nil && n >= 1 && n <= imageSchema
-}
-
-// exec runs a program in this process, which gets the image's descriptors. It
-// returns only with an error, and then all is as before.
-func (img *image) exec(path, id string, env []string) error {
-	fd, err := img.store()
+// execve runs a program in this process and lets it inherit the descriptors of the
+// state. It returns only on failure, and then nothing has changed.
+func (h *handoverState) execve(path, id string, env []string) error {
+	fd, err := handover.Write(h)
 	if err != nil {
 		return err
 	}
 	defer unix.Close(fd)
-	keep := func(on bool) {
-		flag := 0
-		if !on {
-			flag = unix.FD_CLOEXEC
-		}
-		for _, n := range append(img.descriptors(), &fd) {
-			if *n >= 0 {
-				unix.FcntlInt(uintptr(*n), unix.F_SETFD, flag)
-			}
-		}
-	}
-	next := []string{imageEnv + "=" + strconv.Itoa(fd)}
+	inherited := append(h.allDescriptors(), &fd)
+	nextEnv := []string{handover.Env + "=" + strconv.Itoa(fd)}
 	for _, v := range env {
-		if !strings.HasPrefix(v, imageEnv+"=") {
-			next = append(next, v)
+		if !strings.HasPrefix(v, handover.Env+"=") {
+			nextEnv = append(nextEnv, v)
 		}
 	}
-	keep(true)
-	// A Go program that finds these two ignored leaves them so, in its children
-	// too. All other signals stay ignored until it has its own handlers.
+	handover.Inherit(inherited, true)
+	// SIGHUP and SIGINT are reset: a Go program that starts with these two ignored
+	// keeps them ignored, and so do its children. All other signals stay ignored
+	// until the next binary installs its handlers.
 	setSignal(syscall.SIGHUP, sigDefault)
 	setSignal(syscall.SIGINT, sigDefault)
-	err = syscall.Exec(path, []string{"holdfast-shim", id}, next)
+	err = syscall.Exec(path, []string{"holdfast-shim", id}, nextEnv)
 	ignoreSignals()
-	keep(false)
+	handover.Inherit(inherited, false)
 	return err
 }
 
-// resume goes on from the image that the program before left. It returns an
-// error only where there is no way back either.
-func resume(release, env string) (*Shim, error) {
-	os.Unsetenv(imageEnv)
-	refused := os.Getenv(refusedEnv)
-	os.Unsetenv(refusedEnv)
+// resumeFromHandover continues from the state that the previous binary left. It
+// returns an error only when execing back is impossible too.
+func resumeFromHandover(release, env string) (*Shim, error) {
+	os.Unsetenv(handover.Env)
+	refused := os.Getenv(handover.RefusedEnv)
+	os.Unsetenv(handover.RefusedEnv)
 	fd, err := strconv.Atoi(env)
 	if err != nil {
-		return nil, fmt.Errorf("%s=%s: %w", imageEnv, env, err)
+		return nil, fmt.Errorf("%s=%s: %w", handover.Env, env, err)
 	}
-	img, err := loadImage(fd)
+	h, err := loadHandover(fd)
 	if err != nil {
 		return nil, err
 	}
-	s, err := img.shim(release, refused != "")
-	if err != nil && refused == "" && img.Program >= 0 {
-		// Nothing was touched yet.
-		logf("the state of the shim before can't be gone on with: %v", err)
-		back := "/proc/self/fd/" + strconv.Itoa(img.Program)
-		err = img.exec(back, img.Boot.ID, append(os.Environ(), refusedEnv+"="+err.Error()))
+	s, err := h.buildShim(release, refused != "")
+	if err != nil && refused == "" && h.Program >= 0 {
+		// buildShim had no side effects, so the previous binary can continue.
+		logf("the handover state of the previous binary can't be used: %v", err)
+		back := "/proc/self/fd/" + strconv.Itoa(h.Program)
+		err = h.execve(back, h.Boot.ID, append(os.Environ(), handover.RefusedEnv+"="+err.Error()))
 	}
 	if err != nil {
 		return nil, err
 	}
-	img.begin(s, refused)
+	h.restore(s, refused)
 	return s, nil
 }

@@ -1,6 +1,8 @@
-// Command app is what the demo's container runs: it writes numbered lines to
-// stdout and answers HTTP on port 8080. Its only state is in memory, so a
-// restart of it can't go unnoticed.
+// SPDX-License-Identifier: Apache-2.0
+
+// Command app is the program in the demo's container: it writes numbered lines
+// to stdout and answers HTTP on port 8080. Its only state is in memory, so a
+// restart of it is always noticed.
 package main
 
 import (
@@ -17,7 +19,7 @@ import (
 	"time"
 )
 
-// linesEvery is how often a line is written.
+// linesEvery is the interval between two lines.
 const linesEvery = 2 * time.Millisecond
 
 func main() {
@@ -46,7 +48,7 @@ func run() error {
 		ReadHeaderTimeout: 5 * time.Second,
 		Handler: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
 			w.Header().Set("Content-Type", "application/json")
-			// An error means that the client has gone.
+			// An error means that the client has left.
 			_ = json.NewEncoder(w).Encode(map[string]any{
 				"pid":     os.Getpid(),
 				"started": started.UTC().Format(time.RFC3339Nano),
@@ -57,7 +59,7 @@ func run() error {
 	failed := make(chan error, 1)
 	go func() { failed <- server.Serve(listener) }()
 
-	// The first line says that the port answers.
+	// The first line shows that the port accepts connections.
 	if err := say("listening on port 8080"); err != nil {
 		return err
 	}

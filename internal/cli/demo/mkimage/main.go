@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Command mkimage builds the image that "holdfast demo" runs: the program in
 // ../app, alone in one layer, as an OCI image layout in a tar archive. It is
 // run by "go generate" and "make build"; equal sources give an equal archive.
@@ -27,7 +29,7 @@ import (
 
 const (
 	appPackage = "holdfast/internal/cli/demo/app"
-	// The annotation that "docker save" and ctr write for the full name.
+	// The annotation that "docker save" and ctr use for the full name.
 	nameAnnotation = "io.containerd.image.name"
 	imageName      = "docker.io/holdfast/demo:latest"
 )
@@ -45,7 +47,7 @@ func main() {
 	}
 }
 
-// writeImage writes the archive to path, whole or not at all.
+// writeImage writes the archive to path, either whole or not at all.
 func writeImage(path, arch string) error {
 	tmp, err := os.MkdirTemp("", "holdfast-mkimage-")
 	if err != nil {
@@ -179,7 +181,7 @@ func (l *layout) json(mediaType string, v any) (ocispec.Descriptor, error) {
 	return l.blob(mediaType, data), nil
 }
 
-// archive writes the files as a tar, owned by root and without times.
+// archive returns the files as a tar, owned by root and without times.
 func archive(files []file) ([]byte, error) {
 	var out bytes.Buffer
 	w := tar.NewWriter(&out)

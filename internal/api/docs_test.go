@@ -1,0 +1,38 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package api
+
+import (
+	"flag"
+	"fmt"
+	"strings"
+	"testing"
+
+	"holdfast/test/docpage"
+)
+
+var update = flag.Bool("update", false, "write the table of docs/differences.md anew")
+
+const (
+	routesBegin = "<!-- The table below is written by go test ./internal/api -run DifferencesPage -update -->\n"
+	routesEnd   = "<!-- end of the table -->\n"
+)
+
+// TestDifferencesPageListsEveryRouteThatIsNotAvailable compares the page with
+// the routes that answer 501.
+func TestDifferencesPageListsEveryRouteThatIsNotAvailable(t *testing.T) {
+	var want strings.Builder
+	want.WriteString("| what | requests |\n|---|---|\n")
+	for _, u := range unavailable {
+		paths := make([]string, len(u.paths))
+		for i, p := range u.paths {
+			paths[i] = "`" + strings.ReplaceAll(p, "...}", "}") + "`"
+		}
+		fmt.Fprintf(&want, "| %s | %s |\n", u.what, strings.Join(paths, ", "))
+	}
+
+	docpage.Section{
+		Path: "../../docs/differences.md", Begin: routesBegin, End: routesEnd,
+		Command: "go test ./internal/api -run DifferencesPage -update",
+	}.Keep(t, want.String(), *update)
+}

@@ -1,0 +1,48 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package engine
+
+import "holdfast/internal/shim/proto"
+
+// acknowledger is implemented by shims that end clients' streams only after the
+// daemon has handled the reports up to a sequence number. Shims of earlier
+// releases do not implement it.
+type acknowledger interface{ Heard(seq uint64) }
+
+// ending is what remains to be done about the end of a run when the shim has reported
+// it: the event is journalled, and the report acknowledged, only when the next
+// request can succeed.
+type ending struct {
+	// death is the end of the last run. It is nil once it is journalled.
+	death *proto.Entry
+	// ack acknowledges the shim's last report. It is nil if there is nothing to
+	// acknowledge.
+	ack func()
+}
+
+// receive handles a report of a shim with take, in the loop, and acknowledges it. The
+// last report is acknowledged by acknowledge.
+func (e *ending) receive(shim Shim, ev proto.Event, take func(proto.Event)) {
+	to, ok := shim.(acknowledger)
+	switch {
+	case !ok:
+		take(ev)
+	case ev.Action == proto.ActionExited:
+		e.ack = func() { to.Heard(ev.Seq) }
+		take(ev)
+	default:
+		take(ev)
+		if e.death == nil || e.death.Seq != ev.Seq { // otherwise it is acknowledged with the last report
+			to.Heard(ev.Seq)
+		}
+	}
+}
+
+// acknowledge acknowledges the shim's last report: from now on every request gets an
+// answer that includes the end of the last run.
+func (e *ending) acknowledge() {
+	if e.ack != nil {
+		e.ack()
+		e.ack = nil
+	}
+}

@@ -1,0 +1,132 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package engine
+
+import (
+	"holdfast/internal/container"
+	"holdfast/internal/failpoint"
+	"holdfast/internal/shim/proto"
+)
+
+// handleEvent handles a report of the shim. Reports arrive in their order.
+func (a *actor) handleEvent(ev proto.Event) {
+	if ev.State.Life != a.spec.Life && a.rec.Life == a.spec.Life {
+		a.ending.acknowledge()
+		return // a late report of an earlier life
+	}
+	a.rec = ev.State
+	final := ev.Action == proto.ActionDie && ev.State.Status != proto.StatusRestarting
+	if ev.Seq > 0 && ev.Action != proto.ActionExited && !final {
+		// Journalled before any client is answered, so that a client that has its
+		// answer finds the event.
+		a.e.journal.record(a, ev.Entry, ev.State.Life)
+	}
+	switch ev.Action {
+	case proto.ActionStart:
+		a.step(container.SawRunning)
+	case proto.ActionDie:
+		if final {
+			// Clients often remove the container on the event "die", so it is sent only
+			// when a removal can succeed. If the daemon dies before that, the next
+			// daemon finds the entry in the shim's journal.
+			a.ending.death = &ev.Entry
+			break
+		}
+		a.waiters.ended(ev.State)
+		a.step(container.SawRestarting)
+	case proto.ActionExited:
+		a.recordUserStop()
+		a.ended()
+	default:
+		switch ev.State.Status {
+		case proto.StatusRestarting:
+			a.step(container.SawRestarting)
+		case proto.StatusPaused:
+			a.step(container.SawPaused)
+		case proto.StatusRunning:
+			if a.phase.State == container.Paused {
+				a.step(container.SawRunning)
+			}
+		}
+	}
+	a.effects.readyToRestart(a.phase.State, a.spec)
+	a.publish()
+}
+
+// ended handles the end of the last run of this life. What the container used is
+// given back, and --rm is carried out.
+func (a *actor) ended() {
+	o := a.phase.Step(container.SawEnded, a.facts())
+	a.enter(o.Next)
+	if o.Next.Attempt == container.AttemptEnded && a.rec.Started.IsZero() {
+		a.ending.acknowledge() // the rollback of the start waits for the shim to exit
+	}
+	a.carryOut(o)
+}
+
+// giveBack releases what the last run used, outside the loop. In the state Ending no
+// start may begin until that is done. The shim has released everything by now; it
+// exits when its last report is acknowledged and its clients have read all output.
+func (a *actor) giveBack() {
+	sandbox, mounts := a.sandbox, a.mounts
+	if a.phase.State != container.Ending { // a removal is under way and does the rest
+		a.journalDeath()
+		a.unpark() // retries the requests that wait for the end
+		go func() {
+			a.effects.giveBack(a.id, sandbox, mounts)
+			a.post(a.ending.acknowledge)
+		}()
+		return
+	}
+	a.unpark()
+	go func() {
+		failpoint.Here("end.seen")
+		a.effects.giveBack(a.id, sandbox, mounts)
+		failpoint.Here("end.gave-back")
+		a.post(func() {
+			o := a.phase.Step(container.SawGivenBack, a.facts())
+			a.enter(o.Next)
+			a.journalDeath()
+			failpoint.Here("end.told")
+			a.e.journal.givenBack(a.id, sandbox, mounts)
+			a.ending.acknowledge()
+			if o.Next.State != container.Exited {
+				return // a removal has begun meanwhile and does the rest
+			}
+			a.waiters.ended(a.rec)
+			a.unpark()
+			a.carryOut(o)
+		})
+	}()
+}
+
+// journalDeath journals the end of the last run.
+func (a *actor) journalDeath() {
+	if a.ending.death != nil {
+		a.e.journal.record(a, *a.ending.death, a.rec.Life)
+		a.ending.death = nil
+	}
+}
+
+// handleReplayed handles a report that may be older than this daemon. A report that
+// is not newer than the shim's Hello is only journalled; it does not change the
+// state.
+func (a *actor) handleReplayed(ev proto.Event) {
+	if ev.Seq != 0 && ev.Seq <= a.rec.Seq && ev.Action != proto.ActionExited {
+		a.e.journal.record(a, ev.Entry, a.spec.Life)
+		return
+	}
+	a.handleEvent(ev)
+}
+
+// watchShim watches for the end of the connection to a shim.
+func (a *actor) watchShim(shim Shim) {
+	go func() {
+		<-shim.Done()
+		a.post(func() {
+			if a.shim == shim {
+				a.carryOut(a.step(container.SawShimGone))
+			}
+		})
+	}()
+}

@@ -1,0 +1,215 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package engine
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"holdfast/internal/container"
+	"holdfast/internal/event"
+	"holdfast/internal/failpoint"
+	"holdfast/internal/network"
+	"holdfast/internal/shim/proto"
+)
+
+// search begins to observe what is left of a container whose shim has gone without
+// reporting an end, in the loop.
+func (r *restorer) search(a *actor) {
+	a.log.Warn("the shim has gone without reporting an end")
+	go r.observeUntilKnown(a)
+}
+
+// observeUntilKnown observes a container until its state is known. Backoff: 0, 5 ms,
+// doubling to 30 s. A shim that was killed is gone after a moment; a shim that does
+// not answer may be stopped for a long time.
+func (r *restorer) observeUntilKnown(a *actor) {
+	first := true
+	for wait := (backoff{0, retryMost}); wait.wait(a); first = false {
+		f := r.observe(context.Background(), a)
+		if f.verdict != container.Retry {
+			a.post(func() { r.applyObservation(a, f) })
+			return
+		}
+		if !first { // at the first attempt the shim may just be dying
+			a.post(func() { a.step(container.SawSilence) })
+		}
+		wait.next = max(wait.next, retryFirst)
+	}
+}
+
+// applyObservation applies an observation of a container whose state was not known,
+// in the loop.
+func (r *restorer) applyObservation(a *actor, f found) {
+	if !a.phase.Lost() {
+		if f.shim != nil {
+			f.shim.Close()
+		}
+		return
+	}
+	switch f.verdict {
+	case container.HaltLeft:
+		// Without live restore only containers of an earlier daemon are stopped, and
+		// this one belongs to this daemon: it is adopted.
+		f.verdict = container.Adopt
+		if f.shim == nil {
+			f.verdict = container.Watch
+		}
+	case container.Keep, container.Run:
+		r.applyRecordedEnd(a, f)
+		return
+	}
+	var none sync.WaitGroup
+	r.apply(a, f, &none)
+	a.unpark()
+}
+
+// applyRecordedEnd handles a shim that has gone after it recorded the end of the last
+// run, but before it reported the end.
+func (r *restorer) applyRecordedEnd(a *actor, f found) {
+	a.step(container.SawEndUnseen)
+	sandbox, mounts := a.sandbox, a.mounts
+	go func() {
+		a.effects.giveBack(a.id, sandbox, mounts)
+		a.post(func() {
+			if a.phase.State != container.Ending {
+				a.rec = f.rec
+				r.ingest(a) // a removal has begun meanwhile and does the rest
+				return
+			}
+			var none sync.WaitGroup
+			r.apply(a, f, &none)
+			r.journal.givenBack(a.id, sandbox, mounts)
+			a.waiters.ended(a.rec)
+			a.unpark()
+		})
+	}()
+}
+
+// recordLostEnd records the end of a container that no process observed. Requests
+// wait until clearLost has cleared what the container left.
+func (a *actor) recordLostEnd() {
+	a.rec.Status, a.rec.Pid = proto.StatusExited, 0
+	a.rec.ExitCode = 255
+	a.rec.Error = "the exit code is unknown: the container ended together with its shim, by a reboot or by a signal"
+	if a.rec.Started.IsZero() {
+		a.rec.Started = a.spec.Created
+	}
+	a.rec.Life = a.spec.Life
+	a.rec.Finished = time.Now().UTC()
+	a.spec.Failure = &container.Failure{ExitCode: a.rec.ExitCode, Error: a.rec.Error, Time: a.rec.Finished, Lost: true}
+}
+
+// losses handles ends that no shim has reported.
+type losses struct {
+	journal   *journal
+	scheduler *scheduler
+}
+
+// clearLost clears what a lost container left, and applies its restart policy.
+// journalled means that the shim has journalled the end, so that its event exists.
+func (l *losses) clearLost(a *actor, journalled bool) {
+	if err := a.effects.killUnshimmed(a.id); err != nil {
+		a.log.Error("the remains of the container could not be cleared", "error", err)
+	}
+	a.effects.giveBack(a.id, a.sandbox, a.mounts)
+	failpoint.Here("lose.cleared")
+	a.await(func() {
+		if !journalled {
+			// The event is sent before the end is recorded, with a source that
+			// identifies it: if the daemon dies in between, the next one does not send
+			// it a second time.
+			at := attributesOf(a.spec, a.req)
+			at["exitCode"] = fmt.Sprint(a.rec.ExitCode)
+			l.journal.append(event.Message{
+				Type: "container", Action: proto.ActionDie, Actor: event.Actor{ID: a.id, Attributes: at},
+				Source: fmt.Sprintf("%s/%d/lost:1", a.id, a.rec.Life),
+			}, a.rec.Finished)
+		}
+		failpoint.Here("lose.told")
+		o := a.phase.Step(container.SawGivenBack, a.facts())
+		if o.Next.State != container.Exited {
+			return // a removal has begun meanwhile and does the rest
+		}
+		if err := a.save(); err != nil {
+			a.log.Error("the end of the container could not be recorded", "error", err)
+		}
+		failpoint.Here("lose.recorded")
+		a.waiters.ended(a.rec)
+		a.enter(o.Next)
+		a.unpark()
+		a.carryOut(o)
+		if o.Do == container.Accept {
+			l.scheduler.startByPolicy(a, container.Living)
+		}
+	})
+}
+
+// abort rolls back a start that a crash of the daemon interrupted. If the container's
+// restart policy is always or unless-stopped, it is started again.
+func (l *losses) abort(a *actor, shim Shim) {
+	if shim != nil {
+		// The shim may have called the runtime meanwhile.
+		if err := a.effects.stopShim(shim, a.spec); err != nil {
+			a.log.Warn("the shim of an interrupted start could not be stopped", "error", err)
+		}
+		shim.Close()
+	}
+	if err := a.effects.killUnshimmed(a.id); err != nil {
+		a.log.Error("the remains of the interrupted start could not be cleared", "error", err)
+	}
+	a.effects.giveBack(a.id, a.sandbox, a.mounts)
+	failpoint.Here("abort.cleared")
+	a.await(func() {
+		again := a.spec.Restart.Name == "always" || a.spec.Restart.Name == "unless-stopped"
+		if !again {
+			a.spec.Desired = container.DesiredStopped
+			if !a.hasRun() {
+				a.spec.Desired = container.DesiredCreated
+			}
+		}
+		a.spec.Sandbox, a.sandbox = nil, network.Sandbox{}
+		a.spec.Failure = &container.Failure{ExitCode: 128, Error: "the daemon died while it started the container: start it again", Time: time.Now()}
+		if err := a.save(); err != nil {
+			a.log.Error("the interrupted start could not be recorded", "error", err)
+		}
+		failpoint.Here("abort.recorded")
+		o := a.step(container.SawStartFailed)
+		a.carryOut(o)
+		if again && o.Do == container.Accept {
+			l.scheduler.scheduleStart(a)
+		}
+	})
+}
+
+// watchProcess waits for the end of a container's process that has no shim.
+func (l *losses) watchProcess(a *actor, rec proto.State) {
+	fd, err := unix.PidfdOpen(rec.Pid, unix.PIDFD_NONBLOCK)
+	if err == nil {
+		if alive(rec) {
+			f := os.NewFile(uintptr(fd), "pidfd")
+			// A pidfd is readable once its process has ended. raw.Read only waits for that.
+			raw, _ := f.SyscallConn()
+			_ = raw.Read(func(fd uintptr) bool {
+				p := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
+				n, err := unix.Poll(p, 0)
+				return n > 0 || err != nil && err != unix.EINTR
+			})
+			f.Close()
+		} else {
+			unix.Close(fd)
+		}
+	}
+	a.post(func() {
+		if o := a.step(container.SawEndUnseen); o.Do == container.GiveBack {
+			a.recordLostEnd()
+			a.publish()
+			go l.clearLost(a, false)
+		}
+	})
+}

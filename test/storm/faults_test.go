@@ -1,0 +1,524 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package storm
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"holdfast/internal/shim/proto"
+	"holdfast/test/kit"
+	"holdfast/test/storm/model"
+)
+
+// grace is how long after a fault a request may fail because of it: the time in
+// which a killed shim is replaced on a busy machine.
+const grace = 8 * time.Second
+
+// gremlin does the faults, one after the other, and starts the daemon again
+// whenever it has died, until the clients are done.
+func (s *storm) gremlin(done <-chan struct{}) {
+	for _, f := range s.plan.Faults {
+		due := time.After(time.Duration(f.After) * time.Millisecond)
+		for waiting := true; waiting; {
+			select {
+			case <-done:
+				return
+			case <-s.d.Exited():
+				s.revive(model.Failpoint, "")
+			case <-due:
+				waiting = false
+			}
+		}
+		s.mu.Lock()
+		s.tally.faults[f.Kind]++
+		s.mu.Unlock()
+		s.note("FAULT %s", f)
+		s.inflict(f)
+		s.note("FAULT %s is over", f.Kind)
+		if s.failed() {
+			return
+		}
+	}
+	for {
+		select {
+		case <-done:
+			return
+		case <-s.d.Exited():
+			s.revive(model.Failpoint, "")
+		}
+	}
+}
+
+// revive starts the daemon, which has died. failpoint is where it dies next.
+func (s *storm) revive(kind model.Kind, failpoint string) {
+	w := s.open(kind, everywhere)
+	code := s.d.WaitExit()
+	s.note("the daemon has ended (%d), it was to die at %q; the next is to die at %q", code, s.armedAt(), failpoint)
+	if s.armedAt() == "" && kind == model.Failpoint && failpoint == "" {
+		s.violate("death", "the daemon ended by itself, with %d", code)
+	}
+	s.sawDeath()
+	for _, l := range s.slots {
+		l.mu.Lock()
+		l.model.SawDaemonBegin()
+		l.mu.Unlock()
+	}
+	s.arm(failpoint)
+	err := s.start()
+	for range 3 {
+		if err == nil || failpoint == "" {
+			break
+		}
+		s.arm("")
+		failpoint = ""
+		s.sawDeath()
+		err = s.start()
+	}
+	if err != nil {
+		s.violate("start", "the daemon does not start: %v", err)
+	}
+	s.note("the daemon is up: %d", s.d.Pid())
+	s.shut(w, 2*time.Second)
+}
+
+// start starts the daemon, and judges how long that takes.
+func (s *storm) start() error {
+	began := time.Now()
+	err := s.d.TryStart()
+	if took := time.Since(began); err == nil && took > 20*time.Second {
+		s.violate("start", "the daemon was ready after %s", took)
+	}
+	return err
+}
+
+func (s *storm) armedAt() string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.armed
+}
+
+func (s *storm) arm(failpoint string) {
+	s.mu.Lock()
+	s.armed = failpoint
+	s.mu.Unlock()
+	if failpoint == "" {
+		s.d.SetEnv()
+	} else {
+		s.d.SetEnv("HOLDFAST_FAILPOINT=" + failpoint)
+	}
+}
+
+// sawDeath records that a daemon died: containers whose shim was just killed had
+// neither.
+func (s *storm) sawDeath() {
+	s.mu.Lock()
+	var without []place
+	for at, when := range s.shimKills {
+		if time.Since(when) < grace {
+			without = append(without, at)
+		}
+	}
+	s.mu.Unlock()
+	for _, at := range without {
+		s.orphan(s.slots[at])
+	}
+}
+
+func (s *storm) orphan(l *slot) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.model.SawOrphaning()
+}
+
+// kill kills the daemon, and waits until it has ended.
+func (s *storm) kill(kind model.Kind) *window {
+	w := s.open(kind, everywhere)
+	unix.Kill(s.d.Pid(), unix.SIGKILL)
+	return w
+}
+
+// victim is a running container as its shim has recorded it.
+type victim struct {
+	id    string
+	state proto.State
+	slot  *slot // nil for one that no slot knows
+}
+
+func (s *storm) victims() (out []victim) {
+	paths, _ := filepath.Glob(s.d.ExecRoot + "/shim/*/" + proto.StateFile) // it fails only for bad patterns
+	slices.Sort(paths)
+	for _, path := range paths {
+		v := victim{id: filepath.Base(filepath.Dir(path))}
+		b, err := os.ReadFile(path)
+		if err != nil || json.Unmarshal(b, &v.state) != nil || v.state.ShimPid <= 0 {
+			continue
+		}
+		cmdline, _ := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", v.state.ShimPid))
+		if !strings.Contains(string(cmdline), "holdfast-shim") {
+			continue
+		}
+		s.mu.Lock()
+		v.slot = s.byID[v.id]
+		s.mu.Unlock()
+		out = append(out, v)
+	}
+	return out
+}
+
+func (v victim) at() place {
+	if v.slot == nil {
+		return everywhere
+	}
+	return v.slot.at
+}
+
+func (s *storm) killShim(v victim) {
+	s.mu.Lock()
+	s.shimKills[v.at()] = time.Now()
+	s.mu.Unlock()
+	if s.armedAt() != "" && v.slot != nil {
+		s.orphan(v.slot) // the daemon may die at any moment
+	}
+	unix.Kill(v.state.ShimPid, unix.SIGKILL)
+}
+
+var failpointNames = sync.OnceValue(func() (names []string) {
+	here := regexp.MustCompile(`failpoint\.Here\("([^"]+)"\)`)
+	err := filepath.WalkDir("../../internal", func(path string, e fs.DirEntry, err error) error {
+		if err != nil || e.IsDir() || !strings.HasSuffix(path, ".go") || strings.HasSuffix(path, "_test.go") {
+			return err
+		}
+		text, err := os.ReadFile(path)
+		for _, m := range here.FindAllStringSubmatch(string(text), -1) {
+			names = append(names, m[1])
+		}
+		return err
+	})
+	if err != nil {
+		panic(err)
+	}
+	slices.Sort(names)
+	return names
+})
+
+// inflict does one fault.
+func (s *storm) inflict(f model.Fault) {
+	lasts := func() { <-time.After(time.Duration(f.Time) * time.Millisecond) }
+	victims := s.victims()
+	var v victim
+	if len(victims) > 0 {
+		v = victims[f.N%len(victims)]
+	}
+	need := func() bool { return v.id != "" }
+	switch f.Kind {
+	case model.KillDaemon:
+		w := s.kill(f.Kind)
+		lasts()
+		s.revive(f.Kind, "")
+		s.shut(w, 2*time.Second)
+	case model.TermDaemon:
+		w := s.open(f.Kind, everywhere)
+		unix.Kill(s.d.Pid(), unix.SIGTERM)
+		s.revive(f.Kind, "")
+		s.shut(w, 2*time.Second)
+	case model.Failpoint:
+		names := failpointNames()
+		name := names[f.N%len(names)]
+		w := s.open(f.Kind, everywhere)
+		if strings.HasPrefix(name, "takeover.") {
+			s.takeover(name)
+		} else {
+			unix.Kill(s.d.Pid(), unix.SIGKILL)
+			s.revive(f.Kind, name)
+			if strings.HasPrefix(name, "handover.") && s.d.Running() {
+				s.takeover("")
+			}
+		}
+		s.shut(w, 2*time.Second)
+	case model.KillShim:
+		if need() {
+			w := s.open(f.Kind, v.at())
+			s.killShim(v)
+			s.shut(w, grace)
+		}
+	case model.KillBoth:
+		w := s.open(f.Kind, everywhere)
+		for _, l := range s.slots {
+			s.orphan(l)
+		}
+		unix.Kill(s.d.Pid(), unix.SIGKILL)
+		for _, v := range s.victims() {
+			s.killShim(v)
+		}
+		lasts()
+		for _, l := range s.slots {
+			s.orphan(l)
+		}
+		s.revive(f.Kind, "")
+		s.shut(w, grace)
+	case model.KillRuntime, model.KillInit:
+		s.killRuntime(f)
+	case model.KillContainer:
+		if need() && v.slot != nil && v.state.Pid > 0 {
+			w := s.open(f.Kind, v.at())
+			v.slot.mu.Lock()
+			v.slot.model.SawKill()
+			v.slot.mu.Unlock()
+			s.killFirst(v)
+			s.shut(w, grace)
+		}
+	case model.KillEvents:
+		w := s.open(f.Kind, everywhere)
+		for _, pid := range kit.EventServers(s.t, s.d) {
+			unix.Kill(pid, unix.SIGKILL)
+		}
+		s.shut(w, time.Second)
+	case model.FreezeDaemon:
+		w := s.open(f.Kind, everywhere)
+		pid := s.d.Pid()
+		unix.Kill(pid, unix.SIGSTOP)
+		lasts()
+		unix.Kill(pid, unix.SIGCONT)
+		s.shut(w, 2*time.Second)
+	case model.FreezeShim:
+		if need() {
+			w := s.open(f.Kind, v.at())
+			unix.Kill(v.state.ShimPid, unix.SIGSTOP)
+			lasts()
+			unix.Kill(v.state.ShimPid, unix.SIGCONT)
+			s.shut(w, 2*time.Second)
+		}
+	case model.FlushRules, model.BridgeDown, model.LinkGone, model.MountGone, model.RunFileGone:
+		s.damage(f, v)
+	case model.FillDisk, model.FillInodes:
+		s.fill(f)
+	case model.Reload:
+		w := s.open(f.Kind, everywhere)
+		s.d.WriteConfig(map[string]any{"live-restore": true, "debug": f.N%2 == 0, "shutdown-timeout": 10 + f.N%5})
+		unix.Kill(s.d.Pid(), unix.SIGHUP)
+		s.shut(w, time.Second)
+	case model.Takeover:
+		w := s.open(f.Kind, everywhere)
+		s.takeover("")
+		s.shut(w, 2*time.Second)
+	case model.Upgrade:
+		w := s.open(f.Kind, everywhere)
+		r := s.d.TryHoldfast("daemon", "upgrade", "--shims")
+		s.note("upgrade of shims: %d %s", r.Code, shorten(r.Stdout+r.Stderr))
+		s.shut(w, time.Second)
+	}
+}
+
+// takeover lets another daemon take over, which dies at a failpoint where one is
+// given.
+func (s *storm) takeover(failpoint string) {
+	if !s.d.Running() {
+		s.revive(model.Failpoint, "")
+	}
+	for _, l := range s.slots {
+		l.mu.Lock()
+		l.model.SawDaemonBegin() // where both die, the next is an ordinary start
+		l.mu.Unlock()
+	}
+	var env []string
+	if failpoint != "" {
+		env = append(env, "HOLDFAST_FAILPOINT="+failpoint)
+	}
+	was := s.armedAt()
+	s.d.SetEnv() // the new daemon does not die where the old one was to
+	err := s.d.TryTakeover(env...)
+	s.note("takeover %s: %v", failpoint, err)
+	switch {
+	case err == nil:
+		s.arm(failpoint) // the new daemon has it, and may yet die
+		s.d.SetEnv()
+	case failpoint == "" && was == "" && !strings.Contains(err.Error(), "busy"):
+		s.violate("takeover", "%v", err)
+	case failpoint != "":
+		s.mu.Lock()
+		s.armed = failpoint // the death of the new one may be the end of the old
+		s.mu.Unlock()
+	}
+}
+
+// killFirst kills the first process of a container by a pidfd.
+func (s *storm) killFirst(v victim) {
+	fd, err := unix.PidfdOpen(v.state.Pid, 0)
+	if err != nil {
+		return
+	}
+	defer unix.Close(fd)
+	comm, _ := os.ReadFile(fmt.Sprintf("/proc/%d/comm", v.state.Pid))
+	if strings.TrimSpace(string(comm)) == "player" {
+		unix.PidfdSendSignal(fd, unix.SIGKILL, nil, 0)
+	}
+}
+
+// killRuntime waits for a call of the runtime and kills it, or its first process
+// in the container, in the middle.
+func (s *storm) killRuntime(f model.Fault) {
+	late := time.After(3 * time.Second)
+	again := time.NewTicker(time.Millisecond)
+	defer again.Stop()
+	for {
+		if pid, at, ok := s.runtime(f.Kind == model.KillInit); ok {
+			w := s.open(f.Kind, at)
+			for _, l := range s.slots {
+				if at == everywhere || l.at == at {
+					l.mu.Lock()
+					l.model.SawDamage()
+					l.mu.Unlock()
+				}
+			}
+			unix.Kill(pid, unix.SIGKILL)
+			s.note("%s: killed %d, of %s", f.Kind, pid, at)
+			s.shut(w, grace)
+			return
+		}
+		select {
+		case <-again.C:
+		case <-late:
+			s.note("%s: there was none", f.Kind)
+			return
+		}
+	}
+}
+
+// runtime finds a process of the runtime.
+func (s *storm) runtime(init bool) (pid int, at place, ok bool) {
+	entries, _ := os.ReadDir("/proc")
+	for _, e := range entries {
+		n, err := strconv.Atoi(e.Name())
+		if err != nil {
+			continue
+		}
+		comm, _ := os.ReadFile("/proc/" + e.Name() + "/comm")
+		name := strings.TrimSpace(string(comm))
+		if init != strings.HasPrefix(name, "runc:") || !init && name != "runc" {
+			continue
+		}
+		of := n
+		if init {
+			status, _ := os.ReadFile("/proc/" + e.Name() + "/status")
+			_, rest, _ := strings.Cut(string(status), "\nPPid:")
+			fmt.Sscan(rest, &of)
+		}
+		cmdline, _ := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", of))
+		if !strings.Contains(string(cmdline), s.d.Root+"/") {
+			continue
+		}
+		at := everywhere
+		s.mu.Lock()
+		for id, l := range s.byID {
+			if strings.Contains(string(cmdline), id) {
+				at = l.at
+			}
+		}
+		s.mu.Unlock()
+		return n, at, true
+	}
+	return 0, place{}, false
+}
+
+// damage takes something away that the containers use.
+func (s *storm) damage(f model.Fault, v victim) {
+	w := s.open(f.Kind, everywhere)
+	defer s.shut(w, grace)
+	var err error
+	switch f.Kind {
+	case model.FlushRules:
+		verb := []string{"flush", "delete"}[f.N%2]
+		err = exec.Command("nft", verb+" table inet "+s.d.Table).Run()
+	case model.BridgeDown:
+		err = exec.Command("ip", "link", "set", s.d.Bridge, "down").Run()
+	case model.LinkGone:
+		ports, _ := filepath.Glob("/sys/class/net/" + s.d.Bridge + "/brif/*")
+		if len(ports) > 0 {
+			s.hurt()
+			err = exec.Command("ip", "link", "delete", filepath.Base(ports[f.N%len(ports)])).Run()
+		}
+	case model.MountGone:
+		if v.id != "" {
+			s.hurt()
+			// Until the next start nothing mounts it again, see docs/reliability.md.
+			s.open(f.Kind, v.at())
+			mounts, _ := os.ReadFile("/proc/self/mountinfo")
+			for line := range strings.Lines(string(mounts)) {
+				if m := strings.Fields(line)[4]; strings.Contains(m, v.id) && strings.HasPrefix(m, s.d.Root) {
+					s.note("%s: %s", f.Kind, m)
+					err = errors.Join(err, unix.Unmount(m, unix.MNT_DETACH))
+					break
+				}
+			}
+		}
+	case model.RunFileGone:
+		err = os.RemoveAll(s.d.ExecRoot + "/" + []string{"roots.json", "events.log"}[f.N%2])
+	}
+	if err != nil {
+		s.note("%s: %v", f.Kind, err)
+	}
+}
+
+// hurt records that a container's network or root was damaged.
+func (s *storm) hurt() {
+	for _, l := range s.slots {
+		l.mu.Lock()
+		l.damaged = true
+		l.model.SawDamage()
+		l.mu.Unlock()
+	}
+}
+
+// fill makes the file system of the data root full for a while.
+func (s *storm) fill(f model.Fault) {
+	w := s.open(f.Kind, everywhere)
+	defer s.shut(w, grace)
+	s.mu.Lock()
+	s.full = true
+	s.mu.Unlock()
+	for _, l := range s.slots {
+		l.mu.Lock()
+		l.model.SawDamage()
+		l.mu.Unlock()
+	}
+	dir := s.d.DataRoot + "/filler"
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		s.note("fill: %v", err)
+		return
+	}
+	defer os.RemoveAll(dir)
+	if f.Kind == model.FillInodes {
+		for i := range 1 << 20 {
+			if os.WriteFile(dir+"/"+strconv.Itoa(i), nil, 0o600) != nil {
+				break
+			}
+		}
+	} else {
+		b := make([]byte, 1<<16)
+		file, err := os.Create(dir + "/file")
+		if err != nil {
+			return
+		}
+		for len(b) > 0 {
+			if _, err := file.Write(b); err != nil {
+				b = b[:len(b)/2]
+			}
+		}
+		file.Close()
+	}
+	<-time.After(time.Duration(f.Time) * time.Millisecond)
+}
