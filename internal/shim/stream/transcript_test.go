@@ -368,9 +368,7 @@ func (st *stage) act(line string) {
 			close(b.record)
 			st.await("the record", func(s State) bool { return s != Detaching })
 		case "is acknowledged":
-			if st.same(Detached) {
-				close(b.known)
-			}
+			close(b.known)
 		case "aborts":
 			b.session.Abort()
 		case "re-execs":
@@ -409,8 +407,6 @@ func alike(a, b State) bool {
 	b, _ = b.Next(Reexec)
 	return a == b
 }
-
-func (st *stage) same(want State) bool { return st.binary.session.State() == want }
 
 // await waits until the session's state satisfies a condition.
 func (st *stage) await(what string, cond func(State) bool) {
