@@ -83,7 +83,7 @@ type actor struct {
 	waiters waiters
 	clients []attachment  // attached before the start
 	halts   []*halting    // stops that are under way
-	lag     *lag          // nil if the daemon knows all that the shim has answered clients
+	lags    []*lag        // what the shim has answered clients, and the daemon does not know yet
 	due     chan struct{} // closed when the start by the restart policy is over; nil if none is due
 	// descriptors has its own lock.
 	descriptors descriptors
@@ -126,9 +126,7 @@ func (a *actor) publish() {
 	v.places = placesOf(a.e.networks, v)
 	v.linked = linkedAt(v)
 	before := a.view.Swap(v)
-	if a.lag.over(a) {
-		a.lag = nil
-	}
+	a.lags = slices.DeleteFunc(a.lags, func(l *lag) bool { return l.over(a) })
 	if len(v.req.HostConfig.Links) > 0 {
 		a.e.index.links.Store(true)
 	}

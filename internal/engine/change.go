@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"strings"
 
+	"github.com/containerd/errdefs"
 	moby "github.com/moby/moby/api/types/container"
 
 	"holdfast/internal/container"
@@ -97,6 +98,9 @@ func (e *Engine) ContainerUpdate(ctx context.Context, ref string, u moby.UpdateC
 				err = a.callShim(context.Background(), shim, func(s Shim) error { return s.Update(context.Background(), msg) })
 			}
 			a.post(func() {
+				if errdefs.IsConflict(err) && !a.phase.State.Alive() {
+					err = nil // the container has ended: the change is for its next run
+				}
 				if err == nil {
 					err = recordUpdate(a, u)
 				}

@@ -18,6 +18,21 @@ type ending struct {
 	// ack acknowledges the shim's last report. It is nil if there is nothing to
 	// acknowledge.
 	ack func()
+	// undone: the start of this life is being rolled back. The rollback waits for the
+	// shim to exit, so every report is acknowledged at once.
+	undone bool
+}
+
+// begin forgets the last life.
+func (e *ending) begin() {
+	e.acknowledge()
+	*e = ending{}
+}
+
+// rollBack is called, in the loop, when the start of the present life has failed.
+func (e *ending) rollBack() {
+	e.undone = true
+	e.acknowledge()
 }
 
 // receive handles a report of a shim with take, in the loop, and acknowledges it. The
@@ -30,6 +45,9 @@ func (e *ending) receive(shim Shim, ev proto.Event, take func(proto.Event)) {
 	case ev.Action == proto.ActionExited:
 		e.ack = func() { to.Heard(ev.Seq) }
 		take(ev)
+		if e.undone {
+			e.acknowledge()
+		}
 	default:
 		take(ev)
 		if e.death == nil || e.death.Seq != ev.Seq { // otherwise it is acknowledged with the last report

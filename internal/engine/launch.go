@@ -58,7 +58,7 @@ func (a *actor) start(ctx context.Context) error {
 // called with the result.
 func beginLaunch(a *actor, done func(error)) {
 	before, rec, endpoints := a.spec.Desired, a.rec, a.sandbox.Endpoints
-	a.ending.death = nil
+	a.ending.begin()
 	a.spec.Life++
 	a.spec.Desired = container.DesiredRunning
 	a.spec.Failure = nil
@@ -160,6 +160,7 @@ func (h *hostEffects) launch(ctx context.Context, a *actor, o launchOrder) (err 
 	l := launch{hostEffects: h, launchOrder: o}
 	defer func() {
 		if err != nil {
+			a.post(a.ending.rollBack)
 			l.undo.rollBack()
 		}
 	}()

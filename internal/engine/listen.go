@@ -58,9 +58,6 @@ func (a *actor) handleEvent(ev proto.Event) {
 func (a *actor) ended() {
 	o := a.phase.Step(container.SawEnded, a.facts())
 	a.enter(o.Next)
-	if o.Next.Attempt == container.AttemptEnded && a.rec.Started.IsZero() {
-		a.ending.acknowledge() // the rollback of the start waits for the shim to exit
-	}
 	a.carryOut(o)
 }
 

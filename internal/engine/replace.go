@@ -210,6 +210,9 @@ const disconnectDelay = time.Second
 // more with the successor. fn must be idempotent.
 func (a *actor) callShim(ctx context.Context, shim Shim, fn func(Shim) error) error {
 	err := fn(shim)
+	if errdefs.IsConflict(err) {
+		awaitEnd(ctx, a, shim)
+	}
 	if !errdefs.IsUnavailable(err) {
 		return err
 	}
@@ -223,12 +226,14 @@ func (a *actor) callShim(ctx context.Context, shim Shim, fn func(Shim) error) er
 		return err
 	}
 	next := make(chan Shim, 1)
+	ended := false // set before the send
 	var look func()
 	look = func() {
-		if a.shim == shim || a.phase.Link == container.Searching {
+		if a.shim == shim || a.phase.Link == container.Searching || a.phase.State == container.Ending {
 			a.parked = append(a.parked, look)
 			return
 		}
+		ended = !a.phase.State.Alive()
 		next <- a.shim
 	}
 	if !a.post(look) {
@@ -236,8 +241,11 @@ func (a *actor) callShim(ctx context.Context, shim Shim, fn func(Shim) error) er
 	}
 	select {
 	case s := <-next:
-		if s == nil {
-			return err // the container has ended, or runs without a shim
+		switch {
+		case ended:
+			return errs.Conflict("container %s is not running", a.id)
+		case s == nil:
+			return err // the container runs without a shim
 		}
 		return fn(s)
 	case <-a.quit:

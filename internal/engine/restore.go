@@ -255,27 +255,6 @@ func (r *restorer) adopt(a *actor, f found, pending *sync.WaitGroup) {
 	}
 }
 
-// lag is what a daemon does not know yet of a container that it adopted.
-type lag struct {
-	last proto.State   // the shim's record when the subscription had begun
-	done chan struct{} // closed when the daemon knows the record
-}
-
-// over reports whether the lag is over, in the loop, and then closes done. An end is
-// known when the next request can succeed.
-func (l *lag) over(a *actor) bool {
-	switch {
-	case l == nil:
-		return false
-	case a.rec.Life == l.last.Life && (a.rec.Seq < l.last.Seq || a.phase.State == container.Ending):
-		return false
-	case a.rec.Life == l.last.Life && recordOf(a.rec) == container.RecordExited && a.phase.State.Alive():
-		return false // the shim's last report follows
-	}
-	close(l.done)
-	return true
-}
-
 // catchUp waits until the daemon knows all that the container's shim has answered
 // clients, for at most helloTimeout. From the subscription on, a shim waits for the
 // daemon before it answers clients that wait for an end. Before the subscription it
@@ -291,17 +270,14 @@ func (r *restorer) catchUp(a *actor, subscribed <-chan struct{}, pending *sync.W
 	case <-late.C:
 		return
 	}
-	l := &lag{done: make(chan struct{})}
-	a.post(func() {
-		// The shim writes its record before it reports a change, so this is no older
-		// than any report that the loop has handled.
-		l.last, _ = r.records.last(&a.spec, r.records.read(&a.spec))
-		if !l.over(a) {
-			a.lag = l
-		}
+	// The shim writes its record before it reports a change, so this is no older than
+	// any report that the loop has handled.
+	known := awaitRecord(a, func() (last proto.State) {
+		last, _ = r.records.last(&a.spec, r.records.read(&a.spec))
+		return last
 	})
 	select {
-	case <-l.done:
+	case <-known:
 	case <-r.closing:
 	case <-late.C:
 	}

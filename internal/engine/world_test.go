@@ -720,6 +720,7 @@ type fakeShim struct {
 	silent  bool // it does not answer new connections
 	lingers bool // the container ignores all signals except SIGKILL
 	asked   bool // Start was called
+	ended   bool // the last report is sent
 	isOver  bool
 }
 
@@ -824,7 +825,16 @@ func (s *fakeShim) finish() {
 	if err := os.WriteFile(filepath.Join(s.boot.DataDir, proto.ExitFile), text, 0o600); err != nil {
 		s.w.t.Errorf("shim: %v", err)
 	}
-	s.leave()
+	s.ended = true
+	s.leaveUnheard()
+}
+
+// leaveUnheard ends the process after its last report if nobody can acknowledge it;
+// the mutex is held.
+func (s *fakeShim) leaveUnheard() {
+	if s.ended && !slices.ContainsFunc(s.conns, (*fakeConn).subscribed) {
+		s.leave()
+	}
 }
 
 // leave ends the process and its connections; the mutex is held.
@@ -886,6 +896,7 @@ func (c *fakeConn) dispatch() {
 		c.mu.Unlock()
 		if fn != nil {
 			for _, e := range events {
+				c.at("report " + e.Action)
 				fn(e)
 			}
 		}
@@ -938,9 +949,25 @@ func (c *fakeConn) Done() <-chan struct{}   { return c.done }
 func (c *fakeConn) Close() error {
 	c.s.mu.Lock()
 	c.s.conns = slices.DeleteFunc(c.s.conns, func(o *fakeConn) bool { return o == c })
+	c.s.leaveUnheard()
 	c.s.mu.Unlock()
 	c.end()
 	return nil
+}
+
+func (c *fakeConn) subscribed() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.fn != nil
+}
+
+// Heard acknowledges a report. The shim exits after its last one.
+func (c *fakeConn) Heard(seq uint64) {
+	c.s.mu.Lock()
+	defer c.s.mu.Unlock()
+	if c.s.ended && seq >= c.s.st.Seq {
+		c.s.leave()
+	}
 }
 
 func (c *fakeConn) Subscribe(_ context.Context, after uint64, fn func(proto.Event)) error {
