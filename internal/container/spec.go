@@ -80,6 +80,10 @@ type Spec struct {
 	// over any other record of this life.
 	Failure *Failure `json:"failure,omitempty"`
 
+	// Ran is the last run of the lives before the present one. It is nil if the
+	// container's process had never run when this life began.
+	Ran *LastRun `json:"ran,omitempty"`
+
 	// API is the API request that created the container, with the image's defaults
 	// merged in: the types of github.com/moby/moby/api.
 	API json.RawMessage `json:"api"`
@@ -111,6 +115,12 @@ type Image struct {
 	// Type and size of the manifest. Records of earlier releases lack them.
 	ManifestType string `json:"manifestType,omitempty"`
 	ManifestSize int64  `json:"manifestSize,omitempty"`
+}
+
+// LastRun is a run of the container's process.
+type LastRun struct {
+	Started  time.Time `json:"started"`
+	Finished time.Time `json:"finished"`
 }
 
 // Failure is a start that failed, with the message that inspect shows.

@@ -15,6 +15,9 @@ type acknowledger interface{ Heard(seq uint64) }
 type ending struct {
 	// death is the end of the last run. It is nil once it is journalled.
 	death *proto.Entry
+	// lost: no shim has reported the end of the last run, and its event is not
+	// journalled yet.
+	lost bool
 	// ack acknowledges the shim's last report. It is nil if there is nothing to
 	// acknowledge.
 	ack func()

@@ -141,7 +141,7 @@ func (e *Engine) makeParts(d Deps) {
 	e.records = &records{p, d.Store, d.Shims, d.Lives, d.Log}
 	e.effects = newEffects(e)
 	e.scheduler = &scheduler{p, e.index}
-	e.losses = &losses{e.journal, e.scheduler}
+	e.losses = &losses{e.scheduler}
 	e.stopper = &stopper{e.losses}
 	e.endpoints = &endpoints{d.Store, d.Networks, e.index, e.journal, e.names}
 	e.adopter = &adopter{e.config, e.losses, e.endpoints}

@@ -60,6 +60,9 @@ func beginLaunch(a *actor, done func(error)) {
 	before, rec, endpoints := a.spec.Desired, a.rec, a.sandbox.Endpoints
 	a.ending.begin()
 	a.spec.Life++
+	if a.hasRun() {
+		a.spec.Ran = &container.LastRun{Started: rec.Started, Finished: rec.Finished}
+	}
 	a.spec.Desired = container.DesiredRunning
 	a.spec.Failure = nil
 	a.spec.Sandbox = nil

@@ -3,7 +3,10 @@
 package engine
 
 import (
+	"fmt"
+
 	"holdfast/internal/container"
+	"holdfast/internal/event"
 	"holdfast/internal/failpoint"
 	"holdfast/internal/shim/proto"
 )
@@ -102,6 +105,15 @@ func (a *actor) journalDeath() {
 	if a.ending.death != nil {
 		a.e.journal.record(a, *a.ending.death, a.rec.Life)
 		a.ending.death = nil
+	}
+	if a.ending.lost {
+		at := attributesOf(a.spec, a.req)
+		at["exitCode"] = fmt.Sprint(a.rec.ExitCode)
+		a.e.journal.append(event.Message{
+			Type: "container", Action: proto.ActionDie, Actor: event.Actor{ID: a.id, Attributes: at},
+			Source: fmt.Sprintf("%s/%d/lost:1", a.id, a.rec.Life),
+		}, a.rec.Finished)
+		a.ending.lost = false
 	}
 }
 

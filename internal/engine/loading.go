@@ -142,6 +142,21 @@ func decodeSpec(spec *container.Spec) (d asked, err error) {
 // returned, too, because it contains when the container last ran, but it counts as
 // RecordNone.
 func (rd *records) last(spec *container.Spec, files written) (proto.State, container.Record) {
+	rec, seen := rd.ofLife(spec, files)
+	return withLastRun(rec, spec), seen
+}
+
+// withLastRun adds to a record without a run when the container ran before: the start
+// of this life failed or is not over, and its shim replaced the earlier record.
+func withLastRun(rec proto.State, spec *container.Spec) proto.State {
+	if rec.Started.IsZero() && spec.Ran != nil {
+		rec.Started, rec.Finished = spec.Ran.Started, spec.Ran.Finished
+	}
+	return rec
+}
+
+// ofLife is last without what is known of earlier lives from the spec.
+func (rd *records) ofLife(spec *container.Spec, files written) (proto.State, container.Record) {
 	rec, seen := rd.ofShim(spec, files)
 	f := spec.Failure
 	if f == nil {

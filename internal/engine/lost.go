@@ -4,7 +4,6 @@ package engine
 
 import (
 	"context"
-	"fmt"
 	"os"
 	"sync"
 	"time"
@@ -12,7 +11,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"holdfast/internal/container"
-	"holdfast/internal/event"
 	"holdfast/internal/failpoint"
 	"holdfast/internal/network"
 	"holdfast/internal/shim/proto"
@@ -92,8 +90,10 @@ func (r *restorer) applyRecordedEnd(a *actor, f found) {
 }
 
 // recordLostEnd records the end of a container that no process observed. Requests
-// wait until clearLost has cleared what the container left.
-func (a *actor) recordLostEnd() {
+// wait until clearLost has cleared what the container left. journalled means that the
+// shim has journalled the end, so that its event exists.
+func (a *actor) recordLostEnd(journalled bool) {
+	a.ending.lost = !journalled
 	a.rec.Status, a.rec.Pid = proto.StatusExited, 0
 	a.rec.ExitCode = 255
 	a.rec.Error = "the exit code is unknown: the container ended together with its shim, by a reboot or by a signal"
@@ -107,30 +107,21 @@ func (a *actor) recordLostEnd() {
 
 // losses handles ends that no shim has reported.
 type losses struct {
-	journal   *journal
 	scheduler *scheduler
 }
 
 // clearLost clears what a lost container left, and applies its restart policy.
-// journalled means that the shim has journalled the end, so that its event exists.
-func (l *losses) clearLost(a *actor, journalled bool) {
+func (l *losses) clearLost(a *actor) {
 	if err := a.effects.killUnshimmed(a.id); err != nil {
 		a.log.Error("the remains of the container could not be cleared", "error", err)
 	}
 	a.effects.giveBack(a.id, a.sandbox, a.mounts)
 	failpoint.Here("lose.cleared")
 	a.await(func() {
-		if !journalled {
-			// The event is sent before the end is recorded, with a source that
-			// identifies it: if the daemon dies in between, the next one does not send
-			// it a second time.
-			at := attributesOf(a.spec, a.req)
-			at["exitCode"] = fmt.Sprint(a.rec.ExitCode)
-			l.journal.append(event.Message{
-				Type: "container", Action: proto.ActionDie, Actor: event.Actor{ID: a.id, Attributes: at},
-				Source: fmt.Sprintf("%s/%d/lost:1", a.id, a.rec.Life),
-			}, a.rec.Finished)
-		}
+		// The event is sent before the end is recorded, with a source that identifies
+		// it: if the daemon dies in between, the next one does not send it a second
+		// time.
+		a.journalDeath()
 		failpoint.Here("lose.told")
 		o := a.phase.Step(container.SawGivenBack, a.facts())
 		if o.Next.State != container.Exited {
@@ -207,9 +198,9 @@ func (l *losses) watchProcess(a *actor, rec proto.State) {
 	}
 	a.post(func() {
 		if o := a.step(container.SawEndUnseen); o.Do == container.GiveBack {
-			a.recordLostEnd()
+			a.recordLostEnd(false)
 			a.publish()
-			go l.clearLost(a, false)
+			go l.clearLost(a)
 		}
 	})
 }

@@ -107,7 +107,7 @@ func (r *restorer) applyObserved(a *actor, f found) {
 	case f.seen.Process && f.rec.Pid != 0: // not between two runs
 		go r.losses.watchProcess(a, f.rec)
 	case f.verdict == container.Lose:
-		a.recordLostEnd()
+		a.recordLostEnd(true)
 	}
 	a.publish()
 	a.unpark()

@@ -188,7 +188,7 @@ func (r *restorer) apply(a *actor, f found, pending *sync.WaitGroup) {
 		r.applyObserved(a, f)
 		return
 	}
-	a.rec = f.rec
+	a.rec = withLastRun(f.rec, &a.spec)
 	a.ending.death = nil // the shim's journal, which is read below, contains it
 	a.recordUserStop()
 	for _, x := range f.rec.Execs {
@@ -213,11 +213,11 @@ func (r *restorer) apply(a *actor, f found, pending *sync.WaitGroup) {
 		r.replacer.findSuccessor(a, f.rec)
 	case container.Lose:
 		journalled := r.ingest(a)
-		a.recordLostEnd()
+		a.recordLostEnd(journalled)
 		pending.Add(1)
 		go func() {
 			defer pending.Done()
-			r.losses.clearLost(a, journalled)
+			r.losses.clearLost(a)
 		}()
 	case container.Abort:
 		pending.Add(1)
