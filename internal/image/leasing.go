@@ -28,14 +28,13 @@ func (ls *leasing) withLease(ctx context.Context, fn func(context.Context) error
 	if err != nil {
 		return fmt.Errorf("image store: %w", err)
 	}
-	defer func() {
-		if err := ls.leases.Delete(context.WithoutCancel(ctx), lease); err != nil {
-			ls.log.Warn("a lease of the image store could not be deleted; the next start deletes it", "lease", lease.ID, "error", err)
-		}
-	}()
 	err = fn(leases.WithLease(ctx, lease.ID))
+	if err := ls.leases.Delete(context.WithoutCancel(ctx), lease); err != nil {
+		ls.log.Warn("a lease of the image store could not be deleted; the next start deletes it", "lease", lease.ID, "error", err)
+	}
 	if err != nil {
-		ls.requests.collectSoon() // removes what fn wrote before it failed
+		// Removes what fn wrote before it failed. The lease would keep it.
+		ls.requests.collectSoon()
 	}
 	return err
 }
