@@ -4,6 +4,8 @@ package network
 
 import (
 	"net/netip"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -286,5 +288,26 @@ func TestSettingsThatAContainerCanNotHaveAreRefusedWhenTheyAreAsked(t *testing.T
 		if err := m.ValidateEndpoint("one", es); err != nil {
 			t.Errorf("%s: %v", name, err)
 		}
+	}
+}
+
+// Crashes in the middle of a write leave nothing beside the records: neither those of
+// this release nor those of earlier ones.
+func TestTemporaryFilesOfRecordsAreRemoved(t *testing.T) {
+	root := t.TempDir()
+	if err := save(root, &record{ID: "abc", Name: "red"}); err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{".network-123", ".abc.json.tmp", ".never.json.tmp"} {
+		if err := os.WriteFile(filepath.Join(root, name), nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := removeTemps(root); err != nil {
+		t.Fatal(err)
+	}
+	left, err := os.ReadDir(root)
+	if err != nil || len(left) != 1 || left[0].Name() != "abc.json" {
+		t.Errorf("left: %v, %v", left, err)
 	}
 }

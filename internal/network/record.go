@@ -11,6 +11,8 @@ import (
 	"path/filepath"
 	"strings"
 	"time"
+
+	"holdfast/internal/durable"
 )
 
 // recordSchema is the schema number of networks/<id>.json.
@@ -122,32 +124,25 @@ func save(root string, r *record) error {
 	return nil
 }
 
-// write writes a file in root atomically and durably.
+// write writes a file in root atomically and durably. The group of the directory,
+// which is that of the API's socket, may read the file.
 func write(root, name string, text []byte) error {
 	if err := os.MkdirAll(root, 0o700); err != nil {
 		return err
 	}
-	f, err := os.CreateTemp(root, ".network-*")
+	return durable.WriteFile(filepath.Join(root, name), text, 0o640)
+}
+
+// removeTemps removes the temporary files that crashes left among the records.
+func removeTemps(root string) error {
+	old, err := filepath.Glob(filepath.Join(root, ".network-*")) // of earlier releases
 	if err != nil {
 		return err
 	}
-	// The group of the directory, which is that of the API's socket, may read the
-	// file.
-	_, err = f.Write(text)
-	err = errors.Join(err, f.Chmod(0o640))
-	if err = errors.Join(err, f.Sync(), f.Close()); err == nil {
-		err = os.Rename(f.Name(), filepath.Join(root, name))
+	for _, path := range old {
+		if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
+			return err
+		}
 	}
-	if err != nil {
-		os.Remove(f.Name())
-		return err
-	}
-	dir, err := os.Open(root)
-	if err != nil {
-		return err
-	}
-	if err := errors.Join(dir.Sync(), dir.Close()); err != nil {
-		return err
-	}
-	return nil
+	return durable.RemoveTemps(root)
 }

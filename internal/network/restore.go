@@ -51,6 +51,9 @@ func (m *Manager) Restore(ctx context.Context, sandboxes map[string]Sandbox, unr
 	if err := m.guard.admit(ctx, bridges...); err != nil {
 		return err
 	}
+	if err := removeTemps(m.opts.Root); err != nil {
+		return fmt.Errorf("networks: %w", err)
+	}
 	m.interfaces.ensureParents()
 	ports, err := bridge.Ports()
 	if err != nil {

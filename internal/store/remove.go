@@ -11,6 +11,7 @@ import (
 	"strings"
 
 	"holdfast/internal/container"
+	"holdfast/internal/durable"
 )
 
 // RemoveContainer removes a container's two directories. After a crash the next
@@ -99,7 +100,7 @@ func setAside(dir, id string) error {
 		}
 		return fmt.Errorf("remove container %s: %w", id, err)
 	}
-	if err := SyncDir(dir); err != nil {
+	if err := durable.SyncDir(dir); err != nil {
 		return fmt.Errorf("remove container %s: %w", id, err)
 	}
 	return nil

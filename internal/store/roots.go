@@ -12,6 +12,8 @@ import (
 	"syscall"
 
 	"github.com/containerd/errdefs"
+
+	"holdfast/internal/durable"
 )
 
 // RootsFile is a file in the exec root with the paths of everything else, for
@@ -44,7 +46,7 @@ func WriteRoots(r Roots) error {
 	if err != nil {
 		return fmt.Errorf("write the roots: %w", err)
 	}
-	return WriteFileAtomic(filepath.Join(r.ExecRoot, RootsFile), append(text, '\n'), 0o644)
+	return durable.WriteFile(filepath.Join(r.ExecRoot, RootsFile), append(text, '\n'), 0o644)
 }
 
 // ReadRoots reads the file in an exec root. Errors: ErrNotFound;

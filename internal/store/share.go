@@ -11,6 +11,7 @@ import (
 	"strings"
 	"syscall"
 
+	"holdfast/internal/durable"
 	"holdfast/internal/shim/proto"
 )
 
@@ -123,10 +124,4 @@ func groupOf(path string) int {
 }
 
 // TakeGroup gives a new file or directory the group of its parent directory.
-func TakeGroup(path string) error {
-	group := groupOf(filepath.Dir(path))
-	if group <= 0 {
-		return nil
-	}
-	return os.Lchown(path, -1, group)
-}
+func TakeGroup(path string) error { return durable.TakeGroup(path) }

@@ -16,6 +16,7 @@ import (
 	"github.com/containerd/errdefs"
 
 	"holdfast/internal/container"
+	"holdfast/internal/durable"
 	"holdfast/internal/shim/proto"
 )
 
@@ -31,17 +32,17 @@ func (s *Store) WriteSpec(spec *container.Spec) error {
 		return fmt.Errorf("write spec of container %s: %w", spec.ID, err)
 	}
 	if err := os.Mkdir(s.ContainerDir(spec.ID), 0o750); err == nil {
-		if err := TakeGroup(s.ContainerDir(spec.ID)); err != nil {
+		if err := durable.TakeGroup(s.ContainerDir(spec.ID)); err != nil {
 			return fmt.Errorf("write spec of container %s: %w", spec.ID, err)
 		}
 		// The directory's own name must be durable, too.
-		if err := SyncDir(s.ContainersDir()); err != nil {
+		if err := durable.SyncDir(s.ContainersDir()); err != nil {
 			return fmt.Errorf("write spec of container %s: %w", spec.ID, err)
 		}
 	} else if !errors.Is(err, fs.ErrExist) {
 		return fmt.Errorf("write spec of container %s: %w", spec.ID, err)
 	}
-	if err := writeFileAlone(s.SpecPath(spec.ID), append(text, '\n'), 0o640); err != nil {
+	if err := durable.WriteFile(s.SpecPath(spec.ID), append(text, '\n'), 0o640); err != nil {
 		return err
 	}
 	s.place(spec.ID, spec.ExecRoot)
@@ -221,7 +222,7 @@ func (s *Store) neverWas(id string) bool {
 		return false
 	}
 	for _, e := range entries {
-		if !strings.HasPrefix(e.Name(), "."+SpecFile+tempSuffix) {
+		if !durable.IsTemp(e.Name(), SpecFile) {
 			return false
 		}
 	}

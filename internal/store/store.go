@@ -40,6 +40,8 @@ import (
 
 	"github.com/containerd/errdefs"
 	"github.com/google/uuid"
+
+	"holdfast/internal/durable"
 )
 
 // Names within a container's directory.
@@ -204,7 +206,7 @@ func (s *Store) DaemonID() (string, error) {
 		return "", fmt.Errorf("read the engine's ID: %w", err)
 	}
 	id := uuid.NewString()
-	if err := WriteFileAtomic(path, []byte(id+"\n"), 0o600); err != nil {
+	if err := durable.WriteFile(path, []byte(id+"\n"), 0o600); err != nil {
 		return "", fmt.Errorf("write the engine's ID: %w", err)
 	}
 	return id, nil

@@ -9,6 +9,8 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+
+	"holdfast/internal/durable"
 )
 
 // creatingFile marks a container that is being created. It is in the container's
@@ -38,7 +40,7 @@ func (s *Store) BeginCreate(id string) error {
 	if err := os.Mkdir(s.ContainerDir(id), 0o750); err != nil {
 		return fail(err)
 	}
-	if err := TakeGroup(s.ContainerDir(id)); err != nil {
+	if err := durable.TakeGroup(s.ContainerDir(id)); err != nil {
 		return fail(err)
 	}
 	f, err := os.OpenFile(s.creating(id), os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
@@ -49,7 +51,7 @@ func (s *Store) BeginCreate(id string) error {
 		return fail(err)
 	}
 	// The directory's own name must be durable before the spec in it is.
-	if err := SyncDir(s.ContainersDir()); err != nil {
+	if err := durable.SyncDir(s.ContainersDir()); err != nil {
 		return fail(err)
 	}
 	return nil

@@ -423,8 +423,9 @@ func (i *inspection) leftovers(context.Context) error {
 			if !strings.Contains(log, strings.TrimSuffix(name, ".damaged")) {
 				i.wrong("%s was set aside, and the log does not say so", rel)
 			}
-		case strings.Contains(name, ".tmp-") || strings.HasPrefix(name, ".removing-") || strings.HasPrefix(name, ".network-") || name == "creating":
-			// A temporary file with a fixed name is replaced by the next.
+		case strings.Contains(name, ".tmp-") || strings.HasPrefix(name, ".removing-") || name == "creating" ||
+			strings.HasPrefix(rel, "/networks/.") && strings.Contains(name, ".tmp"):
+			// Elsewhere a temporary file with a fixed name is replaced by the next.
 			i.wrong("%s is left", rel)
 		}
 		if e.IsDir() && (name == "_data" || name == "snapshots" || name == "upper" || name == "work") {
