@@ -19,41 +19,54 @@ func (a *actor) handleEvent(ev proto.Event) {
 	}
 	a.rec = ev.State
 	final := ev.Action == proto.ActionDie && ev.State.Status != proto.StatusRestarting
+	before := a.phase
+	if in, ok := seen(ev, before.State); ok {
+		a.enter(before.Step(in, a.facts()).Next)
+	}
 	if ev.Seq > 0 && ev.Action != proto.ActionExited && !final {
-		// Journalled before any client is answered, so that a client that has its
-		// answer finds the event.
+		a.publish()
+		// A client that gets the event finds the container in the state that the event
+		// reports. And it is journalled before any client is answered, so that a client
+		// that has its answer finds the event.
 		a.e.journal.record(a, ev.Entry, ev.State.Life)
 	}
-	switch ev.Action {
-	case proto.ActionStart:
-		a.step(container.SawRunning)
-	case proto.ActionDie:
-		if final {
-			// Clients often remove the container on the event "die", so it is sent only
-			// when a removal can succeed. If the daemon dies before that, the next
-			// daemon finds the entry in the shim's journal.
-			a.ending.death = &ev.Entry
-			break
-		}
+	switch {
+	case final:
+		// Clients often remove the container on the event "die", so it is sent only
+		// when a removal can succeed. If the daemon dies before that, the next daemon
+		// finds the entry in the shim's journal.
+		a.ending.death = &ev.Entry
+	case ev.Action == proto.ActionDie:
 		a.waiters.ended(ev.State)
-		a.step(container.SawRestarting)
-	case proto.ActionExited:
+	case ev.Action == proto.ActionExited:
 		a.recordUserStop()
 		a.ended()
-	default:
-		switch ev.State.Status {
-		case proto.StatusRestarting:
-			a.step(container.SawRestarting)
-		case proto.StatusPaused:
-			a.step(container.SawPaused)
-		case proto.StatusRunning:
-			if a.phase.State == container.Paused {
-				a.step(container.SawRunning)
-			}
-		}
+	}
+	if a.phase != before {
+		a.unpark()
 	}
 	a.effects.readyToRestart(a.phase.State, a.spec)
 	a.publish()
+}
+
+// seen is what a report says of the container's state, which is now state; false if
+// the report changes nothing, or is the last one.
+func seen(ev proto.Event, state container.State) (container.Input, bool) {
+	switch {
+	case ev.Action == proto.ActionStart:
+		return container.SawRunning, true
+	case ev.Action == proto.ActionExited, ev.Action == proto.ActionDie && ev.State.Status != proto.StatusRestarting:
+		return 0, false
+	}
+	switch ev.State.Status {
+	case proto.StatusRestarting:
+		return container.SawRestarting, true
+	case proto.StatusPaused:
+		return container.SawPaused, true
+	case proto.StatusRunning:
+		return container.SawRunning, state == container.Paused
+	}
+	return 0, false
 }
 
 // ended handles the end of the last run of this life. What the container used is

@@ -18,7 +18,7 @@ import (
 // event of its creation is journalled. It has a line for each anonymous volume that
 // was created with the container. If it exists without a spec, the container is half
 // made, and no client was answered. It need not survive a power failure that loses
-// the directory.
+// the directory, except that the line of a volume is durable before the volume is.
 const creatingFile = "creating"
 
 // Unborn is a container whose creation a crash interrupted.
@@ -57,15 +57,18 @@ func (s *Store) BeginCreate(id string) error {
 	return nil
 }
 
-// NoteVolume records an anonymous volume of a half-made container, before the
-// volume is created.
+// NoteVolume records an anonymous volume of a half-made container, durably, before
+// the volume is created.
 func (s *Store) NoteVolume(id, name string) error {
 	f, err := os.OpenFile(s.creating(id), os.O_WRONLY|os.O_APPEND, 0)
 	if err != nil {
 		return fmt.Errorf("create container %s: %w", id, err)
 	}
 	_, err = f.WriteString(name + "\n")
-	if err := errors.Join(err, f.Close()); err != nil {
+	if err := errors.Join(err, f.Sync(), f.Close()); err != nil {
+		return fmt.Errorf("create container %s: %w", id, err)
+	}
+	if err := durable.SyncDir(s.ContainerDir(id)); err != nil {
 		return fmt.Errorf("create container %s: %w", id, err)
 	}
 	return nil

@@ -149,12 +149,12 @@ func (i *inspection) life(ctx context.Context, b *box, c container.InspectRespon
 	}
 }
 
-// untilRunning waits until a container runs. There is no event for what has
-// happened, so it listens before it looks.
+// untilRunning waits until a container runs. It also asks for the events before, because
+// the container may start before the daemon has the request for events.
 func (i *inspection) untilRunning(ctx context.Context, id string) error {
 	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
 	defer cancel()
-	events := i.api.Events(ctx, client.EventsListOptions{Filters: client.Filters{}.Add("container", id).Add("event", "start")})
+	events := i.api.Events(ctx, client.EventsListOptions{Since: "1", Filters: client.Filters{}.Add("container", id).Add("event", "start")})
 	for {
 		got, err := i.api.ContainerInspect(ctx, id, client.ContainerInspectOptions{})
 		if err != nil {

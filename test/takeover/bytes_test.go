@@ -15,6 +15,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strconv"
 	"strings"
 	"sync"
@@ -211,7 +212,7 @@ func (w way) passes(t *testing.T, data []byte, halfway func()) {
 // doors starts a daemon that listens on a Unix socket and on TCP.
 func doors(t *testing.T, overTLS bool) map[string]door {
 	t.Helper()
-	d := kit.New(t, kit.Options{LiveRestore: true})
+	d := kit.New(t, kit.Options{LiveRestore: true, Config: map[string]any{"debug": true}})
 	flags := []string{"-H", d.Host, "-H", "tcp://127.0.0.1:0", "--tls=false"}
 	if overTLS {
 		cert, key := selfSigned(t, d.Root)
@@ -263,6 +264,9 @@ func TestEveryByteComesBack(t *testing.T) {
 	}
 }
 
+// startAnswered is the line of the daemon's log for a request to start a container.
+var startAnswered = regexp.MustCompile(`msg=request method=POST path=\S+/start status=204`)
+
 // The bytes also come back while the daemon is killed and started again, and
 // while another daemon takes over. A stream that the daemon itself copies ends
 // when the daemon is killed.
@@ -279,10 +283,14 @@ func TestEveryByteComesBackWhateverDaemonLives(t *testing.T) {
 			// all.
 			var ready, done sync.WaitGroup
 			happens := make(chan struct{})
+			starts := 1 // that of "box"
 			for at, o := range all {
 				for name, join := range ways {
 					if what == "kill" && (overTLS || name == "websocket") {
 						continue
+					}
+					if name == "run" || name == "start" || name == "attach" {
+						starts++
 					}
 					w := join(t, o, "cat-"+what+"-"+strings.ReplaceAll(name, " ", "-")+at, len(data))
 					ready.Add(1)
@@ -296,6 +304,12 @@ func TestEveryByteComesBackWhateverDaemonLives(t *testing.T) {
 			}
 			ready.Wait()
 			if what == "kill" {
+				// The first bytes may come back while "docker run" and "docker start"
+				// still wait for the answer to their request to start. A kill before
+				// that answer fails the request.
+				kit.Eventually(t, "all starts are answered", func() bool {
+					return len(startAnswered.FindAllString(d.Log(), -1)) >= starts
+				})
 				d.Kill9()
 				d.Start()
 			} else {
