@@ -30,19 +30,24 @@ const zeroTime = "0001-01-01T00:00:00Z"
 // snapshot: a shim that ends meanwhile writes its record and answers clients, and
 // later answers of the daemon must agree with that.
 func (i *inspector) currentView(a *actor) *view {
-	v := a.view.Load()
-	if i.isRestored() || i.observes.Load() {
-		return v
+	for {
+		restored := i.isRestored() // first: from then on every snapshot is as new as the files
+		v := a.view.Load()
+		if restored || i.observes.Load() {
+			return v
+		}
+		rec, last := i.records.last(&v.spec, i.records.read(&v.spec))
+		if a.view.Load() != v {
+			continue // the new snapshot may be older than the files, too
+		}
+		// A snapshot with the record of an end is still that of a run until the loop has
+		// handled the shim's last report.
+		newer := rec.Seq > v.rec.Seq || recordOf(rec) == container.RecordExited && v.state.Alive()
+		if rec.Life != v.rec.Life || !newer {
+			return v
+		}
+		return &view{spec: v.spec, req: v.req, mounts: v.mounts, sandbox: v.sandbox, state: container.Loaded(v.spec.Desired, last, !rec.Started.IsZero()).State, rec: rec, shim: v.shim, places: v.places, linked: v.linked}
 	}
-	rec, last := i.records.last(&v.spec, i.records.read(&v.spec))
-	// A snapshot with the record of an end is still that of a run until the loop has
-	// handled the shim's last report.
-	newer := rec.Seq > v.rec.Seq || recordOf(rec) == container.RecordExited && v.state.Alive()
-	if a.view.Load() != v || rec.Life != v.rec.Life || !newer {
-		return a.view.Load()
-	}
-	fresh := &view{spec: v.spec, req: v.req, mounts: v.mounts, sandbox: v.sandbox, state: container.Loaded(v.spec.Desired, last, !rec.Started.IsZero()).State, rec: rec, shim: v.shim, places: v.places, linked: v.linked}
-	return fresh
 }
 
 // ContainerInspect returns a container's configuration and state. It does not wait

@@ -205,9 +205,12 @@ func (s *Slot) outcomes(st State, o Op, gen int, late bool) []outcome {
 		case Created, Exited:
 			out := []outcome{{OK, started(st)}}
 			if spec.Joins || spec.Remove && st.Status == Exited {
-				// The container that it joins may not run; its own removal may be
-				// under way.
+				// The container that it joins may not run, or be removed; its own removal
+				// may be under way.
 				out = append(out, outcome{Refused, st})
+				if spec.Joins {
+					out = append(out, outcome{Refused, ended(st, AnyExit)}, outcome{Missing, st}, outcome{Missing, ended(st, AnyExit)})
+				}
 				if spec.Remove {
 					out = append(out, outcome{Refused, with(st, Removing)})
 				}
@@ -228,6 +231,9 @@ func (s *Slot) outcomes(st State, o Op, gen int, late bool) []outcome {
 		out := []outcome{{OK, started(st)}}
 		if spec.Joins || spec.Remove {
 			out = append(out, outcome{Refused, ended(st, AnyExit)}, outcome{Refused, st})
+		}
+		if spec.Joins {
+			out = append(out, outcome{Missing, ended(st, AnyExit)}, outcome{Missing, st})
 		}
 		return out
 	case Pause:
@@ -379,6 +385,10 @@ func killOutcomes(st State, o Op) []outcome {
 			return []outcome{{OK, ended(st, 137)}}
 		case 1:
 			st.Dying = true
+			if st.Status == Paused {
+				// The signal that stops it thaws it, too.
+				return []outcome{{OK, st}, {OK, with(st, Running)}}
+			}
 		}
 		return []outcome{{OK, st}}
 	case Restarting:
