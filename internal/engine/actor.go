@@ -175,6 +175,7 @@ func (a *actor) ask(ctx context.Context, in container.Input, act func(do contain
 		default: // already answered; the loop must not block
 		}
 	}
+	var begun atomic.Bool
 	var try func()
 	try = func() {
 		if ctx.Err() != nil {
@@ -189,6 +190,7 @@ func (a *actor) ask(ctx context.Context, in container.Input, act func(do contain
 		case container.Refuse:
 			done(a.refusal(in, o.Why))
 		default:
+			begun.Store(true)
 			a.enter(o.Next)
 			act(o.Do, done)
 		}
@@ -206,8 +208,11 @@ func (a *actor) ask(ctx context.Context, in container.Input, act func(do contain
 		case err := <-result:
 			return err
 		default:
-			return errs.NotFound("No such container: %s", a.id)
 		}
+		if begun.Load() && (in == container.AskKill || in == container.AskStop) {
+			return nil // it has ended as requested, and --rm was faster than the answer
+		}
+		return errs.NotFound("No such container: %s", a.id)
 	}
 }
 

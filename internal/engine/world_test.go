@@ -1065,14 +1065,14 @@ func (c *fakeConn) Kill(_ context.Context, k proto.Kill) error {
 	if err := c.call("kill shim"); err != nil {
 		return err
 	}
-	defer c.s.mu.Unlock()
 	if k.Manual {
 		c.s.st.Manual = true
 	}
 	if k.Signal == 9 || k.Signal == 15 && !c.s.lingers {
 		c.s.end(128 + k.Signal)
 	}
-	return nil
+	c.s.mu.Unlock()
+	return c.at("hear of the kill")
 }
 
 func (c *fakeConn) PauseLent(ctx context.Context) (proto.State, error) { return c.Pause(ctx) }

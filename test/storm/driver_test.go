@@ -562,6 +562,8 @@ func (s *storm) cli(l *slot, o model.Op, stdin io.Reader, args ...string) (model
 		a.Result = model.OK
 	case strings.Contains(low, "no such container"):
 		a.Result = model.Missing
+	case strings.Contains(low, "oci runtime"):
+		a.Result = model.Refused // whatever the runtime says of its own pipes
 	case broken(low) || unavailable(low):
 		a.Result = model.Lost
 		if !s.touched(everywhere, began, deaths...) && !(unavailable(low) && a.Disturbed) {

@@ -612,6 +612,9 @@ func (s *Slot) failed(next map[State]bool, st State, o Op, gen int) {
 		}
 	case Stop, Kill:
 		next[ended(st, 137)] = true
+		if st.Status == Paused {
+			next[with(st, Running)] = true // it is thawed, so that it gets the signal
+		}
 	case Remove, Prune:
 		if o.Kind == Remove && o.N != 0 {
 			next[ended(st, 137)] = true
