@@ -53,6 +53,10 @@ func (s *server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		if err := s.builder.sessions.HandleHTTPRequest(r.Context(), w, r); err != nil && r.Context().Err() == nil {
 			logf("a client's session: %v", err)
 		}
+	case "POST /build":
+		s.serveBuild(w, r)
+	case "POST /build/cancel":
+		s.serveCancel(w, r)
 	default:
 		refuse(w, http.StatusNotFound, fmt.Errorf("page not found"))
 	}

@@ -50,6 +50,7 @@ type server struct {
 	control *net.UnixListener
 	clients *passed
 	builder *builder
+	running running
 
 	mu      sync.Mutex
 	working int // clients and requests

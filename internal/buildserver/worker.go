@@ -5,7 +5,10 @@ package buildserver
 import (
 	"context"
 	"encoding/json"
+	"slices"
+	"strings"
 
+	"github.com/distribution/reference"
 	"github.com/moby/buildkit/cache"
 	cacheconfig "github.com/moby/buildkit/cache/config"
 	"github.com/moby/buildkit/client"
@@ -17,6 +20,7 @@ import (
 	"github.com/opencontainers/image-spec/identity"
 
 	"holdfast/internal/build/stores"
+	"holdfast/internal/errs"
 	"holdfast/internal/image"
 )
 
@@ -48,7 +52,7 @@ type imageExporter struct {
 	worker *stepWorker
 }
 
-func (e *imageExporter) Resolve(ctx context.Context, id int, attrs map[string]string) (exporter.ExporterInstance, error) {
+func (e *imageExporter) Resolve(ctx context.Context, id int, attrs map[string]string) (_ exporter.ExporterInstance, err error) {
 	own := make(map[string]string, len(attrs)+2)
 	for k, v := range attrs {
 		own[k] = v
@@ -59,11 +63,32 @@ func (e *imageExporter) Resolve(ctx context.Context, id int, attrs map[string]st
 		own[string(exptypes.OptKeyDanglingPrefix)] = image.DanglingName
 		own[string(exptypes.OptKeyDanglingEmptyOnly)] = "true"
 	}
+	if own["name"], err = fullNames(own["name"]); err != nil {
+		return nil, err
+	}
 	in, err := e.Exporter.Resolve(ctx, id, own)
 	if err != nil {
 		return nil, err
 	}
 	return &imageInstance{in, e.worker, own[string(exptypes.OptKeyStore)] != "false"}, nil
+}
+
+// fullNames completes the names of an image, as clients of the API give them.
+func fullNames(names string) (string, error) {
+	if names == "" || names == "*" {
+		return names, nil
+	}
+	var full []string
+	for name := range strings.SplitSeq(names, ",") {
+		named, err := reference.ParseNormalizedNamed(name)
+		if err != nil {
+			return "", errs.Invalid("invalid tag %q: %v", name, err)
+		}
+		if name = reference.TagNameOnly(named).String(); !slices.Contains(full, name) {
+			full = append(full, name)
+		}
+	}
+	return strings.Join(full, ","), nil
 }
 
 type imageInstance struct {
