@@ -14,7 +14,7 @@
 //	<exec-root>/build/runc/           the OCI runtime's state of RUN steps
 //	<exec-root>/build/net/<id>/       a RUN step's network: its record and its namespace
 //	<exec-root>/build/build.log       what the build process has to say
-//	<data-root>/buildkit/             the build process's own files
+//	<data-root>/build/                the build process's own files
 package build
 
 import "path/filepath"
@@ -41,7 +41,7 @@ func StoresPath(execRoot string) string  { return filepath.Join(Dir(execRoot), s
 func RuncDir(execRoot string) string { return filepath.Join(Dir(execRoot), runcState) }
 
 // StateDir is the directory of the build process's files in a data root.
-func StateDir(dataRoot string) string { return filepath.Join(dataRoot, "buildkit") }
+func StateDir(dataRoot string) string { return filepath.Join(dataRoot, "build") }
 
 // Client is the message by which the daemon passes a client to the build process,
 // with the client's socket.

@@ -4,7 +4,7 @@
 // other package imports it, so that a daemon that never builds does not pay for it.
 // See package build, the daemon's side, for how the two work together.
 //
-// The process owns the directory buildkit in the data root: the databases of
+// The process owns the directory build in the data root: the databases of
 // BuildKit's cache and history. Layers, blobs and names are in the daemon's stores,
 // which it uses through package stores. What a RUN step needs on this host is named
 // after the step, so that the next process finds what this one leaves if it is
