@@ -11,10 +11,14 @@ import (
 	"path/filepath"
 	"strings"
 
+	"github.com/moby/moby/api/types/system"
+
 	"holdfast/internal/build"
 	"holdfast/internal/build/stores"
 	"holdfast/internal/config"
+	"holdfast/internal/engine"
 	"holdfast/internal/engine/oci"
+	"holdfast/internal/engine/sysinfo"
 	"holdfast/internal/network"
 )
 
@@ -36,7 +40,7 @@ func (c *composed) newBuilds(cfg *config.Config, shims shims, log *slog.Logger) 
 		DataRoot: cfg.DataRoot, ExecRoot: cfg.ExecRoot, Networks: c.nets, Log: log, Started: shims.place,
 		Stores: stores.Stores{
 			Content: lent.Content, Snapshots: lent.Snapshots, Leases: lent.Leases, Images: lent.Images, Layers: c.images,
-			Config: c.presentBuildConfig,
+			Config: c.presentBuildConfig, Usage: c.images.Usage,
 		},
 	}), nil
 }
@@ -87,6 +91,31 @@ func builderVersion(b *build.Builder) string {
 		return "2"
 	}
 	return "1"
+}
+
+// withBuilds adds the cache of builds to what the engine knows of the disk.
+type withBuilds struct {
+	*engine.Engine
+	builds *build.Builder
+}
+
+// DiskUsage counts a layer once that an image and the cache have.
+func (s withBuilds) DiskUsage(ctx context.Context, o sysinfo.DiskUsageOptions) (system.DiskUsage, error) {
+	du, err := s.Engine.DiskUsage(ctx, o)
+	if err != nil || !s.builds.Used() || !o.BuildCache && !o.Images {
+		return du, err
+	}
+	cache, err := s.builds.Usage(ctx)
+	if err != nil {
+		return du, err
+	}
+	if du.ImageUsage != nil {
+		du.ImageUsage.TotalSize = max(du.ImageUsage.TotalSize-cache.Reclaimable, 0)
+	}
+	if o.BuildCache {
+		du.BuildCacheUsage = &cache
+	}
+	return du, nil
 }
 
 // stepNetworks are the networks of containers, which also keep those of RUN steps

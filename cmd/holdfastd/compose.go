@@ -149,7 +149,7 @@ func compose(ctx context.Context, cfg *config.Config, shim string, process contr
 	}
 	e := c.engine
 	c.handler = api.New(api.Options{
-		Containers: e, Images: e, Volumes: e, Networks: e, System: e, Daemon: e, Builds: c.builds, Reload: process, Upgrade: process,
+		Containers: e, Images: e, Volumes: e, Networks: e, System: withBuilds{e, c.builds}, Daemon: e, Builds: c.builds, Reload: process, Upgrade: process,
 		Log: log, MinVersion: cfg.MinAPIVersion,
 		Server:       fmt.Sprintf("Holdfast/%s (linux)", version.Version),
 		Experimental: e.Experimental, BuilderVersion: builderVersion(c.builds),

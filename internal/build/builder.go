@@ -3,6 +3,8 @@
 package build
 
 import (
+	"bufio"
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -10,6 +12,7 @@ import (
 	"io"
 	"log/slog"
 	"net"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -18,6 +21,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/moby/moby/api/types/build"
 	"golang.org/x/sys/unix"
 
 	"holdfast/internal/build/stores"
@@ -283,6 +287,42 @@ func (b *Builder) pass(client *os.File, head []byte, headers map[string][]string
 		return errs.Unavailable("the build process refuses a client: %s", a.Refused)
 	}
 	return nil
+}
+
+// Usage asks the build process what the cache takes on disk.
+func (b *Builder) Usage(ctx context.Context) (du build.DiskUsage, err error) {
+	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
+	if err != nil {
+		return du, os.NewSyscallError("socketpair", err)
+	}
+	near, far := os.NewFile(uintptr(fds[0]), "daemon"), os.NewFile(uintptr(fds[1]), "client")
+	conn, err := net.FileConn(near)
+	near.Close()
+	if err != nil {
+		far.Close()
+		return du, err
+	}
+	defer conn.Close()
+	err = b.Give(ctx, far, []byte("GET "+UsagePath+" HTTP/1.1\r\nHost: build\r\n\r\n"), nil)
+	far.Close()
+	if err != nil {
+		return du, err
+	}
+	stop := context.AfterFunc(ctx, func() { conn.Close() })
+	defer stop()
+	resp, err := http.ReadResponse(bufio.NewReader(conn), nil)
+	if err != nil {
+		return du, fmt.Errorf("the cache of builds: %w", err)
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode != http.StatusOK {
+		text, _ := io.ReadAll(io.LimitReader(resp.Body, MaxMessage))
+		return du, fmt.Errorf("the cache of builds: %s: %s", resp.Status, bytes.TrimSpace(text))
+	}
+	if err := json.NewDecoder(resp.Body).Decode(&du); err != nil {
+		return du, fmt.Errorf("the cache of builds: %w", err)
+	}
+	return du, nil
 }
 
 // Stop ends a build process that has nothing to do, or with all set any. It does not

@@ -69,5 +69,9 @@ type Answer struct {
 	Refused string `json:"refused,omitempty"`
 }
 
+// UsagePath is the path of a request that only the daemon makes: what the cache of
+// builds takes.
+const UsagePath = "/holdfast/v1/build/usage"
+
 // MaxMessage bounds a message on the control socket, in bytes.
 const MaxMessage = 64 << 10

@@ -18,6 +18,8 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/health"
 	healthpb "google.golang.org/grpc/health/grpc_health_v1"
+
+	"holdfast/internal/build"
 )
 
 func newGRPC(c *control.Controller) *grpc.Server {
@@ -55,6 +57,10 @@ func (s *server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		}
 	case "POST /build":
 		s.serveBuild(w, r)
+	case "POST /build/prune":
+		s.servePrune(w, r)
+	case "GET " + build.UsagePath:
+		s.serveUsage(w, r)
 	case "POST /build/cancel":
 		s.serveCancel(w, r)
 	default:

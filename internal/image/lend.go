@@ -117,6 +117,9 @@ func (n lentNames) Delete(context.Context, string, ...images.DeleteOpt) error {
 	return errdefs.ErrNotImplemented.WithMessage("a build removes no images")
 }
 
+// Usage returns how many bytes blobs and unpacked layers take on disk.
+func (s *Store) Usage(ctx context.Context) (int64, error) { return s.layers.diskUsage(s.ctx(ctx)) }
+
 // Adopt makes a committed snapshot the layer with a chain ID, unless the store has
 // one already. ErrNotFound: there is no such snapshot.
 func (s *Store) Adopt(ctx context.Context, chain digest.Digest, key string) error {

@@ -24,6 +24,8 @@ type none struct{}
 const (
 	getConfig call[none, Config] = "config"
 
+	getUsage call[none, int64] = "usage"
+
 	contentInfo     call[digest.Digest, content.Info]         = "content.info"
 	contentUpdate   call[updated[content.Info], content.Info] = "content.update"
 	contentWalk     call[[]string, []content.Info]            = "content.walk"

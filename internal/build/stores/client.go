@@ -54,6 +54,12 @@ func (c *Client) Config(ctx context.Context) (Config, error) {
 	return conf, err
 }
 
+// Usage returns how many bytes the daemon's store takes on disk.
+func (c *Client) Usage(ctx context.Context) (int64, error) {
+	n, _, err := ask(ctx, c, getUsage, none{})
+	return n, err
+}
+
 // ask makes a call. again reports that the call was repeated because a daemon died,
 // so that it may have had its effect before.
 func ask[A, R any](ctx context.Context, c *Client, method call[A, R], a A) (result R, again bool, err error) {

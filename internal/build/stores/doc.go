@@ -38,6 +38,8 @@ type Stores struct {
 	Images    images.Store
 	Layers    Layers
 	Networks  Networks
+	// Usage returns how many bytes the store takes on disk.
+	Usage func(context.Context) (int64, error)
 	// Config returns what builds have to know of the daemon's configuration.
 	Config func() Config
 }

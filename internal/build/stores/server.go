@@ -112,6 +112,7 @@ func only[A any](fn func(context.Context, A) error) func(context.Context, A) (no
 
 func (s *Server) register() {
 	on(s, getConfig, func(context.Context, none) (Config, error) { return s.stores.Config(), nil })
+	on(s, getUsage, func(ctx context.Context, _ none) (int64, error) { return s.stores.Usage(ctx) })
 	s.registerContent()
 	s.registerSnapshots()
 	s.registerLeases()
