@@ -11,14 +11,9 @@ import (
 	"path/filepath"
 	"strings"
 
-	"github.com/moby/moby/api/types/system"
-
 	"holdfast/internal/build"
-	"holdfast/internal/build/stores"
 	"holdfast/internal/config"
-	"holdfast/internal/engine"
 	"holdfast/internal/engine/oci"
-	"holdfast/internal/engine/sysinfo"
 	"holdfast/internal/network"
 )
 
@@ -38,7 +33,7 @@ func (c *composed) newBuilds(cfg *config.Config, shims shims, log *slog.Logger) 
 	return build.New(build.Options{
 		Binary:   filepath.Join(filepath.Dir(strings.TrimSuffix(self, " (deleted)")), "holdfast-build"),
 		DataRoot: cfg.DataRoot, ExecRoot: cfg.ExecRoot, Networks: c.nets, Log: log, Started: shims.place,
-		Stores: stores.Stores{
+		Stores: build.Stores{
 			Content: lent.Content, Snapshots: lent.Snapshots, Leases: lent.Leases, Images: lent.Images, Layers: c.images,
 			Config: c.presentBuildConfig, Usage: c.images.Usage,
 		},
@@ -48,8 +43,8 @@ func (c *composed) newBuilds(cfg *config.Config, shims shims, log *slog.Logger) 
 // buildCgroup is the parent cgroup of RUN steps, unless a plain one is configured.
 const buildCgroup = "/holdfast"
 
-func (c *composed) buildConfigOf(cfg *config.Config) *stores.Config {
-	conf := &stores.Config{
+func (c *composed) buildConfigOf(cfg *config.Config) *build.Config {
+	conf := &build.Config{
 		Driver: c.images.Driver(), ContentDir: c.contentDir,
 		Mirrors: cfg.RegistryMirrors, Insecure: cfg.InsecureRegistries, TokenHosts: cfg.RegistryTokenHosts,
 		Search: cfg.DNSSearch, Options: cfg.DNSOptions, CgroupParent: buildCgroup,
@@ -77,7 +72,7 @@ func (c *composed) buildConfigOf(cfg *config.Config) *stores.Config {
 }
 
 // presentBuildConfig adds what is known only when the networks are restored.
-func (c *composed) presentBuildConfig() stores.Config {
+func (c *composed) presentBuildConfig() build.Config {
 	conf := *c.buildConfig.Load()
 	if at := c.nets.HostGateway(); conf.HostGateway == "" && len(at) > 0 {
 		conf.HostGateway = at[0].String()
@@ -91,31 +86,6 @@ func builderVersion(b *build.Builder) string {
 		return "2"
 	}
 	return "1"
-}
-
-// withBuilds adds the cache of builds to what the engine knows of the disk.
-type withBuilds struct {
-	*engine.Engine
-	builds *build.Builder
-}
-
-// DiskUsage counts a layer once that an image and the cache have.
-func (s withBuilds) DiskUsage(ctx context.Context, o sysinfo.DiskUsageOptions) (system.DiskUsage, error) {
-	du, err := s.Engine.DiskUsage(ctx, o)
-	if err != nil || !s.builds.Used() || !o.BuildCache && !o.Images {
-		return du, err
-	}
-	cache, err := s.builds.Usage(ctx)
-	if err != nil {
-		return du, err
-	}
-	if du.ImageUsage != nil {
-		du.ImageUsage.TotalSize = max(du.ImageUsage.TotalSize-cache.Reclaimable, 0)
-	}
-	if o.BuildCache {
-		du.BuildCacheUsage = &cache
-	}
-	return du, nil
 }
 
 // stepNetworks are the networks of containers, which also keep those of RUN steps

@@ -20,7 +20,6 @@ import (
 	"holdfast/internal/api"
 	daemonapi "holdfast/internal/api/daemon"
 	"holdfast/internal/build"
-	"holdfast/internal/build/stores"
 	"holdfast/internal/config"
 	"holdfast/internal/engine"
 	"holdfast/internal/engine/oci"
@@ -30,7 +29,6 @@ import (
 	"holdfast/internal/handoff/systemd"
 	"holdfast/internal/image"
 	"holdfast/internal/network"
-	"holdfast/internal/network/ipam"
 	"holdfast/internal/store"
 	"holdfast/internal/version"
 	"holdfast/internal/volume"
@@ -43,7 +41,7 @@ type composed struct {
 	nets   *network.Manager
 	builds *build.Builder
 	// buildConfig is what builds have to know of the present configuration.
-	buildConfig atomic.Pointer[stores.Config]
+	buildConfig atomic.Pointer[build.Config]
 	journal     *event.Journal
 	lives       *event.Lives
 	handler     http.Handler
@@ -142,6 +140,7 @@ func compose(ctx context.Context, cfg *config.Config, shim string, process contr
 	c.engine = engine.New(engine.Deps{
 		Store: files, Shims: shims, Images: c.images, Networks: stepNetworks{c.nets, c.builds}, Volumes: volumes,
 		Events: c.journal, Lives: c.lives, Host: c.host, Log: log, Release: version.Version, ID: id, HandedOver: how.handedOver, Keeper: how.keeper,
+		Builds:      c.builds,
 		EventServer: eventserver.New(eventserver.Options{Journal: files.EventsDir(), RunDir: cfg.ExecRoot, Started: shims.place}),
 	}, ec)
 	if err := c.engine.Load(); err != nil {
@@ -149,7 +148,7 @@ func compose(ctx context.Context, cfg *config.Config, shim string, process contr
 	}
 	e := c.engine
 	c.handler = api.New(api.Options{
-		Containers: e, Images: e, Volumes: e, Networks: e, System: withBuilds{e, c.builds}, Daemon: e, Builds: c.builds, Reload: process, Upgrade: process,
+		Containers: e, Images: e, Volumes: e, Networks: e, System: e, Daemon: e, Builds: c.builds, Reload: process, Upgrade: process,
 		Log: log, MinVersion: cfg.MinAPIVersion,
 		Server:       fmt.Sprintf("Holdfast/%s (linux)", version.Version),
 		Experimental: e.Experimental, BuilderVersion: builderVersion(c.builds),
@@ -271,7 +270,7 @@ func networkOptions(cfg *config.Config, root string, log *slog.Logger) network.O
 		o.DefaultGatewayV6 = cfg.DefaultGatewayV6.String()
 	}
 	for _, p := range cfg.AddressPools {
-		o.Pools = append(o.Pools, ipam.Pool{Base: p.Base, Size: p.Size})
+		o.Pools = append(o.Pools, network.Pool{Base: p.Base, Size: p.Size})
 	}
 	return o
 }

@@ -28,6 +28,13 @@ import (
 	"holdfast/internal/errs"
 )
 
+// Stores are what the build process uses of the daemon, and Config what it has to
+// know of the daemon's configuration.
+type (
+	Stores = stores.Stores
+	Config = stores.Config
+)
+
 // Options are the options of a Builder.
 type Options struct {
 	// Binary is the path of holdfast-build.
@@ -35,7 +42,7 @@ type Options struct {
 	DataRoot string
 	ExecRoot string
 	// Stores are lent to the build process. Networks is set by New.
-	Stores   stores.Stores
+	Stores   Stores
 	Networks Sandboxes
 	Log      *slog.Logger
 	// Started, if not nil, is called with the pid of each process that was started.

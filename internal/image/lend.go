@@ -17,8 +17,8 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
-// Namespace is the namespace of the store in containerd's metadata, which who
-// borrows parts of it has to use.
+// Namespace is the namespace of the store in containerd's metadata, which its
+// borrowers use.
 const Namespace = namespace
 
 // DanglingName is the prefix of the name under which a build records an image that it
