@@ -48,7 +48,14 @@ func (c *composed) buildConfigOf(cfg *config.Config) *build.Config {
 		Driver: c.images.Driver(), ContentDir: c.contentDir,
 		Mirrors: cfg.RegistryMirrors, Insecure: cfg.InsecureRegistries, TokenHosts: cfg.RegistryTokenHosts,
 		Search: cfg.DNSSearch, Options: cfg.DNSOptions, CgroupParent: buildCgroup,
-		Runtime: "runc", Entitlements: []string{"network.host"},
+		Runtime: "runc", Entitlements: cfg.Builder.Entitlements,
+		HistoryAge: cfg.Builder.HistoryAge, HistoryEntries: cfg.Builder.HistoryEntries,
+		GC: build.GC{
+			Off: cfg.Builder.GCOff, ReservedSpace: cfg.Builder.ReservedSpace, MaxUsedSpace: cfg.Builder.MaxUsedSpace, MinFreeSpace: cfg.Builder.MinFreeSpace,
+		},
+	}
+	for _, r := range cfg.Builder.Policy {
+		conf.GC.Policy = append(conf.GC.Policy, build.Rule(r))
 	}
 	if p := cfg.CgroupParent; p != "" && !strings.HasSuffix(p, ".slice") {
 		conf.CgroupParent = p

@@ -33,6 +33,8 @@ import (
 type (
 	Stores = stores.Stores
 	Config = stores.Config
+	GC     = stores.GC
+	Rule   = stores.Rule
 )
 
 // Options are the options of a Builder.

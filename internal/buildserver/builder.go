@@ -279,12 +279,21 @@ func (b *builder) newController(state string) (*control.Controller, error) {
 		CacheManager:   solver.NewCacheManager(context.Background(), "local", cache, worker.NewCacheResultStorage(workers)),
 		Entitlements:   b.conf.Entitlements,
 		HistoryDB:      history,
+		HistoryConfig:  historyConfig(b.conf),
 		CacheStore:     cache,
 		LeaseManager:   b.worker.LeaseManager(),
 		ContentStore:   b.worker.ContentStore(),
 		GarbageCollect: b.worker.GarbageCollect,
 		GracefulStop:   b.graceful,
 	})
+}
+
+// historyConfig bounds the history; nil is BuildKit's own bound.
+func historyConfig(c stores.Config) *config.HistoryConfig {
+	if c.HistoryAge == 0 && c.HistoryEntries == nil {
+		return nil
+	}
+	return &config.HistoryConfig{MaxAge: config.Duration{Duration: c.HistoryAge}, MaxEntries: c.HistoryEntries}
 }
 
 // openDatabase opens a database of BuildKit's. A damaged one is set aside, because

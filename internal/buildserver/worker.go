@@ -8,16 +8,22 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/containerd/platforms"
 	"github.com/distribution/reference"
 	"github.com/moby/buildkit/cache"
 	cacheconfig "github.com/moby/buildkit/cache/config"
 	"github.com/moby/buildkit/client"
 	"github.com/moby/buildkit/exporter"
 	"github.com/moby/buildkit/exporter/containerimage/exptypes"
+	"github.com/moby/buildkit/frontend"
 	"github.com/moby/buildkit/session"
+	"github.com/moby/buildkit/solver"
+	"github.com/moby/buildkit/solver/pb"
+	"github.com/moby/buildkit/worker"
 	"github.com/moby/buildkit/worker/base"
 	"github.com/opencontainers/go-digest"
 	"github.com/opencontainers/image-spec/identity"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"holdfast/internal/build/stores"
 	"holdfast/internal/errs"
@@ -42,6 +48,31 @@ func (w *stepWorker) Exporter(name string, sm *session.Manager) (exporter.Export
 		return nil, err
 	}
 	return &imageExporter{e, w}, nil
+}
+
+// ResolveOp refuses a step for a platform that this host can't run, which would fail
+// with "exec format error".
+func (w *stepWorker) ResolveOp(v solver.Vertex, s frontend.FrontendLLBBridge, sm *session.Manager, o worker.ProxyOpt) (solver.Op, error) {
+	op, ok := v.Sys().(*pb.Op)
+	if !ok || op.GetExec() == nil || op.Platform == nil {
+		return w.Worker.ResolveOp(v, s, sm, o)
+	}
+	want := platforms.Normalize(ocispec.Platform{OS: op.Platform.OS, Architecture: op.Platform.Architecture, Variant: op.Platform.Variant})
+	for _, have := range w.Platforms(true) {
+		if platforms.Only(have).Match(want) {
+			return w.Worker.ResolveOp(v, s, sm, o)
+		}
+	}
+	return nil, errs.Unmet("this host can't run programs for %s: install qemu-user-static, or another handler %s of binfmt_misc", platforms.Format(want), handlerOf(want))
+}
+
+// handlerOf is the name of the handler in /proc/sys/fs/binfmt_misc.
+func handlerOf(p ocispec.Platform) string {
+	names := map[string]string{"amd64": "x86_64", "arm64": "aarch64", "386": "i386", "ppc64le": "ppc64le", "loong64": "loongarch64"}
+	if name, ok := names[p.Architecture]; ok {
+		return "qemu-" + name
+	}
+	return "qemu-" + p.Architecture
 }
 
 // imageExporter writes an image into the daemon's store. The snapshots of the

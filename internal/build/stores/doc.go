@@ -88,6 +88,10 @@ type Config struct {
 	// Entitlements that clients may ask for.
 	Entitlements []string `json:"entitlements,omitempty"`
 	GC           GC       `json:"gc,omitzero"`
+	// HistoryAge, in nanoseconds, and HistoryEntries bound the history of builds; 0
+	// and nil are BuildKit's bounds.
+	HistoryAge     time.Duration `json:"historyAge,omitempty"`
+	HistoryEntries *int64        `json:"historyEntries,omitempty"`
 }
 
 // GC bounds the cache of builds. Sizes are in bytes; 0 is BuildKit's default.
