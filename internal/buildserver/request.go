@@ -121,7 +121,7 @@ func firstError(all ...error) error {
 func (r *request) parseJSON(q url.Values) error {
 	var args, labels map[string]*string
 	var from []string
-	var limits []*mobycontainer.Ulimit
+	var limits []mobycontainer.Ulimit
 	var outputs []struct {
 		Type  string
 		Attrs map[string]string
