@@ -77,7 +77,7 @@ func openBuilder(ctx context.Context, o Options, remote *stores.Client) (_ *buil
 		return nil, err
 	}
 	state := build.StateDir(o.DataRoot)
-	if err := os.MkdirAll(state, 0o710); err != nil {
+	if err := os.MkdirAll(state, 0o700); err != nil {
 		return nil, err
 	}
 	at := placesOf(o, state)
