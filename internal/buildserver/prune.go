@@ -13,6 +13,7 @@ import (
 	"time"
 
 	controlapi "github.com/moby/buildkit/api/services/control"
+	"github.com/moby/buildkit/client"
 	"github.com/moby/moby/api/types/build"
 
 	"holdfast/internal/errs"
@@ -140,6 +141,23 @@ func (b *builder) prune(ctx context.Context, req *controlapi.PruneRequest) (buil
 	}
 	report.SpaceReclaimed = uint64(max(before-after, 0))
 	return report, nil
+}
+
+// collectCache removes records of the cache by the configured policy.
+func (b *builder) collectCache(ctx context.Context) {
+	policy := b.worker.GCPolicy()
+	if len(policy) == 0 {
+		return
+	}
+	removed := make(chan client.UsageInfo)
+	go func() {
+		for range removed {
+		}
+	}()
+	if err := b.worker.Prune(ctx, removed, policy...); err != nil {
+		logf("the cache of builds can't be collected: %v", err)
+	}
+	close(removed)
 }
 
 // serveUsage tells the daemon what the cache takes, for GET /system/df.

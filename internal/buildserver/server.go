@@ -54,9 +54,11 @@ type server struct {
 
 	mu      sync.Mutex
 	working int // clients and requests
-	rest    *time.Timer
-	done    chan struct{} // closed when the process shall end
-	ending  bool
+	// collected: the cache was collected since there was something to do.
+	collected bool
+	rest      *time.Timer
+	done      chan struct{} // closed when the process shall end
+	ending    bool
 }
 
 // errHeld: another build process works for the same daemon.
@@ -79,8 +81,10 @@ func Run(o Options) error {
 	}()
 	web := &http.Server{Handler: s, ConnContext: withClient}
 	go func() { _ = web.Serve(s.clients) }() // it ends when the process does
-	go s.accept()
+	s.mu.Lock()
 	s.rest = time.AfterFunc(o.Idle, s.quit)
+	s.mu.Unlock()
+	go s.accept()
 	_, _ = io.WriteString(o.Ready, "+")
 	o.Ready.Close()
 	<-s.done
@@ -132,6 +136,7 @@ func (s *server) begin() (end func(), ok bool) {
 		return nil, false
 	}
 	s.working++
+	s.collected = false
 	s.rest.Stop()
 	return sync.OnceFunc(func() {
 		s.mu.Lock()
@@ -142,15 +147,20 @@ func (s *server) begin() (end func(), ok bool) {
 	}), true
 }
 
-// quit ends the process unless there is something to do.
+// quit ends the process unless there is something to do. Before that it collects the
+// cache, because BuildKit does so only some time after a build.
 func (s *server) quit() {
 	s.mu.Lock()
-	idle := s.working == 0
-	if idle {
-		s.ending = true
-	}
+	idle, collect := s.working == 0, !s.collected
+	s.collected = s.collected || idle
+	s.ending = s.ending || idle && !collect
 	s.mu.Unlock()
-	if idle {
+	switch {
+	case !idle: // end starts the timer again
+	case collect:
+		s.builder.collectCache(context.Background())
+		s.quit()
+	default:
 		s.end()
 	}
 }
@@ -208,7 +218,7 @@ func (s *server) take(conn *net.UnixConn) error {
 	}
 	switch m.Stop {
 	case build.StopIdle:
-		s.quit()
+		go s.quit()
 		return nil
 	case build.StopAll:
 		s.end()
