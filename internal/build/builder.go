@@ -112,7 +112,11 @@ func (b *Builder) Resume(ctx context.Context) error {
 	if left, err := os.ReadDir(RuncDir(b.o.ExecRoot)); err == nil && len(left) > 0 {
 		// A process that starts sweeps first, and ends soon.
 		b.o.Log.Warn("the build process was killed during a build: what is left of the build is removed", "steps", len(left))
-		return b.start(ctx)
+		go func() {
+			if err := b.Ready(context.WithoutCancel(ctx)); err != nil {
+				b.o.Log.Error("what is left of a build can't be removed", "error", err)
+			}
+		}()
 	}
 	return nil
 }
@@ -334,8 +338,8 @@ func (b *Builder) Usage(ctx context.Context) (du build.DiskUsage, err error) {
 	return du, nil
 }
 
-// Stop ends a build process that has nothing to do, or with all set any. It does not
-// wait for it.
+// Stop ends a build process that has nothing to do. With all set it ends any, and waits
+// until what its builds have on the host is removed.
 func (b *Builder) Stop(all bool) {
 	what := StopIdle
 	if all {
@@ -349,7 +353,7 @@ func (b *Builder) Stop(all bool) {
 	text, err := json.Marshal(Client{Stop: what})
 	if err == nil && conn.SetDeadline(time.Now().Add(passTimeout)) == nil {
 		_, _ = conn.Write(text)
-		_, _ = conn.Read(make([]byte, 1)) // it has read the message
+		_, _ = conn.Read(make([]byte, 1)) // it has read the message, or has ended
 	}
 }
 

@@ -69,6 +69,8 @@ type builder struct {
 	grpc       *grpc.Server
 	conns      *passed // of grpc
 	graceful   chan struct{}
+	steps      steps
+	at         places
 }
 
 func openBuilder(ctx context.Context, o Options, remote *stores.Client) (_ *builder, err error) {
@@ -87,7 +89,7 @@ func openBuilder(ctx context.Context, o Options, remote *stores.Client) (_ *buil
 	if err := at.writeWrapper(conf.Runtime); err != nil {
 		return nil, err
 	}
-	b := &builder{remote: remote, conf: conf, graceful: make(chan struct{}), conns: newPassed()}
+	b := &builder{remote: remote, conf: conf, at: at, graceful: make(chan struct{}), conns: newPassed()}
 	if b.sessions, err = session.NewManager(); err != nil {
 		return nil, err
 	}
@@ -102,11 +104,12 @@ func openBuilder(ctx context.Context, o Options, remote *stores.Client) (_ *buil
 	return b, nil
 }
 
-// close ends all builds and closes the databases.
+// close ends all builds, waits until their steps have ended, and closes the databases.
 func (b *builder) close() error {
 	close(b.graceful)
 	b.grpc.Stop()
-	err := b.controller.Close()
+	b.steps.wait(stepsEnd)
+	err := errors.Join(b.controller.Close(), b.at.sweep(b.conf.Runtime))
 	removeCgroup(b.conf.CgroupParent)
 	return err
 }
@@ -129,7 +132,7 @@ func (b *builder) hosts() docker.RegistryHosts {
 // newWorker makes the worker, which carries out the steps of builds.
 func (b *builder) newWorker(ctx context.Context, state string, at places) (*stepWorker, error) {
 	networks := map[pb.NetMode]network.Provider{
-		pb.NetMode_UNSET: bridged{b.remote},
+		pb.NetMode_UNSET: bridged{b.remote, b.graceful},
 		pb.NetMode_HOST:  network.NewHostProvider(),
 		pb.NetMode_NONE:  network.NewNoneProvider(),
 	}
@@ -137,7 +140,7 @@ func (b *builder) newWorker(ctx context.Context, state string, at places) (*step
 	if err != nil {
 		return nil, err
 	}
-	executor, err := runcexecutor.New(runcexecutor.Opt{
+	runc, err := runcexecutor.New(runcexecutor.Opt{
 		Root: at.executor, CommandCandidates: []string{at.wrapper}, DefaultCgroupParent: b.conf.CgroupParent,
 		DNS:             &oci.DNSConfig{Nameservers: b.conf.DNS, Options: b.conf.Options, SearchDomains: b.conf.Search},
 		ApparmorProfile: b.conf.AppArmor, ResourceMonitor: monitor,
@@ -169,7 +172,7 @@ func (b *builder) newWorker(ctx context.Context, state string, at places) (*step
 		Platforms:        supportedPlatforms(),
 		GCPolicy:         gcPolicy(b.conf.GC, state),
 		NetworkProviders: networks,
-		Executor:         executor,
+		Executor:         countedExecutor{runc, &b.steps},
 		Snapshotter:      containerdsnapshot.NewSnapshotter(b.conf.Driver, layerNames{b.remote.Snapshots()}, namespace, nil),
 		ContentStore:     blobs,
 		Applier:          apply.NewFileSystemApplier(blobs),

@@ -6,6 +6,7 @@ import (
 	"context"
 	"crypto/rand"
 	"encoding/hex"
+	"time"
 
 	"github.com/containerd/containerd/v2/pkg/oci"
 	resources "github.com/moby/buildkit/executor/resources/types"
@@ -17,12 +18,16 @@ import (
 
 // bridged gives each RUN step a network namespace of its own on a network of the
 // daemon.
-type bridged struct{ remote *stores.Client }
+type bridged struct {
+	remote *stores.Client
+	// ending is closed when the process is about to end.
+	ending <-chan struct{}
+}
 
 func (b bridged) New(ctx context.Context, _ string, _ network.NamespaceOptions) (network.Namespace, error) {
 	var id [32]byte
 	_, _ = rand.Read(id[:]) // it never fails
-	n := &namespaced{remote: b.remote, id: hex.EncodeToString(id[:])}
+	n := &namespaced{bridged: b, id: hex.EncodeToString(id[:])}
 	var err error
 	if n.path, err = b.remote.Connect(ctx, n.id, networkOf(ctx)); err != nil {
 		return nil, err
@@ -33,9 +38,13 @@ func (b bridged) New(ctx context.Context, _ string, _ network.NamespaceOptions) 
 func (b bridged) Close() error { return nil }
 
 type namespaced struct {
-	remote   *stores.Client
+	bridged
 	id, path string
 }
+
+// lastCall bounds the wait for a daemon when the process is about to end. The next
+// daemon removes what is left.
+const lastCall = 5 * time.Second
 
 func (n *namespaced) Set(s *specs.Spec) error {
 	return oci.WithLinuxNamespace(specs.LinuxNamespace{Type: specs.NetworkNamespace, Path: n.path})(nil, nil, nil, s)
@@ -43,7 +52,22 @@ func (n *namespaced) Set(s *specs.Spec) error {
 
 // Close removes the namespace, also if the build was cancelled.
 func (n *namespaced) Close() error {
-	return n.remote.Disconnect(context.Background(), n.id)
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	go func() {
+		select {
+		case <-n.ending:
+			timer := time.NewTimer(lastCall)
+			defer timer.Stop()
+			select {
+			case <-timer.C:
+				cancel()
+			case <-ctx.Done():
+			}
+		case <-ctx.Done():
+		}
+	}()
+	return n.remote.Disconnect(ctx, n.id)
 }
 
 // Sample reports nothing: what a step sends and receives is not measured.

@@ -58,6 +58,7 @@ type server struct {
 	collected bool
 	rest      *time.Timer
 	done      chan struct{} // closed when the process shall end
+	ended     chan struct{} // never closed: the process ends
 	ending    bool
 }
 
@@ -112,7 +113,7 @@ func open(o Options) (_ *server, unlock func(), err error) {
 	if err != nil {
 		return nil, nil, os.NewSyscallError("flock", err)
 	}
-	s := &server{o: o, clients: newPassed(), done: make(chan struct{})}
+	s := &server{o: o, clients: newPassed(), done: make(chan struct{}), ended: make(chan struct{})}
 	remote := stores.NewClient(build.StoresPath(o.ExecRoot), namespace)
 	if s.builder, err = openBuilder(context.Background(), o, remote); err != nil {
 		return nil, nil, err
@@ -187,9 +188,14 @@ func (s *server) accept() {
 		go func() {
 			defer conn.Close()
 			answer := build.Answer{}
-			if err := s.take(conn); errors.Is(err, errEnding) {
+			err := s.take(conn)
+			switch {
+			case errors.Is(err, errEnding):
 				return // the daemon starts another process
-			} else if err != nil {
+			case errors.Is(err, errStays):
+				<-s.ended // the daemon waits until the connection is closed
+				return
+			case err != nil:
 				answer.Refused = err.Error()
 			}
 			text, err := json.Marshal(answer)
@@ -200,7 +206,11 @@ func (s *server) accept() {
 	}
 }
 
-var errEnding = errors.New("the process ends")
+var (
+	errEnding = errors.New("the process ends")
+	// errStays: the connection stays open until the process has ended.
+	errStays = errors.New("the process ends with what it does")
+)
 
 // take reads one message, and carries it out.
 func (s *server) take(conn *net.UnixConn) error {
@@ -222,7 +232,7 @@ func (s *server) take(conn *net.UnixConn) error {
 		return nil
 	case build.StopAll:
 		s.end()
-		return nil
+		return errStays
 	}
 	socket, err := socketIn(oob[:oobn])
 	if err != nil {
