@@ -37,6 +37,7 @@ import (
 // composed is the engine with its components and the API.
 type composed struct {
 	engine *engine.Engine
+	log    *slog.Logger
 	images *image.Store
 	nets   *network.Manager
 	builds *build.Builder
@@ -75,7 +76,7 @@ type control interface {
 
 // compose builds the engine from its components, and the API on top of it.
 func compose(ctx context.Context, cfg *config.Config, shim string, process control, log *slog.Logger, how start) (_ service, err error) {
-	c := &composed{shim: shim}
+	c := &composed{shim: shim, log: log}
 	files, err := store.Open(cfg.DataRoot, cfg.ExecRoot)
 	if err != nil {
 		return nil, err
@@ -189,7 +190,10 @@ func (c *composed) Restore(ctx context.Context) error {
 		return err
 	}
 	go c.engine.WarnOfRuntimes(context.WithoutCancel(ctx))
-	return c.builds.Resume(ctx)
+	if err := c.builds.Resume(ctx); err != nil {
+		c.log.Error("builds that an earlier daemon has begun can't go on", "error", err)
+	}
+	return nil
 }
 
 func (c *composed) Running() int { return c.engine.Running() }

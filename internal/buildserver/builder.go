@@ -140,8 +140,10 @@ func (b *builder) newWorker(ctx context.Context, state string, at places) (*step
 	if err != nil {
 		return nil, err
 	}
+	neutral := 0 // the process may have the daemon's own, which protects it
 	runc, err := runcexecutor.New(runcexecutor.Opt{
-		Root: at.executor, CommandCandidates: []string{at.wrapper}, DefaultCgroupParent: b.conf.CgroupParent,
+		OOMScoreAdj: &neutral,
+		Root:        at.executor, CommandCandidates: []string{at.wrapper}, DefaultCgroupParent: b.conf.CgroupParent,
 		DNS:             &oci.DNSConfig{Nameservers: b.conf.DNS, Options: b.conf.Options, SearchDomains: b.conf.Search},
 		ApparmorProfile: b.conf.AppArmor, ResourceMonitor: monitor,
 	}, networks)

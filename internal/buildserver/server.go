@@ -166,6 +166,18 @@ func (s *server) quit() {
 	}
 }
 
+// stopIdle ends the process if there is nothing to do. The daemon is about to end, so
+// the cache can't be collected.
+func (s *server) stopIdle() bool {
+	s.mu.Lock()
+	s.collected = s.collected || s.working == 0
+	s.mu.Unlock()
+	s.quit()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.ending
+}
+
 // end ends the process.
 func (s *server) end() {
 	s.mu.Lock()
@@ -228,8 +240,10 @@ func (s *server) take(conn *net.UnixConn) error {
 	}
 	switch m.Stop {
 	case build.StopIdle:
-		go s.quit()
-		return nil
+		if !s.stopIdle() {
+			return nil
+		}
+		return errStays
 	case build.StopAll:
 		s.end()
 		return errStays

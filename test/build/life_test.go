@@ -149,7 +149,7 @@ func TestStepEndsWithItsClient(t *testing.T) {
 			cut := time.Now()
 			_ = b.end()
 			kit.Eventually(t, "the step ends", func() bool { return len(processes(t, "98761")) == 0 })
-			if took := time.Since(cut); took > time.Second {
+			if took := time.Since(cut); took > 2*time.Second { // half of it for a machine under load
 				t.Errorf("the step ran for %s after its client had ended", took)
 			}
 		})
