@@ -353,13 +353,21 @@ func (s *stream) fail(err error) {
 	_ = s.send(jsonstream.Message{Error: &jsonstream.Error{Code: code, Message: message}})
 }
 
-// httpStatus is the status of an answer that is nothing but an error.
+// httpStatus is the status of an answer that is nothing but an error. What BuildKit
+// refuses before it begins, such as a Dockerfile that can't be parsed, has no code of
+// its own, and is the client's fault.
 func httpStatus(err error) int {
-	switch status.Code(err) {
-	case codes.InvalidArgument:
+	st, ok := status.FromError(err)
+	if !ok {
+		return http.StatusInternalServerError
+	}
+	switch st.Code() {
+	case codes.InvalidArgument, codes.Unknown, codes.FailedPrecondition:
 		return http.StatusBadRequest
 	case codes.NotFound:
 		return http.StatusNotFound
+	case codes.Unavailable:
+		return http.StatusServiceUnavailable
 	}
 	return http.StatusInternalServerError
 }
