@@ -58,6 +58,9 @@ const (
 	// passTimeout bounds how long a running build process may take to accept a
 	// client.
 	passTimeout = 30 * time.Second
+	// maxLog is the size in bytes from which the log is begun anew with the next
+	// process.
+	maxLog = 1 << 20
 	// closeTimeout bounds how long Close waits for calls that have begun.
 	closeTimeout = 10 * time.Second
 )
@@ -188,7 +191,13 @@ func (b *Builder) start(ctx context.Context) error {
 	if err := b.lend(); err != nil {
 		return err
 	}
-	log, err := os.OpenFile(filepath.Join(Dir(b.o.ExecRoot), logFile), os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600)
+	path := filepath.Join(Dir(b.o.ExecRoot), logFile)
+	if st, err := os.Stat(path); err == nil && st.Size() > maxLog {
+		if err := os.Truncate(path, 0); err != nil {
+			return fmt.Errorf("builds: %w", err)
+		}
+	}
+	log, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600)
 	if err != nil {
 		return fmt.Errorf("builds: %w", err)
 	}

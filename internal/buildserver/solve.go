@@ -153,14 +153,19 @@ func (b *builder) ownSession(ctx context.Context, req *request, up session.Attac
 		own.Allow(up)
 	}
 	req.session = own.ID()
+	// The manager's side ends first. It would otherwise log that the session is lost.
+	serving, stop := context.WithCancel(context.WithoutCancel(ctx))
 	go func() {
-		_ = own.Run(context.WithoutCancel(ctx), func(ctx context.Context, _ string, meta map[string][]string) (net.Conn, error) {
+		_ = own.Run(context.WithoutCancel(ctx), func(_ context.Context, _ string, meta map[string][]string) (net.Conn, error) {
 			near, far := net.Pipe()
-			go func() { _ = b.sessions.HandleConn(ctx, far, meta) }() // it ends with the session
+			go func() { _ = b.sessions.HandleConn(serving, far, meta) }() // it ends with the session
 			return near, nil
 		})
 	}()
-	return func() { own.Close() }, nil
+	return func() {
+		stop()
+		own.Close()
+	}, nil
 }
 
 // lastWords is how long the status of a failed build may take to end.
