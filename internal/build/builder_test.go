@@ -232,7 +232,7 @@ func TestNetworkOfAStepIsRecordedBeforeItIsMade(t *testing.T) {
 	if again, err := b.networks.Connect(t.Context(), id, ""); again != path || err != nil {
 		t.Errorf("repeated: %s, %v", again, err)
 	}
-	if got := strings.Join(s.calls, ", "); got != "prepare ., join netns, publish netns, join netns" {
+	if got := strings.Join(s.calls, ", "); got != "prepare ., join netns, publish netns, join netns, publish netns" {
 		t.Error(got)
 	}
 	if n := len(b.Steps()); n != 0 {

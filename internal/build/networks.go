@@ -14,6 +14,7 @@ import (
 	"sync"
 
 	"holdfast/internal/errs"
+	"holdfast/internal/failpoint"
 	"holdfast/internal/network"
 )
 
@@ -59,7 +60,7 @@ func (n *networks) Connect(ctx context.Context, id, name string) (_ string, err 
 	defer n.mu.Unlock()
 	if s, err := n.read(id); err == nil {
 		// An earlier call, or an earlier daemon, got as far as the record.
-		return s.Netns, n.sandboxes.Join(ctx, s)
+		return s.Netns, n.join(ctx, s)
 	}
 	dir := filepath.Join(n.dir, id)
 	if err := os.MkdirAll(dir, 0o700); err != nil {
@@ -89,10 +90,18 @@ func (n *networks) Connect(ctx context.Context, id, name string) (_ string, err 
 	if err := os.Rename(record+".new", record); err != nil {
 		return "", fmt.Errorf("connect a build step: %w", err)
 	}
+	failpoint.Here("build.recorded")
+	return s.Netns, n.join(ctx, s)
+}
+
+func (n *networks) join(ctx context.Context, s network.Sandbox) error {
 	if err := n.sandboxes.Join(ctx, s); err != nil {
-		return "", err
+		return err
 	}
-	return s.Netns, n.sandboxes.Publish(ctx, s)
+	failpoint.Here("build.joined")
+	err := n.sandboxes.Publish(ctx, s)
+	failpoint.Here("build.published")
+	return err
 }
 
 // Disconnect removes the network namespace of a RUN step; see stores.Networks.
@@ -120,6 +129,7 @@ func (n *networks) release(ctx context.Context, id string, s network.Sandbox) er
 	if err := n.sandboxes.Release(ctx, s); err != nil {
 		return err
 	}
+	failpoint.Here("build.released")
 	if err := os.RemoveAll(filepath.Join(n.dir, id)); err != nil {
 		return fmt.Errorf("disconnect build step %s: %w", id[:12], err)
 	}

@@ -15,6 +15,8 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"holdfast/internal/failpoint"
 )
 
 // Namespace is the namespace of the store in containerd's metadata, which its
@@ -106,6 +108,7 @@ func (n lentNames) record(ctx context.Context, img images.Image) (images.Image, 
 	if err != nil {
 		return images.Image{}, err
 	}
+	failpoint.Here("build.named")
 	if changed {
 		n.catalog.emitEvent(ctx, "tag", img.Target.Digest.String(), familiar(img.Name), img.Target)
 	}
@@ -138,6 +141,7 @@ func (s *Store) Adopt(ctx context.Context, chain digest.Digest, key string) erro
 	if _, err := sn.Update(ctx, info, "labels."+chainLabel); err != nil {
 		return fmt.Errorf("adopt layer %s: %w", chain, err)
 	}
+	failpoint.Here("build.adopted")
 	s.layers.adoptions.put(s.layers.driver, chain.String(), key)
 	return nil
 }
@@ -181,6 +185,7 @@ func (s *Store) Built(ctx context.Context, id digest.Digest) error {
 			return fmt.Errorf("built image %s: %w", id, err)
 		}
 	}
+	failpoint.Here("build.held")
 	s.catalog.emitEvent(ctx, "build", id.String(), id.String(), target)
 	return nil
 }
