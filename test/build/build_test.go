@@ -99,3 +99,40 @@ CMD ["cat", "/word", "/hello"]
 		t.Errorf("a built layer is there %s times, %v: want once", out, err)
 	}
 }
+
+func TestBuiltImageIsAnImageLikeAnyOther(t *testing.T) {
+	for _, driver := range []string{"overlay2", "vfs"} {
+		t.Run(driver, func(t *testing.T) {
+			d := start(t, kit.Options{Config: map[string]any{"storage-driver": driver}})
+			r := kit.StartRegistry(t, nil)
+			name := r.Host + "/built"
+			dir := files(t, map[string]string{"Dockerfile": "FROM base\nRUN echo one >/one && rm /www/index.html\nRUN echo two >/two\nENTRYPOINT [\"cat\"]\n"})
+			build(t, d, "-t", name, dir)
+			d.Docker("push", name)
+			archive := filepath.Join(t.TempDir(), "saved.tar")
+			d.Docker("save", "-o", archive, name)
+			d.Docker("create", "--name", "made", name)
+			d.Docker("commit", "made", "committed")
+			d.Docker("rm", "made")
+			d.Docker("rmi", name)
+			d.Docker("builder", "prune", "-af")
+			if got := d.Docker("run", "--rm", "committed", "/one", "/two"); got != "one\ntwo" {
+				t.Errorf("an image committed on it has %q", got)
+			}
+			d.Docker("load", "-i", archive)
+			if got := d.Docker("run", "--rm", name, "/one", "/two"); got != "one\ntwo" {
+				t.Errorf("saved and loaded: %q", got)
+			}
+			d.Docker("rmi", "-f", name, "committed")
+			d.Docker("pull", name)
+			if got := d.Docker("run", "--rm", "--entrypoint", "ls", name, "/www"); got != "" {
+				t.Errorf("a file that a step has removed is there again: %q", got)
+			}
+			again := files(t, map[string]string{"Dockerfile": "FROM " + name + "\nRUN cat /two >/three\n"})
+			build(t, d, "-t", "above", again)
+			if got := d.Docker("run", "--rm", "above", "/one", "/three"); got != "one\ntwo" {
+				t.Errorf("an image built on it has %q", got)
+			}
+		})
+	}
+}
