@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"runtime/debug"
 
 	"github.com/containerd/containerd/v2/core/diff/apply"
 	"github.com/containerd/containerd/v2/core/leases"
@@ -42,6 +43,7 @@ import (
 	"github.com/moby/buildkit/util/disk"
 	"github.com/moby/buildkit/util/leaseutil"
 	"github.com/moby/buildkit/util/network"
+	bkversion "github.com/moby/buildkit/version"
 	"github.com/moby/buildkit/worker"
 	"github.com/moby/buildkit/worker/base"
 	"github.com/moby/buildkit/worker/label"
@@ -89,6 +91,7 @@ func openBuilder(ctx context.Context, o Options, remote *stores.Client) (_ *buil
 	if err := at.writeWrapper(conf.Runtime); err != nil {
 		return nil, err
 	}
+	bkversion.Version = linkedVersion()
 	b := &builder{remote: remote, conf: conf, at: at, graceful: make(chan struct{}), conns: newPassed()}
 	if b.sessions, err = session.NewManager(); err != nil {
 		return nil, err
@@ -102,6 +105,20 @@ func openBuilder(ctx context.Context, o Options, remote *stores.Client) (_ *buil
 	b.grpc = newGRPC(b.controller)
 	go func() { _ = b.grpc.Serve(b.conns) }() // it ends with the process
 	return b, nil
+}
+
+// linkedVersion is the version of BuildKit in this binary, which clients ask for.
+func linkedVersion() string {
+	info, ok := debug.ReadBuildInfo()
+	if !ok {
+		return bkversion.Version
+	}
+	for _, m := range info.Deps {
+		if m.Path == bkversion.Package {
+			return m.Version
+		}
+	}
+	return bkversion.Version
 }
 
 // close ends all builds, waits until their steps have ended, and closes the databases.
@@ -171,7 +188,10 @@ func (b *builder) newWorker(ctx context.Context, state string, at places) (*step
 			label.OCIProcessMode: "sandbox", label.SELinuxEnabled: "false", label.ApparmorProfile: b.conf.AppArmor,
 			"org.mobyproject.buildkit.worker.moby.host-gateway-ip": b.conf.HostGateway,
 		},
-		Platforms:        supportedPlatforms(),
+		Platforms: supportedPlatforms(),
+		BuildkitVersion: bkclient.BuildkitVersion{
+			Package: bkversion.Package, Version: bkversion.Version, Revision: bkversion.Revision,
+		},
 		GCPolicy:         gcPolicy(b.conf.GC, state),
 		NetworkProviders: networks,
 		Executor:         countedExecutor{runc, &b.steps},
