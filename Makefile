@@ -15,7 +15,7 @@ GOBUILD := go build -trimpath -buildvcs=false -ldflags '-s -w $(STAMP)'
 
 export CGO_ENABLED := 0
 
-BINARIES ?= holdfast holdfastd holdfast-shim holdfast-init
+BINARIES ?= holdfast holdfastd holdfast-shim holdfast-init holdfast-build
 COMMANDS  = $(addprefix ./cmd/,$(BINARIES))
 
 IMAGE   := internal/cli/demo/image/image.tar
@@ -175,12 +175,18 @@ packages:
 peer: ## a current dockerd and runc to compare with, into ~/.cache/holdfast/peer
 	.ci/peer
 
-# Docker's own client, which the tests use in addition to holdfast. It is built from
-# a module that the command line requires anyway, unless a client is installed.
+# Docker's own client and its plugin buildx, which the tests use in addition to
+# holdfast, unless they are installed. The client is built from a module that the
+# command line requires anyway. The plugin's module requires newer versions than ours
+# does, so it is built by its own.
+BUILDX  := github.com/docker/buildx/cmd/buildx@v0.38.2
+PLUGINS := /usr/libexec/docker/cli-plugins /usr/lib/docker/cli-plugins /usr/local/lib/docker/cli-plugins
 tools:
 	@mkdir -p .cache/bin
 	@command -v docker >/dev/null || go build -trimpath -gcflags=github.com/docker/cli/cmd/docker=-lang=go1.26 \
 		-o .cache/bin/docker github.com/docker/cli/cmd/docker
+	@[ -e .cache/bin/docker-buildx ] || ls $(addsuffix /docker-buildx,$(PLUGINS)) >/dev/null 2>&1 || { \
+		GOFLAGS=-trimpath GOBIN=$(CURDIR)/.cache/bin go install $(BUILDX) && mv .cache/bin/buildx .cache/bin/docker-buildx; }
 
 # The version is the newest of CHANGELOG.md, unless VERSION is set on the command
 # line.
@@ -200,7 +206,7 @@ UNITS   := $(PREFIX)/lib/systemd/system
 USERS   := $(PREFIX)/lib/sysusers.d
 install: build ## install the binaries into PREFIX/bin (/usr/local), and the units and the group for systemd
 	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(UNITS) $(DESTDIR)$(USERS)
-	install bin/holdfast bin/holdfastd bin/holdfast-shim bin/holdfast-init $(DESTDIR)$(PREFIX)/bin/
+	install bin/holdfast bin/holdfastd bin/holdfast-shim bin/holdfast-init bin/holdfast-build $(DESTDIR)$(PREFIX)/bin/
 	sed 's#/usr/local/bin/#$(PREFIX)/bin/#' contrib/systemd/holdfast.service >$(DESTDIR)$(UNITS)/holdfast.service
 	install -m 644 contrib/systemd/holdfast.socket $(DESTDIR)$(UNITS)/
 	install -m 644 contrib/sysusers.d/holdfast.conf $(DESTDIR)$(USERS)/

@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"os"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/docker/go-units"
@@ -18,6 +19,7 @@ import (
 
 	"holdfast/internal/api"
 	daemonapi "holdfast/internal/api/daemon"
+	"holdfast/internal/build"
 	"holdfast/internal/config"
 	"holdfast/internal/engine"
 	"holdfast/internal/engine/oci"
@@ -27,7 +29,6 @@ import (
 	"holdfast/internal/handoff/systemd"
 	"holdfast/internal/image"
 	"holdfast/internal/network"
-	"holdfast/internal/network/ipam"
 	"holdfast/internal/store"
 	"holdfast/internal/version"
 	"holdfast/internal/volume"
@@ -35,16 +36,22 @@ import (
 
 // composed is the engine with its components and the API.
 type composed struct {
-	engine  *engine.Engine
-	images  *image.Store
-	nets    *network.Manager
-	journal *event.Journal
-	lives   *event.Lives
-	handler http.Handler
-	host    oci.Host
-	shim    string
-	life    uint64 // number of this daemon's life
-	retired bool
+	engine *engine.Engine
+	log    *slog.Logger
+	images *image.Store
+	nets   *network.Manager
+	builds *build.Builder
+	// buildConfig is what builds have to know of the present configuration.
+	buildConfig atomic.Pointer[build.Config]
+	journal     *event.Journal
+	lives       *event.Lives
+	handler     http.Handler
+	host        oci.Host
+	shim        string
+	life        uint64 // number of this daemon's life
+	// contentDir is the directory of the blobs.
+	contentDir string
+	retired    bool
 }
 
 // start describes how a service begins. The zero value is a start after a stop
@@ -69,7 +76,7 @@ type control interface {
 
 // compose builds the engine from its components, and the API on top of it.
 func compose(ctx context.Context, cfg *config.Config, shim string, process control, log *slog.Logger, how start) (_ service, err error) {
-	c := &composed{shim: shim}
+	c := &composed{shim: shim, log: log}
 	files, err := store.Open(cfg.DataRoot, cfg.ExecRoot)
 	if err != nil {
 		return nil, err
@@ -128,20 +135,23 @@ func compose(ctx context.Context, cfg *config.Config, shim string, process contr
 		log.Error("a volume's record can't be used: the volume stays as it is but can't be managed", "error", err)
 	}
 	shims := newShims(version.Version, how.manager, log)
+	if c.builds, err = c.newBuilds(cfg, shims, log); err != nil {
+		return nil, err
+	}
 	c.engine = engine.New(engine.Deps{
-		Store: files, Shims: shims, Images: c.images, Networks: c.nets, Volumes: volumes,
+		Store: files, Shims: shims, Images: c.images, Networks: stepNetworks{c.nets, c.builds}, Volumes: volumes,
 		Events: c.journal, Lives: c.lives, Host: c.host, Log: log, Release: version.Version, ID: id, HandedOver: how.handedOver, Keeper: how.keeper,
-		EventServer: eventserver.New(eventserver.Options{Journal: files.EventsDir(), RunDir: cfg.ExecRoot, Started: shims.place}),
+		Builds: c.builds, EventServer: eventserver.New(eventserver.Options{Journal: files.EventsDir(), RunDir: cfg.ExecRoot, Started: shims.place}),
 	}, ec)
 	if err := c.engine.Load(); err != nil {
 		return nil, err
 	}
 	e := c.engine
 	c.handler = api.New(api.Options{
-		Containers: e, Images: e, Volumes: e, Networks: e, System: e, Daemon: e, Reload: process, Upgrade: process,
+		Containers: e, Images: e, Volumes: e, Networks: e, System: e, Daemon: e, Builds: c.builds, Reload: process, Upgrade: process,
 		Log: log, MinVersion: cfg.MinAPIVersion,
 		Server:       fmt.Sprintf("Holdfast/%s (linux)", version.Version),
-		Experimental: e.Experimental,
+		Experimental: e.Experimental, BuilderVersion: builderVersion(c.builds),
 	})
 	return c, nil
 }
@@ -176,16 +186,21 @@ func (c *composed) Handler() http.Handler { return c.handler }
 
 func (c *composed) Restore(ctx context.Context) error {
 	err := c.engine.Restore(ctx)
-	if err == nil {
-		go c.engine.WarnOfRuntimes(context.WithoutCancel(ctx))
+	if err != nil {
+		return err
 	}
-	return err
+	go c.engine.WarnOfRuntimes(context.WithoutCancel(ctx))
+	if err := c.builds.Resume(ctx); err != nil {
+		c.log.Error("builds that an earlier daemon has begun can't go on", "error", err)
+	}
+	return nil
 }
 
 func (c *composed) Running() int { return c.engine.Running() }
 
 func (c *composed) Shutdown(ctx context.Context, hostToo bool) error {
 	stopped := c.engine.Shutdown(ctx, hostToo)
+	c.builds.Stop(stopped)
 	c.nets.Leave()
 	return c.lives.End(event.EndClean, time.Now().UTC(), stopped)
 }
@@ -197,7 +212,7 @@ func (c *composed) Busy() []string { return c.engine.Busy() }
 func (c *composed) Retire(ctx context.Context) ([]engine.PendingClient, error) {
 	clients, err := c.engine.Retire(ctx)
 	c.retired = true
-	return clients, errors.Join(err, c.journal.Follow(), c.lives.End(event.EndHandover, time.Now().UTC(), false), c.nets.Close(), c.images.Close())
+	return clients, errors.Join(err, c.builds.Close(), c.journal.Follow(), c.lives.End(event.EndHandover, time.Now().UTC(), false), c.nets.Close(), c.images.Close())
 }
 
 func (c *composed) TakeClients(clients []engine.PendingClient) error {
@@ -209,7 +224,7 @@ func (c *composed) Close() error {
 		c.engine.Leave()
 		return c.journal.Close()
 	}
-	return errors.Join(c.nets.Close(), c.images.Close(), c.journal.Close())
+	return errors.Join(c.builds.Close(), c.nets.Close(), c.images.Close(), c.journal.Close())
 }
 
 // Reloaders apply the options that may change while the daemon runs.
@@ -228,6 +243,7 @@ func (c *composed) Reloaders() []config.Reloader {
 			}
 			return func() {
 				c.engine.SetConfig(ec)
+				c.buildConfig.Store(c.buildConfigOf(next))
 				go c.engine.WarnOfRuntimes(context.Background())
 			}, nil, nil
 		}),
@@ -257,7 +273,7 @@ func networkOptions(cfg *config.Config, root string, log *slog.Logger) network.O
 		o.DefaultGatewayV6 = cfg.DefaultGatewayV6.String()
 	}
 	for _, p := range cfg.AddressPools {
-		o.Pools = append(o.Pools, ipam.Pool{Base: p.Base, Size: p.Size})
+		o.Pools = append(o.Pools, network.Pool{Base: p.Base, Size: p.Size})
 	}
 	return o
 }

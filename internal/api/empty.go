@@ -5,7 +5,6 @@ package api
 import (
 	"net/http"
 
-	"github.com/moby/moby/api/types/build"
 	"github.com/moby/moby/api/types/plugin"
 
 	"holdfast/internal/api/wire"
@@ -14,8 +13,7 @@ import (
 
 // emptyRoutes answer for kinds of objects that this release does not have,
 // where an error would break commands about other objects: "docker inspect
-// NAME" asks for a plugin last, "docker system prune" also prunes the build
-// cache, and programs that show a host list its plugins.
+// NAME" asks for a plugin last, and programs that show a host list its plugins.
 func emptyRoutes() []wire.Route {
 	return []wire.Route{
 		{Method: "GET", Path: "/plugins", Handle: func(w http.ResponseWriter, _ *wire.Request) error {
@@ -23,9 +21,6 @@ func emptyRoutes() []wire.Route {
 		}},
 		{Method: "GET", Path: "/plugins/{name...}/json", Handle: func(_ http.ResponseWriter, r *wire.Request) error {
 			return errs.NotFound("plugin %q not found", r.Name())
-		}},
-		{Method: "POST", Path: "/build/prune", Handle: func(w http.ResponseWriter, _ *wire.Request) error {
-			return wire.WriteJSON(w, http.StatusOK, build.CachePruneReport{CachesDeleted: []string{}})
 		}},
 	}
 }

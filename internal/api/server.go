@@ -20,6 +20,7 @@ import (
 
 	"github.com/containerd/errdefs"
 
+	"holdfast/internal/api/build"
 	"holdfast/internal/api/container"
 	"holdfast/internal/api/daemon"
 	"holdfast/internal/api/image"
@@ -45,6 +46,7 @@ type Options struct {
 	Networks   network.Backend
 	System     system.Backend
 	Daemon     daemon.Backend
+	Builds     build.Backend   // nil: nothing can be built
 	Reload     daemon.Reloader // nil: no reload by the API
 	Upgrade    daemon.Upgrader // nil: no upgrade of the daemon by the API
 
@@ -57,9 +59,9 @@ type Options struct {
 	Server string
 	// Experimental reports whether experimental features are on; nil means no.
 	Experimental func() bool
-	// BuilderVersion is the builder that clients should use: "1" for the one in
-	// the daemon, "2" for BuildKit. Empty means "1": as long as there is no
-	// build, its request is refused with a clear message.
+	// BuilderVersion is the builder that clients should use: "1" for POST /build,
+	// "2" for BuildKit's own API. Empty means "1": where nothing can be built, that
+	// request is refused with a clear message.
 	BuilderVersion string
 }
 
@@ -109,6 +111,7 @@ func routesOf(o Options, facts system.Facts) []wire.Route {
 	routes = append(routes, volume.Routes(o.Volumes)...)
 	routes = append(routes, network.Routes(o.Networks)...)
 	routes = append(routes, daemon.Routes(o.Daemon, o.Reload, o.Upgrade)...)
+	routes = append(routes, build.Routes(o.Builds)...)
 	routes = append(routes, emptyRoutes()...)
 	return append(routes, unavailableRoutes()...)
 }

@@ -16,9 +16,6 @@ var unavailable = []struct {
 	what  string
 	paths []string // method and path
 }{
-	{"building images", []string{
-		"POST /build", "POST /build/cancel", "POST /session", "POST /grpc",
-	}},
 	{"checkpoint and restore of a container", []string{
 		"GET /containers/{name}/checkpoints", "POST /containers/{name}/checkpoints",
 		"DELETE /containers/{name}/checkpoints/{checkpoint}",

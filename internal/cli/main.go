@@ -86,6 +86,10 @@ func run(ctx context.Context, docker *command.DockerCli) error {
 			return err
 		}
 	} else if len(args) > 0 {
+		if now, ok := withBuildx(docker, root, args); ok {
+			forward(args, now)
+			args = now
+		}
 		// An unknown command may be a plugin: holdfast compose, holdfast
 		// buildx.
 		if found, _, err := root.Find(args); err != nil || isPlugin(found) {

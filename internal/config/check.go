@@ -17,7 +17,7 @@ import (
 func (c *Config) check() error {
 	for _, check := range []func(*Config) error{
 		checkPaths, checkLogging, checkHosts, checkLabels, checkNumbers, checkRegistries, checkProxies,
-		checkRuntimes, checkModes, checkBridge, checkDNS, checkAPI, checkBrowsers,
+		checkRuntimes, checkModes, checkBridge, checkDNS, checkAPI, checkBrowsers, checkBuilder,
 	} {
 		if err := check(c); err != nil {
 			return err

@@ -94,6 +94,9 @@ type Config struct {
 	LogDriver       string
 	LogOpts         map[string]string
 
+	Builder     Builder
+	builderText string // the key builder, as JSON
+
 	DNS            []netip.Addr
 	DNSOptions     []string
 	DNSSearch      []string

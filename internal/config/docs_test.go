@@ -110,6 +110,7 @@ var examples = map[string]string{
 	"raw-logs":                 `true`,
 	"registry-mirrors":         `["https://mirror.lan"]`,
 	"registry-token-hosts":     `["registry.example.com=auth.example.net"]`,
+	"builder":                  `{"gc": {"defaultKeepStorage": "20GB"}}`,
 	"runtimes":                 `{"crun": {"path": "/usr/bin/crun"}}`,
 	"seccomp-profile":          `"/etc/holdfast/seccomp.json"`,
 	"shutdown-timeout":         `60`,

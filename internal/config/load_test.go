@@ -124,7 +124,7 @@ func TestHonouredOptionIsReadFromFlagAndFile(t *testing.T) {
 		"http-proxy":         "http://proxy.example.com:3128", "https-proxy": "proxy.example.com:3128",
 	}
 	for _, o := range Options() {
-		if o.Support != Honoured || o.Flag == "config-file" || o.Key == "" {
+		if o.Support != Honoured || o.Flag == "config-file" || o.Key == "" || o.Flag == "" {
 			continue
 		}
 		fv, jv := flag[o.Kind], file[o.Kind]

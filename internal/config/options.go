@@ -105,7 +105,7 @@ var table = []Option{
 	{Flag: "bip6", Key: "bip6", Kind: String, Class: NewAtStart, Support: Honoured, Note: "a running container keeps its address and its gateway, which stay on the bridge as long as it runs", Usage: "IPv6 address for the default bridge", field: func(c *Config) any { return &c.BIP6 }},
 	{Flag: "bridge", Short: "b", Key: "bridge", Kind: String, Class: NewAtStart, Support: Honoured, Note: "a running container stays on its bridge", Usage: "Attach containers to a network bridge", field: func(c *Config) any { return &c.Bridge }},
 	{Flag: "bridge-accept-fwmark", Key: "bridge-accept-fwmark", Kind: String, Class: NewAtStart, Support: Refused, Reason: "firewall marks are not supported in this release", Usage: "In bridge networks, accept packets with this firewall mark/mask"},
-	{Key: "builder", Kind: Object, Class: Restart, Support: Ignored, Reason: "building images is not part of this release"},
+	{Key: "builder", Kind: Object, Class: NewObjects, Support: Honoured, Note: "the process that builds reads it when it starts, and it ends when it has built nothing for a minute", field: func(c *Config) any { return &c.builderText }},
 	{Flag: "cdi-spec-dir", Key: "cdi-spec-dirs", Kind: List, Class: Restart, Support: Ignored, Reason: "CDI devices are not part of this release", Usage: "CDI specification directories to use"},
 	{Flag: "cgroup-parent", Key: "cgroup-parent", Kind: String, Class: NewObjects, Support: Honoured, Note: "a container keeps its cgroup across restarts", Usage: "Set parent cgroup for all containers", field: func(c *Config) any { return &c.CgroupParent }},
 	{Flag: "cluster-advertise", Key: "cluster-advertise", Kind: String, Class: Restart, Support: Refused, Reason: noClusterKV, Hidden: true},

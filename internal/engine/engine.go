@@ -65,6 +65,8 @@ type Deps struct {
 	Keeper Keeper
 	// EventServer may be nil.
 	EventServer EventServer
+	// Builds may be nil.
+	Builds sysinfo.Builds
 }
 
 // Engine is the daemon's core. Its exported methods, together with those of the
@@ -90,7 +92,8 @@ type Engine struct {
 	volumes  Volumes
 	events   Events
 	lives    Lives
-	keeper   Keeper // may be nil
+	keeper   Keeper         // may be nil
+	builds   sysinfo.Builds // may be nil
 	host     oci.Host
 	log      *slog.Logger
 	release  string
@@ -119,7 +122,7 @@ type Engine struct {
 func New(d Deps, cfg *Config) *Engine {
 	e := &Engine{
 		store: d.Store, shims: d.Shims, images: d.Images, networks: d.Networks,
-		volumes: d.Volumes, events: d.Events, lives: d.Lives, keeper: d.Keeper, host: d.Host, log: d.Log,
+		volumes: d.Volumes, events: d.Events, lives: d.Lives, keeper: d.Keeper, builds: d.Builds, host: d.Host, log: d.Log,
 		release: d.Release, id: d.ID,
 		progress: newProgress(d.HandedOver),
 		config:   &settings{},

@@ -28,6 +28,7 @@ func newSystem(e *Engine) *sysinfo.System {
 		},
 		Containers: census{e},
 		Objects:    inventory{e},
+		Builds:     e.builds,
 	})
 }
 

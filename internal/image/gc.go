@@ -80,6 +80,10 @@ func (co *collector) startCollector() {
 		co.contents.docs.clear()
 		co.layers.lowers.clear()
 	}
+	co.pins.real = func(storage, chain string) string {
+		key, _ := co.layers.adoptions.get(storage, chain)
+		return key
+	}
 	go func() {
 		defer close(co.done)
 		for {
@@ -162,6 +166,10 @@ func (co *collector) collect(ctx context.Context) error {
 	ctx = co.ctx(ctx)
 	if !co.cleaned {
 		co.cleaned = co.layers.cleanDrivers(ctx)
+	}
+	// The collection itself can't read them, because it holds the database.
+	if err := co.layers.loadAdoptions(ctx); err != nil {
+		return err
 	}
 	_, err := co.contents.db.GarbageCollect(ctx)
 	return err

@@ -18,6 +18,8 @@ type layers struct {
 	drivers  map[string]snapshots.Snapshotter
 	blobs    keyLock
 	lowers   lowerDirs
+	// adoptions are the layers that builds have made.
+	adoptions adoptions
 }
 
 // cleanDrivers removes directories left by a process that died while unpacking.
@@ -44,5 +46,5 @@ func (ly *layers) snapshotter(storage string) (snapshots.Snapshotter, error) {
 	if sn == nil {
 		return nil, errUnknownDriver(storage)
 	}
-	return sn, nil
+	return adopted{sn, ly, storage}, nil
 }

@@ -24,7 +24,7 @@ type leasing struct {
 // that fn writes until an image refers to it.
 func (ls *leasing) withLease(ctx context.Context, fn func(context.Context) error) error {
 	ctx = ls.ctx(ctx)
-	lease, err := ls.leases.Create(ctx, leases.WithID("work-"+rand.Text()))
+	lease, err := ls.leases.Create(ctx, leases.WithID(workPrefix+rand.Text()))
 	if err != nil {
 		return fmt.Errorf("image store: %w", err)
 	}
@@ -45,6 +45,10 @@ func (ls *leasing) lend(ctx context.Context, target ocispec.Descriptor) error {
 	return ls.leases.AddResource(ctx, leases.Lease{ID: lease}, leases.Resource{ID: target.Digest.String(), Type: "content"})
 }
 
+// workPrefix begins the ID of a lease of this process. Leases with other IDs keep
+// partial downloads and what builds have made.
+const workPrefix = "work-"
+
 // dropLeases deletes the leases of a process that died. No other process can
 // have the store open.
 func (ls *leasing) dropLeases(ctx context.Context) error {
@@ -53,8 +57,8 @@ func (ls *leasing) dropLeases(ctx context.Context) error {
 		return err
 	}
 	for _, lease := range left {
-		if strings.HasPrefix(lease.ID, partialPrefix) {
-			continue // a partial download, which the next pull continues
+		if !strings.HasPrefix(lease.ID, workPrefix) {
+			continue
 		}
 		if err := ls.leases.Delete(ctx, lease); err != nil {
 			return err

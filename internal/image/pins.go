@@ -52,6 +52,9 @@ type pins struct {
 	unread string
 
 	onSwept func() // called under mu when a collection has removed its entries
+	// real returns the snapshot that has a layer if a build made it, else "". It is
+	// called under mu.
+	real func(storage, chain string) string
 }
 
 // openPins reads the links in the directory links.
@@ -210,12 +213,22 @@ func (c *collection) Active(ns string, fn func(gc.Node)) {
 				continue
 			}
 		}
-		fn(gc.Node{Type: metadata.ResourceSnapshot, Namespace: ns, Key: pinned.storage + "/" + pinned.snapshot})
+		c.root(ns, pinned.storage, pinned.snapshot, fn)
 	}
 	for _, snapshot := range c.start {
 		for _, driver := range c.drivers {
-			fn(gc.Node{Type: metadata.ResourceSnapshot, Namespace: ns, Key: driver + "/" + snapshot})
+			c.root(ns, driver, snapshot, fn)
 		}
+	}
+}
+
+func (c *collection) root(ns, storage, chain string, fn func(gc.Node)) {
+	fn(gc.Node{Type: metadata.ResourceSnapshot, Namespace: ns, Key: storage + "/" + chain})
+	if c.real == nil {
+		return
+	}
+	if key := c.real(storage, chain); key != "" {
+		fn(gc.Node{Type: metadata.ResourceSnapshot, Namespace: ns, Key: storage + "/" + key})
 	}
 }
 

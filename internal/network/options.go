@@ -19,6 +19,9 @@ const DefaultBridge = "holdfast0"
 // defaultTable is the nftables table of an engine with the default bridge.
 const defaultTable = "holdfast"
 
+// Pool is a range of addresses from which networks get their subnets.
+type Pool = ipam.Pool
+
 // Options are the daemon's options that concern networks. They apply to networks
 // and containers that are made later: a running container keeps what its Sandbox
 // says.
@@ -40,7 +43,7 @@ type Options struct {
 	DefaultGateway, DefaultGatewayV6 string
 	// Pools are where subnets come from if a request names none. Empty means
 	// Docker's pools.
-	Pools []ipam.Pool
+	Pools []Pool
 
 	MTU int // bytes; 0 is 1500
 	ICC bool

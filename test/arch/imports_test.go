@@ -111,6 +111,13 @@ var rooms = []room{
 	{path: "internal/engine/sysinfo", sees: append([]string{"internal/engine/oci"}, ground...)},
 	// The API's objects other than containers.
 	{path: "internal/engine/objects", sees: append([]string{"internal/image", "internal/volume"}, ground...)},
+	// The daemon's side of builds, what it lends to the process that builds, and that
+	// process, which alone imports BuildKit.
+	{path: "internal/build", sees: append([]string{"internal/build/stores", "internal/network"}, ground...)},
+	{path: "internal/build/stores", sees: ground},
+	{path: "internal/buildserver", sees: append([]string{"internal/build", "internal/build/stores", "internal/image"}, ground...)},
+	{path: "internal/buildserver/classic", only: stdOnly, pure: true},
+
 	{path: "internal/engine", sees: append(append([]string{"internal/shim/names"}, services...), ground...)},
 
 	// The packages that serve the API declare the interfaces that they need
@@ -125,7 +132,8 @@ var rooms = []room{
 	{path: "cmd/holdfast-shim", sees: []string{"internal/shim/server", "internal/shim/handover", "internal/shim/proto", "internal/version"}, only: []string{"golang.org/x/sys"}},
 	// The program that runs inside containers imports nothing of ours.
 	{path: "cmd/holdfast-init", only: []string{}},
-	{path: "cmd/holdfastd", sees: append([]string{"internal/engine", "internal/engine/oci", "internal/engine/stats", "internal/api"}, append(services, ground...)...)},
+	{path: "cmd/holdfast-build", sees: []string{"internal/buildserver", "internal/version"}},
+	{path: "cmd/holdfastd", sees: append([]string{"internal/engine", "internal/engine/oci", "internal/engine/stats", "internal/api", "internal/build"}, append(services, ground...)...)},
 
 	// Tests may import everything.
 	{path: "test"},
@@ -215,7 +223,22 @@ var bans = []struct {
 	{"cmd/holdfast", "internal/engine", "the command line reaches the daemon over the API alone"},
 	{"cmd/holdfastd", "github.com/docker/cli", "the daemon has no command line but its flags"},
 	{"cmd/holdfastd", "internal/cli", "the daemon has no command line but its flags"},
+	{"cmd/holdfastd", "github.com/moby/buildkit", "a daemon that never builds must not pay for it: builds are in a process of their own"},
+	{"cmd/holdfastd", "internal/buildserver", "builds are in a process of their own"},
+	{"cmd/holdfast", "github.com/moby/buildkit", "the command line builds by the API, or by the plugin buildx"},
 	{"cmd/holdfastd", "internal/shim/server", "the shim is a binary of its own, so that it stays small"},
+}
+
+// TestOnlyTheBuildProcessImportsBuildKit bounds the code that depends on BuildKit's
+// interfaces, which change with each of its releases.
+func TestOnlyTheBuildProcessImportsBuildKit(t *testing.T) {
+	for _, p := range ownPackages(t) {
+		for _, imported := range p.Imports {
+			if within(imported, "github.com/moby/buildkit") && p.rel() != "internal/buildserver" {
+				t.Errorf("%s imports %s: only internal/buildserver may", p.rel(), imported)
+			}
+		}
+	}
 }
 
 func TestBinariesDoNotLinkWhatIsBanned(t *testing.T) {

@@ -3,7 +3,9 @@
 package crash
 
 import (
+	"context"
 	"encoding/json"
+	"fmt"
 	"io/fs"
 	"net"
 	"os"
@@ -12,6 +14,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -392,6 +395,26 @@ var stories = []story{
 		},
 	},
 	{
+		name:   "build",
+		points: []string{"build.recorded", "build.joined", "build.published", "build.released", "build.adopted", "build.named", "build.held"},
+		before: func(t *testing.T, _ *kit.Daemon) { kit.Binary(t, "holdfast-build") },
+		do:     buildBeside,
+		after: func(t *testing.T, d *kit.Daemon, _ string) {
+			ended, _ := building.Load(d)
+			if failed := <-ended.(chan string); failed != "" {
+				t.Fatalf("the build has noticed the daemon's end: %s", failed)
+			}
+			if got := d.Holdfast("run", "--rm", "built", "cat", "/file"); got != "made" {
+				t.Errorf("the image has %q", got)
+			}
+			d.Holdfast("rmi", "built")
+			kit.Eventually(t, "the step's network is removed", func() bool {
+				left, _ := filepath.Glob(d.ExecRoot + "/build/net/*")
+				return len(left) == 0
+			})
+		},
+	},
+	{
 		name:   "replacement of a shim that was killed",
 		points: []string{"replace.reserved", "replace.spawned"},
 		before: running,
@@ -410,6 +433,25 @@ var stories = []story{
 			serves(t, d)
 		},
 	},
+}
+
+// building are the builds that go on while their daemon is dead, by daemon.
+var building sync.Map
+
+// buildBeside starts a build that does not end with its daemon.
+func buildBeside(d *kit.Daemon) {
+	cmd := d.DockerCommand(context.Background(), "build", "-q", "--no-cache", "-t", "built", "-")
+	cmd.Env = append(cmd.Env, "DOCKER_BUILDKIT=0")
+	cmd.Stdin = strings.NewReader("FROM " + image + "\nRUN echo made >/file\n")
+	ended := make(chan string, 1)
+	building.Store(d, ended)
+	go func() {
+		out, err := cmd.CombinedOutput()
+		if err != nil {
+			ended <- fmt.Sprintf("%v: %s", err, out)
+		}
+		close(ended)
+	}()
 }
 
 // noSubnet checks that no interface of the host has an address in a subnet.

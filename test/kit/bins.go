@@ -110,3 +110,26 @@ func needRoot(t testing.TB) {
 		t.Fatalf("%s starts a daemon: run it as root, on %s", t.Name(), runtime.GOOS)
 	}
 }
+
+// Tool returns the path of a program that make tools has built, or that the host
+// has.
+func Tool(t testing.TB, name string) string {
+	t.Helper()
+	if path, err := exec.LookPath(name); err == nil {
+		return path
+	}
+	for _, dir := range pluginDirs {
+		path := filepath.Join(dir, name)
+		if _, err := os.Stat(path); err == nil {
+			return path
+		}
+	}
+	path := filepath.Join(moduleRoot(t), ".cache", "bin", name)
+	if _, err := os.Stat(path); err != nil {
+		t.Fatalf("%v: run make tools", err)
+	}
+	return path
+}
+
+// pluginDirs are where distributions and Docker put the plugins of Docker's client.
+var pluginDirs = []string{"/usr/libexec/docker/cli-plugins", "/usr/lib/docker/cli-plugins", "/usr/local/lib/docker/cli-plugins"}

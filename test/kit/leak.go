@@ -111,7 +111,7 @@ func (d *Daemon) isShim(pid int, cmdline string) bool {
 
 // settledProcesses returns the processes, after waiting for those that exit by
 // themselves: a shim after it has reported its container's end, an event server
-// after its daemon and its clients.
+// after its daemon and its clients, a build process that its daemon has stopped.
 func (d *Daemon) settledProcesses() ([]process, error) {
 	late := time.Now().Add(patience)
 	for {
@@ -120,7 +120,8 @@ func (d *Daemon) settledProcesses() ([]process, error) {
 			return nil, err
 		}
 		i := slices.IndexFunc(procs, func(p process) bool {
-			return strings.HasPrefix(p.cmdline, shimName) || strings.Contains(p.cmdline, " "+eventserver.Command+" ")
+			return strings.HasPrefix(p.cmdline, shimName) || strings.Contains(p.cmdline, " "+eventserver.Command+" ") ||
+				strings.Contains(p.cmdline, "/holdfast-build --data-root ")
 		})
 		if i < 0 {
 			return procs, nil

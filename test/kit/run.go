@@ -70,6 +70,12 @@ func (d *Daemon) command(ctx context.Context, path string, args []string) *exec.
 	return cmd
 }
 
+// Run runs a command of the kit to its end and returns the result.
+func (d *Daemon) Run(cmd *exec.Cmd) Result {
+	d.t.Helper()
+	return d.run(cmd)
+}
+
 // run runs a command to its end. It must end within 2*patience.
 func (d *Daemon) run(cmd *exec.Cmd) Result {
 	d.t.Helper()

@@ -53,6 +53,7 @@ func ask(t *testing.T, d *kit.Daemon, method, path, body string) (int, string) {
 
 func TestBadInputIsRefusedClearlyAndLeavesNothing(t *testing.T) {
 	t.Parallel()
+	kit.Binary(t, "holdfast-build")
 	d := kit.Start(t, kit.Options{})
 	d.Load(image, kit.Busybox(t, nil))
 	d.Docker("run", "-d", "--name", "here", image, "sleep", "1000")
@@ -118,11 +119,15 @@ func TestBadInputIsRefusedClearlyAndLeavesNothing(t *testing.T) {
 		{"GET", "/containers/here/logs?stdout=1&tail=nonsense", ``, 400, `parameter "tail"`},
 		{"GET", "/events?since=nonsense", ``, 400, `parameter "since"`},
 		{"POST", "/containers/here/resize?h=a&w=b", ``, 400, `invalid resize height "a": invalid syntax`},
+		{"POST", "/build", ``, 400, "the Dockerfile cannot be empty"},
+		{"POST", "/build?shmsize=nonsense", ``, 400, "not a size in bytes"},
+		{"POST", "/build?memory=1000000", ``, 400, "a limit of memory"},
+		{"POST", "/build/prune?keep-storage=nonsense", ``, 400, "not a size in bytes"},
+		{"POST", "/grpc", ``, 400, "upgrade to h2c"},
 		{"GET", "/v1.23/info", ``, 400, "client version 1.23 is too old. Minimum supported API version is 1.24"},
 		{"GET", "/v1.999/info", ``, 400, "client version 1.999 is too new"},
 		{"GET", "/nothing", ``, 404, "page not found"},
 		// A missing object or route is reported as such.
-		{"POST", "/build", ``, 501, "not available in this release of Holdfast"},
 		{"GET", "/swarm", ``, 501, "not available in this release of Holdfast"},
 		{"GET", "/services", ``, 501, "not available in this release of Holdfast"},
 		{"POST", "/containers/here/checkpoints", `{}`, 501, "not available in this release of Holdfast"},

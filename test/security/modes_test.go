@@ -75,6 +75,13 @@ func TestModesOfAllFilesAreThoseThatAreDocumented(t *testing.T) {
 	if out, err := events.CombinedOutput(); err != nil {
 		t.Fatalf("%v: %s", err, out)
 	}
+	kit.Binary(t, "holdfast-build")
+	old := d.DockerCommand(t.Context(), "build", "-q", "-")
+	old.Env = append(old.Env, "DOCKER_BUILDKIT=0")
+	old.Stdin = strings.NewReader("FROM " + image + "\nRUN true\n")
+	if out, err := old.CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
 	d.Docker("pause", "whole")
 	d.Docker("unpause", "whole")
 	rows := modeTable(t, d)

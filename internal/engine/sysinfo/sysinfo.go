@@ -57,6 +57,13 @@ type Objects interface {
 	VolumesUsage(ctx context.Context) *volume.DiskUsage
 }
 
+// Builds reports on the cache of image builds.
+type Builds interface {
+	// Used reports whether anything was ever built.
+	Used() bool
+	Usage(ctx context.Context) (build.DiskUsage, error)
+}
+
 // Lives is the record of the daemon's lives over this data root.
 type Lives interface {
 	List() []event.Life
@@ -73,6 +80,7 @@ type Deps struct {
 	Listeners   func() int      // how many clients follow events
 	Containers  Containers
 	Objects     Objects
+	Builds      Builds // may be nil
 	Lives       Lives
 	Log         *slog.Logger
 }
@@ -259,10 +267,26 @@ func (s *System) DiskUsage(ctx context.Context, o DiskUsageOptions) (system.Disk
 	if o.Volumes {
 		du.VolumeUsage = s.deps.Objects.VolumesUsage(ctx)
 	}
-	if o.BuildCache {
-		du.BuildCacheUsage = &build.DiskUsage{}
+	return du, s.addBuilds(ctx, o, &du)
+}
+
+// addBuilds adds the cache of builds. A layer that both an image and the cache have is
+// counted as the image's.
+func (s *System) addBuilds(ctx context.Context, o DiskUsageOptions, du *system.DiskUsage) error {
+	var cache build.DiskUsage
+	if s.deps.Builds != nil && s.deps.Builds.Used() && (o.BuildCache || o.Images) {
+		var err error
+		if cache, err = s.deps.Builds.Usage(ctx); err != nil {
+			return err
+		}
 	}
-	return du, nil
+	if du.ImageUsage != nil {
+		du.ImageUsage.TotalSize = max(du.ImageUsage.TotalSize-cache.Reclaimable, 0)
+	}
+	if o.BuildCache {
+		du.BuildCacheUsage = &cache
+	}
+	return nil
 }
 
 // Status is what `holdfast daemon status` shows: this daemon, the lives of daemons

@@ -1,0 +1,198 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package buildserver
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"io"
+	"net/http"
+	"net/url"
+	"strconv"
+	"time"
+
+	controlapi "github.com/moby/buildkit/api/services/control"
+	"github.com/moby/buildkit/client"
+	"github.com/moby/moby/api/types/build"
+
+	"holdfast/internal/errs"
+	"holdfast/internal/filter"
+)
+
+// The filters of POST /build/prune (Docker Engine API, "BuildPrune").
+var (
+	ageFilters  = []string{"until", "unused-for"}
+	flagFilters = []string{"inuse", "shared", "private"}
+)
+
+// pruneRequest translates the parameters of POST /build/prune. Errors: invalid
+// argument.
+func pruneRequest(q url.Values, now time.Time) (*controlapi.PruneRequest, error) {
+	r := &controlapi.PruneRequest{All: truth(q.Get("all"))}
+	for name, into := range map[string]*int64{
+		"keep-storage": &r.ReservedSpace, "reserved-space": &r.ReservedSpace,
+		"max-used-space": &r.MaxUsedSpace, "min-free-space": &r.MinFreeSpace,
+	} {
+		if text := q.Get(name); text != "" {
+			n, err := strconv.ParseInt(text, 10, 64)
+			if err != nil || n < 0 {
+				return nil, errs.Invalid("%s %q is not a size in bytes", name, text)
+			}
+			*into = max(*into, n)
+		}
+	}
+	args, err := filter.ParseJSON(q.Get("filters"))
+	if err != nil {
+		return nil, errs.Invalid("%v", err)
+	}
+	if err := args.Check(append(append([]string{"id", "parent", "type", "description"}, ageFilters...), flagFilters...)...); err != nil {
+		return nil, errs.Invalid("%v", err)
+	}
+	for _, name := range ageFilters {
+		for _, text := range args[name] {
+			age, err := time.ParseDuration(text)
+			if at, timeErr := time.Parse(time.RFC3339, text); err != nil && timeErr == nil {
+				age, err = now.Sub(at), nil
+			}
+			if err != nil || age < 0 {
+				return nil, errs.Invalid("%s %q is neither a duration nor a time in the past", name, text)
+			}
+			r.KeepDuration = int64(age)
+		}
+	}
+	for _, name := range flagFilters {
+		for _, text := range args[name] {
+			if truth(text) || text == "" {
+				r.Filter = append(r.Filter, name)
+			} else {
+				r.Filter = append(r.Filter, name+"==false")
+			}
+		}
+	}
+	for name, how := range map[string]string{"id": "~=^", "parent": "==", "type": "==", "description": "~="} {
+		for _, text := range args[name] {
+			op, anchor := how, ""
+			if how == "~=^" {
+				op, anchor = "~=", "^"
+			}
+			r.Filter = append(r.Filter, name+op+strconv.Quote(anchor+text))
+		}
+	}
+	return r, nil
+}
+
+// servePrune is POST /build/prune.
+func (s *server) servePrune(w http.ResponseWriter, r *http.Request) {
+	req, err := pruneRequest(r.URL.Query(), time.Now())
+	if err != nil {
+		refuse(w, http.StatusBadRequest, err)
+		return
+	}
+	report, err := s.builder.prune(r.Context(), req)
+	if err != nil {
+		refuse(w, http.StatusInternalServerError, err)
+		return
+	}
+	answer(w, report)
+}
+
+func answer(w http.ResponseWriter, v any) {
+	w.Header().Set("Content-Type", "application/json")
+	_ = json.NewEncoder(w).Encode(v)
+}
+
+// prune removes records of the cache. What it reports as reclaimed is by how much
+// the daemon's store has shrunk: a record's layer may be that of an image, too.
+func (b *builder) prune(ctx context.Context, req *controlapi.PruneRequest) (build.CachePruneReport, error) {
+	report := build.CachePruneReport{CachesDeleted: []string{}}
+	before, err := b.remote.Usage(ctx)
+	if err != nil {
+		return report, err
+	}
+	conn, err := b.local()
+	if err != nil {
+		return report, err
+	}
+	defer conn.Close()
+	stream, err := controlapi.NewControlClient(conn).Prune(ctx, req)
+	if err != nil {
+		return report, err
+	}
+	for {
+		record, err := stream.Recv()
+		if errors.Is(err, io.EOF) {
+			break
+		}
+		if err != nil {
+			return report, err
+		}
+		report.CachesDeleted = append(report.CachesDeleted, record.ID)
+	}
+	if len(report.CachesDeleted) == 0 {
+		return report, nil
+	}
+	if err := collect(ctx, b.worker.LeaseManager()); err != nil {
+		return report, err
+	}
+	after, err := b.remote.Usage(ctx)
+	if err != nil {
+		return report, err
+	}
+	report.SpaceReclaimed = uint64(max(before-after, 0))
+	return report, nil
+}
+
+// collectCache removes records of the cache by the configured policy.
+func (b *builder) collectCache(ctx context.Context) {
+	policy := b.worker.GCPolicy()
+	if len(policy) == 0 {
+		return
+	}
+	removed := make(chan client.UsageInfo)
+	go func() {
+		for range removed {
+		}
+	}()
+	if err := b.worker.Prune(ctx, removed, policy...); err != nil {
+		logf("the cache of builds can't be collected: %v", err)
+	}
+	close(removed)
+}
+
+// serveUsage tells the daemon what the cache takes, for GET /system/df.
+func (s *server) serveUsage(w http.ResponseWriter, r *http.Request) {
+	du, err := s.builder.usage(r.Context())
+	if err != nil {
+		refuse(w, http.StatusInternalServerError, err)
+		return
+	}
+	answer(w, du)
+}
+
+func (b *builder) usage(ctx context.Context) (build.DiskUsage, error) {
+	du := build.DiskUsage{Items: []build.CacheRecord{}}
+	resp, err := b.controller.DiskUsage(ctx, &controlapi.DiskUsageRequest{})
+	if err != nil {
+		return du, err
+	}
+	for _, r := range resp.Record {
+		item := build.CacheRecord{
+			ID: r.ID, Parents: r.Parents, Type: r.RecordType, Description: r.Description, InUse: r.InUse, Shared: r.Shared,
+			Size: r.Size, UsageCount: int(r.UsageCount), CreatedAt: r.CreatedAt.AsTime(),
+		}
+		if r.LastUsedAt != nil {
+			at := r.LastUsedAt.AsTime()
+			item.LastUsedAt = &at
+		}
+		du.Items = append(du.Items, item)
+		du.TotalCount++
+		du.TotalSize += r.Size
+		if r.InUse {
+			du.ActiveCount++
+		} else if !r.Shared {
+			du.Reclaimable += r.Size
+		}
+	}
+	return du, nil
+}

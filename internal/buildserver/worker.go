@@ -1,0 +1,201 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package buildserver
+
+import (
+	"context"
+	"encoding/json"
+	"slices"
+	"strings"
+
+	"github.com/containerd/platforms"
+	"github.com/distribution/reference"
+	"github.com/moby/buildkit/cache"
+	cacheconfig "github.com/moby/buildkit/cache/config"
+	"github.com/moby/buildkit/client"
+	"github.com/moby/buildkit/exporter"
+	"github.com/moby/buildkit/exporter/containerimage/exptypes"
+	"github.com/moby/buildkit/frontend"
+	"github.com/moby/buildkit/session"
+	"github.com/moby/buildkit/solver"
+	"github.com/moby/buildkit/solver/pb"
+	"github.com/moby/buildkit/worker"
+	"github.com/moby/buildkit/worker/base"
+	"github.com/opencontainers/go-digest"
+	"github.com/opencontainers/image-spec/identity"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"holdfast/internal/build/stores"
+	"holdfast/internal/errs"
+	"holdfast/internal/image"
+)
+
+// stepWorker is BuildKit's worker, which exports images into the daemon's store.
+type stepWorker struct {
+	*base.Worker
+	remote *stores.Client
+}
+
+// exporterMoby is the name by which clients ask for an image in the daemon's store.
+const exporterMoby = "moby"
+
+func (w *stepWorker) Exporter(name string, sm *session.Manager) (exporter.Exporter, error) {
+	if name != exporterMoby && name != client.ExporterImage {
+		return w.Worker.Exporter(name, sm)
+	}
+	e, err := w.Worker.Exporter(client.ExporterImage, sm)
+	if err != nil {
+		return nil, err
+	}
+	return &imageExporter{e, w}, nil
+}
+
+// ResolveOp refuses a step for a platform that this host can't run, which would fail
+// with "exec format error".
+func (w *stepWorker) ResolveOp(v solver.Vertex, s frontend.FrontendLLBBridge, sm *session.Manager, o worker.ProxyOpt) (solver.Op, error) {
+	op, ok := v.Sys().(*pb.Op)
+	if !ok || op.GetExec() == nil || op.Platform == nil {
+		return w.Worker.ResolveOp(v, s, sm, o)
+	}
+	want := platforms.Normalize(ocispec.Platform{OS: op.Platform.OS, Architecture: op.Platform.Architecture, Variant: op.Platform.Variant})
+	for _, have := range w.Platforms(true) {
+		if platforms.Only(have).Match(want) {
+			return w.Worker.ResolveOp(v, s, sm, o)
+		}
+	}
+	return nil, errs.Unmet("this host can't run programs for %s: install qemu-user-static, or another handler %s of binfmt_misc", platforms.Format(want), handlerOf(want))
+}
+
+// handlerOf is the name of the handler in /proc/sys/fs/binfmt_misc.
+func handlerOf(p ocispec.Platform) string {
+	names := map[string]string{"amd64": "x86_64", "arm64": "aarch64", "386": "i386", "ppc64le": "ppc64le", "loong64": "loongarch64"}
+	if name, ok := names[p.Architecture]; ok {
+		return "qemu-" + name
+	}
+	return "qemu-" + p.Architecture
+}
+
+// imageExporter writes an image into the daemon's store. The snapshots of the
+// build's steps become the image's layers, so that a container can be made of it at
+// once.
+type imageExporter struct {
+	exporter.Exporter
+	worker *stepWorker
+}
+
+func (e *imageExporter) Resolve(ctx context.Context, id int, attrs map[string]string) (_ exporter.ExporterInstance, err error) {
+	own := make(map[string]string, len(attrs)+2)
+	for k, v := range attrs {
+		own[k] = v
+	}
+	// The layers need not be unpacked, because they are adopted.
+	own[string(exptypes.OptKeyUnpack)] = "false"
+	if own[string(exptypes.OptKeyDanglingPrefix)] == "" {
+		own[string(exptypes.OptKeyDanglingPrefix)] = image.DanglingName
+		own[string(exptypes.OptKeyDanglingEmptyOnly)] = "true"
+	}
+	if own["name"], err = fullNames(own["name"]); err != nil {
+		return nil, err
+	}
+	in, err := e.Exporter.Resolve(ctx, id, own)
+	if err != nil {
+		return nil, err
+	}
+	return &imageInstance{in, e.worker, own[string(exptypes.OptKeyStore)] != "false"}, nil
+}
+
+// fullNames completes the names of an image, as clients of the API give them.
+func fullNames(names string) (string, error) {
+	if names == "" || names == "*" {
+		return names, nil
+	}
+	var full []string
+	for name := range strings.SplitSeq(names, ",") {
+		named, err := reference.ParseNormalizedNamed(name)
+		if err != nil {
+			return "", errs.Invalid("invalid tag %q: %v", name, err)
+		}
+		if name = reference.TagNameOnly(named).String(); !slices.Contains(full, name) {
+			full = append(full, name)
+		}
+	}
+	return strings.Join(full, ","), nil
+}
+
+type imageInstance struct {
+	exporter.ExporterInstance
+	worker *stepWorker
+	store  bool
+}
+
+func (i *imageInstance) Export(ctx context.Context, src *exporter.Source, info exporter.ExportBuildInfo) (map[string]string, exporter.FinalizeFunc, exporter.DescriptorReference, error) {
+	resp, finalize, ref, err := i.ExporterInstance.Export(ctx, src, info)
+	if err != nil || !i.store {
+		return resp, finalize, ref, err
+	}
+	refs := []cache.ImmutableRef{src.Ref}
+	for _, r := range src.Refs {
+		refs = append(refs, r)
+	}
+	for _, r := range refs {
+		if r == nil {
+			continue
+		}
+		if err := i.adopt(ctx, r, info.SessionID); err != nil {
+			// The image is complete. Its layers are unpacked for the first container.
+			logf("the layers of a build's steps can't be used for the image: %v", err)
+		}
+	}
+	id := digest.Digest(resp[exptypes.ExporterImageDigestKey])
+	if err := i.worker.remote.Built(ctx, id); err != nil {
+		logf("image %s: %v", id, err)
+	}
+	return resp, finalize, ref, nil
+}
+
+// adopt makes the snapshots of a result the layers of images that have the same
+// layers.
+func (i *imageInstance) adopt(ctx context.Context, top cache.ImmutableRef, sessionID string) error {
+	remotes, err := top.GetRemotes(ctx, false, cacheconfig.RefConfig{Compression: i.Config().Compression()}, false, session.NewGroup(sessionID))
+	if err != nil {
+		return err
+	}
+	chain := top.LayerChain()
+	defer func() { _ = chain.Release(context.WithoutCancel(ctx)) }()
+	if len(remotes) == 0 || len(remotes[0].Descriptors) != len(chain) {
+		return nil
+	}
+	var diffs []digest.Digest
+	for n, desc := range remotes[0].Descriptors {
+		diff, err := digest.Parse(desc.Annotations["containerd.io/uncompressed"])
+		if err != nil {
+			return err
+		}
+		diffs = append(diffs, diff)
+		key := i.snapshotOf(chain[n].ID())
+		if outer(key) != key {
+			continue // a pulled layer has its name already
+		}
+		if err := i.worker.remote.Adopt(ctx, identity.ChainID(append([]digest.Digest(nil), diffs...)), key); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// snapshotOf returns the name of the snapshot of a record of BuildKit's cache.
+func (i *imageInstance) snapshotOf(id string) string {
+	item, ok := i.worker.MetadataStore.Get(id)
+	if !ok {
+		return id
+	}
+	v := item.Get("cache.snapshot")
+	if v == nil {
+		return id
+	}
+	var name string
+	if json.Unmarshal(v.Value, &name) != nil || name == "" {
+		return id
+	}
+	return name
+}

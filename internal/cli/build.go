@@ -1,0 +1,46 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package cli
+
+import (
+	"fmt"
+	"os"
+	"strconv"
+
+	"github.com/docker/cli/cli-plugins/manager"
+	"github.com/docker/cli/cli/command"
+	"github.com/spf13/cobra"
+)
+
+// buildx is the plugin that shows BuildKit's progress, and sends secrets, agents and
+// caches with a build.
+const buildx = "buildx"
+
+// withBuildx returns the arguments with which the plugin builds, if it is installed and
+// the arguments are those of a build. As with Docker's client, DOCKER_BUILDKIT=0 builds
+// without it. Without the plugin the command of Docker's client remains, which
+// sends the whole context and knows fewer options; withBuildx tells the user so.
+func withBuildx(docker command.Cli, root *cobra.Command, args []string) ([]string, bool) {
+	build := args
+	if len(build) > 1 && (build[0] == "image" || build[0] == "builder") {
+		build = build[1:]
+	}
+	if len(build) == 0 || build[0] != "build" {
+		return nil, false
+	}
+	if on, err := strconv.ParseBool(os.Getenv("DOCKER_BUILDKIT")); err == nil && !on {
+		return nil, false
+	}
+	if _, err := manager.GetPlugin(buildx, docker, root); err != nil {
+		fmt.Fprintln(docker.Err(), "note: the plugin docker-buildx is not installed: without it, builds can use no secrets, ssh agents, named contexts or exported caches")
+		return nil, false
+	}
+	return append([]string{buildx}, build...), true
+}
+
+// forward makes a plugin see other arguments than the user's. Plugins are started with
+// the arguments of the process.
+func forward(was, now []string) {
+	global := os.Args[:len(os.Args)-len(was)]
+	os.Args = append(append([]string(nil), global...), now...)
+}

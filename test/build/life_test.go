@@ -1,0 +1,218 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package build
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"holdfast/test/kit"
+)
+
+// running is a docker build in progress.
+type running struct {
+	t     *testing.T
+	kill  func()
+	lines *bufio.Scanner
+	wait  func() error
+	seen  bytes.Buffer
+}
+
+// begin starts a build in the background.
+func begin(t *testing.T, d *kit.Daemon, env []string, args ...string) *running {
+	t.Helper()
+	cmd := d.DockerCommand(context.Background(), append([]string{"build"}, args...)...)
+	cmd.Env = append(cmd.Env, env...)
+	r, w := io.Pipe()
+	cmd.Stdout, cmd.Stderr = w, w
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	ended := make(chan error, 1)
+	go func() {
+		ended <- cmd.Wait()
+		w.Close()
+	}()
+	b := &running{t: t, kill: func() { _ = cmd.Process.Kill() }, lines: bufio.NewScanner(r), wait: func() error { return <-ended }}
+	t.Cleanup(func() {
+		b.kill()
+		r.Close()
+	})
+	return b
+}
+
+// until reads until a line contains text.
+func (b *running) until(text string) {
+	b.t.Helper()
+	for b.lines.Scan() {
+		fmt.Fprintln(&b.seen, b.lines.Text())
+		if strings.Contains(b.lines.Text(), text) {
+			return
+		}
+	}
+	b.t.Fatalf("the build ends before %q:\n%s", text, &b.seen)
+}
+
+// end reads the rest and waits.
+func (b *running) end() error {
+	for b.lines.Scan() {
+		fmt.Fprintln(&b.seen, b.lines.Text())
+	}
+	return b.wait()
+}
+
+// processes returns the pids of processes with an argument.
+func processes(t *testing.T, argument string) (pids []int) {
+	t.Helper()
+	all, err := filepath.Glob("/proc/[0-9]*/cmdline")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, path := range all {
+		text, err := os.ReadFile(path)
+		if err != nil || !strings.Contains("\x00"+string(text), "\x00"+argument+"\x00") {
+			continue
+		}
+		pid, err := strconv.Atoi(filepath.Base(filepath.Dir(path)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		pids = append(pids, pid)
+	}
+	return pids
+}
+
+// builder returns the pid of a daemon's build process, or 0.
+func builder(t *testing.T, d *kit.Daemon) int {
+	for _, pid := range processes(t, d.DataRoot) {
+		if comm, err := os.ReadFile(fmt.Sprintf("/proc/%d/comm", pid)); err == nil && strings.TrimSpace(string(comm)) == "holdfast-build" {
+			return pid
+		}
+	}
+	return 0
+}
+
+const ticking = `FROM base
+RUN for i in $(seq 1 15); do echo tick $i; sleep 0.1; done >/dev/stderr; ip route >/routes
+COPY Dockerfile /
+RUN test -s /routes && echo done >/done
+CMD ["cat", "/done"]
+`
+
+func TestBuildNeverNoticesTheDaemonsEnd(t *testing.T) {
+	d := start(t, kit.Options{LiveRestore: true})
+	for name, c := range map[string]struct {
+		end func()
+		env []string
+	}{
+		"killed":             {func() { d.Kill9(); d.Start() }, nil},
+		"restarted":          {d.Restart, nil},
+		"taken over":         {func() { d.Takeover() }, nil},
+		"killed, old client": {func() { d.Kill9(); d.Start() }, []string{"DOCKER_BUILDKIT=0"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			args := []string{"--no-cache", "-t", "survivor", files(t, map[string]string{"Dockerfile": ticking})}
+			if c.env == nil {
+				args = append([]string{"--progress=plain"}, args...)
+			}
+			b := begin(t, d, c.env, args...)
+			b.until("tick 2")
+			c.end()
+			if err := b.end(); err != nil {
+				t.Fatalf("%v\n%s\n%s", err, &b.seen, buildLog(d))
+			}
+			if got := d.Docker("run", "--rm", "survivor"); got != "done" {
+				t.Errorf("the image prints %q", got)
+			}
+			d.Docker("image", "rm", "survivor")
+		})
+	}
+}
+
+func TestStepEndsWithItsClient(t *testing.T) {
+	d := start(t, kit.Options{})
+	for name, env := range map[string][]string{"buildx": nil, "old client": {"DOCKER_BUILDKIT=0"}} {
+		t.Run(name, func(t *testing.T) {
+			dir := files(t, map[string]string{"Dockerfile": "FROM base\nRUN echo begun >&2; sleep 98761\n"})
+			b := begin(t, d, env, "--no-cache", dir)
+			kit.Eventually(t, "the step runs", func() bool { return len(processes(t, "98761")) > 0 })
+			b.kill()
+			cut := time.Now()
+			_ = b.end()
+			kit.Eventually(t, "the step ends", func() bool { return len(processes(t, "98761")) == 0 })
+			if took := time.Since(cut); took > 2*time.Second { // half of it for a machine under load
+				t.Errorf("the step ran for %s after its client had ended", took)
+			}
+		})
+	}
+	left := filepath.Join(d.ExecRoot, "build", "net")
+	kit.Eventually(t, "the step's network is removed", func() bool {
+		entries, _ := os.ReadDir(left)
+		return len(entries) == 0
+	})
+}
+
+func TestNothingIsLeftOfAKilledBuildProcess(t *testing.T) {
+	d := start(t, kit.Options{})
+	build := func() *running {
+		dir := files(t, map[string]string{"Dockerfile": "FROM base\nRUN echo first >/first\nRUN --mount=type=cache,target=/cache echo begun >&2; sleep 98762\n"})
+		b := begin(t, d, nil, "--progress=plain", dir)
+		kit.Eventually(t, "the step runs", func() bool { return len(processes(t, "98762")) > 0 })
+		return b
+	}
+	for name, next := range map[string]func(){
+		"next build":   func() { d.Docker("build", files(t, map[string]string{"Dockerfile": "FROM base\nRUN true\n"})) },
+		"next daemon":  func() { d.Restart() },
+		"both at once": nil,
+	} {
+		t.Run(name, func(t *testing.T) {
+			b := build()
+			pid := builder(t, d)
+			if pid == 0 {
+				t.Fatal("there is no build process")
+			}
+			if next == nil {
+				d.Kill9()
+			}
+			kit.Kill(t, pid)
+			_ = b.end()
+			if next == nil {
+				d.Start()
+			} else {
+				next()
+			}
+			kit.Eventually(t, "the step is removed", func() bool { return len(processes(t, "98762")) == 0 })
+			kit.Eventually(t, "its mounts are removed", func() bool {
+				mounts, err := os.ReadFile("/proc/self/mountinfo")
+				return err == nil && !strings.Contains(string(mounts), d.DataRoot+"/build") && !strings.Contains(string(mounts), d.ExecRoot+"/build/net")
+			})
+			entries, _ := os.ReadDir(filepath.Join(d.ExecRoot, "build", "net"))
+			if len(entries) > 0 {
+				t.Errorf("networks of steps are left: %v", entries)
+			}
+		})
+	}
+	// The step before the one that was killed is not repeated.
+	b := build()
+	if !strings.Contains(b.read(t), "CACHED") {
+		t.Errorf("the finished step is repeated:\n%s", &b.seen)
+	}
+	b.kill()
+	kit.Eventually(t, "the step ends", func() bool { return len(processes(t, "98762")) == 0 })
+}
+
+// read reads up to the line that the last step prints.
+func (b *running) read(t *testing.T) string {
+	t.Helper()
+	b.until("begun")
+	return b.seen.String()
+}
