@@ -194,6 +194,10 @@ type Spec struct {
 // StopCode is how programs end at SIGTERM.
 const StopCode = 7
 
+// EarlyStopCode is how they end at SIGTERM before they can handle it: Go's runtime
+// can't end the first process of a container by the signal, and exits.
+const EarlyStopCode = 2
+
 // Plan is what one round does.
 type Plan struct {
 	Seed    uint64

@@ -359,7 +359,7 @@ func ended(st State, code int) State {
 func ends(r Result, st State, spec Spec, late bool) []outcome {
 	out := []outcome{}
 	if !spec.Stubborn {
-		out = append(out, outcome{r, ended(st, StopCode)})
+		out = append(out, outcome{r, ended(st, StopCode)}, outcome{r, ended(st, EarlyStopCode)})
 	}
 	// A program may be killed before it can be told, such as one that is frozen.
 	if late || spec.Stubborn {
@@ -474,7 +474,8 @@ func (s *Slot) alone(st State) (out []State) {
 		}
 		if st.Dying && !spec.Stubborn && st.Status == Running {
 			exit(StopCode)
-			out = append(out, ended(st, StopCode))
+			exit(EarlyStopCode)
+			out = append(out, ended(st, StopCode), ended(st, EarlyStopCode))
 		}
 		if st.Dying && spec.Life > 0 {
 			out = append(out, ended(st, spec.Code))
@@ -504,6 +505,14 @@ func (s *Slot) alone(st State) (out []State) {
 		if s.daemonBegan {
 			out = append(out, State{}) // the next daemon tries again
 		}
+	case Created:
+		if s.daemonBegan && s.damaged && spec.Policy == Always {
+			// A start failed, and a full disk kept that from being recorded: to the next
+			// daemon it is a start that was interrupted.
+			up := st
+			up.Status, up.Runs, up.Exit = Running, AnyRuns, 0
+			out = append(out, up)
+		}
 	case Exited:
 		if spec.Remove {
 			out = append(out, with(st, Removing))
@@ -511,7 +520,7 @@ func (s *Slot) alone(st State) (out []State) {
 				out = append(out, with(st, Dead))
 			}
 		}
-		if s.daemonBegan && st.Runs != 0 && (spec.Policy == Always || spec.Policy == OnFailure && st.Exit != 0) {
+		if s.daemonBegan && (st.Runs != 0 || s.damaged) && (spec.Policy == Always || spec.Policy == OnFailure && st.Exit != 0) {
 			up := st
 			up.Status, up.Runs, up.Exit = Running, AnyRuns, 0
 			out = append(out, up)
