@@ -45,6 +45,11 @@ func (s *scheduler) scheduleStart(a *actor) {
 	}()
 }
 
+// joinTries is how often a start is tried that fails for a container which joins
+// others, for another reason than that they do not run. A container that it joins may
+// have been dying, and the runtime does not say so.
+const joinTries = 4
+
 // runScheduledStart starts the container once the restore is done. While containers
 // that it joins are about to run, it retries with a backoff.
 func (s *scheduler) runScheduledStart(a *actor) {
@@ -52,13 +57,20 @@ func (s *scheduler) runScheduledStart(a *actor) {
 		return
 	}
 	began := time.Now()
+	failed := 0
 	for wait := (backoff{peerFirst, peerMost}); ; {
-		coming := s.awaitPeers(a.view.Load().req)
+		req := a.view.Load().req
+		coming := s.awaitPeers(req)
 		err := a.start(context.Background())
 		if err == nil || errors.Is(err, errNothing) {
 			return
 		}
-		if !coming || !errdefs.IsConflict(err) || time.Since(began) > peerTime {
+		again := coming
+		if !errdefs.IsConflict(err) {
+			failed++
+			again = len(joinsOf(req)) > 0 && failed < joinTries
+		}
+		if !again || time.Since(began) > peerTime {
 			a.log.Error("the start by the restart policy failed", "error", err)
 			return
 		}

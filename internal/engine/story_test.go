@@ -330,6 +330,8 @@ func (s *player) do(words []string) {
 				req.Config.StopTimeout = &n
 			case "image":
 				req.Config.Image = v
+			case "joins":
+				req.HostConfig.NetworkMode = moby.NetworkMode("container:" + v)
 			default:
 				s.t.Fatalf("create: unknown option %q", o)
 			}
