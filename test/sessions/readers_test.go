@@ -4,6 +4,7 @@ package sessions
 
 import (
 	"bufio"
+	"encoding/binary"
 	"fmt"
 	"io"
 	"net"
@@ -187,7 +188,8 @@ func TestAHundredReadersOfOneContainerSeeTheSame(t *testing.T) {
 	t.Parallel()
 	d := live(t, nil)
 	d.Docker(append([]string{"run", "-d", "-i", "--name", "box", image}, script("seq 1 20000; exec sleep 1000")...)...)
-	_, conn := attached(t, d, "box")
+	own, conn := attached(t, d, "box")
+	go io.Copy(io.Discard, own.Body) // an attached client that does not read makes the container wait
 	pid := record(d, "box").ShimPid
 	alone := pss(t, pid)
 	var readers []*bufio.Reader
@@ -197,20 +199,18 @@ func TestAHundredReadersOfOneContainerSeeTheSame(t *testing.T) {
 		r, _ = request(t, d, "POST", "/containers/box/attach?stdout=1&stream=1")
 		readers = append(readers, bufio.NewReader(r.Body))
 	}
-	// All readers are served when each has read a line.
+	// All readers are served when each has read a line. A frame may have several.
 	greeted := make(chan error, len(readers))
 	for _, r := range readers {
 		go func() {
-			var err error
-			for got := ""; err == nil && !strings.HasSuffix(got, "hi\n"); {
-				var b byte
-				b, err = r.ReadByte()
-				got += string(b)
-			}
+			_, err := frame(r)
 			greeted <- err
 		}()
 	}
 	deadline := time.After(patience)
+	// A reader that is served only now gets the next line.
+	next := time.NewTicker(10 * time.Millisecond)
+	defer next.Stop()
 	for seen := 0; seen < len(readers); {
 		if _, err := io.WriteString(conn, "hi\n"); err != nil {
 			t.Fatal(err)
@@ -221,6 +221,7 @@ func TestAHundredReadersOfOneContainerSeeTheSame(t *testing.T) {
 				t.Fatal(err)
 			}
 			seen++
+		case <-next.C:
 		case <-deadline:
 			t.Fatal("not all readers have read a line")
 		}
@@ -248,19 +249,25 @@ func TestAHundredReadersOfOneContainerSeeTheSame(t *testing.T) {
 // upTo reads frames until the text ends with the given end.
 func upTo(r io.Reader, end string) string {
 	var text []byte
-	head := make([]byte, 8)
 	for !strings.HasSuffix(string(text[max(0, len(text)-len(end)-1):]), "\n"+end) {
-		if _, err := io.ReadFull(r, head); err != nil {
-			return string(text)
-		}
-		n := int(head[4])<<24 | int(head[5])<<16 | int(head[6])<<8 | int(head[7])
-		p := make([]byte, n)
-		if _, err := io.ReadFull(r, p); err != nil {
+		p, err := frame(r)
+		if err != nil {
 			return string(text)
 		}
 		text = append(text, p...)
 	}
 	return string(text)
+}
+
+// frame reads one frame.
+func frame(r io.Reader) ([]byte, error) {
+	head := make([]byte, 8)
+	if _, err := io.ReadFull(r, head); err != nil {
+		return nil, err
+	}
+	p := make([]byte, binary.BigEndian.Uint32(head[4:]))
+	_, err := io.ReadFull(r, p)
+	return p, err
 }
 
 func TestHalfClosedInputEndsInTheContainerWhileNoDaemonLives(t *testing.T) {
