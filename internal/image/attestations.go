@@ -84,15 +84,7 @@ func (r *pull) fetchAttestation(ctx context.Context, desc ocispec.Descriptor, le
 // variant, or a statement's content), invalid argument (a statement is not JSON).
 func (ds *describer) Attestations(ctx context.Context, name string, platform *ocispec.Platform, types []string, bodies bool) ([]image.AttestationStatement, error) {
 	ctx = ds.ctx(ctx)
-	m, err := ds.catalog.find(ctx, name)
-	if err != nil {
-		return nil, err
-	}
-	d, err := ds.describe(ctx, m.entry)
-	if err != nil {
-		return nil, err
-	}
-	of, err := ds.layers.choose(ctx, name, d.variants, platform)
+	d, of, err := ds.variantFor(ctx, name, platform)
 	if err != nil {
 		return nil, err
 	}

@@ -79,18 +79,25 @@ func (ds *describer) inspect(ctx context.Context, name string, m match, platform
 	return out, nil
 }
 
-// History lists the steps that made an image, the last step first.
-func (ds *describer) History(ctx context.Context, name string, platform *ocispec.Platform) ([]image.HistoryResponseItem, error) {
-	ctx = ds.ctx(ctx)
+// variantFor returns an image by its name, and its variant for a platform; nil means
+// the host's. Error: not found (the image or the variant).
+func (ds *describer) variantFor(ctx context.Context, name string, platform *ocispec.Platform) (described, variant, error) {
 	m, err := ds.catalog.find(ctx, name)
 	if err != nil {
-		return nil, err
+		return described{}, variant{}, err
 	}
 	d, err := ds.describe(ctx, m.entry)
 	if err != nil {
-		return nil, err
+		return described{}, variant{}, err
 	}
 	v, err := ds.layers.choose(ctx, name, d.variants, platform)
+	return d, v, err
+}
+
+// History lists the steps that made an image, the last step first.
+func (ds *describer) History(ctx context.Context, name string, platform *ocispec.Platform) ([]image.HistoryResponseItem, error) {
+	ctx = ds.ctx(ctx)
+	d, v, err := ds.variantFor(ctx, name, platform)
 	if err != nil {
 		return nil, err
 	}

@@ -32,7 +32,7 @@ func start(t *testing.T, o kit.Options) *kit.Daemon {
 	return d
 }
 
-// context writes the files of a build and returns their directory.
+// files writes the files of a build's context and returns their directory.
 func files(t *testing.T, all map[string]string) string {
 	t.Helper()
 	dir := t.TempDir()
