@@ -392,6 +392,15 @@ func (c *tape) Next() (engine.LogLine, error) {
 	}
 }
 
+func (c *tape) Buffered() (engine.LogLine, bool) {
+	select {
+	case l, ok := <-c.lines:
+		return l, ok
+	default:
+		return engine.LogLine{}, false
+	}
+}
+
 func (c *tape) Close() error { close(c.closed); return nil }
 
 func line(source, text string) engine.LogLine {
@@ -521,6 +530,15 @@ func (b *burst) Next() (engine.LogLine, error) {
 	b.n--
 	b.buf = append(b.buf[:0], "0123456789012345678901234567890123456789012345678901234567890123456789012345678901234567890123456\n"...)
 	return engine.LogLine{Source: "stdout", Line: b.buf}, nil
+}
+
+// Buffered has every seventh line only from Next.
+func (b *burst) Buffered() (engine.LogLine, bool) {
+	if b.n%7 == 0 {
+		return engine.LogLine{}, false
+	}
+	line, err := b.Next()
+	return line, err == nil
 }
 
 func (b *burst) Close() error { return nil }

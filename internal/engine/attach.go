@@ -223,7 +223,7 @@ func (e *Engine) ContainerLogs(ctx context.Context, ref string, o LogsOptions) (
 	if err != nil {
 		return nil, false, err
 	}
-	return logReader{r}, v.req.Config.Tty, nil
+	return r, v.req.Config.Tty, nil
 }
 
 // ends returns a channel that is closed when the container has ended and its shim

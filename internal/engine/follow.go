@@ -117,11 +117,27 @@ func (f *logClient) run(ctx context.Context) error {
 			_ = f.write(out)
 			return fmt.Errorf("read the log: %w", err)
 		}
-		out = f.enc.Append(out[:0], line)
+		out = f.collect(f.enc.Append(out[:0], line))
 		if err := f.write(out); err != nil {
 			return nil // the client has gone
 		}
 	}
+}
+
+// collectSize is how many bytes of lines are sent at once if no waiting is needed
+// for them.
+const collectSize = 32 << 10
+
+// collect appends the lines that are read already.
+func (f *logClient) collect(out []byte) []byte {
+	for len(out) < collectSize {
+		line, ok := f.log.Buffered()
+		if !ok {
+			break
+		}
+		out = f.enc.Append(out, line)
+	}
+	return out
 }
 
 // write sends a part of the log to the client.

@@ -31,14 +31,6 @@ func logConfig(s Store, spec container.Spec, req request) (proto.Log, error) {
 	}, nil
 }
 
-type logReader struct{ r *reader.Reader }
-
-func (l logReader) Next() (LogLine, error) {
-	return l.r.Next()
-}
-
-func (l logReader) Close() error { return l.r.Close() }
-
 func openLog(ctx context.Context, s Store, v *view, o reader.Options) (*reader.Reader, error) {
 	driver := v.req.HostConfig.LogConfig.Type
 	cfg := reader.Config{Driver: driver, Path: s.LogPath(v.spec.ID, driver)}

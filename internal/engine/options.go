@@ -87,9 +87,10 @@ type FollowOptions struct {
 type LogLine = format.Line
 
 // LogReader reads a container's log. Next returns io.EOF at its end, or the
-// context's error.
+// context's error. Buffered returns the next line if no read is needed for it.
 type LogReader interface {
 	Next() (LogLine, error)
+	Buffered() (LogLine, bool)
 	io.Closer
 }
 

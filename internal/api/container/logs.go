@@ -90,8 +90,14 @@ func logsOptions(r *wire.Request) (engine.LogsOptions, error) {
 	return o, nil
 }
 
-// pumpLimit bounds the data encoded ahead of a slow client, in bytes.
-const pumpLimit = 256 << 10
+const (
+	// pumpLimit bounds the data encoded ahead of a slow client, in bytes.
+	pumpLimit = 256 << 10
+	// pieceSize is how many bytes of lines that need no waiting are collected
+	// before the other goroutine gets them: a wake-up for each line would cost
+	// more than the line.
+	pieceSize = 32 << 10
+)
 
 // pump copies a log to a client: one goroutine reads and encodes, this one
 // writes and flushes. Lines that exist already are therefore sent in large
@@ -161,21 +167,30 @@ func (a *readAhead) fill(log engine.LogReader, enc *logEncoder) {
 			a.end(panicked{fmt.Sprintf("%v\n%s", v, debug.Stack())})
 		}
 	}()
+	var piece []byte
 	for {
 		line, err := log.Next()
 		if err != nil {
 			a.end(err)
 			return
 		}
-		if !a.add(enc, line) {
+		piece = enc.Append(piece[:0], line)
+		for len(piece) < pieceSize {
+			line, ok := log.Buffered()
+			if !ok {
+				break
+			}
+			piece = enc.Append(piece, line)
+		}
+		if !a.add(piece) {
 			a.end(nil)
 			return
 		}
 	}
 }
 
-// add encodes a line once there is room, unless stop was called.
-func (a *readAhead) add(enc *logEncoder, line engine.LogLine) bool {
+// add appends encoded lines once there is room, unless stop was called.
+func (a *readAhead) add(piece []byte) bool {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	for len(a.buf) >= pumpLimit && !a.stopped {
@@ -184,7 +199,7 @@ func (a *readAhead) add(enc *logEncoder, line engine.LogLine) bool {
 	if a.stopped {
 		return false
 	}
-	a.buf = enc.Append(a.buf, line)
+	a.buf = append(a.buf, piece...)
 	a.changed.Broadcast()
 	return true
 }

@@ -7,6 +7,7 @@ import (
 	"encoding/binary"
 	"encoding/json"
 	"errors"
+	"math/bits"
 	"time"
 	"unicode/utf16"
 	"unicode/utf8"
@@ -58,6 +59,13 @@ type JSONDecoder struct {
 	text  []byte
 	raw   []byte // attributes of the last line that had some
 	attrs map[string]string
+	// What follows the text in the last record, and its meaning. Lines that were
+	// read from a container together have all of it in common.
+	rest []byte
+	last Line // without a text
+	// The last time of day up to its seconds, as it was written.
+	second []byte
+	base   time.Time
 }
 
 // Record implements Decoder.
@@ -76,7 +84,10 @@ var (
 // package format write. Any other JSON of the same meaning is decoded by
 // encoding/json.
 func (d *JSONDecoder) Decode(record []byte) (Line, bool) {
-	p := bytes.TrimRight(record, "\r\n")
+	p := record
+	for len(p) > 0 && (p[len(p)-1] == '\n' || p[len(p)-1] == '\r') {
+		p = p[:len(p)-1]
+	}
 	rest, ok := bytes.CutPrefix(p, logKey)
 	if !ok {
 		return d.slow(p)
@@ -85,9 +96,22 @@ func (d *JSONDecoder) Decode(record []byte) (Line, bool) {
 	if !ok {
 		return d.slow(p)
 	}
-	line := Line{Line: d.text}
+	if len(d.rest) == 0 || !bytes.Equal(rest, d.rest) {
+		last, ok := d.decodeRest(rest)
+		if !ok {
+			return d.slow(p)
+		}
+		d.rest, d.last = append(d.rest[:0], rest...), last
+	}
+	line := d.last
+	line.Line = d.text
+	return line, true
+}
+
+// decodeRest reads what follows the text in a record.
+func (d *JSONDecoder) decodeRest(rest []byte) (line Line, ok bool) {
 	if rest, ok = bytes.CutPrefix(rest, streamKey); !ok {
-		return d.slow(p)
+		return line, false
 	}
 	switch {
 	case bytes.HasPrefix(rest, []byte(`stdout"`)):
@@ -95,7 +119,7 @@ func (d *JSONDecoder) Decode(record []byte) (Line, bool) {
 	case bytes.HasPrefix(rest, []byte(`stderr"`)):
 		line.Source = "stderr"
 	default:
-		return d.slow(p)
+		return line, false
 	}
 	rest = rest[len(`stdout"`):]
 	if after, ok := bytes.CutPrefix(rest, attrsKey); ok {
@@ -103,23 +127,61 @@ func (d *JSONDecoder) Decode(record []byte) (Line, bool) {
 		// itself.
 		end := bytes.LastIndex(after, timeKey)
 		if end < 0 {
-			return d.slow(p)
+			return line, false
 		}
 		if line.Attrs, ok = d.attributes(after[:end]); !ok {
-			return d.slow(p)
+			return line, false
 		}
 		rest = after[end:]
 	}
 	rest, ok = bytes.CutPrefix(rest, timeKey)
 	stamp, tail, cut := bytes.Cut(rest, []byte(`"`))
 	if !ok || !cut || string(tail) != "}" {
-		return d.slow(p)
+		return line, false
 	}
-	var err error
-	if line.Time, err = time.Parse(time.RFC3339Nano, string(stamp)); err != nil {
-		return Line{}, false
+	line.Time, ok = d.time(stamp)
+	return line, ok
+}
+
+// secondLen is the length of a time up to its seconds.
+const secondLen = len("2006-01-02T15:04:05")
+
+// time parses a time. Of one within the same second as the last one only the
+// fraction is parsed.
+func (d *JSONDecoder) time(stamp []byte) (time.Time, bool) {
+	utc := len(stamp) > secondLen && stamp[len(stamp)-1] == 'Z'
+	if utc && len(d.second) > 0 && bytes.Equal(stamp[:secondLen], d.second) {
+		if ns, ok := fraction(stamp[secondLen : len(stamp)-1]); ok {
+			return d.base.Add(ns), true
+		}
 	}
-	return line, true
+	t, err := time.Parse(time.RFC3339Nano, string(stamp))
+	if err != nil {
+		return time.Time{}, false
+	}
+	if utc {
+		d.second = append(d.second[:0], stamp[:secondLen]...)
+		d.base = t.Add(-time.Duration(t.Nanosecond()))
+	}
+	return t, true
+}
+
+// fraction reads a point and one to nine digits as a part of a second.
+func fraction(p []byte) (time.Duration, bool) {
+	if len(p) < 2 || len(p) > 10 || p[0] != '.' {
+		return 0, false
+	}
+	var ns time.Duration
+	for _, c := range p[1:] {
+		if c < '0' || c > '9' {
+			return 0, false
+		}
+		ns = ns*10 + time.Duration(c-'0')
+	}
+	for range 10 - len(p) {
+		ns *= 10
+	}
+	return ns, true
 }
 
 // attributes caches the decoded attributes, because they are the same in all
@@ -153,10 +215,7 @@ func (d *JSONDecoder) slow(p []byte) (Line, bool) {
 // b.
 func unescape(b, p []byte) (text, rest []byte, ok bool) {
 	for {
-		i := 0
-		for i < len(p) && p[i] != '"' && p[i] != '\\' && p[i] >= 0x20 {
-			i++
-		}
+		i := plain(p)
 		b = append(b, p[:i]...)
 		if i == len(p) || p[i] < 0x20 {
 			return b, nil, false
@@ -202,6 +261,26 @@ func unescape(b, p []byte) (text, rest []byte, ok bool) {
 			return b, nil, false
 		}
 	}
+}
+
+// plain returns how many bytes at the beginning of p stand for themselves in a
+// JSON string. It tests eight bytes at once: x-ones borrows from the high bit of
+// a byte that is 0, and from a byte above it only then, so the lowest mark is
+// always true.
+func plain(p []byte) int {
+	i := 0
+	for ; i+8 <= len(p); i += 8 {
+		x := load(p[i:])
+		quote, slash := x^'"'*ones, x^'\\'*ones
+		m := ((quote-ones)&^quote | (slash-ones)&^slash | (x-0x20*ones)&^x) & highs
+		if m != 0 {
+			return i + bits.TrailingZeros64(m)/8
+		}
+	}
+	for i < len(p) && p[i] != '"' && p[i] != '\\' && p[i] >= 0x20 {
+		i++
+	}
+	return i
 }
 
 func hex4(p []byte) (rune, bool) {

@@ -3,7 +3,9 @@
 package format
 
 import (
+	"fmt"
 	"net/url"
+	"strings"
 	"testing"
 	"time"
 )
@@ -31,5 +33,33 @@ func TestOnlyTheFirstPartOfALineHasItsTime(t *testing.T) {
 	want := "\x02\x00\x00\x00\x00\x00\x00\x2e" + head + "long " + "\x02\x00\x00\x00\x00\x00\x00\x05line\n" + "\x02\x00\x00\x00\x00\x00\x00\x2e" + head + "next\n"
 	if string(got) != want {
 		t.Errorf("%q, want %q", got, want)
+	}
+}
+
+// BenchmarkDecode decodes lines that were read from a container together, and
+// lines that each have a time of their own.
+func BenchmarkDecode(b *testing.B) {
+	suffix := func(ns int) string {
+		return fmt.Sprintf(`\n","stream":"stdout","time":"2026-03-04T12:00:00.%09dZ"}`+"\n", ns)
+	}
+	text := `{"log":"` + strings.Repeat("abcdefghi ", 10)[:99]
+	for _, c := range []struct {
+		name    string
+		records [2]string
+	}{
+		{"burst", [2]string{text + suffix(1), text + suffix(1)}},
+		{"times", [2]string{text + suffix(1), text + suffix(22)}},
+	} {
+		b.Run(c.name, func(b *testing.B) {
+			var dec JSONDecoder
+			records := [2][]byte{[]byte(c.records[0]), []byte(c.records[1])}
+			b.SetBytes(100)
+			b.ReportAllocs()
+			for i := 0; b.Loop(); i++ {
+				if _, ok := dec.Decode(records[i&1]); !ok {
+					b.Fatal("not decoded")
+				}
+			}
+		})
 	}
 }

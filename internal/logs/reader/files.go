@@ -188,8 +188,9 @@ func highestNumber(path string) (int, error) {
 	return highest, err
 }
 
-// bufferSize is the initial size of a cursor's buffer, in bytes.
-const bufferSize = 16 << 10
+// bufferSize is the initial size of a cursor's buffer, in bytes. It is freed
+// while the reader waits.
+const bufferSize = 64 << 10
 
 var errDamaged = format.ErrDamaged
 
@@ -221,20 +222,33 @@ func (c *cursor) close() { c.f.close() }
 // next returns the next whole record, valid until the next call. io.EOF means
 // that there is none yet. A partial record at the end is read again later.
 func (c *cursor) next(d decoder) ([]byte, error) {
+	if err := c.more(d); err != nil {
+		return nil, err
+	}
+	return c.buffered(d)
+}
+
+// more reads until there is a whole record in the buffer.
+func (c *cursor) more(d decoder) error {
 	for {
-		n, err := d.Record(c.buf[c.at:c.end])
-		if err != nil {
-			return nil, err
-		}
-		if n > 0 {
-			record := c.buf[c.at : c.at+n]
-			c.at += n
-			return record, nil
+		if n, err := d.Record(c.buf[c.at:c.end]); n > 0 || err != nil {
+			return err
 		}
 		if err := c.fill(); err != nil {
-			return nil, err
+			return err
 		}
 	}
+}
+
+// buffered returns the next whole record of those in the buffer, or nil.
+func (c *cursor) buffered(d decoder) ([]byte, error) {
+	n, err := d.Record(c.buf[c.at:c.end])
+	if n == 0 || err != nil {
+		return nil, err
+	}
+	record := c.buf[c.at : c.at+n]
+	c.at += n
+	return record, nil
 }
 
 func (c *cursor) fill() error {

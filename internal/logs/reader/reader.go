@@ -168,10 +168,13 @@ func (r *Reader) Skipped() uint64 { return r.bad }
 
 // Next returns the next line, io.EOF at the end, or the context's error.
 func (r *Reader) Next() (Line, error) {
-	if r.ended != nil {
-		return Line{}, r.ended
-	}
 	for {
+		if line, ok := r.Buffered(); ok {
+			return line, nil
+		}
+		if r.ended != nil {
+			return Line{}, r.ended
+		}
 		if err := r.ctx.Err(); err != nil {
 			return r.end(err)
 		}
@@ -205,20 +208,9 @@ func (r *Reader) Next() (Line, error) {
 			}
 			continue
 		}
-		record, err := r.cur.next(r.decode)
+		err := r.cur.more(r.decode)
 		if err == nil {
-			line, ok := r.decode.Decode(record)
-			if !ok {
-				r.bad++
-				continue
-			}
-			if !r.opts.Until.IsZero() && line.Time.After(r.opts.Until) {
-				return r.end(io.EOF)
-			}
-			if !r.wanted(line) {
-				continue
-			}
-			return line, nil
+			continue
 		}
 		if err == errDamaged {
 			r.bad++
@@ -232,6 +224,27 @@ func (r *Reader) Next() (Line, error) {
 			return r.end(err)
 		}
 	}
+}
+
+// Buffered returns the next line if it is read from its file already. It never
+// waits, so that a caller can collect what is there before it passes it on.
+func (r *Reader) Buffered() (Line, bool) {
+	for r.ended == nil && r.cur != nil {
+		record, err := r.cur.buffered(r.decode)
+		if err != nil || record == nil {
+			break
+		}
+		line, ok := r.decode.Decode(record)
+		switch {
+		case !ok:
+			r.bad++
+		case !r.opts.Until.IsZero() && line.Time.After(r.opts.Until):
+			r.end(io.EOF)
+		case r.wanted(line):
+			return line, true
+		}
+	}
+	return Line{}, false
 }
 
 func (r *Reader) wanted(l Line) bool {
