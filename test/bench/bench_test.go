@@ -3,7 +3,6 @@
 package bench
 
 import (
-	"bytes"
 	"cmp"
 	"fmt"
 	"math"
@@ -369,50 +368,6 @@ func measureRestart(t *testing.T, s scale, table *table, x *subject, n int) {
 		table.set(fmt.Sprintf(rowTaken, n), x.name(), ms(median(taken)))
 		table.set(fmt.Sprintf(rowManaged, n), x.name(), ms(median(all)))
 		table.set(fmt.Sprintf(rowRefused, n), x.name(), ms(slices.Max(refused)))
-	}
-}
-
-// measureLogs lets a container write lines of 100 bytes in blocks of 64 KiB.
-func measureLogs(t *testing.T, s scale, table *table, subjects []*subject) {
-	times := map[string][]time.Duration{}
-	lines := s.blocks * blockFile / lineBytes
-	for round := range s.few {
-		if s.budget.done(round) {
-			break
-		}
-		for _, x := range subjects {
-			var c struct{ ID string }
-			x.api.must(t, "POST", "/containers/create", map[string]any{
-				"Image": imageRef,
-				"Cmd":   []string{"sh", "-c", fmt.Sprintf("read go; i=0; while [ $i -lt %d ]; do dd if=/lines bs=64k 2>/dev/null; i=$((i+1)); done", s.blocks)},
-				// The container waits for its input, so that it starts to write
-				// only when the client is attached.
-				"OpenStdin": true, "StdinOnce": true,
-			}, &c)
-			x.api.must(t, "POST", "/containers/"+c.ID+"/start", nil, nil)
-			if t.Failed() {
-				return
-			}
-			begin := time.Now()
-			if err := x.api.say(c.ID, "go\n"); err != nil {
-				t.Fatal(err)
-			}
-			x.api.must(t, "POST", "/containers/"+c.ID+"/wait", nil, nil)
-			times[x.name()] = append(times[x.name()], time.Since(begin))
-			var d struct{ LogPath string }
-			x.api.must(t, "GET", "/containers/"+c.ID+"/json", nil, &d)
-			text, err := os.ReadFile(d.LogPath)
-			if err != nil {
-				t.Fatal(err)
-			}
-			if got := bytes.Count(text, []byte{'\n'}); got != lines {
-				t.Errorf("%s: the log has %d lines, but %d were written", x.name(), got, lines)
-			}
-			x.api.must(t, "DELETE", "/containers/"+c.ID+"?force=1", nil, nil)
-		}
-	}
-	for who, list := range times {
-		table.set(rowLog, who, float64(lines*lineBytes)/1e6/median(list).Seconds())
 	}
 }
 

@@ -34,7 +34,6 @@ const (
 	rowIdle     = "memory without containers (MB PSS)"
 	rowWith     = "memory with %d containers (MB PSS)"
 	rowEach     = "memory of each container (kB PSS)"
-	rowLog      = "log of 100-byte lines (MB/s)"
 
 	rowGapAPI  = gapPrefix + "%s with %d: the API (ms)"
 	rowGapPort = gapPrefix + "%s with %d: a published port (ms)"
@@ -114,7 +113,9 @@ var targets = []target{
 	{row: rowIdle, limit: 45},
 	{row: fmt.Sprintf(rowWith, 50), any: true},
 	{row: rowEach, limit: 1024},
-	{row: rowLog, floor: 300},
+	{row: rowLog, floor: 400},
+	{row: fmt.Sprintf(rowLogRead, 262), floor: 333},
+	{row: fmt.Sprintf(rowLogFollow, 262), floor: 400},
 
 	{row: rowVerbStop, share: 1. / 4},
 	{row: rowVerbKill, share: 1. / 4},
