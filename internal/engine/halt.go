@@ -268,6 +268,7 @@ func (e *Engine) ContainerKill(ctx context.Context, ref, name string) error {
 			done(signalProcess(a.spec, a.rec, sig))
 			return
 		}
+		paused := a.phase.State == container.Paused
 		gone := make(chan struct{})
 		if sig == syscall.SIGKILL {
 			// As in Docker, the answer is sent when the container has ended.
@@ -275,7 +276,11 @@ func (e *Engine) ContainerKill(ctx context.Context, ref, name string) error {
 		}
 		go func() {
 			err := a.callShim(context.Background(), shim, func(s Shim) error {
-				return s.Kill(context.Background(), proto.Kill{Signal: int(sig), Manual: manual, User: manual})
+				err := s.Kill(context.Background(), proto.Kill{Signal: int(sig), Manual: manual, User: manual})
+				if err == nil && paused {
+					awaitThaw(context.Background(), a, s)
+				}
+				return err
 			})
 			if err != nil && manual {
 				a.await(func() {

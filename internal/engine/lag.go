@@ -50,17 +50,31 @@ func awaitRecord(a *actor, last func() proto.State) <-chan struct{} {
 	return known
 }
 
-// endDelay bounds how long the answer to a request waits for the report of an end.
+// endDelay bounds how long the answer to a request waits for the report of an end or
+// a thaw.
 const endDelay = 10 * time.Second
 
 // awaitEnd is called when a shim has refused a call. If it did so because the
 // container's process has ended, awaitEnd waits until the daemon knows of that end:
 // the client must not find the container running after it got the answer.
 func awaitEnd(ctx context.Context, a *actor, shim Shim) {
+	awaitShim(ctx, a, shim, func(now proto.State) bool { return now.Pid == 0 })
+}
+
+// awaitThaw is called when a shim has sent a signal to a paused container and
+// resumed it for that. It waits until the daemon knows: the client must not find the
+// container paused after it got the answer.
+func awaitThaw(ctx context.Context, a *actor, shim Shim) {
+	awaitShim(ctx, a, shim, func(now proto.State) bool { return now.Status != proto.StatusPaused })
+}
+
+// awaitShim waits until the daemon knows the shim's present state, if it matters to
+// the answer to a request.
+func awaitShim(ctx context.Context, a *actor, shim Shim, matters func(proto.State) bool) {
 	ctx, cancel := context.WithTimeout(ctx, endDelay)
 	defer cancel()
 	last, err := shim.State(ctx)
-	if err != nil || last.Pid != 0 {
+	if err != nil || !matters(last) {
 		return
 	}
 	select {

@@ -35,6 +35,8 @@ type result struct {
 	log        string // of the daemon, of this round
 	tally      tally
 	took       time.Duration
+	playing    time.Duration // the part of it before the judgement
+	played     []int         // operations of each client
 }
 
 // everywhere is the slot of a window that touches all.
@@ -117,26 +119,44 @@ func play(t testing.TB, d *kit.Daemon, registry *kit.Registry, plan model.Plan) 
 		s.must("POST", "/networks/create", map[string]any{"Name": network(c), "Labels": map[string]string{"storm": "keep"}})
 	}
 	done := make(chan struct{})
+	over := make(chan struct{}) // all faults were played
 	gone := make(chan struct{})
 	go func() {
 		defer close(gone)
-		s.gremlin(done)
+		s.gremlin(done, over)
 	}()
 	var users sync.WaitGroup
+	played := make([]int, plan.Clients)
 	for c := range plan.Clients {
-		users.Go(func() {
-			for _, o := range plan.Ops {
-				if o.Client == c && !s.failed() {
-					s.run(o)
-				}
-			}
-		})
+		users.Go(func() { played[c] = s.client(c, over) })
 	}
 	users.Wait()
+	playedFor := time.Since(s.began)
 	close(done)
 	<-gone
 	s.judge()
-	return result{s.violations, s.history, d.Log()[logFrom:], s.tally, time.Since(s.began)}
+	return result{s.violations, s.history, d.Log()[logFrom:], s.tally, time.Since(s.began), playedFor, played}
+}
+
+// client does the operations of a client, and returns how many.
+func (s *storm) client(c int, over <-chan struct{}) (played int) {
+	rest := 0
+	for _, o := range s.plan.Ops {
+		if o.Client != c {
+			continue
+		}
+		if s.failed() || s.plan.Rest > 0 && rest >= s.plan.Rest {
+			break
+		}
+		select {
+		case <-over:
+			rest++
+		default:
+		}
+		s.run(o)
+		played++
+	}
+	return played
 }
 
 func network(client int) string { return fmt.Sprintf("net%d", client) }
@@ -371,7 +391,7 @@ func (s *storm) tell(l *slot, o model.Op, gen int, a model.Answer, words string,
 	err := l.model.Do(o, gen, a)
 	after := l.model.String()
 	if a.Result == model.Lost {
-		if until := time.Now().Add(time.Duration(o.Time)*time.Second + 5*time.Second); until.After(l.settled) {
+		if until := time.Now().Add(time.Duration(o.Time)*time.Second + time.Second); until.After(l.settled) {
 			l.settled = until
 		}
 	}

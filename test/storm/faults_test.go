@@ -29,8 +29,11 @@ import (
 const grace = 8 * time.Second
 
 // gremlin does the faults, one after the other, and starts the daemon again
-// whenever it has died, until the clients are done.
-func (s *storm) gremlin(done <-chan struct{}) {
+// whenever it has died, until the clients are done. It closes over after the last
+// fault.
+func (s *storm) gremlin(done <-chan struct{}, over chan<- struct{}) {
+	end := sync.OnceFunc(func() { close(over) })
+	defer end()
 	for _, f := range s.plan.Faults {
 		due := time.After(time.Duration(f.After) * time.Millisecond)
 		for waiting := true; waiting; {
@@ -43,16 +46,19 @@ func (s *storm) gremlin(done <-chan struct{}) {
 				waiting = false
 			}
 		}
-		s.mu.Lock()
-		s.tally.faults[f.Kind]++
-		s.mu.Unlock()
 		s.note("FAULT %s", f)
-		s.inflict(f)
-		s.note("FAULT %s is over", f.Kind)
+		done := s.inflict(f)
+		s.note("FAULT %s is over, done %v", f.Kind, done)
+		if done {
+			s.mu.Lock()
+			s.tally.faults[f.Kind]++
+			s.mu.Unlock()
+		}
 		if s.failed() {
 			return
 		}
 	}
+	end()
 	for {
 		select {
 		case <-done:
@@ -144,13 +150,6 @@ func (s *storm) orphan(l *slot) {
 	l.model.SawOrphaning()
 }
 
-// kill kills the daemon, and waits until it has ended.
-func (s *storm) kill(kind model.Kind) *window {
-	w := s.open(kind, everywhere)
-	unix.Kill(s.d.Pid(), unix.SIGKILL)
-	return w
-}
-
 // victim is a running container as its shim has recorded it.
 type victim struct {
 	id    string
@@ -215,48 +214,80 @@ var failpointNames = sync.OnceValue(func() (names []string) {
 	return names
 })
 
-// inflict does one fault.
-func (s *storm) inflict(f model.Fault) {
-	lasts := func() { <-time.After(time.Duration(f.Time) * time.Millisecond) }
+// inflict does one fault. It reports whether there was anything to inflict it on.
+func (s *storm) inflict(f model.Fault) bool {
 	victims := s.victims()
 	var v victim
 	if len(victims) > 0 {
 		v = victims[f.N%len(victims)]
 	}
-	need := func() bool { return v.id != "" }
+	switch f.Kind {
+	case model.KillDaemon, model.TermDaemon, model.Failpoint, model.KillBoth, model.FreezeDaemon, model.Reload, model.Takeover, model.Upgrade, model.KillEvents:
+		w := s.open(f.Kind, everywhere)
+		s.inflictDaemon(f)
+		s.shut(w, after[f.Kind])
+		return true
+	case model.KillRuntime, model.KillInit:
+		return s.killRuntime(f)
+	case model.FlushRules, model.BridgeDown, model.LinkGone, model.MountGone, model.RunFileGone:
+		return s.damage(f, v)
+	case model.FillDisk, model.FillInodes:
+		return s.fill(f)
+	}
+	if v.id == "" {
+		return false
+	}
+	w := s.open(f.Kind, v.at())
+	defer s.shut(w, after[f.Kind])
+	switch f.Kind {
+	case model.KillShim:
+		s.killShim(v)
+	case model.KillContainer:
+		if v.slot == nil || v.state.Pid <= 0 {
+			return false
+		}
+		v.slot.mu.Lock()
+		v.slot.model.SawKill()
+		v.slot.mu.Unlock()
+		return s.killFirst(v)
+	case model.FreezeShim:
+		unix.Kill(v.state.ShimPid, unix.SIGSTOP)
+		last(f)
+		unix.Kill(v.state.ShimPid, unix.SIGCONT)
+	}
+	return true
+}
+
+// after is how long after a fault requests may still fail because of it.
+var after = map[model.Kind]time.Duration{
+	model.KillDaemon: 2 * time.Second, model.TermDaemon: 2 * time.Second, model.Failpoint: 2 * time.Second, model.FreezeDaemon: 2 * time.Second,
+	model.Takeover: 2 * time.Second, model.FreezeShim: 2 * time.Second, model.KillBoth: grace, model.KillShim: grace, model.KillContainer: grace,
+	model.KillEvents: time.Second, model.Reload: time.Second, model.Upgrade: time.Second,
+}
+
+// inflictDaemon does a fault of the daemon, or of all processes.
+func (s *storm) inflictDaemon(f model.Fault) {
 	switch f.Kind {
 	case model.KillDaemon:
-		w := s.kill(f.Kind)
-		lasts()
+		unix.Kill(s.d.Pid(), unix.SIGKILL)
+		last(f)
 		s.revive(f.Kind, "")
-		s.shut(w, 2*time.Second)
 	case model.TermDaemon:
-		w := s.open(f.Kind, everywhere)
 		unix.Kill(s.d.Pid(), unix.SIGTERM)
 		s.revive(f.Kind, "")
-		s.shut(w, 2*time.Second)
 	case model.Failpoint:
 		names := failpointNames()
 		name := names[f.N%len(names)]
-		w := s.open(f.Kind, everywhere)
 		if strings.HasPrefix(name, "takeover.") {
 			s.takeover(name)
-		} else {
-			unix.Kill(s.d.Pid(), unix.SIGKILL)
-			s.revive(f.Kind, name)
-			if strings.HasPrefix(name, "handover.") && s.d.Running() {
-				s.takeover("")
-			}
+			break
 		}
-		s.shut(w, 2*time.Second)
-	case model.KillShim:
-		if need() {
-			w := s.open(f.Kind, v.at())
-			s.killShim(v)
-			s.shut(w, grace)
+		unix.Kill(s.d.Pid(), unix.SIGKILL)
+		s.revive(f.Kind, name)
+		if strings.HasPrefix(name, "handover.") && s.d.Running() {
+			s.takeover("")
 		}
 	case model.KillBoth:
-		w := s.open(f.Kind, everywhere)
 		for _, l := range s.slots {
 			s.orphan(l)
 		}
@@ -264,64 +295,33 @@ func (s *storm) inflict(f model.Fault) {
 		for _, v := range s.victims() {
 			s.killShim(v)
 		}
-		lasts()
+		last(f)
 		for _, l := range s.slots {
 			s.orphan(l)
 		}
 		s.revive(f.Kind, "")
-		s.shut(w, grace)
-	case model.KillRuntime, model.KillInit:
-		s.killRuntime(f)
-	case model.KillContainer:
-		if need() && v.slot != nil && v.state.Pid > 0 {
-			w := s.open(f.Kind, v.at())
-			v.slot.mu.Lock()
-			v.slot.model.SawKill()
-			v.slot.mu.Unlock()
-			s.killFirst(v)
-			s.shut(w, grace)
-		}
 	case model.KillEvents:
-		w := s.open(f.Kind, everywhere)
 		for _, pid := range kit.EventServers(s.t, s.d) {
 			unix.Kill(pid, unix.SIGKILL)
 		}
-		s.shut(w, time.Second)
 	case model.FreezeDaemon:
-		w := s.open(f.Kind, everywhere)
 		pid := s.d.Pid()
 		unix.Kill(pid, unix.SIGSTOP)
-		lasts()
+		last(f)
 		unix.Kill(pid, unix.SIGCONT)
-		s.shut(w, 2*time.Second)
-	case model.FreezeShim:
-		if need() {
-			w := s.open(f.Kind, v.at())
-			unix.Kill(v.state.ShimPid, unix.SIGSTOP)
-			lasts()
-			unix.Kill(v.state.ShimPid, unix.SIGCONT)
-			s.shut(w, 2*time.Second)
-		}
-	case model.FlushRules, model.BridgeDown, model.LinkGone, model.MountGone, model.RunFileGone:
-		s.damage(f, v)
-	case model.FillDisk, model.FillInodes:
-		s.fill(f)
 	case model.Reload:
-		w := s.open(f.Kind, everywhere)
 		s.d.WriteConfig(map[string]any{"live-restore": true, "debug": f.N%2 == 0, "shutdown-timeout": 10 + f.N%5})
 		unix.Kill(s.d.Pid(), unix.SIGHUP)
-		s.shut(w, time.Second)
 	case model.Takeover:
-		w := s.open(f.Kind, everywhere)
 		s.takeover("")
-		s.shut(w, 2*time.Second)
 	case model.Upgrade:
-		w := s.open(f.Kind, everywhere)
 		r := s.d.TryHoldfast("daemon", "upgrade", "--shims")
 		s.note("upgrade of shims: %d %s", r.Code, shorten(r.Stdout+r.Stderr))
-		s.shut(w, time.Second)
 	}
 }
+
+// last waits as long as a fault lasts.
+func last(f model.Fault) { <-time.After(time.Duration(f.Time) * time.Millisecond) }
 
 // takeover lets another daemon take over, which dies at a failpoint where one is
 // given.
@@ -356,22 +356,20 @@ func (s *storm) takeover(failpoint string) {
 }
 
 // killFirst kills the first process of a container by a pidfd.
-func (s *storm) killFirst(v victim) {
+func (s *storm) killFirst(v victim) bool {
 	fd, err := unix.PidfdOpen(v.state.Pid, 0)
 	if err != nil {
-		return
+		return false
 	}
 	defer unix.Close(fd)
 	comm, _ := os.ReadFile(fmt.Sprintf("/proc/%d/comm", v.state.Pid))
-	if strings.TrimSpace(string(comm)) == "player" {
-		unix.PidfdSendSignal(fd, unix.SIGKILL, nil, 0)
-	}
+	return strings.TrimSpace(string(comm)) == "player" && unix.PidfdSendSignal(fd, unix.SIGKILL, nil, 0) == nil
 }
 
 // killRuntime waits for a call of the runtime and kills it, or its first process
 // in the container, in the middle.
-func (s *storm) killRuntime(f model.Fault) {
-	late := time.After(3 * time.Second)
+func (s *storm) killRuntime(f model.Fault) bool {
+	late := time.After(500 * time.Millisecond)
 	again := time.NewTicker(time.Millisecond)
 	defer again.Stop()
 	for {
@@ -381,19 +379,24 @@ func (s *storm) killRuntime(f model.Fault) {
 				if at == everywhere || l.at == at {
 					l.mu.Lock()
 					l.model.SawDamage()
+					if f.Kind == model.KillInit {
+						// It may be about to execute the program: the start has succeeded
+						// then, and the container is killed.
+						l.model.SawKill()
+					}
 					l.mu.Unlock()
 				}
 			}
 			unix.Kill(pid, unix.SIGKILL)
 			s.note("%s: killed %d, of %s", f.Kind, pid, at)
 			s.shut(w, grace)
-			return
+			return true
 		}
 		select {
 		case <-again.C:
 		case <-late:
 			s.note("%s: there was none", f.Kind)
-			return
+			return false
 		}
 	}
 }
@@ -435,10 +438,10 @@ func (s *storm) runtime(init bool) (pid int, at place, ok bool) {
 }
 
 // damage takes something away that the containers use.
-func (s *storm) damage(f model.Fault, v victim) {
+func (s *storm) damage(f model.Fault, v victim) (done bool) {
 	w := s.open(f.Kind, everywhere)
 	defer s.shut(w, grace)
-	var err error
+	err := errors.New("there is none")
 	switch f.Kind {
 	case model.FlushRules:
 		verb := []string{"flush", "delete"}[f.N%2]
@@ -460,7 +463,7 @@ func (s *storm) damage(f model.Fault, v victim) {
 			for line := range strings.Lines(string(mounts)) {
 				if m := strings.Fields(line)[4]; strings.Contains(m, v.id) && strings.HasPrefix(m, s.d.Root) {
 					s.note("%s: %s", f.Kind, m)
-					err = errors.Join(err, unix.Unmount(m, unix.MNT_DETACH))
+					err = unix.Unmount(m, unix.MNT_DETACH)
 					break
 				}
 			}
@@ -471,6 +474,7 @@ func (s *storm) damage(f model.Fault, v victim) {
 	if err != nil {
 		s.note("%s: %v", f.Kind, err)
 	}
+	return err == nil
 }
 
 // hurt records that a container's network or root was damaged.
@@ -484,7 +488,7 @@ func (s *storm) hurt() {
 }
 
 // fill makes the file system of the data root full for a while.
-func (s *storm) fill(f model.Fault) {
+func (s *storm) fill(f model.Fault) bool {
 	w := s.open(f.Kind, everywhere)
 	defer s.shut(w, grace)
 	s.mu.Lock()
@@ -498,7 +502,7 @@ func (s *storm) fill(f model.Fault) {
 	dir := s.d.DataRoot + "/filler"
 	if err := os.Mkdir(dir, 0o700); err != nil {
 		s.note("fill: %v", err)
-		return
+		return false
 	}
 	defer os.RemoveAll(dir)
 	if f.Kind == model.FillInodes {
@@ -511,7 +515,7 @@ func (s *storm) fill(f model.Fault) {
 		b := make([]byte, 1<<16)
 		file, err := os.Create(dir + "/file")
 		if err != nil {
-			return
+			return false
 		}
 		for len(b) > 0 {
 			if _, err := file.Write(b); err != nil {
@@ -520,5 +524,6 @@ func (s *storm) fill(f model.Fault) {
 		}
 		file.Close()
 	}
-	<-time.After(time.Duration(f.Time) * time.Millisecond)
+	last(f)
+	return true
 }

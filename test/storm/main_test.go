@@ -32,12 +32,13 @@ var (
 	stormFaults = flag.Int("storm.faults", 0, "how many faults TestStorm plays, instead of a time")
 	stormSeed   = flag.Uint64("storm.seed", 0, "the seed; 0 takes a new one")
 	stormRound  = flag.Int("storm.round", -1, "play this round alone")
-	stormOps    = flag.Int("storm.ops", 30, "operations of a client in a round")
-	stormPer    = flag.Int("storm.per", 12, "faults in a round")
+	stormOps    = flag.Int("storm.ops", 200, "most operations of a client in a round")
+	stormPer    = flag.Int("storm.per", 40, "faults in a round")
 	stormKinds  = flag.String("storm.kinds", "", "the kinds of faults, with commas between; empty is all")
 	stormPlan   = flag.String("storm.plan", "", "play the plan in this file instead of a seed's")
 	stormShrink = flag.Bool("shrink", false, "shrink a plan that fails to the shortest that still fails")
 	stormKeep   = flag.Bool("storm.keep", false, "go on after a violation")
+	stormAll    = flag.Bool("storm.all", false, "report all rounds, not only those that fail")
 	stormOut    = flag.String("storm.out", "", "write plans that fail, with their histories, into this folder")
 )
 
@@ -97,9 +98,11 @@ func TestStorm(t *testing.T) {
 		plan := planOf(t, seed, round)
 		r := play(t, d, registry, plan)
 		total.add(r.tally)
-		fmt.Printf("storm: round %d: %d operations, %d faults, %d without an answer, %s\n", round, r.tally.sum(r.tally.ops), r.tally.sum(r.tally.faults), r.tally.lost, r.took.Round(time.Millisecond))
-		if len(r.violations) > 0 {
+		fmt.Printf("storm: round %d: %d operations, %d faults, %d without an answer, %.1f s, of which %.1f s to judge\n", round, r.tally.sum(r.tally.ops), r.tally.sum(r.tally.faults), r.tally.lost, r.took.Seconds(), (r.took - r.playing).Seconds())
+		if len(r.violations) > 0 || *stormAll {
 			report(t, plan, r)
+		}
+		if len(r.violations) > 0 {
 			if *stormShrink {
 				shrink(t, registry, plan, r)
 			}

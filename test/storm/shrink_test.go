@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 	"testing"
 
@@ -21,6 +22,12 @@ const tries = 3
 // out ever smaller parts (delta debugging), and prints it.
 func shrink(t *testing.T, registry *kit.Registry, plan model.Plan, r result) {
 	kind, _, _ := strings.Cut(r.violations[0], ":")
+	plan.Rest = 0
+	left := r.played
+	plan.Ops = slices.DeleteFunc(slices.Clone(plan.Ops), func(o model.Op) bool { // what was not played
+		left[o.Client]--
+		return left[o.Client] < 0
+	})
 	n := 0
 	fails := func(p model.Plan) bool {
 		for range tries {

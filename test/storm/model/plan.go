@@ -204,8 +204,11 @@ type Plan struct {
 	Round   int
 	Clients int
 	Slots   int // of each client
-	Ops     []Op
-	Faults  []Fault
+	// Rest is how many operations each client still does after the last fault. 0 is
+	// all.
+	Rest   int `json:",omitempty"`
+	Ops    []Op
+	Faults []Fault
 }
 
 // Shared is how many names clients contend for.
@@ -259,6 +262,9 @@ func kinds(from []weighted) (out []Kind) {
 // many faults.
 func NewPlan(seed uint64, round, clients, slots, ops, faults int) Plan {
 	p := Plan{Seed: seed, Round: round, Clients: clients, Slots: slots}
+	if faults > 0 {
+		p.Rest = 8
+	}
 	for c := range clients {
 		d := NewDice(seed, uint64(round), uint64(c))
 		for s := range slots { // something to act upon
@@ -269,10 +275,28 @@ func NewPlan(seed uint64, round, clients, slots, ops, faults int) Plan {
 		}
 	}
 	d := NewDice(seed, uint64(round), 1000)
+	pause := 60
+	if round%4 == 3 {
+		pause = 900
+	}
 	for range faults {
-		p.Faults = append(p.Faults, Fault{After: d.Between(20, 700), Kind: pick(d, faultWeights), N: d.N(1000), Time: d.Between(20, 900)})
+		p.Faults = append(p.Faults, newFault(d, pause))
 	}
 	return p
+}
+
+// newFault mostly follows the fault before at once, so that faults meet each
+// other's repair. Some faults, and those of some rounds, come after a pause, in which
+// what was broken is whole again: then a request has no excuse.
+func newFault(d *Dice, pause int) Fault {
+	f := Fault{After: d.N(pause), Kind: pick(d, faultWeights), N: d.N(1000), Time: d.Between(1, 120)}
+	if d.N(6) == 0 {
+		f.After = d.Between(100, 900)
+	}
+	if d.N(6) == 0 {
+		f.Time = d.Between(100, 900)
+	}
+	return f
 }
 
 func newOp(d *Dice, client, slots int) Op {
@@ -282,7 +306,7 @@ func newOp(d *Dice, client, slots int) Op {
 	}
 	switch o.Kind {
 	case Stop, Restart:
-		o.Time = []int{0, 1, 10}[d.N(3)]
+		o.Time = d.N(3)
 	case Create:
 		o.Spec = newSpec(d, o.Slot)
 	case Kill:

@@ -4,6 +4,7 @@ package model
 
 import (
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 )
@@ -385,10 +386,10 @@ func killOutcomes(st State, o Op) []outcome {
 			return []outcome{{OK, ended(st, 137)}}
 		case 1:
 			st.Dying = true
-			if st.Status == Paused {
-				// The signal that stops it thaws it, too.
-				return []outcome{{OK, st}, {OK, with(st, Running)}}
-			}
+		}
+		if st.Status == Paused {
+			// The signal thaws it, unless its shim was killed, and none could be started.
+			return []outcome{{OK, st}, {OK, with(st, Running)}}
 		}
 		return []outcome{{OK, st}}
 	case Restarting:
@@ -422,7 +423,7 @@ func netOutcomes(st State, spec Spec, o Op) []outcome {
 func (s *Slot) spread() {
 	for range 4 { // such as paused, thawed by a pending request, ended, removed
 		before := len(s.may)
-		for _, st := range s.Possible() {
+		for _, st := range slices.Collect(maps.Keys(s.may)) {
 			for _, then := range s.alone(st) {
 				s.may[then] = true
 			}
@@ -482,6 +483,11 @@ func (s *Slot) alone(st State) (out []State) {
 		}
 		if s.killed {
 			exit(137)
+			if st.Status == Paused {
+				// Until what it used is given back it is shown as running: nothing is
+				// frozen any more.
+				out = append(out, with(st, Running))
+			}
 			if st.Dying {
 				out = append(out, ended(st, 137))
 			}
@@ -619,13 +625,19 @@ func (s *Slot) failed(next map[State]bool, st State, o Op, gen int) {
 			c.Status = Created
 			next[c] = true
 		}
+		if o.Kind == Restart && st.Status == Paused {
+			next[with(st, Running)] = true // its stop has thawed it, and the signal may be ignored
+		}
 	case Stop, Kill:
+		if st.Status == Created || st.Status == Exited {
+			break // there is nothing to stop
+		}
 		next[ended(st, 137)] = true
 		if st.Status == Paused {
 			next[with(st, Running)] = true // it is thawed, so that it gets the signal
 		}
 	case Remove, Prune:
-		if o.Kind == Remove && o.N != 0 {
+		if o.Kind == Remove && o.N != 0 && st.Status != Created && st.Status != Exited {
 			next[ended(st, 137)] = true
 		}
 		next[with(st, Removing)], next[with(st, Dead)] = true, true
@@ -702,11 +714,17 @@ func (s *Slot) identify(o Observation) error {
 	return nil
 }
 
-// Settle records that nothing is pending any more: all time-outs are over and all
-// that was under way has ended.
-func (s *Slot) Settle() {
+// SawDaemonEnd records that the daemon ended and the next has restored: what only a
+// daemon does is no longer pending.
+func (s *Slot) SawDaemonEnd() {
 	s.spread()
-	s.pending = nil
+	s.pending = slices.DeleteFunc(s.pending, func(p pending) bool {
+		switch p.op.Kind {
+		case Create, Rename, NetJoin, NetLeave:
+			return true
+		}
+		return false
+	})
 }
 
 // Runs returns the least and the greatest number of starts of a container.
