@@ -36,7 +36,6 @@ import (
 	"github.com/moby/buildkit/session"
 	containerdsnapshot "github.com/moby/buildkit/snapshot/containerd"
 	"github.com/moby/buildkit/solver"
-	"github.com/moby/buildkit/solver/bboltcachestorage"
 	"github.com/moby/buildkit/solver/pb"
 	"github.com/moby/buildkit/util/archutil"
 	"github.com/moby/buildkit/util/db/boltutil"
@@ -73,6 +72,8 @@ type builder struct {
 	graceful   chan struct{}
 	steps      steps
 	at         places
+	dataRoot   string
+	boot       string // identifies the boot of the machine
 }
 
 func openBuilder(ctx context.Context, o Options, remote *stores.Client) (_ *builder, err error) {
@@ -92,7 +93,11 @@ func openBuilder(ctx context.Context, o Options, remote *stores.Client) (_ *buil
 		return nil, err
 	}
 	bkversion.Version = linkedVersion()
-	b := &builder{remote: remote, conf: conf, at: at, graceful: make(chan struct{}), conns: newPassed()}
+	boot, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	if err != nil {
+		return nil, err
+	}
+	b := &builder{remote: remote, conf: conf, at: at, graceful: make(chan struct{}), conns: newPassed(), dataRoot: o.DataRoot, boot: string(boot)}
 	if b.sessions, err = session.NewManager(); err != nil {
 		return nil, err
 	}
@@ -127,6 +132,9 @@ func (b *builder) close() error {
 	b.grpc.Stop()
 	b.steps.wait(stepsEnd)
 	err := errors.Join(b.controller.Close(), b.at.sweep(b.conf.Runtime))
+	if err == nil {
+		err = closedCache(build.StateDir(b.dataRoot))
+	}
 	removeCgroup(b.conf.CgroupParent)
 	return err
 }
@@ -274,7 +282,7 @@ func (b *builder) newController(state string) (*control.Controller, error) {
 	if err != nil {
 		return nil, err
 	}
-	cache, err := openDatabase(filepath.Join(state, "cache.db"), bboltcachestorage.NewStore)
+	cache, err := openCache(state, b.boot)
 	if err != nil {
 		return nil, err
 	}
@@ -319,29 +327,4 @@ func historyConfig(c stores.Config) *config.HistoryConfig {
 		return nil
 	}
 	return &config.HistoryConfig{MaxAge: config.Duration{Duration: c.HistoryAge}, MaxEntries: c.HistoryEntries}
-}
-
-// openDatabase opens a database of BuildKit's. A damaged one is set aside, because
-// it has only what a build can make again.
-func openDatabase[T any](path string, open func(string) (T, error)) (db T, err error) {
-	try := func() (db T, err error) {
-		defer func() {
-			if v := recover(); v != nil {
-				err = fmt.Errorf("%v", v) // bbolt panics at some damage
-			}
-		}()
-		return open(path)
-	}
-	if db, err = try(); err == nil {
-		return db, nil
-	}
-	if _, statErr := os.Stat(path); statErr != nil {
-		return db, err
-	}
-	aside := path + ".damaged"
-	logf("the database %s is damaged (%v): it was set aside as %s, and builds start with an empty cache", path, err, aside)
-	if renameErr := os.Rename(path, aside); renameErr != nil {
-		return db, errors.Join(err, renameErr)
-	}
-	return try()
 }
