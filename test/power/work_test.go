@@ -106,7 +106,7 @@ func (w *worker) step(ctx context.Context) error {
 		do     func(context.Context) error
 	}{
 		{6, w.create}, {8, w.start}, {3, w.stop}, {2, w.restart}, {3, w.rename}, {3, w.update}, {4, w.remove},
-		{2, w.tag}, {2, w.untag}, {2, w.load}, {2, w.pull}, {2, w.commit},
+		{2, w.tag}, {2, w.untag}, {2, w.load}, {2, w.pull}, {2, w.commit}, {3, w.build},
 		{2, w.createNetwork}, {1, w.removeNetwork}, {2, w.connect}, {1, w.disconnect},
 		{1, w.createVolume}, {1, w.removeVolume},
 	}
