@@ -30,7 +30,7 @@ STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 BENCHSTAT   := golang.org/x/perf/cmd/benchstat@v0.0.0-20260908200009-22c9c6c9d4da
 
 .DEFAULT_GOAL := help
-.PHONY: help build image demo check vet unit lint test race raceunit crash storm powerloss upgrade fuzz differ vuln bench bench-compare \
+.PHONY: help build image demo check vet unit lint test race raceunit crash storm soak powerloss upgrade fuzz differ vuln bench bench-compare \
 	picture release pack packages peer root tools install clean
 
 help: ## this list
@@ -65,7 +65,7 @@ vet:
 	go vet ./...
 
 # The packages under test that need no root.
-ROOTLESS := ./test/arch ./test/differ/catalogue ./test/release ./test/storm/model
+ROOTLESS := ./test/arch ./test/differ/catalogue ./test/release ./test/soak/judge ./test/storm/model
 
 unit:
 	go test ./internal/... ./cmd/... $(ROOTLESS)
@@ -119,6 +119,14 @@ storm: TIME = 3m
 storm: root packages ## random operations and faults against a model for TIME (3m) or FAULTS faults; SEED=n plays a seed again (root)
 	@$(MAKE) --no-print-directory build tools
 	$(ROOTTEST) -timeout 0 -v -run '^TestStorm$$' ./test/storm -storm.time='$(TIME)' -storm.faults='$(FAULTS)' -storm.seed='$(SEED)' $(if $(ROUND),-storm.round='$(ROUND)') $(if $(SHRINK),-shrink)
+
+# The picture and the table are written into OUT.
+CONTAINERS ?= 200
+OUT ?= .cache/soak
+soak: TIME = $(if $(SHORT),10m,1h)
+soak: root packages ## CONTAINERS (200) containers and their clients for TIME (1h), or ten minutes with SHORT=1: nothing may grow (root)
+	@$(MAKE) --no-print-directory build tools
+	$(ROOTTEST) -timeout 0 -v -run '^TestNothingGrows$$' ./test/soak -args -soak.time '$(TIME)' -soak.containers '$(CONTAINERS)' -soak.out '$(abspath $(OUT))'
 
 upgrade: root packages ## daemons of every version in test/upgrade/versions.txt with shims of every other (root)
 	@$(MAKE) --no-print-directory build tools
