@@ -3,15 +3,12 @@
 package api
 
 import (
-	"flag"
 	"fmt"
 	"strings"
 	"testing"
 
-	"holdfast/test/docpage"
+	"holdfast/test/golden"
 )
-
-var update = flag.Bool("update", false, "write the table of docs/differences.md anew")
 
 const (
 	routesBegin = "<!-- The table below is written by go test ./internal/api -run DifferencesPage -update -->\n"
@@ -31,8 +28,8 @@ func TestDifferencesPageListsEveryRouteThatIsNotAvailable(t *testing.T) {
 		fmt.Fprintf(&want, "| %s | %s |\n", u.what, strings.Join(paths, ", "))
 	}
 
-	docpage.Section{
+	golden.Section{
 		Path: "../../docs/differences.md", Begin: routesBegin, End: routesEnd,
 		Command: "go test ./internal/api -run DifferencesPage -update",
-	}.Keep(t, want.String(), *update)
+	}.Keep(t, want.String())
 }

@@ -3,16 +3,13 @@
 package config
 
 import (
-	"flag"
 	"fmt"
 	"sort"
 	"strings"
 	"testing"
 
-	"holdfast/test/docpage"
+	"holdfast/test/golden"
 )
-
-var update = flag.Bool("update", false, "write the table of docs/options.md anew")
 
 const (
 	optionsPage  = "../../docs/options.md"
@@ -211,8 +208,8 @@ func TestEveryHonouredKeyHasAnExampleThatIsTaken(t *testing.T) {
 }
 
 func TestOptionsPageIsWhatTheCodeDoes(t *testing.T) {
-	docpage.Section{
+	golden.Section{
 		Path: optionsPage, Begin: tableBegins, End: tableEndings,
 		Command: "go test ./internal/config -run OptionsPage -update",
-	}.Keep(t, page(), *update)
+	}.Keep(t, page())
 }

@@ -4,38 +4,13 @@ package container
 
 import (
 	"bytes"
-	"flag"
 	"fmt"
+	"holdfast/test/golden"
 	"io"
-	"os"
-	"path/filepath"
 	"strings"
 	"testing"
 	"text/tabwriter"
 )
-
-var update = flag.Bool("update", false, "rewrite the golden files")
-
-func golden(t *testing.T, name string, got []byte) {
-	t.Helper()
-	path := filepath.Join("testdata", name)
-	if *update {
-		if err := os.MkdirAll("testdata", 0o755); err != nil {
-			t.Fatal(err)
-		}
-		if err := os.WriteFile(path, got, 0o644); err != nil {
-			t.Fatal(err)
-		}
-		return
-	}
-	want, err := os.ReadFile(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if !bytes.Equal(got, want) {
-		t.Errorf("%s differs from the code; run with -update and review the diff:\n%s", path, got)
-	}
-}
 
 // usual is the phase that a container in a state mostly has.
 func usual(s State) Phase {
@@ -86,7 +61,7 @@ func TestLifecycleTable(t *testing.T) {
 		fmt.Fprintln(w)
 	}
 	w.Flush()
-	golden(t, "step.golden", trimRight(b.Bytes()))
+	golden.Compare(t, "testdata/step.golden", trimRight(b.Bytes()))
 }
 
 // TestPhaseTable compares the outcomes that depend on the other parts of a phase
@@ -150,7 +125,7 @@ func TestPhaseTable(t *testing.T) {
 	}
 	section("commits", Facts{HasRun: true}, commits, AskCommit, SawCommitOver, AskUnpause, AskStop)
 	w.Flush()
-	golden(t, "phase.golden", trimRight(b.Bytes()))
+	golden.Compare(t, "testdata/phase.golden", trimRight(b.Bytes()))
 }
 
 // everyPhase calls fn with each phase. Counters are 0 or 1.
@@ -223,7 +198,7 @@ func TestReconcileTable(t *testing.T) {
 		}
 	}
 	w.Flush()
-	golden(t, "reconcile.golden", trimRight(b.Bytes()))
+	golden.Compare(t, "testdata/reconcile.golden", trimRight(b.Bytes()))
 }
 
 func trimRight(b []byte) []byte {
@@ -293,5 +268,5 @@ func TestRestartTable(t *testing.T) {
 		fmt.Fprintln(w)
 	}
 	w.Flush()
-	golden(t, "begin.golden", trimRight(b.Bytes()))
+	golden.Compare(t, "testdata/begin.golden", trimRight(b.Bytes()))
 }

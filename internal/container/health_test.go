@@ -6,6 +6,7 @@ import (
 	"bytes"
 	"cmp"
 	"fmt"
+	"holdfast/test/golden"
 	"testing"
 	"text/tabwriter"
 )
@@ -30,5 +31,5 @@ func TestHealthTable(t *testing.T) {
 		}
 	}
 	w.Flush()
-	golden(t, "health.golden", trimRight(b.Bytes()))
+	golden.Compare(t, "testdata/health.golden", trimRight(b.Bytes()))
 }

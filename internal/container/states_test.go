@@ -9,7 +9,7 @@ import (
 	"strings"
 	"testing"
 
-	"holdfast/test/docpage"
+	"holdfast/test/golden"
 )
 
 const (
@@ -157,11 +157,11 @@ func foundTable() string {
 // lifecycle.
 func TestStatesDiagram(t *testing.T) {
 	diagram := statesDiagram()
-	golden(t, "states.mmd", diagram)
+	golden.Compare(t, "testdata/states.mmd", diagram)
 	want := "```mermaid\n" + string(diagram) + "```\n\nChanges of state when a daemon finds a container, or loses its shim:\n\n" + foundTable()
 
-	docpage.Section{
+	golden.Section{
 		Path: "../../docs/architecture.md", Begin: diagramBegins, End: diagramEnds,
 		Command: "go test ./internal/container -run StatesDiagram -update",
-	}.Keep(t, want, *update)
+	}.Keep(t, want)
 }

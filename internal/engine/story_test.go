@@ -6,7 +6,6 @@ import (
 	"bytes"
 	"context"
 	"errors"
-	"flag"
 	"fmt"
 	"maps"
 	"os"
@@ -27,9 +26,8 @@ import (
 	"holdfast/internal/container"
 	"holdfast/internal/shim/proto"
 	"holdfast/internal/store"
+	"holdfast/test/golden"
 )
-
-var update = flag.Bool("update", false, "rewrite the stories' outcomes; review the diff")
 
 // TestStories runs the scripts testdata/stories/*.txt. A script has users' requests
 // and what happens to the containers. Under each line of dashes it has the results
@@ -77,7 +75,7 @@ func TestStories(t *testing.T) {
 			}
 			var got []byte
 			synctest.Test(t, func(t *testing.T) { got = play(t, string(text)) })
-			if *update {
+			if *golden.Update {
 				if err := os.WriteFile(file, got, 0o644); err != nil {
 					t.Fatal(err)
 				}

@@ -3,19 +3,15 @@
 package timeline
 
 import (
-	"flag"
 	"fmt"
-	"os"
-	"path/filepath"
 	"strings"
 	"testing"
 	"time"
 	"unicode/utf8"
 
 	"holdfast/internal/event"
+	"holdfast/test/golden"
 )
-
-var update = flag.Bool("update", false, "write the golden files anew")
 
 var noon = time.Date(2026, 3, 4, 12, 0, 0, 0, time.UTC)
 
@@ -76,29 +72,12 @@ func picture() Timeline {
 	return Build(lives, events, present, time.Time{}, at(120), false)
 }
 
-func golden(t *testing.T, name, got string) {
-	t.Helper()
-	path := filepath.Join("testdata", name)
-	if *update {
-		if err := os.WriteFile(path, []byte(got), 0o644); err != nil {
-			t.Fatal(err)
-		}
-	}
-	want, err := os.ReadFile(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if got != string(want) {
-		t.Errorf("%s differs (run with -update, and look at the difference):\n%s", name, got)
-	}
-}
-
 func TestTextAndPageAreAsTheGoldenFilesShow(t *testing.T) {
 	p := picture()
-	golden(t, "wide.txt", Text(p, TextOptions{Width: 120}))
-	golden(t, "narrow.txt", Text(p, TextOptions{Width: 60}))
-	golden(t, "colour.txt", Text(p, TextOptions{Width: 100, Colour: true}))
-	golden(t, "page.html", HTML(p, time.UTC))
+	golden.Compare(t, "testdata/wide.txt", []byte(Text(p, TextOptions{Width: 120})))
+	golden.Compare(t, "testdata/narrow.txt", []byte(Text(p, TextOptions{Width: 60})))
+	golden.Compare(t, "testdata/colour.txt", []byte(Text(p, TextOptions{Width: 100, Colour: true})))
+	golden.Compare(t, "testdata/page.html", []byte(HTML(p, time.UTC)))
 }
 
 func TestNoLineIsWiderThanTheTerminal(t *testing.T) {

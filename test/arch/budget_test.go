@@ -4,10 +4,10 @@ package arch
 
 import (
 	"bytes"
-	"flag"
 	"fmt"
 	"go/ast"
 	"go/token"
+	"holdfast/test/golden"
 	"maps"
 	"os"
 	"path/filepath"
@@ -16,8 +16,6 @@ import (
 	"strings"
 	"testing"
 )
-
-var update = flag.Bool("update", false, "rewrite the lists that tests compare: the exceptions to the budgets, whose reasons stay, and what each binary links")
 
 // budgets limit how much code a reader has to understand at once. Tests are
 // exempt.
@@ -44,7 +42,7 @@ type exception struct {
 func TestBudgets(t *testing.T) {
 	over := measure(t)
 	listed := readExceptions(t)
-	if *update {
+	if *golden.Update {
 		writeExceptions(t, over, listed)
 		return
 	}

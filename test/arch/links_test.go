@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"holdfast/test/golden"
 	"io"
 	"os"
 	"os/exec"
@@ -107,7 +108,7 @@ func TestLinkedPackagesAreThoseListed(t *testing.T) {
 	for binary, modules := range all {
 		path := filepath.Join("testdata", "links", binary+".txt")
 		got := render(binary, modules)
-		if *update {
+		if *golden.Update {
 			if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 				t.Fatal(err)
 			}

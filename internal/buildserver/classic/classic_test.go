@@ -3,14 +3,12 @@
 package classic
 
 import (
-	"flag"
+	"holdfast/test/golden"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 )
-
-var update = flag.Bool("update", false, "write the golden files")
 
 // A script has the instructions of a Dockerfile, an empty line, and what BuildKit
 // reports: a line "+ID NAME" for a step that is known, ">ID" for one that starts,
@@ -28,16 +26,7 @@ func TestTextIsAsInTheGoldenFiles(t *testing.T) {
 				t.Fatal(err)
 			}
 			got := play(t, string(text))
-			golden := strings.TrimSuffix(path, ".txt") + ".golden"
-			if *update {
-				if err := os.WriteFile(golden, []byte(got), 0o644); err != nil {
-					t.Fatal(err)
-				}
-			}
-			want, err := os.ReadFile(golden)
-			if err != nil || got != string(want) {
-				t.Errorf("%v\ngot:\n%s\nwant:\n%s", err, got, want)
-			}
+			golden.Compare(t, strings.TrimSuffix(path, ".txt")+".golden", []byte(got))
 		})
 	}
 }

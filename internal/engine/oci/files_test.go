@@ -3,6 +3,7 @@
 package oci
 
 import (
+	"holdfast/test/golden"
 	"net/netip"
 	"slices"
 	"strings"
@@ -41,7 +42,7 @@ func TestHostsFiles(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			golden(t, "hosts/"+tc.name, got)
+			golden.Compare(t, "testdata/hosts/"+tc.name, got)
 		})
 	}
 	if _, err := Hosts(HostsInput{ExtraHosts: []string{"a:host-gateway"}}); err == nil || !strings.Contains(err.Error(), "host-gateway") || !errdefs.IsInvalidArgument(err) {
@@ -75,7 +76,7 @@ func TestResolvConfs(t *testing.T) {
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			r := ResolvConf(tc.in)
-			golden(t, "resolv/"+tc.name, r.Content)
+			golden.Compare(t, "testdata/resolv/"+tc.name, r.Content)
 			var up []string
 			for _, a := range r.Upstream {
 				up = append(up, a.String())

@@ -4,6 +4,7 @@ package oci
 
 import (
 	"encoding/json"
+	"holdfast/test/golden"
 	"maps"
 	"slices"
 	"strings"
@@ -100,7 +101,7 @@ func TestProbeTellsWhatEachKindOfHostCanDo(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			golden(t, "host/"+name+".json", append(b, '\n'))
+			golden.Compare(t, "testdata/host/"+name+".json", append(b, '\n'))
 		})
 	}
 }

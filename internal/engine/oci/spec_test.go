@@ -4,6 +4,7 @@ package oci
 
 import (
 	"encoding/json"
+	"holdfast/test/golden"
 	"os"
 	"path/filepath"
 	"slices"
@@ -228,7 +229,7 @@ func TestSpecs(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			golden(t, "spec/"+tc.name+".json", append(b, '\n'))
+			golden.Compare(t, "testdata/spec/"+tc.name+".json", append(b, '\n'))
 		})
 	}
 }

@@ -3,6 +3,7 @@
 package oci
 
 import (
+	"holdfast/test/golden"
 	"math"
 	"net/netip"
 	"path/filepath"
@@ -263,7 +264,7 @@ func TestWhatTheHostCantLimitIsDroppedWithAWarning(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	golden(t, "warnings.txt", []byte(strings.Join(warnings, "\n")+"\n"))
+	golden.Compare(t, "testdata/warnings.txt", []byte(strings.Join(warnings, "\n")+"\n"))
 	lr, err := Resources(h, hc.Resources)
 	if err != nil || lr.Memory != nil || lr.CPU != nil || lr.Pids != nil || lr.BlockIO != nil {
 		t.Errorf("Resources: %+v, %v", lr, err)

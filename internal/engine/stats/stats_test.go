@@ -4,7 +4,7 @@ package stats
 
 import (
 	"encoding/json"
-	"flag"
+	"holdfast/test/golden"
 	"os"
 	"path/filepath"
 	"slices"
@@ -14,8 +14,6 @@ import (
 
 	"github.com/containerd/errdefs"
 )
-
-var update = flag.Bool("update", false, "write the golden files anew")
 
 func write(t *testing.T, dir string, files map[string]string) {
 	t.Helper()
@@ -100,17 +98,7 @@ func TestReadOfBothCgroupVersions(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			file := filepath.Join("testdata", name+".json")
-			if *update {
-				write(t, "testdata", map[string]string{name + ".json": string(b) + "\n"})
-			}
-			want, err := os.ReadFile(file)
-			if err != nil {
-				t.Fatal(err)
-			}
-			if string(b)+"\n" != string(want) {
-				t.Errorf("%s differs; got:\n%s", file, b)
-			}
+			golden.Compare(t, filepath.Join("testdata", name+".json"), append(b, '\n'))
 		})
 	}
 }

@@ -4,31 +4,11 @@ package nft
 
 import (
 	"encoding/hex"
-	"flag"
+	"holdfast/test/golden"
 	"net/netip"
-	"os"
 	"path/filepath"
 	"testing"
 )
-
-var update = flag.Bool("update", false, "rewrite the golden files")
-
-func golden(t *testing.T, name, got string) {
-	t.Helper()
-	path := filepath.Join("testdata", name)
-	if *update {
-		if err := os.WriteFile(path, []byte(got), 0o644); err != nil {
-			t.Fatal(err)
-		}
-	}
-	want, err := os.ReadFile(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if got != string(want) {
-		t.Errorf("%s differs; got:\n%s", path, got)
-	}
-}
 
 func prefixes(ps ...string) []netip.Prefix {
 	var out []netip.Prefix
@@ -111,12 +91,12 @@ func TestRulesReadAsDocumented(t *testing.T) {
 		"ipv6-only.nft": {Table: "holdfast", IPv6: true, Elements: elements,
 			Bridges: []Bridge{{Name: "holdfast0", Subnets: prefixes("172.17.0.0/16", "fd00::/64"), ICC: true, Masquerade: true}}},
 	} {
-		t.Run(name, func(t *testing.T) { golden(t, name, Render(Build(c))) })
+		t.Run(name, func(t *testing.T) { golden.Compare(t, filepath.Join("testdata", name), []byte(Render(Build(c)))) })
 	}
 	r := Rest{Before: [2][]string{{"wan0"}, {"wan6"}}, Pass: []string{"virbr0"}, Within: []string{"br0"}}
 	for name, v6 := range map[string]bool{"closing4.nft": false, "closing6.nft": true} {
 		c := Closing(Admission("holdfast", []string{"holdfast0"}, []string{"docker0"}), r, v6)
-		golden(t, name, Render(Ruleset{Table: "filter", Chains: []Chain{c}}))
+		golden.Compare(t, filepath.Join("testdata", name), []byte(Render(Ruleset{Table: "filter", Chains: []Chain{c}})))
 	}
 }
 
@@ -126,7 +106,7 @@ func TestDeletionIsEncodedAsTheKernelWantsIt(t *testing.T) {
 		for _, b := range DeleteBatches("holdfast", elements, destroy) {
 			out += hex.Dump(b) + "\n"
 		}
-		golden(t, name, out)
+		golden.Compare(t, filepath.Join("testdata", name), []byte(out))
 	}
 }
 

@@ -6,8 +6,8 @@ import (
 	"bytes"
 	"encoding/json"
 	"errors"
-	"flag"
 	"fmt"
+	"holdfast/test/golden"
 	"io"
 	"os"
 	"path/filepath"
@@ -16,8 +16,6 @@ import (
 	"testing"
 	"time"
 )
-
-var update = flag.Bool("update", false, "rewrite the golden transcripts")
 
 func pair(t *testing.T) (a, b *Conn) {
 	t.Helper()
@@ -202,19 +200,7 @@ func TestGoldenTranscripts(t *testing.T) {
 				}
 				fmt.Fprintf(&got, "%x %s\n", frame[:headerSize], frame[headerSize:])
 			}
-			golden := filepath.Join("testdata", tt.name+".txt")
-			if *update {
-				if err := os.WriteFile(golden, got.Bytes(), 0o644); err != nil {
-					t.Fatal(err)
-				}
-			}
-			want, err := os.ReadFile(golden)
-			if err != nil {
-				t.Fatal(err)
-			}
-			if !bytes.Equal(got.Bytes(), want) {
-				t.Errorf("frames changed:\n%s\nwant\n%s", got.Bytes(), want)
-			}
+			golden.Compare(t, filepath.Join("testdata", tt.name+".txt"), got.Bytes())
 		})
 	}
 }

@@ -4,14 +4,11 @@ package stream
 
 import (
 	"bytes"
-	"flag"
 	"fmt"
-	"os"
+	"holdfast/test/golden"
 	"testing"
 	"text/tabwriter"
 )
-
-var update = flag.Bool("update", false, "rewrite the golden files")
 
 // TestLifeTable compares every pair of state and event with the golden file. A pair
 // that is not in it changes nothing.
@@ -35,19 +32,7 @@ func TestLifeTable(t *testing.T) {
 	w.Flush()
 	got := bytes.TrimRight(b.Bytes(), "\n")
 	got = append(got, '\n')
-	const path = "testdata/life.golden"
-	if *update {
-		if err := os.WriteFile(path, got, 0o644); err != nil {
-			t.Fatal(err)
-		}
-	}
-	want, err := os.ReadFile(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if !bytes.Equal(got, want) {
-		t.Errorf("%s differs from the code; run with -update and review the diff:\n%s", path, got)
-	}
+	golden.Compare(t, "testdata/life.golden", got)
 }
 
 // TestLifeIsTotal checks what must hold in every life, whatever happens in whatever

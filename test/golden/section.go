@@ -1,8 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package docpage keeps generated parts of documents, such as a table of
-// options, equal to what the code generates.
-package docpage
+package golden
 
 import (
 	"os"
@@ -19,9 +17,8 @@ type Section struct {
 	Command string
 }
 
-// Keep compares the section with want. With update it writes the section
-// instead.
-func (s Section) Keep(t *testing.T, want string, update bool) {
+// Keep compares the section with want, or rewrites it.
+func (s Section) Keep(t *testing.T, want string) {
 	t.Helper()
 	raw, err := os.ReadFile(s.Path)
 	if err != nil {
@@ -33,7 +30,7 @@ func (s Section) Keep(t *testing.T, want string, update bool) {
 	case !found || !ended:
 		t.Fatalf("%s has no lines %q and %q", s.Path, s.Begin, s.End)
 	case got == want:
-	case !update:
+	case !*Update:
 		t.Fatalf("%s differs from the code: run %s\n%s", s.Path, s.Command, want)
 	default:
 		if err := os.WriteFile(s.Path, []byte(before+s.Begin+want+s.End+after), 0o644); err != nil {
