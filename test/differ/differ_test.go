@@ -79,15 +79,13 @@ func TestSameAnswers(t *testing.T) {
 				t.Errorf("%s (%s): docker: %s", e.Name, e.Where, a)
 			}
 			text := used.differences(e, c, docker, ours)
-			if text != "" && docker.err == nil {
-				// dockerd answers some requests before its own record of them is
-				// complete, so its answers are taken once more. Those of Holdfast are
-				// not: what differs only sometimes is a fault.
-				once := sides[0].run(t, e)
-				once.known.Same = c.Same
-				if once.err == nil && used.differences(e, c, once, ours) == "" {
-					text = ""
-				}
+			// dockerd answers some requests before its own record of them is
+			// complete, so its answers are taken up to three times. Those of Holdfast
+			// are not: what differs only sometimes is a fault.
+			for again := 0; again < 2 && text != "" && docker.err == nil; again++ {
+				docker = sides[0].run(t, e)
+				docker.known.Same = c.Same
+				text = used.differences(e, c, docker, ours)
 			}
 			used.ran(e)
 			if text != "" {
@@ -171,7 +169,7 @@ func (u *usage) report(t *testing.T, c *catalogue.Catalogue) {
 	seen := map[string]bool{}
 	stale := func(rs []*catalogue.Reason) {
 		for _, r := range rs {
-			if !u.reasons[r.Where] && !seen[r.Where] {
+			if !r.Sometimes && !u.reasons[r.Where] && !seen[r.Where] {
 				seen[r.Where] = true
 				t.Errorf("stale: %s: nothing differs any more in %q: remove the reason", r.Where, r.Place)
 			}

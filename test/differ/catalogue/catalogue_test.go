@@ -78,10 +78,11 @@ func TestMistakesInAnEntryAreNamed(t *testing.T) {
 		"== x":                                   "has no step",
 		"== x\ntrue":                             "no step begins like this: true",
 		"== x\n$ true\ndiffers: step 1: because": "a sentence that says why",
-		"== x\neach: a | b\n  one\n$ true":       "1 cells for 2 columns",
-		"== x\n! keep ID .Id":                    "this can't fail",
-		"== x\n> FETCH /":                        "no request",
-		"== A b\n$ true":                         "is no name of an entry",
+		"== x\n$ true\nsometimes: step 1: because": "want sometimes: PLACE: a sentence",
+		"== x\neach: a | b\n  one\n$ true":         "1 cells for 2 columns",
+		"== x\n! keep ID .Id":                      "this can't fail",
+		"== x\n> FETCH /":                          "no request",
+		"== A b\n$ true":                           "is no name of an entry",
 	} {
 		if _, _, err := Parse("a.txt", text); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%q: %v, want %s", text, err, want)

@@ -78,6 +78,8 @@ type Reason struct {
 	// an entry with a table it may begin with the row's name.
 	Place string
 	Why   string
+	// Sometimes: Docker's answer varies, so there may be no difference.
+	Sometimes bool
 
 	re *regexp.Regexp
 }
@@ -278,13 +280,15 @@ func Parse(file, text string) ([]*Entry, []*Reason, error) {
 			}
 			cur = &Entry{Name: area + "/" + name, Where: where, Always: always}
 			into = nothing
-		case strings.HasPrefix(line, "differs: "):
-			place, why, ok := strings.Cut(strings.TrimPrefix(line, "differs: "), ": ")
+		case strings.HasPrefix(line, "differs: "), strings.HasPrefix(line, "sometimes: "):
+			kind, rest, _ := strings.Cut(line, ": ")
+			place, why, ok := strings.Cut(rest, ": ")
 			if !ok || !strings.HasSuffix(why, ".") {
-				fail(n, "want differs: PLACE: a sentence that says why.")
+				fail(n, "want %s: PLACE: a sentence that says why.", kind)
 				continue
 			}
 			r := NewReason(where, place, why)
+			r.Sometimes = kind == "sometimes"
 			if cur == nil {
 				own = append(own, r)
 			} else {
