@@ -6,6 +6,8 @@ import (
 	"context"
 	"sync"
 	"time"
+
+	"github.com/moby/moby/api/types/image"
 )
 
 // collectDelay is the wait before a collection, so that removals in quick
@@ -46,6 +48,14 @@ func (rq *requests) take() (must bool, chains []string) {
 	must, chains = rq.must, rq.chains
 	rq.must, rq.chains = false, nil
 	return must, chains
+}
+
+// repeat has the next collection remove what a failed one did not. It does not wake the
+// collector, which would fail again.
+func (rq *requests) repeat() {
+	rq.mu.Lock()
+	rq.must = true
+	rq.mu.Unlock()
 }
 
 func (rq *requests) wakeCollector() {
@@ -99,17 +109,7 @@ func (co *collector) startCollector() {
 				return
 			case <-timer.C:
 			}
-			if !co.pins.ready() {
-				continue // PinSnapshots wakes the collector again
-			}
-			if wanted, err := co.collectWanted(ctx); err != nil {
-				co.log.Error("garbage collection of images", "error", err)
-			} else if !wanted {
-				continue
-			}
-			if err := co.collect(ctx); err != nil && ctx.Err() == nil {
-				co.log.Error("garbage collection of images", "error", err)
-			}
+			co.collectWanted(ctx)
 		}
 	}()
 }
@@ -119,8 +119,32 @@ func (co *collector) stopCollector() {
 	<-co.done
 }
 
-// collectWanted takes the requests and reports whether they need a collection.
-func (co *collector) collectWanted(ctx context.Context) (bool, error) {
+// collectWanted makes the collection that is requested, if one is, and waits for one
+// that is under way. What is counted after it does not include what was removed
+// before it. PinSnapshots wakes the collector again if it is too early.
+func (co *collector) collectWanted(ctx context.Context) {
+	co.mu.Lock()
+	defer co.mu.Unlock()
+	if !co.pins.ready() {
+		return
+	}
+	wanted, err := co.wanted(ctx)
+	if err != nil {
+		co.log.Error("garbage collection of images", "error", err)
+	}
+	if !wanted {
+		return
+	}
+	if err := co.collect(ctx); err != nil {
+		co.requests.repeat()
+		if ctx.Err() == nil {
+			co.log.Error("garbage collection of images", "error", err)
+		}
+	}
+}
+
+// wanted takes the requests and reports whether they need a collection.
+func (co *collector) wanted(ctx context.Context) (bool, error) {
 	must, chains := co.requests.take()
 	if must {
 		return true, nil
@@ -157,12 +181,13 @@ func (co *collector) Collect(ctx context.Context) error {
 	if !co.pins.ready() {
 		return errNotPinned
 	}
+	co.mu.Lock()
+	defer co.mu.Unlock()
 	return co.collect(ctx)
 }
 
+// collect needs mu.
 func (co *collector) collect(ctx context.Context) error {
-	co.mu.Lock()
-	defer co.mu.Unlock()
 	ctx = co.ctx(ctx)
 	if !co.cleaned {
 		co.cleaned = co.layers.cleanDrivers(ctx)
@@ -173,4 +198,28 @@ func (co *collector) collect(ctx context.Context) error {
 	}
 	_, err := co.contents.db.GarbageCollect(ctx)
 	return err
+}
+
+// DiskUsage returns the space that images use and the space that a prune could
+// free, in bytes. containers counts an image's containers. What a removal has given
+// up is not counted.
+func (s *Store) DiskUsage(ctx context.Context, containers func(imageID string) int64) (image.DiskUsage, error) {
+	s.collectWanted(context.WithoutCancel(ctx)) // a client that leaves must not break it off
+	items, err := s.List(ctx, ListOptions{SharedSize: true, Containers: containers})
+	if err != nil {
+		return image.DiskUsage{}, err
+	}
+	total, err := s.layers.diskUsage(s.ctx(ctx))
+	if err != nil {
+		return image.DiskUsage{}, err
+	}
+	du := image.DiskUsage{Items: items, TotalCount: int64(len(items)), TotalSize: total}
+	for _, i := range items {
+		if i.Containers > 0 {
+			du.ActiveCount++
+		} else {
+			du.Reclaimable += i.Size - max(i.SharedSize, 0)
+		}
+	}
+	return du, nil
 }

@@ -155,27 +155,5 @@ func (ca *catalog) Tag(ctx context.Context, src, dst string) error {
 	return nil
 }
 
-// DiskUsage returns the space that images use and the space that a prune could
-// free, in bytes. containers counts an image's containers.
-func (ds *describer) DiskUsage(ctx context.Context, containers func(imageID string) int64) (image.DiskUsage, error) {
-	items, err := ds.List(ctx, ListOptions{SharedSize: true, Containers: containers})
-	if err != nil {
-		return image.DiskUsage{}, err
-	}
-	total, err := ds.layers.diskUsage(ds.ctx(ctx))
-	if err != nil {
-		return image.DiskUsage{}, err
-	}
-	du := image.DiskUsage{Items: items, TotalCount: int64(len(items)), TotalSize: total}
-	for _, i := range items {
-		if i.Containers > 0 {
-			du.ActiveCount++
-		} else {
-			du.Reclaimable += i.Size - max(i.SharedSize, 0)
-		}
-	}
-	return du, nil
-}
-
 // timeNow is the creation time for images made here, without a monotonic part.
 func timeNow() time.Time { return time.Now().UTC().Round(0) }

@@ -1,0 +1,57 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package image
+
+import (
+	"bytes"
+	"context"
+	"log/slog"
+	"path/filepath"
+	"testing"
+)
+
+// TestRemovedImageIsNotCounted: the collection comes some time after the removal, and
+// what is shown in between is as if it had come.
+func TestRemovedImageIsNotCounted(t *testing.T) {
+	ctx := t.Context()
+	s, err := Open(context.Background(), Options{Root: filepath.Join(t.TempDir(), "images"), Snapshotter: Native, Log: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	if err := s.PinSnapshots(ctx, nil); err != nil {
+		t.Fatal(err)
+	}
+	used := func() int64 {
+		t.Helper()
+		du, err := s.DiskUsage(ctx, func(string) int64 { return 0 })
+		if err != nil {
+			t.Fatal(err)
+		}
+		return du.TotalSize
+	}
+	layer := tarOf(t, fileEntry("file", "what takes space"))
+	config := configOf(t, layer)
+	manifest := jsonOf(t, map[string]any{
+		"schemaVersion": 2, "mediaType": "application/vnd.oci.image.manifest.v1+json",
+		"config": descOf("application/vnd.oci.image.config.v1+json", config),
+		"layers": []any{descOf("application/vnd.oci.image.layer.v1.tar", string(layer))},
+	})
+	top := descOf("application/vnd.oci.image.manifest.v1+json", manifest)
+	top["annotations"] = map[string]string{"io.containerd.image.name": "docker.io/library/a:1"}
+	index := jsonOf(t, map[string]any{"schemaVersion": 2, "manifests": []any{top}})
+	for range 3 {
+		if err := s.Load(ctx, bytes.NewReader(ociArchive(t, index, manifest, config, string(layer))), nil, nil); err != nil {
+			t.Fatal(err)
+		}
+		if used() == 0 {
+			t.Fatal("an image takes no space")
+		}
+		if _, err := s.Remove(ctx, "a:1", false, true, nil); err != nil {
+			t.Fatal(err)
+		}
+		if n := used(); n != 0 {
+			t.Fatalf("%d bytes are counted after the last image was removed", n)
+		}
+	}
+}
