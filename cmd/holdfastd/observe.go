@@ -4,12 +4,10 @@ package main
 
 import (
 	"context"
-	"errors"
 	"flag"
 	"fmt"
 	"io"
 	"log/slog"
-	"net"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -25,6 +23,7 @@ import (
 	"holdfast/internal/engine"
 	"holdfast/internal/engine/oci"
 	"holdfast/internal/event"
+	"holdfast/internal/handoff"
 	"holdfast/internal/network"
 	"holdfast/internal/store"
 	"holdfast/internal/version"
@@ -73,7 +72,7 @@ func observe(args []string) int {
 	}
 	server.Protocols.SetHTTP1(true)
 	// The command has ended, so no one can receive an error.
-	_ = server.Serve(&passedConns{control})
+	_ = server.Serve(&handoff.PassedConns{Control: control})
 	return 0
 }
 
@@ -218,48 +217,3 @@ func unixPaths(addresses []string) []string {
 	}
 	return paths
 }
-
-// passedConns is a listener that receives its connections as descriptors.
-type passedConns struct{ control *os.File }
-
-// Accept waits for the next connection. io.EOF means that there will be none.
-func (l *passedConns) Accept() (net.Conn, error) {
-	raw, err := l.control.SyscallConn()
-	if err != nil {
-		return nil, err
-	}
-	word, oob := make([]byte, 1), make([]byte, unix.CmsgSpace(4))
-	var n, oobn int
-	var failed error
-	err = raw.Read(func(fd uintptr) bool {
-		for {
-			n, oobn, _, _, failed = unix.Recvmsg(int(fd), word, oob, unix.MSG_CMSG_CLOEXEC)
-			if failed != unix.EINTR {
-				return failed != unix.EAGAIN
-			}
-		}
-	})
-	if err := errors.Join(err, failed); err != nil {
-		return nil, err
-	}
-	if n == 0 {
-		return nil, io.EOF
-	}
-	messages, err := unix.ParseSocketControlMessage(oob[:oobn])
-	if err != nil || len(messages) != 1 {
-		return nil, fmt.Errorf("a message without a connection: %w", errors.Join(err, errdefs.ErrInvalidArgument))
-	}
-	fds, err := unix.ParseUnixRights(&messages[0])
-	if err != nil {
-		return nil, err
-	}
-	f := os.NewFile(uintptr(fds[0]), "client")
-	defer f.Close()
-	return net.FileConn(f)
-}
-
-// Close closes the control socket.
-func (l *passedConns) Close() error { return l.control.Close() }
-
-// Addr is required by net.Listener and has no meaning.
-func (l *passedConns) Addr() net.Addr { return &net.UnixAddr{Net: "unix"} }

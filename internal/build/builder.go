@@ -26,6 +26,7 @@ import (
 
 	"holdfast/internal/build/stores"
 	"holdfast/internal/errs"
+	"holdfast/internal/fdpass"
 )
 
 // Stores are what the build process uses of the daemon, and Config what it has to
@@ -275,15 +276,7 @@ func (b *Builder) pass(client *os.File, head []byte, headers map[string][]string
 	if err != nil {
 		return err
 	}
-	raw, err := client.SyscallConn()
-	if err != nil {
-		return err
-	}
-	var sent error
-	err = raw.Control(func(fd uintptr) {
-		_, _, sent = conn.WriteMsgUnix(message, unix.UnixRights(int(fd)), nil)
-	})
-	if err := errors.Join(err, sent); err != nil {
+	if err := fdpass.Send(conn, message, client); err != nil {
 		return fmt.Errorf("%w: %w", errGone, err)
 	}
 	for len(head) > 0 {

@@ -4,12 +4,8 @@ package buildserver
 
 import (
 	"context"
-	"fmt"
 	"net"
-	"os"
 	"sync"
-
-	"golang.org/x/sys/unix"
 )
 
 // peer is a client's connection, with the part of its request that the daemon has
@@ -89,19 +85,3 @@ func (p *passed) Close() error {
 
 // Addr is required by net.Listener and has no meaning.
 func (p *passed) Addr() net.Addr { return &net.UnixAddr{Net: "unix"} }
-
-// socketIn returns the socket that came with a message.
-func socketIn(oob []byte) (net.Conn, error) {
-	messages, err := unix.ParseSocketControlMessage(oob)
-	if err != nil || len(messages) != 1 {
-		return nil, fmt.Errorf("%d control messages instead of one: %w", len(messages), err)
-	}
-	fds, err := unix.ParseUnixRights(&messages[0])
-	if err != nil || len(fds) != 1 {
-		return nil, fmt.Errorf("%d descriptors instead of one: %w", len(fds), err)
-	}
-	unix.CloseOnExec(fds[0])
-	f := os.NewFile(uintptr(fds[0]), "client")
-	defer f.Close()
-	return net.FileConn(f)
-}

@@ -29,6 +29,7 @@ import (
 
 	"holdfast/internal/build"
 	"holdfast/internal/build/stores"
+	"holdfast/internal/fdpass"
 )
 
 // Options are what Run needs.
@@ -229,7 +230,7 @@ func (s *server) take(conn *net.UnixConn) error {
 	if err := conn.SetDeadline(time.Now().Add(takeTimeout)); err != nil {
 		return err
 	}
-	buf, oob := make([]byte, build.MaxMessage+1), make([]byte, unix.CmsgSpace(4))
+	buf, oob := make([]byte, build.MaxMessage+1), make([]byte, fdpass.Space)
 	n, oobn, _, _, err := conn.ReadMsgUnix(buf, oob)
 	if err != nil {
 		return err
@@ -248,7 +249,7 @@ func (s *server) take(conn *net.UnixConn) error {
 		s.end()
 		return errStays
 	}
-	socket, err := socketIn(oob[:oobn])
+	socket, err := fdpass.Socket(oob[:oobn])
 	if err != nil {
 		return err
 	}

@@ -94,15 +94,15 @@ func SyncDir(dir string) error {
 
 // TakeGroup gives a new file or directory the group of its parent directory.
 func TakeGroup(path string) error {
-	group := groupOf(filepath.Dir(path))
+	group := GroupOf(filepath.Dir(path))
 	if group <= 0 {
 		return nil
 	}
 	return os.Lchown(path, -1, group)
 }
 
-// groupOf returns the group of a file, or -1 if there is no file.
-func groupOf(path string) int {
+// GroupOf returns the group of a file, or -1 if there is no file.
+func GroupOf(path string) int {
 	st, err := os.Lstat(path)
 	if err != nil {
 		return -1

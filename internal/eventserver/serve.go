@@ -16,9 +16,8 @@ import (
 	"sync"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"holdfast/internal/event"
+	"holdfast/internal/fdpass"
 )
 
 const (
@@ -112,13 +111,13 @@ func (s *server) look() {
 // accept accepts clients until the daemon closes the connection.
 func (s *server) accept() {
 	buf := make([]byte, messageLimit+1)
-	oob := make([]byte, unix.CmsgSpace(4))
+	oob := make([]byte, fdpass.Space)
 	for {
 		n, oobn, _, _, err := s.control.ReadMsgUnix(buf, oob)
 		if n == 0 || err != nil {
 			break
 		}
-		client, err := socketIn(oob[:oobn])
+		client, err := fdpass.Socket(oob[:oobn])
 		var r Request
 		if err == nil {
 			if err = json.Unmarshal(buf[:n], &r); err != nil {
@@ -179,25 +178,6 @@ func (s *server) quit() {
 	// A daemon that sends a client from now on gets an error and starts another
 	// process.
 	s.control.Close()
-}
-
-// socketIn returns the socket that came with a message.
-func socketIn(oob []byte) (net.Conn, error) {
-	messages, err := unix.ParseSocketControlMessage(oob)
-	if err != nil {
-		return nil, os.NewSyscallError("parse control message", err)
-	}
-	if len(messages) != 1 {
-		return nil, fmt.Errorf("%d control messages instead of one", len(messages))
-	}
-	fds, err := unix.ParseUnixRights(&messages[0])
-	if err != nil || len(fds) != 1 {
-		return nil, fmt.Errorf("%d descriptors instead of one: %w", len(fds), err)
-	}
-	unix.CloseOnExec(fds[0])
-	f := os.NewFile(uintptr(fds[0]), "client")
-	defer f.Close()
-	return net.FileConn(f)
 }
 
 // serve sends events to a client until the client leaves, Until has passed, or

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"holdfast/internal/fdpass"
 	"math"
 	"net"
 	"os"
@@ -143,21 +144,12 @@ var errGone = errors.New("the process has ended")
 
 // give sends one request and waits for its answer.
 func (p *process) give(client *os.File, request []byte) error {
-	raw, err := client.SyscallConn()
-	if err != nil {
-		return err
-	}
-	var sent error
-	err = raw.Control(func(fd uintptr) {
-		_, _, sent = p.conn.WriteMsgUnix(request, unix.UnixRights(int(fd)), nil)
-	})
-	if err != nil {
-		return err
-	}
-	if sent != nil {
+	if err := fdpass.Send(p.conn, request, client); errors.Is(err, os.ErrClosed) {
+		return err // the client's socket
+	} else if err != nil {
 		p.conn.Close() // ends the process, or it has ended already
 		<-p.gone
-		return fmt.Errorf("%w: %w", errGone, sent)
+		return fmt.Errorf("%w: %w", errGone, err)
 	}
 	late := time.NewTimer(acceptTimeout)
 	defer late.Stop()

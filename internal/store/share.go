@@ -40,7 +40,7 @@ func Share(dataRoot, execRoot string, a Access) error {
 		return fmt.Errorf("share with group %d: %w", group, err)
 	}
 	for _, e := range entries {
-		if !e.IsDir() || checkID(e.Name()) != nil || groupOf(s.ContainerDir(e.Name())) == group && groupOf(s.RunDir(e.Name())) == group {
+		if !e.IsDir() || checkID(e.Name()) != nil || durable.GroupOf(s.ContainerDir(e.Name())) == group && durable.GroupOf(s.RunDir(e.Name())) == group {
 			continue
 		}
 		if err := s.shareContainer(e.Name(), group); err != nil {
@@ -77,7 +77,7 @@ func (s *Store) shareContainer(id string, group int) error {
 
 // shareInside gives a directory of ours and the files in it to a group.
 func (s *Store) shareInside(dir string, group int) error {
-	if groupOf(dir) == group {
+	if durable.GroupOf(dir) == group {
 		if st, err := os.Stat(dir); err == nil && st.Mode()&fs.ModeSetgid != 0 {
 			return nil
 		}
@@ -109,18 +109,6 @@ func share(path string, group int, mode uint32) error {
 		return &fs.PathError{Op: "chmod", Path: path, Err: err}
 	}
 	return nil
-}
-
-// groupOf returns the group of a file, or -1 if there is no file.
-func groupOf(path string) int {
-	st, err := os.Lstat(path)
-	if err != nil {
-		return -1
-	}
-	if sys, ok := st.Sys().(*syscall.Stat_t); ok {
-		return int(sys.Gid)
-	}
-	return -1
 }
 
 // TakeGroup gives a new file or directory the group of its parent directory.

@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"holdfast/internal/beneath"
+	"holdfast/internal/durable"
 	"holdfast/internal/errs"
 	"holdfast/internal/osthread"
 )
@@ -108,7 +109,7 @@ func (v *Volumes) CopyUp(rootfs, path, name, subpath string) error {
 	}
 	// With one durable file of its container the volume counts as filled, so the
 	// copy must be complete on the disk before the container starts.
-	if err := syncDir(v.path(name)); err != nil {
+	if err := durable.SyncDir(v.path(name)); err != nil {
 		return fail(err)
 	}
 	if err := moveIn(done, dst); err != nil {

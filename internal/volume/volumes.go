@@ -36,6 +36,7 @@ import (
 	"github.com/moby/moby/api/types/volume"
 	"golang.org/x/sys/unix"
 
+	"holdfast/internal/durable"
 	"holdfast/internal/errs"
 )
 
@@ -289,23 +290,14 @@ func (v *Volumes) write(m meta) (err error) {
 	// The names in the directory, too: on btrfs a sync of the parent makes the
 	// directory's own name durable and not those in it, and a volume without its
 	// data directory can't be used.
-	if err := syncDir(temp); err != nil {
+	if err := durable.SyncDir(temp); err != nil {
 		return err
 	}
 	// An existing directory that is not a volume is a broken one.
 	if err := unix.Renameat2(unix.AT_FDCWD, temp, unix.AT_FDCWD, v.path(m.Name), unix.RENAME_NOREPLACE); err != nil {
 		return &os.PathError{Op: "rename", Path: v.path(m.Name), Err: err}
 	}
-	return syncDir(v.dir)
-}
-
-func syncDir(dir string) error {
-	d, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	defer d.Close()
-	return d.Sync()
+	return durable.SyncDir(v.dir)
 }
 
 func (v *Volumes) path(name string) string { return filepath.Join(v.dir, name) }
@@ -439,7 +431,7 @@ func (v *Volumes) Remove(name string) error {
 	}
 	e.gone = true
 	v.forget(name)
-	if err := syncDir(v.dir); err != nil {
+	if err := durable.SyncDir(v.dir); err != nil {
 		return fmt.Errorf("remove %s: %w", name, err)
 	}
 	if err := v.delete(gone); err != nil {

@@ -31,7 +31,7 @@ var ground = []string{
 	"internal/network/ipam", "internal/network/nft", "internal/version",
 	"internal/failpoint", "internal/timeline", "internal/lookup",
 	"internal/beneath", "internal/osthread", // and system calls
-	"internal/errs", "internal/durable",
+	"internal/errs", "internal/durable", "internal/fdpass",
 }
 
 // services each own one kind of resource on the host. They never import each
@@ -54,6 +54,7 @@ var rooms = []room{
 	{path: "internal/failpoint", only: stdOnly},
 	{path: "internal/beneath", only: []string{"golang.org/x/sys"}},
 	{path: "internal/durable", only: stdOnly},
+	{path: "internal/fdpass", only: []string{"golang.org/x/sys"}},
 	{path: "internal/osthread", only: []string{"golang.org/x/sys"}},
 	{path: "internal/errs", only: []string{"github.com/containerd/errdefs"}},
 	{path: "internal/timeline", sees: []string{"internal/event"}, only: stdOnly, pure: true},
