@@ -82,6 +82,10 @@ func (a *actor) remove(o RemoveOptions, done func(error)) {
 			if len(a.view.Load().places) > 0 {
 				a.e.names.update()
 			}
+			if a.rec.Pid != 0 {
+				// The removal has ended the process, and its shim was gone.
+				a.recordLostEnd(false)
+			}
 			a.journalDeath()                         // if no shim reported it, and the removal was faster
 			if a.rec.Status != proto.StatusRemoved { // else the shim has journalled it
 				a.e.journal.destroyed(a.spec, a.req)

@@ -229,7 +229,9 @@ func (r *restorer) apply(a *actor, f found, pending *sync.WaitGroup) {
 		r.ingest(a)
 		r.scheduler.scheduleStart(a)
 	case container.Clear:
-		r.ingest(a)
+		if r.ingest(a) {
+			a.rec.Pid = 0 // the shim was killed between its journal and its state
+		}
 		a.shim = f.shim
 		go r.finishRemoval(a, f.shim)
 	}

@@ -422,6 +422,9 @@ func (s *storm) judgeLife(id string, list []event) {
 		s.violate("events", "%s %.12s: %s: %s", where, id, bad, strings.Join(told, ", "))
 	}
 	for _, w := range waits {
+		if s.full {
+			break // the event of that end may be lost
+		}
 		if w.id == id && !codes[w.code] && len(codes) > 0 && w.code != 0 {
 			s.violate("wait", "%s %.12s: %d, its ends are %s", where, id, w.code, strings.Join(told, ", "))
 		}
