@@ -112,13 +112,14 @@ crash: root packages ## kill daemons at every failpoint, and check the state aft
 	$(ROOTTEST) -timeout 20m -v ./test/crash
 
 # A new seed each time, which it prints. FAULTS=10000 plays so many faults instead of
-# a time; SHRINK=1 shortens a plan that fails.
+# a time; PER is how many faults a round has; SHRINK=1 shortens a plan that fails.
 SEED ?= 0
 FAULTS ?= 0
+PER ?= 40
 storm: TIME = 3m
 storm: root packages ## random operations and faults against a model for TIME (3m) or FAULTS faults; SEED=n plays a seed again (root)
 	@$(MAKE) --no-print-directory build tools
-	$(ROOTTEST) -timeout 0 -v -run '^TestStorm$$' ./test/storm -storm.time='$(TIME)' -storm.faults='$(FAULTS)' -storm.seed='$(SEED)' $(if $(ROUND),-storm.round='$(ROUND)') $(if $(SHRINK),-shrink)
+	$(ROOTTEST) -timeout 0 -v -run '^TestStorm$$' ./test/storm -storm.time='$(TIME)' -storm.faults='$(FAULTS)' -storm.per='$(PER)' -storm.seed='$(SEED)' $(if $(ROUND),-storm.round='$(ROUND)') $(if $(SHRINK),-shrink)
 
 # The picture and the table are written into OUT.
 CONTAINERS ?= 200

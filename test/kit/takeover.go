@@ -111,17 +111,21 @@ func (d *Daemon) Predecessors() []*Predecessor {
 	return append([]*Predecessor(nil), d.predecessors...)
 }
 
-// awaitExit returns a channel that is closed when a child has ended. The child
-// is not reaped.
+// awaitExit returns a channel that is closed when a process has ended. A child is
+// not reaped. A process that the daemon has started becomes a child only when that
+// daemon has ended.
 func awaitExit(pid int) chan struct{} {
 	exited := make(chan struct{})
 	go func() {
-		for {
-			if err := unix.Waitid(unix.P_PID, pid, nil, unix.WEXITED|unix.WNOWAIT, nil); err != unix.EINTR {
-				break
-			}
+		defer close(exited)
+		fd, err := unix.PidfdOpen(pid, 0)
+		if err != nil {
+			return
 		}
-		close(exited)
+		defer unix.Close(fd)
+		for WaitReadable(fd, patience) != nil {
+			continue
+		}
 	}()
 	return exited
 }

@@ -72,6 +72,7 @@ type storm struct {
 	t        testing.TB
 	d        *kit.Daemon
 	registry *kit.Registry
+	other    *other
 	plan     model.Plan
 	began    time.Time
 	slots    map[place]*slot
@@ -101,10 +102,10 @@ type waited struct {
 }
 
 // play plays a round.
-func play(t testing.TB, d *kit.Daemon, registry *kit.Registry, plan model.Plan) result {
+func play(t testing.TB, d *kit.Daemon, registry *kit.Registry, neighbour *other, plan model.Plan) result {
 	t.Helper()
 	s := &storm{
-		t: t, d: d, registry: registry, plan: plan, began: time.Now(), api: d.HTTP(),
+		t: t, d: d, registry: registry, other: neighbour, plan: plan, began: time.Now(), api: d.HTTP(),
 		slots: map[place]*slot{}, tally: newTally(), byID: map[string]*slot{}, gens: map[string]int{},
 		shimKills: map[place]time.Time{}, runs: map[string][2]int{},
 	}
@@ -221,7 +222,7 @@ func (s *storm) touched(at place, from time.Time, kinds ...model.Kind) bool {
 }
 
 // deaths are the faults by which a connection may break.
-var deaths = []model.Kind{model.KillDaemon, model.Failpoint, model.KillBoth, model.TermDaemon}
+var deaths = []model.Kind{model.KillDaemon, model.Failpoint, model.KillBoth, model.TermDaemon, model.NoMemory, model.NoFiles}
 
 // reply is an answer of the API.
 type reply struct {
@@ -345,7 +346,7 @@ func (s *storm) answer(o model.Op, at place, began time.Time, r reply) model.Ans
 func (s *storm) disturbed(o model.Op, at place, began time.Time) bool {
 	kinds := []model.Kind{
 		model.KillShim, model.KillBoth, model.KillRuntime, model.KillInit, model.KillContainer, model.FreezeShim, model.MountGone, model.FillDisk, model.FillInodes,
-		model.TermDaemon, model.KillDaemon, model.Failpoint,
+		model.TermDaemon, model.KillDaemon, model.Failpoint, model.NoMemory, model.NoFiles, model.NoFilesShim,
 	}
 	switch o.Kind {
 	case model.Start, model.Restart, model.NetJoin, model.NetLeave, model.NetCreate, model.NetRemove, model.Port, model.Stop, model.Remove, model.PruneNet, model.Create:

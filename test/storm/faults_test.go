@@ -74,7 +74,7 @@ func (s *storm) revive(kind model.Kind, failpoint string) {
 	w := s.open(kind, everywhere)
 	code := s.d.WaitExit()
 	s.note("the daemon has ended (%d), it was to die at %q; the next is to die at %q", code, s.armedAt(), failpoint)
-	if s.armedAt() == "" && kind == model.Failpoint && failpoint == "" {
+	if s.armedAt() == "" && kind == model.Failpoint && failpoint == "" && !s.touched(everywhere, time.Now(), model.NoMemory) {
 		s.violate("death", "the daemon ended by itself, with %d", code)
 	}
 	s.sawDeath()
@@ -222,11 +222,12 @@ func (s *storm) inflict(f model.Fault) bool {
 		v = victims[f.N%len(victims)]
 	}
 	switch f.Kind {
-	case model.KillDaemon, model.TermDaemon, model.Failpoint, model.KillBoth, model.FreezeDaemon, model.Reload, model.Takeover, model.Upgrade, model.KillEvents:
+	case model.KillDaemon, model.TermDaemon, model.Failpoint, model.KillBoth, model.FreezeDaemon, model.Reload, model.Takeover, model.Upgrade, model.KillEvents,
+		model.Replace, model.NoFiles, model.NoMemory, model.KillOther:
 		w := s.open(f.Kind, everywhere)
-		s.inflictDaemon(f)
+		done := s.inflictDaemon(f)
 		s.shut(w, after[f.Kind])
-		return true
+		return done
 	case model.KillRuntime, model.KillInit:
 		return s.killRuntime(f)
 	case model.FlushRules, model.BridgeDown, model.LinkGone, model.MountGone, model.RunFileGone:
@@ -254,6 +255,8 @@ func (s *storm) inflict(f model.Fault) bool {
 		unix.Kill(v.state.ShimPid, unix.SIGSTOP)
 		last(f)
 		unix.Kill(v.state.ShimPid, unix.SIGCONT)
+	case model.NoFilesShim:
+		return s.noFiles(v.state.ShimPid, f)
 	}
 	return true
 }
@@ -262,12 +265,21 @@ func (s *storm) inflict(f model.Fault) bool {
 var after = map[model.Kind]time.Duration{
 	model.KillDaemon: 2 * time.Second, model.TermDaemon: 2 * time.Second, model.Failpoint: 2 * time.Second, model.FreezeDaemon: 2 * time.Second,
 	model.Takeover: 2 * time.Second, model.FreezeShim: 2 * time.Second, model.KillBoth: grace, model.KillShim: grace, model.KillContainer: grace,
-	model.KillEvents: time.Second, model.Reload: time.Second, model.Upgrade: time.Second,
+	model.KillEvents: time.Second, model.Reload: time.Second, model.Upgrade: time.Second, model.Replace: 2 * time.Second,
+	model.NoFiles: 2 * time.Second, model.NoFilesShim: grace, model.NoMemory: grace,
 }
 
 // inflictDaemon does a fault of the daemon, or of all processes.
-func (s *storm) inflictDaemon(f model.Fault) {
+func (s *storm) inflictDaemon(f model.Fault) (done bool) {
 	switch f.Kind {
+	case model.Replace:
+		return s.replace()
+	case model.NoFiles:
+		return s.noFiles(s.d.Pid(), f)
+	case model.NoMemory:
+		return s.noMemory(f)
+	case model.KillOther:
+		s.other.kill(s)
 	case model.KillDaemon:
 		unix.Kill(s.d.Pid(), unix.SIGKILL)
 		last(f)
@@ -318,6 +330,7 @@ func (s *storm) inflictDaemon(f model.Fault) {
 		r := s.d.TryHoldfast("daemon", "upgrade", "--shims")
 		s.note("upgrade of shims: %d %s", r.Code, shorten(r.Stdout+r.Stderr))
 	}
+	return true
 }
 
 // last waits as long as a fault lasts.

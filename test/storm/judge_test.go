@@ -42,6 +42,7 @@ func (s *storm) judge() {
 	if !s.failed() {
 		s.judgeRest()
 	}
+	s.other.judge(s)
 	for _, at := range sorted(s.slots) {
 		s.look(s.slots[at]) // how often each was started
 	}
@@ -134,7 +135,7 @@ func (s *storm) judgeContainer(l *slot, c inspected) {
 	if up && shims != 1 && spec.Life == 0 {
 		s.violate("shims", "%s runs with %d shims", l.at, shims)
 	}
-	if spec.Life == 0 && l.is(model.Running) {
+	if spec.Life == 0 && !spec.JoinsPid && l.is(model.Running) {
 		if r := s.d.TryHoldfast("exec", c.ID, "echo", "works"); r.Code != 0 || r.Stdout != "works\n" {
 			s.violate("exec", "%s at the end: %+v", l.at, r)
 		}

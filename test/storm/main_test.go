@@ -28,12 +28,12 @@ func TestMain(m *testing.M) {
 }
 
 var (
-	stormTime   = flag.Duration("storm.time", 75*time.Second, "how long TestStorm plays")
+	stormTime   = flag.Duration("storm.time", 20*time.Second, "how long TestStorm plays")
 	stormFaults = flag.Int("storm.faults", 0, "how many faults TestStorm plays, instead of a time")
 	stormSeed   = flag.Uint64("storm.seed", 0, "the seed; 0 takes a new one")
 	stormRound  = flag.Int("storm.round", -1, "play this round alone")
 	stormOps    = flag.Int("storm.ops", 200, "most operations of a client in a round")
-	stormPer    = flag.Int("storm.per", 40, "faults in a round")
+	stormPer    = flag.Int("storm.per", 12, "faults in a round")
 	stormKinds  = flag.String("storm.kinds", "", "the kinds of faults, with commas between; empty is all")
 	stormPlan   = flag.String("storm.plan", "", "play the plan in this file instead of a seed's")
 	stormShrink = flag.Bool("shrink", false, "shrink a plan that fails to the shortest that still fails")
@@ -45,7 +45,7 @@ var (
 const (
 	image   = "storm:base"
 	clients = 3
-	slots   = 2
+	slots   = 3
 	// dataSize is that of the file system of the data root, so that it can be
 	// filled.
 	dataSize = "size=160m,nr_inodes=12000"
@@ -88,15 +88,16 @@ func TestStorm(t *testing.T) {
 	if seed == 0 {
 		seed = uint64(time.Now().UnixNano()) % 1e9
 	}
-	fmt.Printf("storm: SEED=%d\n", seed)
+	fmt.Printf("storm: make storm SEED=%d PER=%d plays this again\n", seed, *stormPer)
 	registry := kit.StartRegistry(t, nil)
 	registry.Push("storm:base", program(t))
 	d := house(t)
+	neighbour := newOther(t)
 	total := newTally()
 	began := time.Now()
 	for round := max(0, *stormRound); ; round++ {
 		plan := planOf(t, seed, round)
-		r := play(t, d, registry, plan)
+		r := play(t, d, registry, neighbour, plan)
 		total.add(r.tally)
 		fmt.Printf("storm: round %d: %d operations, %d faults, %d without an answer, %.1f s, of which %.1f s to judge\n", round, r.tally.sum(r.tally.ops), r.tally.sum(r.tally.faults), r.tally.lost, r.took.Seconds(), (r.took - r.playing).Seconds())
 		if len(r.violations) > 0 || *stormAll {
@@ -106,7 +107,7 @@ func TestStorm(t *testing.T) {
 			if *stormShrink {
 				shrink(t, registry, plan, r)
 			}
-			t.Errorf("SEED=%d round %d: %s", seed, round, strings.Join(r.violations, "\n"))
+			t.Errorf("%s\nPlay it again: make storm SEED=%d ROUND=%d PER=%d", strings.Join(r.violations, "\n"), seed, round, *stormPer)
 			if !*stormKeep {
 				return
 			}

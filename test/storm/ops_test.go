@@ -122,7 +122,7 @@ func (s *storm) create(l *slot, o model.Op) {
 	}
 	spec := *o.Spec
 	gen := l.model.NewGen(spec)
-	first := s.slots[place{o.Client, 0}]
+	before := s.slots[place{o.Client, max(0, o.Slot-1)}]
 	l.mu.Unlock()
 	host := map[string]any{
 		"RestartPolicy": map[string]any{"Name": string(spec.Policy), "MaximumRetryCount": map[model.Policy]int{model.OnFailure: 2}[spec.Policy]},
@@ -146,15 +146,20 @@ func (s *storm) create(l *slot, o model.Op) {
 	if spec.Health {
 		conf["Healthcheck"] = map[string]any{"Test": []string{"CMD", "true"}, "Interval": 500e6, "Retries": 3}
 	}
-	switch {
-	case spec.Joins:
-		id, _ := first.who()
-		if id == "" {
-			id = "nothing"
-		}
-		host["NetworkMode"] = "container:" + id
-	case spec.Network:
+	if spec.Network {
 		host["NetworkMode"] = network(o.Client)
+	}
+	host["IpcMode"] = "shareable"
+	other := "container:nothing"
+	if before != l {
+		if id, _ := before.who(); id != "" {
+			other = "container:" + id
+		}
+	}
+	for mode, joins := range map[string]bool{"NetworkMode": spec.Joins, "PidMode": spec.JoinsPid, "IpcMode": spec.JoinsIpc} {
+		if joins {
+			host[mode] = other
+		}
 	}
 	began := time.Now()
 	r := s.ask("POST", "/containers/create?name="+l.at.String(), conf, time.Duration(o.Vanish)*time.Millisecond, 0)
@@ -264,7 +269,7 @@ func (s *storm) unsteady(l *slot, began time.Time) bool {
 	l.mu.Lock()
 	dying := !l.model.All(func(st model.State) bool { return !st.Dying })
 	l.mu.Unlock()
-	return !known || spec.Life > 0 || dying || s.touched(l.at, began, append(deaths, model.KillShim, model.KillRuntime, model.KillInit, model.KillContainer, model.FreezeShim,
+	return !known || spec.Life > 0 || spec.JoinsPid || dying || s.touched(l.at, began, append(deaths, model.KillShim, model.KillRuntime, model.KillInit, model.KillContainer, model.FreezeShim, model.NoFiles, model.NoFilesShim,
 		model.FillDisk, model.FillInodes, model.MountGone)...)
 }
 
@@ -695,7 +700,7 @@ func (s *storm) port(l *slot, o model.Op) {
 	damaged := l.damaged
 	steady := l.model.All(func(st model.State) bool { return st.Status == model.Running && !st.Dying && st.Nets != 0 })
 	l.mu.Unlock()
-	if !ok || !known || !spec.Port || spec.Life > 0 || damaged || !steady {
+	if !ok || !known || !spec.Port || spec.Life > 0 || spec.JoinsPid || damaged || !steady {
 		return
 	}
 	began := time.Now()

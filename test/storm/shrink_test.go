@@ -70,7 +70,7 @@ func shrink(t *testing.T, registry *kit.Registry, plan model.Plan, r result) {
 // failsOnce plays a plan on a new daemon.
 func failsOnce(t *testing.T, registry *kit.Registry, p model.Plan, kind string, n int) (failed bool) {
 	t.Run(fmt.Sprintf("shrink-%d", n), func(t *testing.T) {
-		r := play(t, house(t), registry, p)
+		r := play(t, house(t), registry, newOther(t), p)
 		for _, v := range r.violations {
 			failed = failed || strings.HasPrefix(v, kind+":")
 		}

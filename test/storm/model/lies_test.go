@@ -273,7 +273,7 @@ func tryLie(seed uint64, l lie) error {
 	s, e := NewSlot(), &honest{}
 	for range 80 {
 		o := newOp(d, 0, 1)
-		if o.Kind == Create && e.alt && e.there || o.Spec != nil && o.Spec.Joins {
+		if o.Kind == Create && e.alt && e.there || o.Spec != nil && o.Spec.Needs() {
 			continue
 		}
 		gen := e.gen

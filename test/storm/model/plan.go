@@ -103,7 +103,12 @@ const (
 	Reload        Kind = "reload"
 	Takeover      Kind = "takeover"
 	Upgrade       Kind = "upgrade-shims"
+	Replace       Kind = "upgrade-daemon" // by the command
 	TermDaemon    Kind = "term-daemon"
+	NoFiles       Kind = "no-descriptors" // the daemon can open none for a while
+	NoFilesShim   Kind = "no-descriptors-shim"
+	NoMemory      Kind = "memory-limit" // the kernel kills the daemon when it needs more
+	KillOther     Kind = "kill-other"   // the daemon of another data root on the same host
 )
 
 // Op is one operation of a client. Its fields are all that it depends on, so that
@@ -188,8 +193,14 @@ type Spec struct {
 	Health   bool `json:",omitempty"`
 	Remove   bool `json:",omitempty"` // --rm
 	Network  bool `json:",omitempty"` // the client's network instead of the bridge
-	Joins    bool `json:",omitempty"` // the network namespace of the client's first slot
+	Joins    bool `json:",omitempty"` // the network namespace of the client's slot before
+	// JoinsPid and JoinsIpc: these namespaces of the slot before.
+	JoinsPid bool `json:",omitempty"`
+	JoinsIpc bool `json:",omitempty"`
 }
+
+// Needs reports whether it can only start while another container runs.
+func (s Spec) Needs() bool { return s.Joins || s.JoinsPid || s.JoinsIpc }
 
 // StopCode is how programs end at SIGTERM.
 const StopCode = 7
@@ -197,6 +208,10 @@ const StopCode = 7
 // EarlyStopCode is how they end at SIGTERM before they can handle it: Go's runtime
 // can't end the first process of a container by the signal, and exits.
 const EarlyStopCode = 2
+
+// EarlyStopCodePid is EarlyStopCode of a program that is not the first process of
+// its process namespace, which the signal ends.
+const EarlyStopCodePid = 143
 
 // Plan is what one round does.
 type Plan struct {
@@ -231,6 +246,7 @@ var faultWeights = []weighted{
 	{KillDaemon, 14}, {Failpoint, 16}, {KillShim, 14}, {KillBoth, 7}, {KillRuntime, 8}, {KillInit, 5}, {KillContainer, 8}, {KillEvents, 3},
 	{FreezeDaemon, 5}, {FreezeShim, 6}, {FlushRules, 4}, {LinkGone, 3}, {BridgeDown, 2}, {MountGone, 2}, {FillDisk, 3}, {FillInodes, 2},
 	{RunFileGone, 3}, {Reload, 4}, {Takeover, 7}, {Upgrade, 4}, {TermDaemon, 4},
+	{Replace, 4}, {NoFiles, 4}, {NoFilesShim, 3}, {NoMemory, 3}, {KillOther, 2},
 }
 
 func pick(d *Dice, from []weighted) Kind {
@@ -340,8 +356,11 @@ func newSpec(d *Dice, slot int) *Spec {
 	case 1, 2:
 		s.Life, s.Code = d.Between(1, 1500), []int{0, 3, 255, 42}[d.N(4)]
 	}
-	if slot > 0 && d.N(8) == 0 {
-		s.Joins, s.Port, s.Network = true, false, false
+	if slot > 0 {
+		if d.N(6) == 0 {
+			s.Joins, s.Port, s.Network = true, false, false
+		}
+		s.JoinsPid, s.JoinsIpc = d.N(8) == 0, d.N(8) == 0
 	}
 	return s
 }

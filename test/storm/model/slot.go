@@ -205,11 +205,11 @@ func (s *Slot) outcomes(st State, o Op, gen int, late bool) []outcome {
 		switch st.Status {
 		case Created, Exited:
 			out := []outcome{{OK, started(st)}}
-			if spec.Joins || spec.Remove && st.Status == Exited {
+			if spec.Needs() || spec.Remove && st.Status == Exited {
 				// The container that it joins may not run, or be removed; its own removal
 				// may be under way.
 				out = append(out, outcome{Refused, st})
-				if spec.Joins {
+				if spec.Needs() {
 					out = append(out, outcome{Refused, ended(st, AnyExit)}, outcome{Missing, st}, outcome{Missing, ended(st, AnyExit)})
 				}
 				if spec.Remove {
@@ -230,10 +230,10 @@ func (s *Slot) outcomes(st State, o Op, gen int, late bool) []outcome {
 		return killOutcomes(st, o)
 	case Restart:
 		out := []outcome{{OK, started(st)}}
-		if spec.Joins || spec.Remove {
+		if spec.Needs() || spec.Remove {
 			out = append(out, outcome{Refused, ended(st, AnyExit)}, outcome{Refused, st})
 		}
-		if spec.Joins {
+		if spec.Needs() {
 			out = append(out, outcome{Missing, ended(st, AnyExit)}, outcome{Missing, st})
 		}
 		return out
@@ -321,7 +321,7 @@ func (s *Slot) createOutcomes(st State, gen int) []outcome {
 		return out
 	}
 	out := []outcome{{OK, s.created(gen)}}
-	if s.Spec(gen).Joins {
+	if s.Spec(gen).Needs() {
 		out = append(out, outcome{Missing, st}, outcome{Refused, st})
 	}
 	return out
@@ -360,7 +360,10 @@ func ended(st State, code int) State {
 func ends(r Result, st State, spec Spec, late bool) []outcome {
 	out := []outcome{}
 	if !spec.Stubborn {
-		out = append(out, outcome{r, ended(st, StopCode)}, outcome{r, ended(st, EarlyStopCode)})
+		out = append(out, outcome{r, ended(st, StopCode)}, outcome{r, ended(st, earlyStop(spec))})
+	}
+	if spec.JoinsPid {
+		out = append(out, outcome{r, ended(st, 137)}) // see alone
 	}
 	// A program may be killed before it can be told, such as one that is frozen.
 	if late || spec.Stubborn {
@@ -376,6 +379,13 @@ func ends(r Result, st State, spec Spec, late bool) []outcome {
 		out = append(out, outcome{r, ended(st, spec.Code)})
 	}
 	return out
+}
+
+func earlyStop(spec Spec) int {
+	if spec.JoinsPid {
+		return EarlyStopCodePid
+	}
+	return EarlyStopCode
 }
 
 func killOutcomes(st State, o Op) []outcome {
@@ -475,13 +485,15 @@ func (s *Slot) alone(st State) (out []State) {
 		}
 		if st.Dying && !spec.Stubborn && st.Status == Running {
 			exit(StopCode)
-			exit(EarlyStopCode)
-			out = append(out, ended(st, StopCode), ended(st, EarlyStopCode))
+			exit(earlyStop(spec))
+			out = append(out, ended(st, StopCode), ended(st, earlyStop(spec)))
 		}
 		if st.Dying && spec.Life > 0 {
 			out = append(out, ended(st, spec.Code))
 		}
-		if s.killed {
+		// When the first process of a process namespace ends, the kernel kills all others
+		// in it.
+		if s.killed || spec.JoinsPid {
 			exit(137)
 			if st.Status == Paused {
 				// Until what it used is given back it is shown as running: nothing is
@@ -492,7 +504,7 @@ func (s *Slot) alone(st State) (out []State) {
 				out = append(out, ended(st, 137))
 			}
 		}
-		if s.orphaned && (spec.Life > 0 || s.killed || st.Dying) {
+		if s.orphaned && (spec.Life > 0 || s.killed || spec.JoinsPid || st.Dying) {
 			exit(255)
 		}
 	case Restarting:
@@ -502,8 +514,8 @@ func (s *Slot) alone(st State) (out []State) {
 		if s.damaged {
 			out = append(out, ended(st, AnyExit))
 		}
-		if spec.Policy == OnFailure {
-			out = append(out, ended(st, AnyExit))
+		if spec.Policy == OnFailure || spec.Needs() {
+			out = append(out, ended(st, AnyExit)) // the last attempt has failed
 		}
 	case Removing:
 		out = append(out, State{})
