@@ -186,7 +186,7 @@ peer: ## a current dockerd and runc to compare with, into ~/.cache/holdfast/peer
 
 # Docker's own client and its plugin buildx, which the tests use in addition to
 # holdfast, unless they are installed. The client is built from a module that the
-# command line requires anyway. The plugin's module requires newer versions than ours
+# command line requires anyway, as is BuildKit's frontend for Dockerfiles. The plugin's module requires newer versions than ours
 # does, so it is built by its own.
 BUILDX  := github.com/docker/buildx/cmd/buildx@v0.38.2
 PLUGINS := /usr/libexec/docker/cli-plugins /usr/lib/docker/cli-plugins /usr/local/lib/docker/cli-plugins
@@ -196,6 +196,7 @@ tools:
 		-o .cache/bin/docker github.com/docker/cli/cmd/docker
 	@[ -e .cache/bin/docker-buildx ] || ls $(addsuffix /docker-buildx,$(PLUGINS)) >/dev/null 2>&1 || { \
 		GOFLAGS=-trimpath GOBIN=$(CURDIR)/.cache/bin go install $(BUILDX) && mv .cache/bin/buildx .cache/bin/docker-buildx; }
+	@CGO_ENABLED=0 go build -trimpath -o .cache/bin/dockerfile-frontend github.com/moby/buildkit/frontend/dockerfile/cmd/dockerfile-frontend
 
 # The version is the newest of CHANGELOG.md, unless VERSION is set on the command
 # line.

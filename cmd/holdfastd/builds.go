@@ -33,6 +33,8 @@ func (c *composed) newBuilds(cfg *config.Config, shims shims, log *slog.Logger) 
 	return build.New(build.Options{
 		Binary:   filepath.Join(filepath.Dir(strings.TrimSuffix(self, " (deleted)")), "holdfast-build"),
 		DataRoot: cfg.DataRoot, ExecRoot: cfg.ExecRoot, Networks: c.nets, Log: log, Started: shims.place,
+		Mode:  func(ctx context.Context, mode string) (string, error) { return c.engine.StepMode(ctx, mode) },
+		Names: func(view string, s network.Sandbox) ([]byte, error) { return c.engine.StepNames(view, s) },
 		Stores: build.Stores{
 			Content: lent.Content, Snapshots: lent.Snapshots, Leases: lent.Leases, Images: lent.Images, Layers: c.images,
 			Config: c.presentBuildConfig, Usage: c.images.Usage,
@@ -71,6 +73,9 @@ func (c *composed) buildConfigOf(cfg *config.Config) *build.Config {
 	}
 	if c.host.AppArmor {
 		conf.AppArmor = oci.AppArmorProfile
+	}
+	if text, err := seccompProfile(cfg); err == nil && text != "builtin" { // an error was reported with the engine's configuration
+		conf.Seccomp = text
 	}
 	if len(cfg.HostGatewayIPs) > 0 {
 		conf.HostGateway = cfg.HostGatewayIPs[0].String()

@@ -27,6 +27,7 @@ import (
 	"holdfast/internal/build/stores"
 	"holdfast/internal/errs"
 	"holdfast/internal/fdpass"
+	"holdfast/internal/network"
 )
 
 // Stores are what the build process uses of the daemon, and Config what it has to
@@ -47,7 +48,12 @@ type Options struct {
 	// Stores are lent to the build process. Networks is set by New.
 	Stores   Stores
 	Networks Sandboxes
-	Log      *slog.Logger
+	// Mode returns a network mode with the full ID of the container in it, if any.
+	Mode func(ctx context.Context, mode string) (string, error)
+	// Names writes the file that the name server of a step on a user-defined network
+	// answers from, and returns the step's resolv.conf.
+	Names func(view string, s network.Sandbox) ([]byte, error)
+	Log   *slog.Logger
 	// Started, if not nil, is called with the pid of each process that was started.
 	Started func(pid int)
 }

@@ -118,6 +118,8 @@ func newBuilder(t *testing.T, s Sandboxes) *Builder {
 func builderAt(t *testing.T, root, binary string, s Sandboxes) *Builder {
 	t.Helper()
 	return New(Options{
+		Mode:   func(_ context.Context, mode string) (string, error) { return mode, nil },
+		Names:  func(view string, _ network.Sandbox) ([]byte, error) { return []byte(view), nil },
 		Binary: binary, DataRoot: root, ExecRoot: root, Networks: s, Log: slog.New(slog.DiscardHandler),
 		Stores: Stores{
 			Content: noContent{}, Snapshots: noSnapshots{}, Leases: noLeases{}, Images: noImages{}, Layers: noLayers{},

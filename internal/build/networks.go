@@ -13,9 +13,11 @@ import (
 	"regexp"
 	"sync"
 
+	"holdfast/internal/build/stores"
 	"holdfast/internal/errs"
 	"holdfast/internal/failpoint"
 	"holdfast/internal/network"
+	"holdfast/internal/network/bridge"
 )
 
 // Sandboxes makes and removes networks of processes, as for containers.
@@ -31,17 +33,23 @@ type Sandboxes interface {
 type networks struct {
 	dir       string
 	sandboxes Sandboxes
+	mode      func(ctx context.Context, mode string) (string, error)
+	names     func(view string, s network.Sandbox) ([]byte, error)
 	log       *slog.Logger
 	mu        sync.Mutex // held during a change
 }
 
 func newNetworks(o Options) *networks {
-	return &networks{dir: filepath.Join(Dir(o.ExecRoot), netDir), sandboxes: o.Networks, log: o.Log}
+	return &networks{dir: filepath.Join(Dir(o.ExecRoot), netDir), sandboxes: o.Networks, mode: o.Mode, names: o.Names, log: o.Log}
 }
 
 var stepID = regexp.MustCompile(`^[0-9a-f]{64}$`)
 
-const recordFile = "sandbox.json"
+// Files in the directory of a step's network.
+const (
+	recordFile = "sandbox.json"
+	viewFile   = "names.json" // see package names
+)
 
 func (n *networks) read(id string) (s network.Sandbox, err error) {
 	text, err := os.ReadFile(filepath.Join(n.dir, id, recordFile))
@@ -66,6 +74,9 @@ func (n *networks) Connect(ctx context.Context, id, name string) (_ string, err 
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return "", fmt.Errorf("connect a build step: %w", err)
 	}
+	if name, err = n.mode(ctx, name); err != nil {
+		return "", errors.Join(err, os.RemoveAll(dir))
+	}
 	s, reserved, err := n.sandboxes.Prepare(ctx, network.Request{ID: id, Name: "build step " + id[:12], Mode: name})
 	if err != nil {
 		return "", errors.Join(err, os.RemoveAll(dir))
@@ -73,7 +84,9 @@ func (n *networks) Connect(ctx context.Context, id, name string) (_ string, err 
 	for _, r := range reserved {
 		r.File.Close()
 	}
-	s.Netns = filepath.Join(dir, "netns")
+	if !s.Shared { // with a container, which keeps its namespace
+		s.Netns = filepath.Join(dir, "netns")
+	}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, n.release(context.WithoutCancel(ctx), id, s))
@@ -103,6 +116,32 @@ func (n *networks) join(ctx context.Context, s network.Sandbox) error {
 	failpoint.Here("build.published")
 	return err
 }
+
+// Names writes the file of a step's name server; see stores.Networks.
+func (n *networks) Names(_ context.Context, id string) (stores.Names, error) {
+	if !stepID.MatchString(id) {
+		return stores.Names{}, errs.Invalid("names for a build step: %q is not the ID of a step", id)
+	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	s, err := n.read(id)
+	if err != nil {
+		return stores.Names{}, fmt.Errorf("names for build step %s: %w", id[:12], err)
+	}
+	if !s.Named() {
+		return stores.Names{}, nil
+	}
+	view := filepath.Join(n.dir, id, viewFile)
+	resolv, err := n.names(view, s)
+	if err != nil {
+		return stores.Names{}, err
+	}
+	return stores.Names{View: view, Resolv: resolv}, nil
+}
+
+// ListenNames opens the sockets of the name server of a network namespace: one for
+// UDP, one for TCP. The caller closes them.
+func ListenNames(netns string) (udp, tcp *os.File, err error) { return bridge.ListenNames(netns) }
 
 // Disconnect removes the network namespace of a RUN step; see stores.Networks.
 func (n *networks) Disconnect(ctx context.Context, id string) error {

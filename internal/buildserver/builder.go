@@ -11,7 +11,6 @@ import (
 	"runtime"
 	"runtime/debug"
 
-	"github.com/containerd/containerd/v2/core/diff/apply"
 	"github.com/containerd/containerd/v2/core/leases"
 	"github.com/containerd/containerd/v2/core/remotes/docker"
 	"github.com/containerd/containerd/v2/pkg/gc"
@@ -26,9 +25,7 @@ import (
 	bkclient "github.com/moby/buildkit/client"
 	"github.com/moby/buildkit/cmd/buildkitd/config"
 	"github.com/moby/buildkit/control"
-	"github.com/moby/buildkit/executor/oci"
 	"github.com/moby/buildkit/executor/resources"
-	"github.com/moby/buildkit/executor/runcexecutor"
 	"github.com/moby/buildkit/frontend"
 	dockerfile "github.com/moby/buildkit/frontend/dockerfile/builder"
 	"github.com/moby/buildkit/frontend/gateway"
@@ -63,7 +60,8 @@ func runcDir(execRoot string) string { return build.RuncDir(execRoot) }
 // builder is BuildKit over the daemon's stores.
 type builder struct {
 	remote     *stores.Client
-	conf       stores.Config
+	present    *present
+	conf       stores.Config // when the process started
 	sessions   *session.Manager
 	controller *control.Controller
 	worker     *stepWorker
@@ -89,15 +87,12 @@ func openBuilder(ctx context.Context, o Options, remote *stores.Client) (_ *buil
 	if err := at.sweep(conf.Runtime); err != nil {
 		return nil, fmt.Errorf("remove what a build left that was killed: %w", err)
 	}
-	if err := at.writeWrapper(conf.Runtime); err != nil {
-		return nil, err
-	}
 	bkversion.Version = linkedVersion()
 	boot, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
 	if err != nil {
 		return nil, err
 	}
-	b := &builder{remote: remote, conf: conf, at: at, graceful: make(chan struct{}), conns: newPassed(), dataRoot: o.DataRoot, boot: string(boot)}
+	b := &builder{remote: remote, present: &present{remote: remote, last: conf}, conf: conf, at: at, graceful: make(chan struct{}), conns: newPassed(), dataRoot: o.DataRoot, boot: string(boot)}
 	if b.sessions, err = session.NewManager(); err != nil {
 		return nil, err
 	}
@@ -107,7 +102,7 @@ func openBuilder(ctx context.Context, o Options, remote *stores.Client) (_ *buil
 	if b.controller, err = b.newController(state); err != nil {
 		return nil, err
 	}
-	b.grpc = newGRPC(b.controller)
+	b.grpc = newGRPC(b.controller, b.admit)
 	go func() { _ = b.grpc.Serve(b.conns) }() // it ends with the process
 	return b, nil
 }
@@ -142,10 +137,7 @@ func (b *builder) close() error {
 // hosts returns the hosts of registries by the daemon's present configuration.
 func (b *builder) hosts() docker.RegistryHosts {
 	return func(host string) ([]docker.RegistryHost, error) {
-		conf, err := b.remote.Config(context.Background())
-		if err != nil {
-			return nil, err
-		}
+		conf := b.present.now(context.Background())
 		hosts, err := image.Hosts(image.Registry{Mirrors: conf.Mirrors, Insecure: conf.Insecure, TokenHosts: conf.TokenHosts})
 		if err != nil {
 			return nil, err
@@ -157,22 +149,16 @@ func (b *builder) hosts() docker.RegistryHosts {
 // newWorker makes the worker, which carries out the steps of builds.
 func (b *builder) newWorker(ctx context.Context, state string, at places) (*stepWorker, error) {
 	networks := map[pb.NetMode]network.Provider{
-		pb.NetMode_UNSET: bridged{b.remote, b.graceful},
-		pb.NetMode_HOST:  network.NewHostProvider(),
-		pb.NetMode_NONE:  network.NewNoneProvider(),
+		pb.NetMode_UNSET: confined{bridged{b.remote, b.graceful}},
+		pb.NetMode_HOST:  confined{network.NewHostProvider()},
+		pb.NetMode_NONE:  confined{network.NewNoneProvider()},
 	}
 	monitor, err := resources.NewMonitor()
 	if err != nil {
 		return nil, err
 	}
-	neutral := 0 // the process may have the daemon's own, which protects it
-	runc, err := runcexecutor.New(runcexecutor.Opt{
-		OOMScoreAdj: &neutral,
-		Root:        at.executor, CommandCandidates: []string{at.wrapper}, DefaultCgroupParent: b.conf.CgroupParent,
-		DNS:             &oci.DNSConfig{Nameservers: b.conf.DNS, Options: b.conf.Options, SearchDomains: b.conf.Search},
-		ApparmorProfile: b.conf.AppArmor, ResourceMonitor: monitor,
-	}, networks)
-	if err != nil {
+	runs := &stepExecutor{present: b.present, at: at, networks: networks, monitor: monitor, steps: &b.steps}
+	if _, err := runs.pick(b.conf); err != nil {
 		return nil, err
 	}
 	md, err := openDatabase(filepath.Join(state, "metadata_v2.db"), metadata.NewStore)
@@ -187,7 +173,7 @@ func (b *builder) newWorker(ctx context.Context, state string, at places) (*step
 	if err != nil {
 		return nil, err
 	}
-	blobs := containerdsnapshot.NewContentStore(b.remote.Content(b.conf.ContentDir), namespace)
+	blobs := containerdsnapshot.NewContentStore(image.Documents(b.remote.Content(b.conf.ContentDir)), namespace)
 	leasing := leaseutil.WithNamespace(leaseNames{b.remote.Leases()}, namespace)
 	w, err := base.NewWorker(ctx, base.WorkerOpt{
 		ID: id, Root: state,
@@ -202,10 +188,10 @@ func (b *builder) newWorker(ctx context.Context, state string, at places) (*step
 		},
 		GCPolicy:         gcPolicy(b.conf.GC, state),
 		NetworkProviders: networks,
-		Executor:         countedExecutor{runc, &b.steps},
+		Executor:         runs,
 		Snapshotter:      containerdsnapshot.NewSnapshotter(b.conf.Driver, layerNames{b.remote.Snapshots()}, namespace, nil),
 		ContentStore:     blobs,
-		Applier:          apply.NewFileSystemApplier(blobs),
+		Applier:          image.LayerApplier(blobs),
 		Differ:           walking.NewWalkingDiff(blobs),
 		ImageStore:       b.remote.Images(),
 		RegistryHosts:    b.hosts(),
@@ -218,7 +204,7 @@ func (b *builder) newWorker(ctx context.Context, state string, at places) (*step
 	if err != nil {
 		return nil, err
 	}
-	return &stepWorker{Worker: w, remote: b.remote}, nil
+	return &stepWorker{Worker: w, remote: b.remote, present: b.present, state: state}, nil
 }
 
 // collect waits for a garbage collection of the daemon's store, which follows the
@@ -310,7 +296,7 @@ func (b *builder) newController(state string) (*control.Controller, error) {
 			"gha":      gha.ResolveCacheImporterFunc(nil, nil),
 		},
 		CacheManager:   solver.NewCacheManager(context.Background(), "local", cache, worker.NewCacheResultStorage(workers)),
-		Entitlements:   b.conf.Entitlements,
+		Entitlements:   governed, // admit decides
 		HistoryDB:      history,
 		HistoryConfig:  historyConfig(b.conf),
 		CacheStore:     cache,

@@ -22,9 +22,9 @@ import (
 	"holdfast/internal/build"
 )
 
-func newGRPC(c *control.Controller) *grpc.Server {
+func newGRPC(c *control.Controller, admit grpc.UnaryServerInterceptor) *grpc.Server {
 	s := grpc.NewServer(
-		grpc.UnaryInterceptor(grpcerrors.UnaryServerInterceptor), grpc.StreamInterceptor(grpcerrors.StreamServerInterceptor),
+		grpc.ChainUnaryInterceptor(grpcerrors.UnaryServerInterceptor, admit), grpc.StreamInterceptor(grpcerrors.StreamServerInterceptor),
 		grpc.MaxRecvMsgSize(defaults.DefaultMaxRecvMsgSize), grpc.MaxSendMsgSize(defaults.DefaultMaxSendMsgSize),
 	)
 	c.Register(s)

@@ -13,6 +13,7 @@ import (
 	"strings"
 
 	controlapi "github.com/moby/buildkit/api/services/control"
+	"github.com/moby/buildkit/util/entitlements"
 	mobycontainer "github.com/moby/moby/api/types/container"
 	"github.com/moby/moby/api/types/registry"
 
@@ -36,6 +37,8 @@ type request struct {
 	exports    []*controlapi.Exporter
 	imports    []*controlapi.CacheOptionsEntry
 	auth       map[string]registry.AuthConfig // by registry
+	// entitlements are what the client asks for by asking for the build.
+	entitlements []string
 }
 
 // Values of the parameter remote and of a session of the client's.
@@ -44,10 +47,12 @@ const remoteSession = "client-session"
 // refusedParams are the parameters that BuildKit has no counterpart for. A build that
 // ignored a limit would not be what was asked for.
 var refusedParams = map[string]string{
-	"squash": "squashing the layers", "memory": "a limit of memory", "memswap": "a limit of swap",
-	"cpushares": "CPU shares", "cpuperiod": "a CPU period", "cpuquota": "a CPU quota", "cpusetcpus": "a set of CPUs",
-	"cpusetmems": "a set of memory nodes", "securityopt": "security options",
+	"squash": "squashing the layers", "securityopt": "security options",
 }
+
+// limits are the parameters that limit a RUN step. BuildKit knows them by the same
+// names.
+var limits = []string{"memory", "memswap", "cpushares", "cpuperiod", "cpuquota", "cpusetcpus", "cpusetmems"}
 
 // parseRequest reads the parameters of POST /build (Docker Engine API, "ImageBuild").
 // Errors: invalid argument.
@@ -98,14 +103,24 @@ func parseRequest(q url.Values, registryConfig string) (*request, error) {
 		}
 		r.attrs["shm-size"] = v
 	}
-	switch mode := q.Get("networkmode"); mode {
-	case "", "default", "bridge":
-	case "host", "none":
-		r.attrs["force-network-mode"] = mode
-	default:
-		return nil, errs.Invalid("network mode %q is not supported by builds: use default, host or none", mode)
-	}
+	r.parseLimits(q)
 	return r, firstError(r.parseJSON(q), r.parseAuth(registryConfig))
+}
+
+// parseLimits reads the limits of RUN steps and their network.
+func (r *request) parseLimits(q url.Values) {
+	for _, name := range limits {
+		if v := q.Get(name); v != "" && v != "0" && (name != "cpuquota" || v != "-1") {
+			r.attrs[name] = v
+		}
+	}
+	mode := q.Get("networkmode")
+	if mode != "" {
+		r.attrs[attrNetwork] = mode
+	}
+	if mode == "host" {
+		r.entitlements = append(r.entitlements, entitlements.EntitlementNetworkHost.String())
+	}
 }
 
 func firstError(all ...error) error {

@@ -53,7 +53,7 @@ func TestParametersOfABuildReachBuildKit(t *testing.T) {
 
 func TestBuildThatCantBeAsAskedIsRefused(t *testing.T) {
 	for _, query := range []string{
-		"squash=1", "memory=100", "cpuquota=5", "networkmode=mine", "networkmode=container:x", "buildargs=x", "labels=[]", "shmsize=-1",
+		"squash=1", "securityopt=[\"seccomp=x\"]", "buildargs=x", "labels=[]", "shmsize=-1",
 		"remote=client-session", `outputs=[{"Type":"x"}]`, "ulimits={}",
 	} {
 		q, err := url.ParseQuery(query)

@@ -176,7 +176,7 @@ func solve(ctx context.Context, api controlapi.ControlClient, req *request, p pr
 	ref := identity.NewID()
 	solving := &controlapi.SolveRequest{
 		Ref: ref, Session: req.session, Frontend: "dockerfile.v0", FrontendAttrs: req.attrs,
-		Exporters: req.exports, Cache: &controlapi.CacheOptions{Imports: req.imports},
+		Exporters: req.exports, Entitlements: req.entitlements, Cache: &controlapi.CacheOptions{Imports: req.imports},
 	}
 	var resp *controlapi.SolveResponse
 	var failed error

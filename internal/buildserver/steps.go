@@ -3,12 +3,8 @@
 package buildserver
 
 import (
-	"context"
 	"sync"
 	"time"
-
-	"github.com/moby/buildkit/executor"
-	resources "github.com/moby/buildkit/executor/resources/types"
 )
 
 // stepsEnd bounds the wait for RUN steps whose builds were cancelled.
@@ -49,16 +45,4 @@ func (s *steps) wait(within time.Duration) {
 	case <-ended:
 	case <-timer.C:
 	}
-}
-
-// countedExecutor counts the steps that an executor runs.
-type countedExecutor struct {
-	executor.Executor
-	steps *steps
-}
-
-func (e countedExecutor) Run(ctx context.Context, id string, root executor.Mount, mounts []executor.Mount, process executor.ProcessInfo, started chan<- struct{}) (resources.Recorder, error) {
-	e.steps.add(1)
-	defer e.steps.add(-1)
-	return e.Executor.Run(ctx, id, root, mounts, process, started)
 }

@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 
 	"github.com/moby/sys/mountinfo"
 	"golang.org/x/sys/unix"
@@ -74,12 +75,50 @@ func (p places) sweep(runtime string) error {
 	return os.RemoveAll(p.executor)
 }
 
-// removeCgroup removes the cgroup of all steps, which is empty.
-func removeCgroup(parent string) {
+// cgroupDirs are the directories of a cgroup in the hierarchies that there are.
+func cgroupDirs(cgroup string) (dirs []string) {
 	for _, pattern := range []string{"/sys/fs/cgroup", "/sys/fs/cgroup/*"} {
-		dirs, _ := filepath.Glob(filepath.Join(pattern, parent, "buildkit")) // it fails only for bad patterns
-		for _, dir := range dirs {
-			_ = unix.Rmdir(dir) // a step may be running, of another daemon
+		found, _ := filepath.Glob(filepath.Join(pattern, cgroup)) // it fails only for bad patterns
+		dirs = append(dirs, found...)
+	}
+	return dirs
+}
+
+// stepsCgroup is the cgroup, in their parent, that BuildKit makes for steps.
+const stepsCgroup = "buildkit"
+
+// removeCgroup removes the cgroup of all steps in a parent, if it is empty.
+func removeCgroup(parent string) {
+	for _, dir := range cgroupDirs(filepath.Join(parent, stepsCgroup)) {
+		_ = unix.Rmdir(dir) // a step may be running, of another daemon
+	}
+}
+
+// parents removes the parent cgroups that clients asked for and that did not exist.
+type parents struct {
+	mu   sync.Mutex
+	made map[string]bool
+}
+
+// use is called before a step, and its result after it.
+func (p *parents) use(parent string) (end func()) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.made == nil {
+		p.made = map[string]bool{}
+	}
+	if len(cgroupDirs(parent)) == 0 {
+		p.made[parent] = true
+	}
+	return func() {
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		removeCgroup(parent)
+		if !p.made[parent] {
+			return
+		}
+		for _, dir := range cgroupDirs(parent) {
+			_ = unix.Rmdir(dir) // another step may be in it, which removes it then
 		}
 	}
 }

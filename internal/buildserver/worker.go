@@ -33,8 +33,13 @@ import (
 // stepWorker is BuildKit's worker, which exports images into the daemon's store.
 type stepWorker struct {
 	*base.Worker
-	remote *stores.Client
+	remote  *stores.Client
+	present *present
+	state   string // directory of BuildKit's databases
 }
+
+// GCPolicy is what the cache is collected by, in the present configuration.
+func (w *stepWorker) GCPolicy() []client.PruneInfo { return gcPolicy(w.present.latest().GC, w.state) }
 
 // exporterMoby is the name by which clients ask for an image in the daemon's store.
 const exporterMoby = "moby"

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"strconv"
+	"strings"
 
 	"github.com/docker/cli/cli-plugins/manager"
 	"github.com/docker/cli/cli/command"
@@ -35,7 +36,32 @@ func withBuildx(docker command.Cli, root *cobra.Command, args []string) ([]strin
 		fmt.Fprintln(docker.Err(), "note: the plugin docker-buildx is not installed: without it, builds can use no secrets, ssh agents, named contexts or exported caches")
 		return nil, false
 	}
-	return append([]string{buildx}, build...), true
+	return append([]string{buildx}, onNetwork(build)...), true
+}
+
+// onNetwork replaces the option --network by a build argument, if it names a network of
+// the user's. The plugin knows only BuildKit's own modes and refuses others.
+func onNetwork(build []string) []string {
+	out := make([]string, 0, len(build)+1)
+	for i := 0; i < len(build); i++ {
+		if build[i] == "--" {
+			return append(out, build[i:]...)
+		}
+		name, ok := strings.CutPrefix(build[i], "--network=")
+		if !ok && build[i] == "--network" && i+1 < len(build) {
+			name, ok = build[i+1], true
+			i++
+		}
+		switch {
+		case !ok:
+			out = append(out, build[i])
+		case name == "" || name == "default" || name == "host" || name == "none":
+			out = append(out, "--network", name)
+		default:
+			out = append(out, "--build-arg", "HOLDFAST_NETWORK="+name)
+		}
+	}
+	return out
 }
 
 // forward makes a plugin see other arguments than the user's. Plugins are started with

@@ -223,6 +223,7 @@ func TakeLive(old, new *Config) (merged *Config, left []Change) {
 		}
 		m.given[o.name()] = new.given[o.name()]
 	}
+	m.Builder = new.Builder // it is parsed from the key builder
 	for _, c := range Diff(old, new) {
 		if !c.Class.reloadable() {
 			left = append(left, c)

@@ -43,9 +43,9 @@ func TestLiveKeysAreThoseThatAReloadTakes(t *testing.T) {
 
 func TestReloadTakesLiveKeysAndLeavesTheOthers(t *testing.T) {
 	old := mustLoad(t, `{"labels": ["a=1"], "mtu": 1400}`)
-	new := mustLoad(t, `{"live-restore": true, "debug": true, "runtimes": {"crun": {"path": "/c"}}, "default-runtime": "crun", "mtu": 1300, "shutdown-timeout": 40}`)
+	new := mustLoad(t, `{"live-restore": true, "debug": true, "runtimes": {"crun": {"path": "/c"}}, "default-runtime": "crun", "mtu": 1300, "shutdown-timeout": 40, "builder": {"gc": {"enabled": false}}}`)
 	merged, left := TakeLive(old, new)
-	if !merged.LiveRestore || !merged.Debug || merged.DefaultRuntime != "crun" || merged.Runtimes["crun"].Path != "/c" || len(merged.Labels) > 0 || merged.ShutdownTimeout != 40 {
+	if !merged.LiveRestore || !merged.Debug || merged.DefaultRuntime != "crun" || merged.Runtimes["crun"].Path != "/c" || len(merged.Labels) > 0 || merged.ShutdownTimeout != 40 || !merged.Builder.GCOff {
 		t.Errorf("%+v", merged)
 	}
 	if merged.MTU != 1400 || len(left) != 1 || left[0].Key != "mtu" || left[0].Class != NewAtStart {

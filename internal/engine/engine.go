@@ -84,6 +84,7 @@ type Engine struct {
 	*execs
 	*waits
 	*progress
+	*buildSteps
 
 	store    Store
 	shims    Shims
@@ -170,6 +171,7 @@ func (e *Engine) makeBackends(d Deps) {
 	}
 	e.execs = &execs{e.index, e.effects.bundler}
 	e.waits = &waits{e.index}
+	e.buildSteps = &buildSteps{e.index, e.effects.files, e.names}
 	e.System = newSystem(e)
 	emit := func(typ, action, id string, attributes map[string]string) {
 		e.journal.emit(typ, action, id, attributes, time.Now())

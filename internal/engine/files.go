@@ -51,7 +51,7 @@ func (s *sandboxFiles) write(spec container.Spec, req request, sandbox network.S
 		return f, err
 	}
 	if sandbox.Named() {
-		return f, s.names.writeView(spec.ID, req, sandbox, resolv.Upstream)
+		return f, s.names.writeView(s.names.viewPath(spec.ID), req, sandbox, resolv.Upstream)
 	}
 	return f, nil
 }
@@ -91,7 +91,7 @@ func (s *sandboxFiles) update(spec container.Spec, req request, sandbox network.
 		}
 	}
 	if sandbox.Named() {
-		return s.names.writeView(spec.ID, req, sandbox, resolv.Upstream)
+		return s.names.writeView(s.names.viewPath(spec.ID), req, sandbox, resolv.Upstream)
 	}
 	return nil
 }

@@ -149,7 +149,7 @@ func withDNSNames(v *view, s *moby.NetworkSettings) *moby.NetworkSettings {
 }
 
 // writeView writes the file of a container's name server.
-func (n *nameService) writeView(id string, req request, sandbox network.Sandbox, upstream []netip.Addr) error {
+func (n *nameService) writeView(path string, req request, sandbox network.Sandbox, upstream []netip.Addr) error {
 	var v namefiles.View
 	for _, ep := range sandbox.Endpoints {
 		if !userNetwork(ep.Network) {
@@ -164,7 +164,7 @@ func (n *nameService) writeView(id string, req request, sandbox network.Sandbox,
 	if sandbox.Reaches() {
 		v.Upstream = upstream
 	}
-	return n.files.WriteView(n.viewPath(id), v)
+	return n.files.WriteView(path, v)
 }
 
 // legacyLinks returns the lines of the hosts file for a container's links on the

@@ -8,8 +8,10 @@ import (
 	"strings"
 
 	"github.com/containerd/containerd/v2/core/content"
+	"github.com/containerd/containerd/v2/core/diff"
 	"github.com/containerd/containerd/v2/core/images"
 	"github.com/containerd/containerd/v2/core/leases"
+	"github.com/containerd/containerd/v2/core/mount"
 	"github.com/containerd/containerd/v2/core/remotes/docker"
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/errdefs"
@@ -56,6 +58,21 @@ func Hosts(r Registry) (docker.RegistryHosts, error) {
 	}
 	return h.hostsFor(nil), nil
 }
+
+// LayerApplier returns what unpacks layers that a build has pulled, from the blobs in
+// p and within the limits of a pull.
+func LayerApplier(p content.Provider) diff.Applier { return lentApplier{applier{p, newProgress(nil)}} }
+
+type lentApplier struct{ applier }
+
+func (a lentApplier) Apply(ctx context.Context, desc ocispec.Descriptor, mounts []mount.Mount, opts ...diff.ApplyOpt) (ocispec.Descriptor, error) {
+	d, err := a.applier.Apply(ctx, desc, mounts, opts...)
+	return d, unpackError(err)
+}
+
+// Documents returns a store for a builder, which reads manifests and configs of
+// registries whole. It refuses those that a pull refuses.
+func Documents(s content.Store) content.Store { return smallDocuments{s} }
 
 // lentLeases has data collected that a lease has kept, when it ends.
 type lentLeases struct {

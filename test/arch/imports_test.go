@@ -116,7 +116,7 @@ var rooms = []room{
 	// process, which alone imports BuildKit.
 	{path: "internal/build", sees: append([]string{"internal/build/stores", "internal/network"}, ground...)},
 	{path: "internal/build/stores", sees: ground},
-	{path: "internal/buildserver", sees: append([]string{"internal/build", "internal/build/stores", "internal/image"}, ground...)},
+	{path: "internal/buildserver", sees: append([]string{"internal/build", "internal/build/stores", "internal/image", "internal/shim/names"}, ground...)},
 	{path: "internal/buildserver/classic", only: stdOnly, pure: true},
 
 	{path: "internal/engine", sees: append(append([]string{"internal/shim/names"}, services...), ground...)},

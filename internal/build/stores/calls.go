@@ -63,6 +63,7 @@ const (
 	layerAdopt  call[adopted, none]                       = "layer.adopt"
 
 	networkConnect    call[connected, string] = "network.connect"
+	networkNames      call[string, Names]     = "network.names"
 	networkDisconnect call[string, none]      = "network.disconnect"
 )
 

@@ -59,8 +59,20 @@ type Networks interface {
 	// the path of its file. It may be repeated with the same ID, which has 64 hex
 	// digits.
 	Connect(ctx context.Context, id, network string) (string, error)
+	// Names returns how names are resolved in a namespace.
+	Names(ctx context.Context, id string) (Names, error)
 	// Disconnect removes a namespace. It may be repeated.
 	Disconnect(ctx context.Context, id string) error
+}
+
+// Names is how names are resolved in the network namespace of a RUN step. It is empty
+// on the default network, which has no name server.
+type Names struct {
+	// View is the path of the file that the step's name server answers from; see
+	// package names.
+	View string `json:"view,omitempty"`
+	// Resolv is the content of the step's resolv.conf.
+	Resolv []byte `json:"resolv,omitempty"`
 }
 
 // Config is what builds have to know of the daemon's configuration.
@@ -81,6 +93,9 @@ type Config struct {
 	CgroupParent string `json:"cgroupParent,omitempty"`
 	// AppArmor is the profile of RUN steps, or "".
 	AppArmor string `json:"apparmor,omitempty"`
+	// Seccomp is the text of the seccomp profile of RUN steps, "unconfined", or ""
+	// for the built-in one.
+	Seccomp string `json:"seccomp,omitempty"`
 	// HostGateway is the host's address that "host-gateway" stands for.
 	HostGateway string `json:"hostGateway,omitempty"`
 	// Runtime is the path of the OCI runtime.

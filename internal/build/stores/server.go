@@ -120,6 +120,7 @@ func (s *Server) register() {
 	on(s, networkConnect, func(ctx context.Context, c connected) (string, error) {
 		return s.stores.Networks.Connect(ctx, c.ID, c.Network)
 	})
+	on(s, networkNames, s.stores.Networks.Names)
 	on(s, networkDisconnect, only(s.stores.Networks.Disconnect))
 }
 

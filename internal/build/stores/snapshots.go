@@ -127,6 +127,15 @@ func (c *Client) Connect(ctx context.Context, id, network string) (string, error
 	return path, err
 }
 
+// Names is Networks.Names. A daemon of an earlier release has no networks with names.
+func (c *Client) Names(ctx context.Context, id string) (Names, error) {
+	n, _, err := ask(ctx, c, networkNames, id)
+	if errdefs.IsNotImplemented(err) {
+		return Names{}, nil
+	}
+	return n, err
+}
+
 // Disconnect is Networks.Disconnect.
 func (c *Client) Disconnect(ctx context.Context, id string) error {
 	_, _, err := ask(ctx, c, networkDisconnect, id)

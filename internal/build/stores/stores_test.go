@@ -79,7 +79,8 @@ func (nowhere) Built(context.Context, digest.Digest) error         { return nil 
 func (nowhere) Connect(_ context.Context, id, network string) (string, error) {
 	return "/" + id + network, nil
 }
-func (nowhere) Disconnect(context.Context, string) error { return nil }
+func (nowhere) Names(_ context.Context, id string) (Names, error) { return Names{View: id}, nil }
+func (nowhere) Disconnect(context.Context, string) error          { return nil }
 
 func (d *daemon) socket() string { return filepath.Join(d.dir, "s") }
 
@@ -213,6 +214,9 @@ func useAll(t *testing.T, d *daemon, c *Client) {
 	must(im.Delete(ctx, "name"))
 	must(lm.Delete(ctx, lease))
 	if n, err := c.Usage(ctx); n != 42 || err != nil {
+		t.Error(n, err)
+	}
+	if n, err := c.Names(ctx, "id"); n.View != "id" || err != nil {
 		t.Error(n, err)
 	}
 	if path, err := c.Connect(ctx, "id", "net"); path != "/idnet" || err != nil {

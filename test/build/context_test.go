@@ -1,0 +1,126 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package build
+
+import (
+	"bytes"
+	"context"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"holdfast/test/kit"
+)
+
+// TestContextsOfEveryKind builds from each place that a context and a Dockerfile can be
+// in, with BuildKit's clients and with old ones.
+func TestContextsOfEveryKind(t *testing.T) {
+	d := start(t, kit.Options{})
+	dockerfile := "FROM base\nCOPY file /\n"
+	tarred := archive(t, map[string]string{"Dockerfile": dockerfile, "file": "tarred\n", "sub/other.Dockerfile": "FROM base\nCOPY sub/f /file\n", "sub/f": "sub\n"})
+	url := web(t, map[string][]byte{"/context.tar": tarred, "/Dockerfile": []byte("FROM base\nRUN echo remote >/file\n")})
+	dir := files(t, map[string]string{
+		"Dockerfile": dockerfile, "file": "dir\n", "named/file": "named\n", "other/Dockerfile": "FROM base\nCOPY --from=more file /\n", "other/elsewhere": "FROM base\nCOPY --from=more /f /file\n",
+		"ctx/a.go": "", "ctx/b.txt": "", "ctx/keep/b.txt": "", "ctx/keep/c.txt": "", "ctx/.dockerignore": "a.go\n", "ctx/special": "FROM base\nCOPY . /x\nRUN find /x -type f | sort | tr '\\n' ' ' >/file\n",
+		"ctx/special.dockerignore": "**\n!keep\nkeep/c*\n!keep/c.txt\nspecial*\n",
+	})
+	at := func(name string) string { return filepath.Join(dir, name) }
+	for _, c := range []struct {
+		name  string
+		stdin []byte
+		args  []string
+		want  string
+		// buildx alone: older clients do not know it.
+		buildx bool
+	}{
+		{"directory", nil, []string{dir}, "dir", false},
+		{"tar on stdin", tarred, []string{"-"}, "tarred", false},
+		{"tar on stdin, other Dockerfile", tarred, []string{"-f", "sub/other.Dockerfile", "-"}, "sub", false},
+		{"Dockerfile on stdin, no context", []byte("FROM base\nRUN echo stdin >/file\n"), []string{"-"}, "stdin", false},
+		{"Dockerfile on stdin", []byte(dockerfile), []string{"-f", "-", at("named")}, "named", false},
+		{"Dockerfile outside of the context", nil, []string{"-f", at("Dockerfile"), at("named")}, "named", false},
+		{"git", nil, []string{url + "/repo.git"}, "from git", false},
+		{"git branch", nil, []string{url + "/repo.git#other"}, "from other", false},
+		{"git directory", nil, []string{url + "/repo.git#master:sub"}, "deep", false},
+		{"remote tar", nil, []string{url + "/context.tar"}, "tarred", false},
+		{"remote Dockerfile", nil, []string{url + "/Dockerfile"}, "remote", false},
+		{"named context", nil, []string{"--build-context", "more=" + at("named"), at("other")}, "named", true},
+		{"named context of an image", nil, []string{"--build-context", "more=docker-image://second", "-f", at("other/elsewhere"), at("other")}, "of an image", true},
+		{"named context of git", nil, []string{"--build-context", "more=" + url + "/repo.git", at("other")}, "from git", true},
+		{"own ignore file", nil, []string{"-f", at("ctx/special"), at("ctx")}, "/x/keep/b.txt /x/keep/c.txt", true},
+	} {
+		build := func(t *testing.T, env ...string) {
+			cmd := d.DockerCommand(context.Background(), append([]string{"build", "-t", "made"}, c.args...)...)
+			cmd.Env = append(cmd.Env, env...)
+			cmd.Stdin = bytes.NewReader(c.stdin)
+			if r := d.Run(cmd); r.Code != 0 {
+				t.Errorf("exit code %d\n%s%s", r.Code, r.Stdout, r.Stderr)
+				return
+			}
+			if got := d.Docker("run", "--rm", "made", "cat", "/file"); strings.TrimSpace(got) != c.want {
+				t.Errorf("the image has %q, want %q", got, c.want)
+			}
+			d.Docker("rmi", "made")
+		}
+		if strings.Contains(c.name, "of an image") {
+			d.DockerWith(strings.NewReader("FROM base\nRUN echo of an image >/f\n"), "build", "-q", "-t", "second", "-")
+		}
+		t.Run(c.name, func(t *testing.T) { build(t) })
+		if !c.buildx {
+			t.Run(c.name+", old client", func(t *testing.T) { build(t, "DOCKER_BUILDKIT=0") })
+		}
+	}
+}
+
+// TestHostileContextsAreRefused sends contexts that try to reach the host's files.
+func TestHostileContextsAreRefused(t *testing.T) {
+	d := start(t, kit.Options{})
+	secret := filepath.Join(t.TempDir(), "secret")
+	if err := os.WriteFile(secret, []byte("FROM base\nRUN echo of the host >/file\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	url := web(t, nil)
+	marker := filepath.Join(t.TempDir(), "ran")
+	for _, c := range []struct {
+		name  string
+		stdin map[string]string
+		args  []string
+		words string // one of these is in the error
+	}{
+		{"Dockerfile is a link to a host's file", map[string]string{"Dockerfile": "-> " + secret}, []string{"-"}, "no such file|not found|Dockerfile"},
+		{"Dockerfile is a link that climbs", map[string]string{"Dockerfile": "-> ../../../../../../../../" + secret}, []string{"-"}, "no such file|not found|Dockerfile"},
+		{"COPY of a link that climbs", map[string]string{"Dockerfile": "FROM base\nCOPY l/secret /x\n", "l": "-> ../../../../../../../.." + filepath.Dir(secret)}, []string{"-"}, "not found"},
+		{"an entry that climbs", map[string]string{"Dockerfile": "FROM base\nCOPY . /x\nRUN test ! -e /x/../../climbed\n", "../../../../../../../../tmp/hf-climbed": "x"}, []string{"-"}, "breakout|outside|invalid|not found|permitted|escapes"},
+		{"git with an option as its ref", nil, []string{url + "/repo.git#--upload-pack=touch " + marker}, "invalid|ref|not found"},
+		{"git with an option as its directory", nil, []string{url + "/repo.git#master:../../../../etc"}, "not found|no such file|invalid|escapes|outside|not within"},
+		{"git with another transport", nil, []string{"ext::sh -c 'touch " + marker + "'.git"}, "not found|invalid|unable|path"},
+	} {
+		for _, env := range []string{"DOCKER_BUILDKIT=1", "DOCKER_BUILDKIT=0"} {
+			t.Run(c.name+" "+env, func(t *testing.T) {
+				cmd := d.DockerCommand(context.Background(), append([]string{"build", "-t", "made"}, c.args...)...)
+				cmd.Env = append(cmd.Env, env)
+				if c.stdin != nil {
+					cmd.Stdin = bytes.NewReader(archive(t, c.stdin))
+				}
+				r := d.Run(cmd)
+				said := false
+				for _, w := range strings.Split(c.words, "|") {
+					said = said || strings.Contains(r.Stderr, w)
+				}
+				if r.Code == 0 {
+					got := d.TryDocker("run", "--rm", "made", "cat", "/file")
+					t.Errorf("the build succeeds:\n%s%s\n/file: %s", r.Stdout, r.Stderr, got.Stdout)
+				} else if !said {
+					t.Errorf("want an error with one of %q:\n%s", c.words, r.Stderr)
+				}
+				for _, path := range []string{"/tmp/hf-climbed", marker} {
+					if _, err := os.Lstat(path); err == nil {
+						t.Errorf("%s was made on the host", path)
+						os.Remove(path)
+					}
+				}
+			})
+		}
+	}
+}
