@@ -257,13 +257,19 @@ func (mt *mounter) shm(req request, in *oci.Input) error {
 // is not mounted any more. It must not run while the container does, whose own mount
 // namespace has the file system: two mounts would have the same writable layer.
 func (mt *mounter) remountRootfs(ctx context.Context, spec container.Spec) error {
-	rootfs := mt.store.Rootfs(spec.ID)
-	var st unix.Statx_t
-	err := unix.Statx(unix.AT_FDCWD, rootfs, unix.AT_SYMLINK_NOFOLLOW, unix.STATX_TYPE, &st)
-	if err == nil && st.Attributes&unix.STATX_ATTR_MOUNT_ROOT != 0 {
+	if mt.rootfsMounted(spec.ID) {
 		return nil
 	}
+	rootfs := mt.store.Rootfs(spec.ID)
 	return mt.images.MountRootfs(ctx, spec.Image.Snapshot, spec.Image.Storage, mt.store.ContainerDir(spec.ID), rootfs, false)
+}
+
+// rootfsMounted reports whether the root file system of a container is mounted, which
+// another program may have changed.
+func (mt *mounter) rootfsMounted(id string) bool {
+	var st unix.Statx_t
+	err := unix.Statx(unix.AT_FDCWD, mt.store.Rootfs(id), unix.AT_SYMLINK_NOFOLLOW, unix.STATX_TYPE, &st)
+	return err == nil && st.Attributes&unix.STATX_ATTR_MOUNT_ROOT != 0
 }
 
 // unmount unmounts what the engine has mounted for a container's life. It is

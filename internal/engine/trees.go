@@ -355,7 +355,13 @@ func (t *trees) withFileUse(ctx context.Context, ref string, fn func(*actor, *vi
 // openRootfs opens the root file system of a container whose files were acquired.
 func (t *trees) openRootfs(ctx context.Context, v *view) (*archive.Root, error) {
 	if v.state.Alive() {
-		return archive.OpenFolder(t.store.Rootfs(v.spec.ID))
+		root, err := archive.OpenFolder(t.store.Rootfs(v.spec.ID))
+		if err == nil && !t.mounter.rootfsMounted(v.spec.ID) {
+			// The folder is empty. It can't be mounted again while the container runs.
+			root.Close()
+			return nil, errs.Conflict("the root file system of container %s was unmounted by another program: restart the container", v.spec.Name)
+		}
+		return root, err
 	}
 	dir, i := t.store.ContainerDir(v.spec.ID), v.spec.Image
 	mounter, err := t.images.RootfsMounter(ctx, i.Snapshot, i.Storage, dir, false)

@@ -4,6 +4,7 @@ package life
 
 import (
 	"fmt"
+	"strings"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -48,5 +49,29 @@ func TestContainerWhoseRootWasUnmountedIsRestartedByItsPolicy(t *testing.T) {
 			e.Docker("exec", id, "ls", "/written")
 			e.Docker("rm", "-f", id)
 		})
+	}
+}
+
+// Of a running container whose root file system was unmounted an export, a diff and a
+// commit would see an empty folder. They fail, and say what to do.
+func TestUnmountedRootIsNotTakenForAnEmptyOne(t *testing.T) {
+	d := kit.Start(t, kit.Options{LiveRestore: true})
+	d.Load(image, kit.Busybox(t, nil))
+	e := engine{d, "holdfast"}
+	id := e.Docker("run", "-d", "--name", "web", image, "sleep", "1000")
+	if err := unix.Unmount(d.ExecRoot+"/shim/"+id+"/bundle/rootfs", unix.MNT_DETACH); err != nil {
+		t.Fatal(err)
+	}
+	for _, args := range [][]string{{"export", "-o", d.Root + "/out.tar", "web"}, {"diff", "web"}, {"commit", "web", "empty:1"}} {
+		r := d.TryHoldfast(args...)
+		if r.Code == 0 || !strings.Contains(r.Stderr, "was unmounted by another program: restart the container") {
+			t.Errorf("%v: %+v", args, r)
+		}
+	}
+	e.Docker("restart", "-t", "0", "web")
+	for _, args := range [][]string{{"export", "-o", d.Root + "/out.tar", "web"}, {"diff", "web"}, {"commit", "web", "whole:1"}} {
+		if r := d.TryHoldfast(args...); r.Code != 0 {
+			t.Errorf("after the restart: %v: %+v", args, r)
+		}
 	}
 }

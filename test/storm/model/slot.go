@@ -28,6 +28,9 @@ const (
 // AnyExit is an exit code that is not known.
 const AnyExit = -1
 
+// InterruptedCode is the exit code after a start that a daemon could not finish.
+const InterruptedCode = 128
+
 // AnyRuns is a number of runs that is not known, because the engine restarts the
 // container by itself.
 const AnyRuns = -1
@@ -80,6 +83,11 @@ type Answer struct {
 	// Coarse is set for a command line, which reports success also where nothing
 	// was to be done.
 	Coarse bool
+	// Unrecorded is set for a command that found no daemon and reached the
+	// container through its shim, or, where the shim was killed too, its process.
+	// Of the latter there is no record: until the next daemon has looked at the
+	// process itself, it shows what the last shim has recorded.
+	Unrecorded bool
 }
 
 type outcome struct {
@@ -541,7 +549,8 @@ func (s *Slot) alone(st State) (out []State) {
 		if s.daemonBegan && (st.Runs != 0 || s.damaged) && (spec.Policy == Always || spec.Policy == OnFailure && st.Exit != 0) {
 			up := st
 			up.Status, up.Runs, up.Exit = Running, AnyRuns, 0
-			out = append(out, up)
+			// A daemon that is killed during such a start leaves it to the next to undo.
+			out = append(out, up, ended(up, InterruptedCode))
 		}
 	}
 	return out
@@ -590,6 +599,9 @@ func (s *Slot) Do(o Op, gen int, a Answer) error {
 			case a.Coarse && a.Result == OK && (out.result == Same || out.result == Missing && o.Kind == Remove && o.N != 0):
 				next[out.then] = true
 			}
+		}
+		if a.Unrecorded && s.orphaned && a.Result == OK && st.Status != Absent {
+			next[st] = true
 		}
 		if a.Result == Lost || a.Disturbed && a.Result == Refused {
 			next[st] = true
