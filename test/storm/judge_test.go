@@ -50,6 +50,7 @@ func (s *storm) judge() {
 	if !s.failed() {
 		s.judgeEvents()
 	}
+	s.reap()
 	if s.plan.Round%16 != 15 {
 		// It ends by itself some seconds after its last client, for which most rounds
 		// do not wait.
@@ -304,6 +305,25 @@ func (s *storm) clear() {
 					}
 				}
 			}
+		}
+	}
+}
+
+// reap reaps what was orphaned in the round, as the first process of a host does:
+// killed shims, event servers, calls of the runtime. It is called when no container
+// is left whose exit code a daemon may still look for in a zombie.
+func (s *storm) reap() {
+	lists, _ := filepath.Glob("/proc/self/task/*/children") // it fails only for bad patterns
+	for _, path := range lists {
+		list, _ := os.ReadFile(path)
+		for pid := range strings.FieldsSeq(string(list)) {
+			stat, _ := os.ReadFile("/proc/" + pid + "/stat")
+			_, state, _ := strings.Cut(string(stat), ") ")
+			n, err := strconv.Atoi(pid)
+			if err != nil || !strings.HasPrefix(state, "Z") || n == s.d.Pid() || n == s.other.d.Pid() {
+				continue
+			}
+			unix.Wait4(n, nil, unix.WNOHANG, nil)
 		}
 	}
 }
