@@ -5,18 +5,12 @@ package handoff
 import (
 	"bytes"
 	"context"
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
 	"crypto/tls"
-	"crypto/x509"
-	"crypto/x509/pkix"
-	"encoding/pem"
 	"errors"
 	"fmt"
+	"holdfast/test/cert"
 	"io"
 	"log/slog"
-	"math/big"
 	"net"
 	"os"
 	"os/exec"
@@ -531,51 +525,13 @@ func TestServiceManagerKeepsCopiesOfTheSockets(t *testing.T) {
 	os.Remove(path)
 }
 
-// certificate makes a certificate signed by parent, or by itself, as PEM files.
-func certificate(t *testing.T, dir, name string, parent *tls.Certificate) (certFile, keyFile string, cert tls.Certificate) {
-	t.Helper()
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
-	tmpl := &x509.Certificate{
-		SerialNumber: big.NewInt(time.Now().UnixNano()), Subject: pkix.Name{CommonName: name},
-		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
-		IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)}, BasicConstraintsValid: true, IsCA: parent == nil,
-		KeyUsage: x509.KeyUsageDigitalSignature | x509.KeyUsageCertSign, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
-	}
-	signer, signKey := tmpl, any(key)
-	if parent != nil {
-		if signer, err = x509.ParseCertificate(parent.Certificate[0]); err != nil {
-			t.Fatal(err)
-		}
-		signKey = parent.PrivateKey
-	}
-	der, err := x509.CreateCertificate(rand.Reader, tmpl, signer, &key.PublicKey, signKey)
-	if err != nil {
-		t.Fatal(err)
-	}
-	keyDER, err := x509.MarshalPKCS8PrivateKey(key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	certFile, keyFile = filepath.Join(dir, name+".pem"), filepath.Join(dir, name+"-key.pem")
-	os.WriteFile(certFile, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}), 0o600)
-	os.WriteFile(keyFile, pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: keyDER}), 0o600)
-	cert, err = tls.LoadX509KeyPair(certFile, keyFile)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return certFile, keyFile, cert
-}
-
 func TestOnlyVerifiedClientsGetInWithTLSVerify(t *testing.T) {
 	dir := t.TempDir()
-	caFile, _, ca := certificate(t, dir, "ca", nil)
-	certFile, keyFile, _ := certificate(t, dir, "server", &ca)
-	_, _, client := certificate(t, dir, "client", &ca)
-	pool := x509.NewCertPool()
-	pool.AddCert(ca.Leaf)
+	ca := cert.New(t, "ca", nil)
+	caFile, _ := ca.Write(t, dir, "ca")
+	certFile, keyFile := cert.New(t, "server", &ca).Write(t, dir, "server")
+	client := cert.New(t, "client", &ca).TLS(t)
+	pool := ca.Pool(t)
 
 	for _, verify := range []bool{true, false} {
 		conf, err := ServerTLS(TLSFiles{CA: caFile, Cert: certFile, Key: keyFile, Verify: verify})

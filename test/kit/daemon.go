@@ -225,42 +225,23 @@ func (d *Daemon) TryStart() error {
 	}
 	d.drainNotify()
 	cmd := d.Command()
-	log, err := os.OpenFile(d.LogFile(), os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600)
-	if err != nil {
-		return err
-	}
-	defer log.Close()
-	from, err := log.Seek(0, io.SeekEnd)
-	if err != nil {
-		return err
-	}
-	cmd.Stdout, cmd.Stderr = log, log
 	start := cmd.Start
 	if d.peer != nil {
 		start = func() error { return d.peer.Netns.Run(cmd.Start) }
 	}
-	if err := start(); err != nil {
+	output, err := d.startLogged(cmd, start)
+	if err != nil {
 		return err
 	}
-	exited := make(chan struct{})
+	exited := awaitExit(cmd.Process.Pid)
 	d.mu.Lock()
 	d.cmd, d.exited = cmd, exited
 	d.mu.Unlock()
-	go func() {
-		// Wait without reaping, because a test may want the zombie.
-		for {
-			if err := unix.Waitid(unix.P_PID, cmd.Process.Pid, nil, unix.WEXITED|unix.WNOWAIT, nil); err != unix.EINTR {
-				break
-			}
-		}
-		close(exited)
-	}()
 	if err := d.waitNotify("READY=1"); err != nil {
 		select {
 		case <-exited:
 			d.Reap()
-			b, _ := os.ReadFile(d.LogFile())
-			return fmt.Errorf("the daemon ended: %s", strings.TrimSpace(string(b[min(int(from), len(b)):])))
+			return fmt.Errorf("the daemon ended: %s", output())
 		default:
 			return err
 		}
@@ -269,6 +250,26 @@ func (d *Daemon) TryStart() error {
 	d.served = true
 	d.mu.Unlock()
 	return nil
+}
+
+// startLogged starts a daemon whose output goes to the log file. The function that it
+// returns gives what the file got since.
+func (d *Daemon) startLogged(cmd *exec.Cmd, start func() error) (output func() string, err error) {
+	log, err := os.OpenFile(d.LogFile(), os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	defer log.Close()
+	from, err := log.Seek(0, io.SeekEnd)
+	if err != nil {
+		return nil, err
+	}
+	cmd.Stdout, cmd.Stderr = log, log
+	output = func() string {
+		b, _ := os.ReadFile(d.LogFile())
+		return strings.TrimSpace(string(b[min(int(from), len(b)):]))
+	}
+	return output, start()
 }
 
 // waitNotify waits for a message of the daemon to its service manager.

@@ -5,6 +5,7 @@ package kit
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"io"
 	"os"
@@ -115,4 +116,20 @@ func (d *Daemon) DockerWith(stdin io.Reader, args ...string) string {
 	cmd := d.DockerCommand(context.Background(), args...)
 	cmd.Stdin = stdin
 	return d.must(d.run(cmd), "docker", args)
+}
+
+// CreateExec creates an exec session by the API and returns its ID. spec is the JSON
+// body of the request.
+func (d *Daemon) CreateExec(container, spec string) string {
+	d.t.Helper()
+	r, err := d.HTTP().Post("http://h/containers/"+container+"/exec", "application/json", strings.NewReader(spec))
+	if err != nil {
+		d.t.Fatal(err)
+	}
+	defer r.Body.Close()
+	var answer struct{ ID, Message string }
+	if err := json.NewDecoder(r.Body).Decode(&answer); err != nil || answer.ID == "" {
+		d.t.Fatalf("create an exec session in %s: %s: %s %v", container, r.Status, answer.Message, err)
+	}
+	return answer.ID
 }

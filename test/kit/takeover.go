@@ -5,10 +5,8 @@ package kit
 import (
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"os/exec"
-	"strings"
 
 	"golang.org/x/sys/unix"
 )
@@ -34,17 +32,8 @@ func (d *Daemon) TryTakeover(env ...string) error {
 	cmd := d.Command()
 	cmd.Args = append(cmd.Args, "--takeover")
 	cmd.Env = append(cmd.Env, env...)
-	log, err := os.OpenFile(d.LogFile(), os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600)
+	output, err := d.startLogged(cmd, cmd.Start)
 	if err != nil {
-		return err
-	}
-	defer log.Close()
-	from, err := log.Seek(0, io.SeekEnd)
-	if err != nil {
-		return err
-	}
-	cmd.Stdout, cmd.Stderr = log, log
-	if err := cmd.Start(); err != nil {
 		return err
 	}
 	d.mu.Lock()
@@ -60,8 +49,7 @@ func (d *Daemon) TryTakeover(env ...string) error {
 		d.mu.Lock()
 		d.cmd, d.exited = before, beforeExited
 		d.mu.Unlock()
-		b, _ := os.ReadFile(d.LogFile())
-		return fmt.Errorf("the new daemon ended: %w: %s", err, strings.TrimSpace(string(b[min(int(from), len(b)):])))
+		return fmt.Errorf("the new daemon ended: %w: %s", err, output())
 	}
 	d.leave(before, beforeExited)
 	return nil

@@ -3,21 +3,13 @@
 package script
 
 import (
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
-	"crypto/x509"
-	"crypto/x509/pkix"
-	"encoding/pem"
-	"math/big"
-	"net"
 	"net/http"
 	"os"
 	"os/exec"
 	"strings"
 	"testing"
-	"time"
 
+	"holdfast/test/cert"
 	"holdfast/test/kit"
 )
 
@@ -81,62 +73,28 @@ func TestEveryFlagOfDockerdIsKnown(t *testing.T) {
 type authority struct {
 	t    *testing.T
 	dir  string
-	key  *ecdsa.PrivateKey
-	cert *x509.Certificate
+	pair cert.Pair
 }
 
-func newAuthority(t *testing.T, name string) *authority {
-	a := &authority{t: t, dir: t.TempDir()}
-	a.key, a.cert = a.sign(name, nil, nil)
+func newAuthority(t *testing.T) *authority {
+	a := &authority{t: t, dir: t.TempDir(), pair: cert.New(t, "ca", nil)}
+	a.pair.Write(t, a.dir, "ca")
 	return a
 }
 
-// sign writes name.pem and name-key.pem into the authority's folder.
-func (a *authority) sign(name string, parent *x509.Certificate, with *ecdsa.PrivateKey) (*ecdsa.PrivateKey, *x509.Certificate) {
+// sign writes NAME.pem and NAME-key.pem into the authority's folder.
+func (a *authority) sign(name string) {
 	a.t.Helper()
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		a.t.Fatal(err)
-	}
-	serial, err := rand.Int(rand.Reader, big.NewInt(1<<62))
-	if err != nil {
-		a.t.Fatal(err)
-	}
-	c := &x509.Certificate{
-		SerialNumber: serial, Subject: pkix.Name{CommonName: name}, BasicConstraintsValid: true, IsCA: parent == nil,
-		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour), IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)},
-		KeyUsage: x509.KeyUsageDigitalSignature | x509.KeyUsageCertSign, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth, x509.ExtKeyUsageServerAuth},
-	}
-	if parent == nil {
-		parent, with = c, key
-	}
-	der, err := x509.CreateCertificate(rand.Reader, c, parent, &key.PublicKey, with)
-	if err != nil {
-		a.t.Fatal(err)
-	}
-	secret, err := x509.MarshalECPrivateKey(key)
-	if err != nil {
-		a.t.Fatal(err)
-	}
-	for path, block := range map[string]*pem.Block{name + ".pem": {Type: "CERTIFICATE", Bytes: der}, name + "-key.pem": {Type: "EC PRIVATE KEY", Bytes: secret}} {
-		if err := os.WriteFile(a.dir+"/"+path, pem.EncodeToMemory(block), 0o600); err != nil {
-			a.t.Fatal(err)
-		}
-	}
-	cert, err := x509.ParseCertificate(der)
-	if err != nil {
-		a.t.Fatal(err)
-	}
-	return key, cert
+	cert.New(a.t, name, &a.pair).Write(a.t, a.dir, name)
 }
 
 func TestOverTLSOnlyThoseWithACertificateAreServed(t *testing.T) {
 	t.Parallel()
-	ca := newAuthority(t, "ca")
-	ca.sign("server", ca.cert, ca.key)
-	ca.sign("client", ca.cert, ca.key)
-	stranger := newAuthority(t, "ca")
-	stranger.sign("client", stranger.cert, stranger.key)
+	ca := newAuthority(t)
+	ca.sign("server")
+	ca.sign("client")
+	stranger := newAuthority(t)
+	stranger.sign("client")
 
 	d := kit.New(t, kit.Options{})
 	d.SetFlags("-H", d.Host, "-H", "tcp://127.0.0.1:0", "--tlsverify", "--tlscacert", ca.dir+"/ca.pem", "--tlscert", ca.dir+"/server.pem", "--tlskey", ca.dir+"/server-key.pem")

@@ -181,21 +181,6 @@ func (s *stream) all(t *testing.T) []byte {
 	return b
 }
 
-// create creates an exec session.
-func create(t *testing.T, d *kit.Daemon, container, spec string) string {
-	t.Helper()
-	r, err := d.HTTP().Post("http://h/containers/"+container+"/exec", "application/json", strings.NewReader(spec))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer r.Body.Close()
-	var answer struct{ ID, Message string }
-	if err := json.NewDecoder(r.Body).Decode(&answer); err != nil || answer.ID == "" {
-		t.Fatalf("exec: %d %s %v", r.StatusCode, answer.Message, err)
-	}
-	return answer.ID
-}
-
 func start(t *testing.T, d *kit.Daemon, exec string) *stream {
 	t.Helper()
 	return takeOver(t, d, "/exec/"+exec+"/start", `{"Detach":false,"Tty":false}`)
@@ -217,21 +202,21 @@ func TestShimIsAtRestAfterExecs(t *testing.T) {
 	d.Docker("exec", "-t", "box", "true")
 	w.atRest()
 	for range 6 {
-		plain := start(t, d, create(t, d, "box", `{"AttachStdout":true,"AttachStderr":true,"Cmd":["echo","out"]}`))
+		plain := start(t, d, d.CreateExec("box", `{"AttachStdout":true,"AttachStderr":true,"Cmd":["echo","out"]}`))
 		if got := plain.all(t); !bytes.HasSuffix(got, []byte("out\n")) {
 			t.Errorf("got %q", got)
 		}
-		tty := startTTY(t, d, create(t, d, "box", `{"AttachStdin":true,"AttachStdout":true,"Tty":true,"Cmd":["echo","out"]}`))
+		tty := startTTY(t, d, d.CreateExec("box", `{"AttachStdin":true,"AttachStdout":true,"Tty":true,"Cmd":["echo","out"]}`))
 		if got := tty.all(t); string(got) != "out\r\n" {
 			t.Errorf("with a terminal: got %q", got)
 		}
-		in := start(t, d, create(t, d, "box", `{"AttachStdin":true,"AttachStdout":true,"Cmd":["cat"]}`))
+		in := start(t, d, d.CreateExec("box", `{"AttachStdin":true,"AttachStdout":true,"Cmd":["cat"]}`))
 		in.CloseWrite()
 		in.all(t)
 		// These clients disconnect at once, with and without unread output.
-		start(t, d, create(t, d, "box", `{"AttachStdin":true,"AttachStdout":true,"Cmd":["cat"]}`)).Close()
-		start(t, d, create(t, d, "box", `{"AttachStdout":true,"Cmd":["head","-c","1000000","/dev/zero"]}`)).Close()
-		startTTY(t, d, create(t, d, "box", `{"AttachStdin":true,"AttachStdout":true,"Tty":true,"Cmd":["sleep","0.5"]}`)).Close()
+		start(t, d, d.CreateExec("box", `{"AttachStdin":true,"AttachStdout":true,"Cmd":["cat"]}`)).Close()
+		start(t, d, d.CreateExec("box", `{"AttachStdout":true,"Cmd":["head","-c","1000000","/dev/zero"]}`)).Close()
+		startTTY(t, d, d.CreateExec("box", `{"AttachStdin":true,"AttachStdout":true,"Tty":true,"Cmd":["sleep","0.5"]}`)).Close()
 	}
 	w.atRest()
 	d.Docker("exec", "box", "true")
@@ -321,11 +306,11 @@ func TestCVE_2022_23471_ResizesAreNotKept(t *testing.T) {
 	d := live(t)
 	d.Docker("run", "-d", "-t", "--name", "box", image, "sleep", "1000")
 	w := watchShim(t, d, "box")
-	exec := create(t, d, "box", `{"AttachStdin":true,"AttachStdout":true,"Tty":true,"Cmd":["cat"]}`)
+	exec := d.CreateExec("box", `{"AttachStdin":true,"AttachStdout":true,"Tty":true,"Cmd":["cat"]}`)
 	session := startTTY(t, d, exec)
-	over := create(t, d, "box", `{"AttachStdout":true,"Tty":true,"Cmd":["true"]}`)
+	over := d.CreateExec("box", `{"AttachStdout":true,"Tty":true,"Cmd":["true"]}`)
 	startTTY(t, d, over).all(t)
-	failed := create(t, d, "box", `{"AttachStdout":true,"Tty":true,"Cmd":["/no/such/program"]}`)
+	failed := d.CreateExec("box", `{"AttachStdout":true,"Tty":true,"Cmd":["/no/such/program"]}`)
 	startTTY(t, d, failed).all(t)
 	for i := range 200 {
 		for _, path := range []string{"/containers/box", "/exec/" + exec, "/exec/" + over, "/exec/" + failed} {
@@ -352,10 +337,10 @@ func TestCVE_2022_31030_OutputThatNobodyReadsIsNotKept(t *testing.T) {
 	const output = 100 << 20
 	spec := fmt.Sprintf(`{"AttachStdout":true,"Cmd":["head","-c","%d","/dev/zero"]}`, output)
 	for range 3 {
-		start(t, d, create(t, d, "box", spec))
+		start(t, d, d.CreateExec("box", spec))
 	}
 	w.atRest2(6) // with three sessions that are never read
-	read := start(t, d, create(t, d, "box", spec))
+	read := start(t, d, d.CreateExec("box", spec))
 	n, err := io.Copy(io.Discard, read.buf)
 	if err != nil || n < output {
 		t.Errorf("%d bytes, %v, want %d", n, err, output)
@@ -645,7 +630,7 @@ func TestShimReapsChildrenThatItNeverKnew(t *testing.T) {
 	d := live(t)
 	d.Docker("run", "-d", "--name", "box", "-v", self(t)+":/siblings:ro", image, "sleep", "1000")
 	w := watchShim(t, d, "box")
-	s := start(t, d, create(t, d, "box", `{"AttachStdout":true,"Env":["SECURITY_ROLE=siblings"],"Cmd":["/siblings"]}`))
+	s := start(t, d, d.CreateExec("box", `{"AttachStdout":true,"Env":["SECURITY_ROLE=siblings"],"Cmd":["/siblings"]}`))
 	line, err := s.buf.ReadString('\n')
 	if err != nil || !strings.Contains(line, "made 50") {
 		t.Fatalf("got %q, %v", line, err)
@@ -688,7 +673,7 @@ func TestKillEndsAContainerWhateverStartsInIt(t *testing.T) {
 		d.Docker(append(args, image, "sleep", "1000")...)
 		var execs sync.WaitGroup
 		for range 4 {
-			exec := create(t, d, name, `{"Cmd":["sleep","1000"]}`)
+			exec := d.CreateExec(name, `{"Cmd":["sleep","1000"]}`)
 			execs.Go(func() {
 				r, err := d.HTTP().Post("http://h/exec/"+exec+"/start", "application/json", strings.NewReader(`{"Detach":true}`))
 				if err == nil {

@@ -151,7 +151,7 @@ func TestEndOfAnExecIsAPromise(t *testing.T) {
 	d.Docker("run", "-d", "--name", "box", image, "sleep", "1000")
 	since := time.Now().Add(-time.Minute).Unix()
 	for round := range 8 {
-		exec := execOf(t, d, "box", fmt.Sprintf(`{"AttachStdin":true,"AttachStdout":true,"Tty":%v,"Cmd":["sh","-c","echo hi; read x; exit 5"]}`, round%2 == 1))
+		exec := d.CreateExec("box", fmt.Sprintf(`{"AttachStdin":true,"AttachStdout":true,"Tty":%v,"Cmd":["sh","-c","echo hi; read x; exit 5"]}`, round%2 == 1))
 		_, r, c := asks(t, d, "POST /exec/"+exec+"/start", "Content-Length: 2\r\n\r\n{}")
 		if line, err := r.ReadString('\n'); err != nil || !strings.Contains(line, "hi") {
 			t.Fatalf("%q, %v", line, err)

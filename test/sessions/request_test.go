@@ -5,7 +5,6 @@ package sessions
 import (
 	"bufio"
 	"bytes"
-	"encoding/json"
 	"fmt"
 	"io"
 	"net"
@@ -69,7 +68,7 @@ func TestBodyOfARequestIsNoInputOfTheContainer(t *testing.T) {
 		if name == "empty chunked" {
 			continue // the options of an exec are its body
 		}
-		exec := execOf(t, d, "box", `{"AttachStdin":true,"AttachStdout":true,"Cmd":["cat"]}`)
+		exec := d.CreateExec("box", `{"AttachStdin":true,"AttachStdout":true,"Cmd":["cat"]}`)
 		_, r, c := asks(t, d, "POST /exec/"+exec+"/start", body+"typed\n")
 		c.CloseWrite()
 		if got, err := stdoutOf(r); err != nil || got != "typed\n" {
@@ -123,20 +122,6 @@ func TestBodyWithoutAnEndIsRefused(t *testing.T) {
 	d.Docker("rm", "-f", "box")
 }
 
-func execOf(t *testing.T, d *kit.Daemon, container, spec string) string {
-	t.Helper()
-	r, err := d.HTTP().Post("http://h/containers/"+container+"/exec", "application/json", strings.NewReader(spec))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer r.Body.Close()
-	var answer struct{ ID, Message string }
-	if err := json.NewDecoder(r.Body).Decode(&answer); err != nil || answer.ID == "" {
-		t.Fatalf("exec: %s %s %v", r.Status, answer.Message, err)
-	}
-	return answer.ID
-}
-
 // As in Docker, a resize succeeds for processes without a terminal. For an exec
 // that has not started, the size is kept; Docker waits ten seconds and fails.
 func TestResizeOfWhatHasNoTerminal(t *testing.T) {
@@ -164,11 +149,11 @@ func TestResizeOfWhatHasNoTerminal(t *testing.T) {
 	expect("a container without a terminal", "/containers/box", http.StatusOK)
 	expect("a container that has not started", "/containers/new", http.StatusConflict)
 	expect("one with a terminal that has not started", "/containers/newtty", http.StatusConflict)
-	plain := execOf(t, d, "box", `{"Cmd":["sleep","1000"]}`)
+	plain := d.CreateExec("box", `{"Cmd":["sleep","1000"]}`)
 	expect("an exec without a terminal that has not started", "/exec/"+plain, http.StatusOK)
 	post("/exec/"+plain+"/start", `{"Detach":true}`)
 	expect("an exec without a terminal", "/exec/"+plain, http.StatusOK)
-	tty := execOf(t, d, "box", `{"AttachStdout":true,"Tty":true,"Cmd":["stty","size"]}`)
+	tty := d.CreateExec("box", `{"AttachStdout":true,"Tty":true,"Cmd":["stty","size"]}`)
 	expect("an exec that has not started", "/exec/"+tty, http.StatusOK)
 	_, r, _ := asks(t, d, "POST /exec/"+tty+"/start", "Content-Length: 12\r\n\r\n"+`{"Tty":true}`)
 	if got, err := io.ReadAll(r); err != nil || string(got) != "17 33\r\n" {

@@ -27,6 +27,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"holdfast/internal/shim/proto"
+	"holdfast/test/cert"
 	"holdfast/test/kit"
 )
 
@@ -126,16 +127,8 @@ var ways = map[string]func(t *testing.T, o door, name string, size int) way{
 		return w
 	},
 	"exec of the API": func(t *testing.T, o door, _ string, _ int) way {
-		r, err := o.d.HTTP().Post("http://h/containers/box/exec", "application/json", strings.NewReader(`{"AttachStdin":true,"AttachStdout":true,"Cmd":["cat"]}`))
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer r.Body.Close()
-		var exec struct{ ID string }
-		if err := json.NewDecoder(r.Body).Decode(&exec); err != nil {
-			t.Fatal(err)
-		}
-		return o.hijack(t, "/exec/"+exec.ID+"/start", "{}")
+		id := o.d.CreateExec("box", `{"AttachStdin":true,"AttachStdout":true,"Cmd":["cat"]}`)
+		return o.hijack(t, "/exec/"+id+"/start", "{}")
 	},
 	"websocket": func(t *testing.T, o door, name string, size int) way {
 		o.d.Docker("create", "--rm", "-i", "--name", name, image, "head", "-c", strconv.Itoa(size))
@@ -215,8 +208,8 @@ func doors(t *testing.T, overTLS bool) map[string]door {
 	d := kit.New(t, kit.Options{LiveRestore: true, Config: map[string]any{"debug": true}})
 	flags := []string{"-H", d.Host, "-H", "tcp://127.0.0.1:0", "--tls=false"}
 	if overTLS {
-		cert, key := selfSigned(t, d.Root)
-		flags = []string{"-H", d.Host, "-H", "tcp://127.0.0.1:0", "--tls", "--tlsverify=false", "--tlscert", cert, "--tlskey", key}
+		pem, key := cert.New(t, "test", nil).Write(t, d.Root, "server")
+		flags = []string{"-H", d.Host, "-H", "tcp://127.0.0.1:0", "--tls", "--tlsverify=false", "--tlscert", pem, "--tlskey", key}
 	}
 	d.SetFlags(flags...)
 	d.Start()
@@ -233,7 +226,7 @@ func doors(t *testing.T, overTLS bool) map[string]door {
 	}
 	d.SetFlags(flags...)
 	if overTLS {
-		return map[string]door{"TLS": {d, []string{"-H", tcp, "--tlsverify", "--tlscacert", filepath.Join(d.Root, "cert.pem")}, func() (net.Conn, error) {
+		return map[string]door{"TLS": {d, []string{"-H", tcp, "--tlsverify", "--tlscacert", filepath.Join(d.Root, "server.pem")}, func() (net.Conn, error) {
 			return tls.Dial("tcp", address, &tls.Config{InsecureSkipVerify: true})
 		}}}
 	}

@@ -4,59 +4,24 @@ package takeover
 
 import (
 	"bufio"
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
 	"crypto/tls"
-	"crypto/x509"
-	"crypto/x509/pkix"
-	"encoding/pem"
 	"io"
-	"math/big"
-	"net"
 	"net/http"
-	"os"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/moby/moby/api/pkg/stdcopy"
 
+	"holdfast/test/cert"
 	"holdfast/test/kit"
 )
-
-// selfSigned writes a certificate for 127.0.0.1 and its key.
-func selfSigned(t *testing.T, dir string) (cert, key string) {
-	t.Helper()
-	k, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
-	template := &x509.Certificate{
-		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "test"}, IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)},
-		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
-	}
-	der, err := x509.CreateCertificate(rand.Reader, template, template, &k.PublicKey, k)
-	if err != nil {
-		t.Fatal(err)
-	}
-	raw, err := x509.MarshalECPrivateKey(k)
-	if err != nil {
-		t.Fatal(err)
-	}
-	for name, b := range map[string]*pem.Block{"/cert.pem": {Type: "CERTIFICATE", Bytes: der}, "/key.pem": {Type: "EC PRIVATE KEY", Bytes: raw}} {
-		if err := os.WriteFile(dir+name, pem.EncodeToMemory(b), 0o600); err != nil {
-			t.Fatal(err)
-		}
-	}
-	return dir + "/cert.pem", dir + "/key.pem"
-}
 
 func TestAttachedTerminalOverTLSGoesOnOverTakeovers(t *testing.T) {
 	t.Parallel()
 	d := kit.New(t, kit.Options{LiveRestore: true})
-	cert, key := selfSigned(t, d.Root)
-	d.SetFlags("-H", d.Host, "-H", "tcp://127.0.0.1:0", "--tls", "--tlsverify=false", "--tlscert", cert, "--tlskey", key)
+	pem, key := cert.New(t, "test", nil).Write(t, d.Root, "server")
+	d.SetFlags("-H", d.Host, "-H", "tcp://127.0.0.1:0", "--tls", "--tlsverify=false", "--tlscert", pem, "--tlskey", key)
 	d.Start()
 	d.Load(image, kit.Busybox(t, nil))
 	_, rest, _ := strings.Cut(d.Log(), "API listen on tcp://")

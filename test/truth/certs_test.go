@@ -3,16 +3,10 @@
 package truth
 
 import (
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
-	"crypto/x509/pkix"
-	"encoding/pem"
 	"io"
 	"log"
-	"math/big"
 	"net"
 	"net/http/httptest"
 	"net/http/httputil"
@@ -21,74 +15,14 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
-	"time"
 
+	"holdfast/test/cert"
 	"holdfast/test/kit"
 )
 
-// certificate is a certificate and its key in PEM.
-type certificate struct{ cert, key []byte }
-
-func (c certificate) pair(t *testing.T) tls.Certificate {
-	t.Helper()
-	pair, err := tls.X509KeyPair(c.cert, c.key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return pair
-}
-
-func (c certificate) pool(t *testing.T) *x509.CertPool {
-	t.Helper()
-	pool := x509.NewCertPool()
-	if !pool.AppendCertsFromPEM(c.cert) {
-		t.Fatal("no certificate")
-	}
-	return pool
-}
-
-// issue makes a certificate, by an authority or by itself.
-func issue(t *testing.T, name string, by *certificate, addr net.IP) certificate {
-	t.Helper()
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
-	serial, err := rand.Int(rand.Reader, big.NewInt(1<<62))
-	if err != nil {
-		t.Fatal(err)
-	}
-	template := &x509.Certificate{
-		SerialNumber: serial, Subject: pkix.Name{CommonName: name}, NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
-		KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth, x509.ExtKeyUsageServerAuth},
-	}
-	parent, signer := template, any(key)
-	if by != nil {
-		pair := by.pair(t)
-		if parent, err = x509.ParseCertificate(pair.Certificate[0]); err != nil {
-			t.Fatal(err)
-		}
-		signer = pair.PrivateKey
-		template.IPAddresses = []net.IP{addr}
-	} else {
-		template.IsCA, template.BasicConstraintsValid, template.KeyUsage = true, true, x509.KeyUsageCertSign
-	}
-	der, err := x509.CreateCertificate(rand.Reader, template, parent, &key.PublicKey, signer)
-	if err != nil {
-		t.Fatal(err)
-	}
-	raw, err := x509.MarshalPKCS8PrivateKey(key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return certificate{
-		pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}), pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: raw}),
-	}
-}
-
 // secured puts TLS in front of a registry, at an address that is not the loopback
 // address: a registry there is never spoken to without a check of its certificate.
-func secured(t *testing.T, reg *kit.Registry, server certificate, clients *x509.CertPool) (host string) {
+func secured(t *testing.T, reg *kit.Registry, server cert.Pair, clients *x509.CertPool) (host string) {
 	t.Helper()
 	back := &url.URL{Scheme: "http", Host: reg.Host}
 	front := httptest.NewUnstartedServer(&httputil.ReverseProxy{Rewrite: func(r *httputil.ProxyRequest) {
@@ -97,7 +31,7 @@ func secured(t *testing.T, reg *kit.Registry, server certificate, clients *x509.
 		r.SetXForwarded()
 	}})
 	front.Config.ErrorLog = log.New(io.Discard, "", 0)
-	front.TLS = &tls.Config{Certificates: []tls.Certificate{server.pair(t)}}
+	front.TLS = &tls.Config{Certificates: []tls.Certificate{server.TLS(t)}}
 	if clients != nil {
 		front.TLS.ClientAuth, front.TLS.ClientCAs = tls.RequireAndVerifyClientCert, clients
 	}
@@ -166,9 +100,9 @@ func TestRegistryIsSpokenToByTheCertificatesOfItsFolder(t *testing.T) {
 	reg := kit.StartRegistry(t, nil)
 	reg.Push("app:1", kit.Busybox(t, nil))
 	addr := net.ParseIP(hostAddress(t))
-	ca, other := issue(t, "authority", nil, nil), issue(t, "another authority", nil, nil)
-	clients := issue(t, "authority of the clients", nil, nil)
-	mine, foreign := issue(t, "client", &clients, addr), issue(t, "client", &other, addr)
+	ca, other := cert.New(t, "authority", nil), cert.New(t, "another authority", nil)
+	clients := cert.New(t, "authority of the clients", nil)
+	mine, foreign := cert.New(t, "client", &clients, addr), cert.New(t, "client", &other, addr)
 
 	d := kit.Start(t, kit.Options{})
 	refused := func(what string, r kit.Result, words ...string) {
@@ -187,15 +121,15 @@ func TestRegistryIsSpokenToByTheCertificatesOfItsFolder(t *testing.T) {
 	}
 
 	t.Run("authority", func(t *testing.T) {
-		host := secured(t, reg, issue(t, "registry", &ca, addr), nil)
+		host := secured(t, reg, cert.New(t, "registry", &ca, addr), nil)
 		ref := host + "/app:1"
 		refused("no certificates", d.TryDocker("pull", ref), "certificate signed by unknown authority")
 		folder := certsFolder(t, place, host)
-		put(t, folder, map[string][]byte{"ca.crt": other.cert})
+		put(t, folder, map[string][]byte{"ca.crt": other.Cert})
 		refused("another authority", d.TryDocker("pull", ref), "certificate signed by unknown authority")
 		put(t, folder, map[string][]byte{"ca.crt": []byte("nonsense")})
 		refused("no certificate in the file", d.TryDocker("pull", ref), folder+"/ca.crt")
-		put(t, folder, map[string][]byte{"ca.crt": ca.cert})
+		put(t, folder, map[string][]byte{"ca.crt": ca.Cert})
 		d.Docker("pull", ref)
 		same(t, "the image", d.Docker("run", "--rm", ref, "echo", "runs"), "runs")
 		d.Docker("tag", ref, host+"/pushed:1")
@@ -211,16 +145,16 @@ func TestRegistryIsSpokenToByTheCertificatesOfItsFolder(t *testing.T) {
 	})
 
 	t.Run("client", func(t *testing.T) {
-		host := secured(t, reg, issue(t, "registry", &ca, addr), clients.pool(t))
+		host := secured(t, reg, cert.New(t, "registry", &ca, addr), clients.Pool(t))
 		ref := host + "/app:1"
 		folder := certsFolder(t, place, host)
-		put(t, folder, map[string][]byte{"ca.crt": ca.cert})
+		put(t, folder, map[string][]byte{"ca.crt": ca.Cert})
 		refused("no client certificate", d.TryDocker("pull", ref), "certificate required")
-		put(t, folder, map[string][]byte{"client.cert": foreign.cert, "client.key": foreign.key})
+		put(t, folder, map[string][]byte{"client.cert": foreign.Cert, "client.key": foreign.Key})
 		refused("a client certificate of another authority", d.TryDocker("pull", ref), "tls")
-		put(t, folder, map[string][]byte{"client.key": mine.key})
+		put(t, folder, map[string][]byte{"client.key": mine.Key})
 		refused("a key of another certificate", d.TryDocker("pull", ref), folder+"/client.cert", "private key does not match")
-		put(t, folder, map[string][]byte{"client.cert": mine.cert})
+		put(t, folder, map[string][]byte{"client.cert": mine.Cert})
 		d.Docker("pull", ref)
 		d.Docker("tag", ref, host+"/by-client:1")
 		d.Docker("push", host+"/by-client:1")
@@ -235,8 +169,8 @@ func TestRegistryIsSpokenToByTheCertificatesOfItsFolder(t *testing.T) {
 	// A name of another registry, and the address of this one with another port,
 	// have folders of their own.
 	t.Run("another port", func(t *testing.T) {
-		host := secured(t, reg, issue(t, "registry", &ca, addr), nil)
-		put(t, certsFolder(t, place, strings.Split(host, ":")[0]+":1"), map[string][]byte{"ca.crt": ca.cert})
+		host := secured(t, reg, cert.New(t, "registry", &ca, addr), nil)
+		put(t, certsFolder(t, place, strings.Split(host, ":")[0]+":1"), map[string][]byte{"ca.crt": ca.Cert})
 		refused("the folder of another port", d.TryDocker("pull", host+"/app:1"), "certificate signed by unknown authority")
 	})
 }

@@ -4,15 +4,9 @@ package truth
 
 import (
 	"context"
-	"crypto/ecdsa"
-	"crypto/elliptic"
 	"crypto/rand"
 	"crypto/tls"
-	"crypto/x509"
-	"crypto/x509/pkix"
 	"encoding/json"
-	"encoding/pem"
-	"math/big"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -28,6 +22,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"holdfast/test/cert"
 	"holdfast/test/kit"
 )
 
@@ -212,9 +207,9 @@ func TestCertificatesOfARegistryAreFoundInTheirFolder(t *testing.T) {
 			reg := kit.StartRegistry(t, nil)
 			ref := reg.Push("app:1", kit.Busybox(t, nil))
 			back := &url.URL{Scheme: "http", Host: reg.Host}
-			ca, cert := authority(t)
+			client := cert.New(t, "client", nil) // signs itself
 			front := httptest.NewUnstartedServer(&httputil.ReverseProxy{Rewrite: func(r *httputil.ProxyRequest) { r.SetURL(back) }})
-			front.TLS = &tls.Config{ClientAuth: tls.RequireAndVerifyClientCert, ClientCAs: ca}
+			front.TLS = &tls.Config{ClientAuth: tls.RequireAndVerifyClientCert, ClientCAs: client.Pool(t)}
 			l, err := net.Listen("tcp4", "127.0.0.1:0")
 			if err != nil {
 				t.Fatal(err)
@@ -230,48 +225,17 @@ func TestCertificatesOfARegistryAreFoundInTheirFolder(t *testing.T) {
 				t.Fatal("the registry accepts clients without a certificate")
 			}
 			folder := certsFolder(t, place, host)
-			if err := os.WriteFile(folder+"/client.cert", cert[0], 0o600); err != nil {
+			if err := os.WriteFile(folder+"/client.cert", client.Cert, 0o600); err != nil {
 				t.Fatal(err)
 			}
 			if r := d.TryDocker("pull", ref); !strings.Contains(r.Stderr, "missing key "+folder+"/client.key") {
 				t.Errorf("a certificate without its key: %+v", r)
 			}
-			if err := os.WriteFile(folder+"/client.key", cert[1], 0o600); err != nil {
+			if err := os.WriteFile(folder+"/client.key", client.Key, 0o600); err != nil {
 				t.Fatal(err)
 			}
 			d.Docker("pull", ref)
 		})
-	}
-}
-
-// authority makes a certificate authority, and a client's certificate and key
-// in PEM.
-func authority(t *testing.T) (*x509.CertPool, [2][]byte) {
-	t.Helper()
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
-	template := &x509.Certificate{
-		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "client"}, NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
-		IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign | x509.KeyUsageDigitalSignature, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth},
-	}
-	der, err := x509.CreateCertificate(rand.Reader, template, template, &key.PublicKey, key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	raw, err := x509.MarshalPKCS8PrivateKey(key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	made, err := x509.ParseCertificate(der)
-	if err != nil {
-		t.Fatal(err)
-	}
-	pool := x509.NewCertPool()
-	pool.AddCert(made)
-	return pool, [2][]byte{
-		pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}), pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: raw}),
 	}
 }
 
