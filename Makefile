@@ -15,7 +15,7 @@ GOBUILD := go build -trimpath -buildvcs=false -ldflags '-s -w $(STAMP)'
 
 export CGO_ENABLED := 0
 
-BINARIES ?= holdfast holdfastd holdfast-shim holdfast-init holdfast-build
+BINARIES ?= holdfast holdfastd holdfast-shim holdfast-init holdfast-build holdfast-swarm
 COMMANDS  = $(addprefix ./cmd/,$(BINARIES))
 
 IMAGE   := internal/cli/demo/image/image.tar
@@ -216,7 +216,7 @@ UNITS   := $(PREFIX)/lib/systemd/system
 USERS   := $(PREFIX)/lib/sysusers.d
 install: build ## install the binaries into PREFIX/bin (/usr/local), and the units and the group for systemd
 	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(UNITS) $(DESTDIR)$(USERS)
-	install bin/holdfast bin/holdfastd bin/holdfast-shim bin/holdfast-init bin/holdfast-build $(DESTDIR)$(PREFIX)/bin/
+	install bin/holdfast bin/holdfastd bin/holdfast-shim bin/holdfast-init bin/holdfast-build bin/holdfast-swarm $(DESTDIR)$(PREFIX)/bin/
 	sed 's#/usr/local/bin/#$(PREFIX)/bin/#' contrib/systemd/holdfast.service >$(DESTDIR)$(UNITS)/holdfast.service
 	install -m 644 contrib/systemd/holdfast.socket $(DESTDIR)$(UNITS)/
 	install -m 644 contrib/sysusers.d/holdfast.conf $(DESTDIR)$(USERS)/

@@ -10,14 +10,10 @@ import (
 	"fmt"
 	"os"
 
-	"golang.org/x/sys/unix"
-
+	"holdfast/internal/beside"
 	"holdfast/internal/buildserver"
 	"holdfast/internal/version"
 )
-
-// readyFD is the descriptor of the pipe to the daemon that started the process.
-const readyFD = 3
 
 func main() {
 	dataRoot := flag.String("data-root", "", "the daemon's data root")
@@ -29,14 +25,12 @@ func main() {
 		fmt.Printf("Holdfast version %s, build %s\n", version.Version, version.Commit)
 		return
 	}
-	var st unix.Stat_t
-	if err := unix.Fstat(readyFD, &st); *dataRoot == "" || *execRoot == "" || err != nil || st.Mode&unix.S_IFMT != unix.S_IFIFO {
+	if *dataRoot == "" || *execRoot == "" || !beside.StartedByDaemon() {
 		fmt.Fprintln(os.Stderr, "holdfast-build can only be started by the daemon")
 		os.Exit(125)
 	}
-	unix.CloseOnExec(readyFD)
 	err := buildserver.Run(buildserver.Options{
-		DataRoot: *dataRoot, ExecRoot: *execRoot, Ready: os.NewFile(readyFD, "ready"), Idle: *idle,
+		DataRoot: *dataRoot, ExecRoot: *execRoot, Ready: os.NewFile(beside.ReadyFD, "ready"), Idle: *idle,
 	})
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)

@@ -20,7 +20,7 @@ import (
 // newBuilds makes the daemon's side of builds. holdfast-build is beside this
 // executable.
 func (c *composed) newBuilds(cfg *config.Config, shims shims, log *slog.Logger) (*build.Builder, error) {
-	self, err := os.Executable()
+	program, err := besideThis("holdfast-build")
 	if err != nil {
 		return nil, err
 	}
@@ -31,8 +31,7 @@ func (c *composed) newBuilds(cfg *config.Config, shims shims, log *slog.Logger) 
 	c.contentDir = lent.Dir
 	c.buildConfig.Store(c.buildConfigOf(cfg))
 	return build.New(build.Options{
-		Binary:   filepath.Join(filepath.Dir(strings.TrimSuffix(self, " (deleted)")), "holdfast-build"),
-		DataRoot: cfg.DataRoot, ExecRoot: cfg.ExecRoot, Networks: c.nets, Log: log, Started: shims.place,
+		Binary: program, DataRoot: cfg.DataRoot, ExecRoot: cfg.ExecRoot, Networks: c.nets, Log: log, Started: shims.place,
 		Mode:  func(ctx context.Context, mode string) (string, error) { return c.engine.StepMode(ctx, mode) },
 		Names: func(view string, s network.Sandbox) ([]byte, error) { return c.engine.StepNames(view, s) },
 		Stores: build.Stores{
@@ -40,6 +39,15 @@ func (c *composed) newBuilds(cfg *config.Config, shims shims, log *slog.Logger) 
 			Config: c.presentBuildConfig, Usage: c.images.Usage,
 		},
 	}), nil
+}
+
+// besideThis is the path of a program of ours beside this executable.
+func besideThis(program string) (string, error) {
+	self, err := os.Executable()
+	if err != nil {
+		return "", err
+	}
+	return filepath.Join(filepath.Dir(strings.TrimSuffix(self, " (deleted)")), program), nil
 }
 
 // buildCgroup is the parent cgroup of RUN steps, unless a plain one is configured.

@@ -18,7 +18,6 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"holdfast/internal/api"
-	daemonapi "holdfast/internal/api/daemon"
 	"holdfast/internal/build"
 	"holdfast/internal/config"
 	"holdfast/internal/engine"
@@ -30,6 +29,7 @@ import (
 	"holdfast/internal/image"
 	"holdfast/internal/network"
 	"holdfast/internal/store"
+	"holdfast/internal/swarm"
 	"holdfast/internal/version"
 	"holdfast/internal/volume"
 )
@@ -41,6 +41,9 @@ type composed struct {
 	images *image.Store
 	nets   *network.Manager
 	builds *build.Builder
+	swarm  *swarm.Node
+	// liveRestore is the present value of the option.
+	liveRestore atomic.Bool
 	// buildConfig is what builds have to know of the present configuration.
 	buildConfig atomic.Pointer[build.Config]
 	journal     *event.Journal
@@ -70,8 +73,8 @@ type start struct {
 
 // control is what the API may do to the daemon's process.
 type control interface {
-	daemonapi.Reloader
-	daemonapi.Upgrader
+	api.Reloader
+	api.Upgrader
 }
 
 // compose builds the engine from its components, and the API on top of it.
@@ -135,7 +138,7 @@ func compose(ctx context.Context, cfg *config.Config, shim string, process contr
 		log.Error("a volume's record can't be used: the volume stays as it is but can't be managed", "error", err)
 	}
 	shims := newShims(version.Version, how.manager, log)
-	if c.builds, err = c.newBuilds(cfg, shims, log); err != nil {
+	if err := c.newBeside(cfg, shims, log); err != nil {
 		return nil, err
 	}
 	c.engine = engine.New(engine.Deps{
@@ -148,7 +151,7 @@ func compose(ctx context.Context, cfg *config.Config, shim string, process contr
 	}
 	e := c.engine
 	c.handler = api.New(api.Options{
-		Containers: e, Images: e, Volumes: e, Networks: e, System: e, Daemon: e, Builds: c.builds, Reload: process, Upgrade: process,
+		Containers: e, Images: e, Volumes: e, Networks: e, System: e, Daemon: e, Builds: c.builds, Swarm: c.swarm, Reload: process, Upgrade: process,
 		Log: log, MinVersion: cfg.MinAPIVersion,
 		Server:       fmt.Sprintf("Holdfast/%s (linux)", version.Version),
 		Experimental: e.Experimental, BuilderVersion: builderVersion(c.builds),
@@ -193,12 +196,20 @@ func (c *composed) Restore(ctx context.Context) error {
 	if err := c.builds.Resume(ctx); err != nil {
 		c.log.Error("builds that an earlier daemon has begun can't go on", "error", err)
 	}
+	c.swarm.Serve(api.ForTasks(c.handler, c.engine))
+	if err := c.swarm.Resume(ctx); err != nil {
+		c.log.Error("the swarm process can't be used yet: tasks run on, and it is tried again", "error", err)
+	}
 	return nil
 }
 
 func (c *composed) Running() int { return c.engine.Running() }
 
 func (c *composed) Shutdown(ctx context.Context, hostToo bool) error {
+	if hostToo || !c.liveRestore.Load() {
+		// The swarm must not take the end of its tasks for a failure of theirs.
+		c.swarm.Stop()
+	}
 	stopped := c.engine.Shutdown(ctx, hostToo)
 	c.builds.Stop(stopped)
 	c.nets.Leave()
@@ -210,9 +221,10 @@ func (c *composed) Busy() []string { return c.engine.Busy() }
 
 // Retire closes the files that only one process may have open.
 func (c *composed) Retire(ctx context.Context) ([]engine.PendingClient, error) {
+	left := c.swarm.Close()
 	clients, err := c.engine.Retire(ctx)
 	c.retired = true
-	return clients, errors.Join(err, c.builds.Close(), c.journal.Follow(), c.lives.End(event.EndHandover, time.Now().UTC(), false), c.nets.Close(), c.images.Close())
+	return clients, errors.Join(err, left, c.builds.Close(), c.journal.Follow(), c.lives.End(event.EndHandover, time.Now().UTC(), false), c.nets.Close(), c.images.Close())
 }
 
 func (c *composed) TakeClients(clients []engine.PendingClient) error {
@@ -224,7 +236,7 @@ func (c *composed) Close() error {
 		c.engine.Leave()
 		return c.journal.Close()
 	}
-	return errors.Join(c.builds.Close(), c.nets.Close(), c.images.Close(), c.journal.Close())
+	return errors.Join(c.swarm.Close(), c.builds.Close(), c.nets.Close(), c.images.Close(), c.journal.Close())
 }
 
 // Reloaders apply the options that may change while the daemon runs.
@@ -244,6 +256,7 @@ func (c *composed) Reloaders() []config.Reloader {
 			return func() {
 				c.engine.SetConfig(ec)
 				c.buildConfig.Store(c.buildConfigOf(next))
+				c.liveRestore.Store(next.LiveRestore)
 				go c.engine.WarnOfRuntimes(context.Background())
 			}, nil, nil
 		}),

@@ -11,13 +11,13 @@ import (
 
 	"github.com/containerd/errdefs"
 
-	daemonapi "holdfast/internal/api/daemon"
+	"holdfast/internal/api"
 	"holdfast/internal/config"
 )
 
 // reload reads the configuration again and applies it. If anything in it is
 // wrong, the daemon stays as it is. Only the main loop calls it.
-func (d *daemon) reload(ctx context.Context) (daemonapi.Plan, error) {
+func (d *daemon) reload(ctx context.Context) (api.Plan, error) {
 	if d.ready { // before that, READY=1 would come too early
 		d.tell(d.notify.Reloading())
 	}
@@ -33,16 +33,16 @@ func (d *daemon) reload(ctx context.Context) (daemonapi.Plan, error) {
 	return plan, err
 }
 
-func (d *daemon) takeConfig(ctx context.Context) (daemonapi.Plan, error) {
+func (d *daemon) takeConfig(ctx context.Context) (api.Plan, error) {
 	loaded, err := loadConfig(d.flags)
 	if err != nil {
-		return daemonapi.Plan{}, invalid(err)
+		return api.Plan{}, invalid(err)
 	}
 	plan := d.planOf(loaded, nil)
 	next, left := config.TakeLive(d.cfg, loaded)
 	parts := append([]config.Reloader{d.reloadLog(), d.reloadGuard()}, d.service.Reloaders()...)
 	if err := config.Reload(ctx, parts, d.cfg, next); err != nil {
-		return daemonapi.Plan{}, err
+		return api.Plan{}, err
 	}
 	var taken []string
 	for _, c := range config.Diff(d.cfg, next) {
@@ -65,17 +65,17 @@ func (d *daemon) takeConfig(ctx context.Context) (daemonapi.Plan, error) {
 
 // planOf returns the effect of each change. unusable is the reason why next
 // can't be used, or nil.
-func (d *daemon) planOf(next *config.Config, unusable error) daemonapi.Plan {
-	return daemonapi.Plan{File: next.ConfigFile, Changes: config.Plan(d.cfg, next, d.service.Running(), unusable)}
+func (d *daemon) planOf(next *config.Config, unusable error) api.Plan {
+	return api.Plan{File: next.ConfigFile, Changes: config.Plan(d.cfg, next, d.service.Running(), unusable)}
 }
 
 // PlanReload and Reload serve the API. They run in the main loop, like a reload
 // by a signal.
-func (d *daemon) PlanReload(ctx context.Context) (plan daemonapi.Plan, err error) {
-	return d.inLoop(ctx, func(context.Context) (daemonapi.Plan, error) {
+func (d *daemon) PlanReload(ctx context.Context) (plan api.Plan, err error) {
+	return d.inLoop(ctx, func(context.Context) (api.Plan, error) {
 		next, err := config.Read(d.flags, os.ReadFile)
 		if err != nil {
-			return daemonapi.Plan{}, invalid(err)
+			return api.Plan{}, invalid(err)
 		}
 		bad := usable(next)
 		plan := d.planOf(next, bad)
@@ -86,15 +86,15 @@ func (d *daemon) PlanReload(ctx context.Context) (plan daemonapi.Plan, err error
 	})
 }
 
-func (d *daemon) Reload(ctx context.Context) (daemonapi.Plan, error) {
+func (d *daemon) Reload(ctx context.Context) (api.Plan, error) {
 	return d.inLoop(ctx, d.reload)
 }
 
 // inLoop runs a function in the main loop, and waits for it or for the end of
 // ctx.
-func (d *daemon) inLoop(ctx context.Context, do func(context.Context) (daemonapi.Plan, error)) (daemonapi.Plan, error) {
+func (d *daemon) inLoop(ctx context.Context, do func(context.Context) (api.Plan, error)) (api.Plan, error) {
 	type answer struct {
-		plan daemonapi.Plan
+		plan api.Plan
 		err  error
 	}
 	answers := make(chan answer, 1) // the caller may have left
@@ -105,13 +105,13 @@ func (d *daemon) inLoop(ctx context.Context, do func(context.Context) (daemonapi
 	select {
 	case d.tasks <- task:
 	case <-ctx.Done():
-		return daemonapi.Plan{}, ctx.Err()
+		return api.Plan{}, ctx.Err()
 	}
 	select {
 	case a := <-answers:
 		return a.plan, a.err
 	case <-ctx.Done():
-		return daemonapi.Plan{}, ctx.Err()
+		return api.Plan{}, ctx.Err()
 	}
 }
 

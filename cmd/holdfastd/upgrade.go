@@ -18,7 +18,7 @@ import (
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
 
-	daemonapi "holdfast/internal/api/daemon"
+	"holdfast/internal/api"
 	"holdfast/internal/errs"
 	"holdfast/internal/version"
 )
@@ -41,14 +41,14 @@ func (d *daemon) askedBy(pid int) *upgrade {
 }
 
 // Upgrade starts another daemon with this one's arguments and hands over to it.
-func (d *daemon) Upgrade(ctx context.Context, o daemonapi.UpgradeOptions) (daemonapi.Upgraded, error) {
+func (d *daemon) Upgrade(ctx context.Context, o api.UpgradeOptions) (api.Upgraded, error) {
 	if d.control == nil {
-		return daemonapi.Upgraded{}, errdefs.ErrFailedPrecondition.WithMessage("this daemon can't hand over: it has no handoff socket, see its log")
+		return api.Upgraded{}, errdefs.ErrFailedPrecondition.WithMessage("this daemon can't hand over: it has no handoff socket, see its log")
 	}
 	wait := defaultWait
 	switch {
 	case o.Wait < 0:
-		return daemonapi.Upgraded{}, errdefs.ErrInvalidArgument.WithMessage("wait must be 0 or more seconds")
+		return api.Upgraded{}, errdefs.ErrInvalidArgument.WithMessage("wait must be 0 or more seconds")
 	case o.Wait > 0:
 		wait = time.Duration(o.Wait) * time.Second
 	}
@@ -57,11 +57,11 @@ func (d *daemon) Upgrade(ctx context.Context, o daemonapi.UpgradeOptions) (daemo
 		binary = strings.TrimSuffix(d.binary, " (deleted)") // an upgrade may have replaced the file
 	}
 	if !filepath.IsAbs(binary) {
-		return daemonapi.Upgraded{}, errs.Invalid("binary %q: want an absolute path", binary)
+		return api.Upgraded{}, errs.Invalid("binary %q: want an absolute path", binary)
 	}
 	args := slices.DeleteFunc(slices.Clone(os.Args[1:]), func(a string) bool { return a == "--takeover" || strings.HasPrefix(a, "--takeover=") })
 	if err := tryBinary(ctx, binary, args); err != nil {
-		return daemonapi.Upgraded{}, err
+		return api.Upgraded{}, err
 	}
 
 	result := make(chan upgraded, 1)
@@ -69,7 +69,7 @@ func (d *daemon) Upgrade(ctx context.Context, o daemonapi.UpgradeOptions) (daemo
 	pid, pidfd, err := d.spawn(binary, append(args, "--takeover"))
 	if err != nil {
 		d.upgrades.mu.Unlock()
-		return daemonapi.Upgraded{}, errs.Invalid("start %s: %v", binary, err)
+		return api.Upgraded{}, errs.Invalid("start %s: %v", binary, err)
 	}
 	if d.upgrades.asked == nil {
 		d.upgrades.asked = map[int]*upgrade{}
@@ -92,15 +92,15 @@ func (d *daemon) Upgrade(ctx context.Context, o daemonapi.UpgradeOptions) (daemo
 			// result when it is done, also after taking everything back.
 			return answerOf(<-result)
 		}
-		return daemonapi.Upgraded{}, errs.Unmet("the new daemon, process %d, ended before it could take over: see the daemon's log", pid)
+		return api.Upgraded{}, errs.Unmet("the new daemon, process %d, ended before it could take over: see the daemon's log", pid)
 	}
 }
 
-func answerOf(r upgraded) (daemonapi.Upgraded, error) {
+func answerOf(r upgraded) (api.Upgraded, error) {
 	if r.err != nil {
-		return daemonapi.Upgraded{}, fmt.Errorf("the upgrade failed, the daemon is the one from before: %w", r.err)
+		return api.Upgraded{}, fmt.Errorf("the upgrade failed, the daemon is the one from before: %w", r.err)
 	}
-	return daemonapi.Upgraded{Pid: r.pid, Version: r.release, Before: version.Version, Pause: r.pause}, nil
+	return api.Upgraded{Pid: r.pid, Version: r.release, Before: version.Version, Pause: r.pause}, nil
 }
 
 // tryBinary checks whether a binary would start with these arguments, before

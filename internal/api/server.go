@@ -25,7 +25,9 @@ import (
 	"holdfast/internal/api/daemon"
 	"holdfast/internal/api/image"
 	"holdfast/internal/api/network"
+	"holdfast/internal/api/swarm"
 	"holdfast/internal/api/system"
+	"holdfast/internal/api/tasks"
 	"holdfast/internal/api/volume"
 	"holdfast/internal/api/wire"
 )
@@ -47,6 +49,7 @@ type Options struct {
 	System     system.Backend
 	Daemon     daemon.Backend
 	Builds     build.Backend   // nil: nothing can be built
+	Swarm      Swarm           // nil: there is no swarm mode
 	Reload     daemon.Reloader // nil: no reload by the API
 	Upgrade    daemon.Upgrader // nil: no upgrade of the daemon by the API
 
@@ -63,6 +66,24 @@ type Options struct {
 	// "2" for BuildKit's own API. Empty means "1": where nothing can be built, that
 	// request is refused with a clear message.
 	BuilderVersion string
+}
+
+// What the API may do to the daemon's process, and what it gets.
+type (
+	Plan           = daemon.Plan
+	Reloader       = daemon.Reloader
+	UpgradeOptions = daemon.UpgradeOptions
+	Upgraded       = daemon.Upgraded
+	Upgrader       = daemon.Upgrader
+)
+
+// ForTasks is the API for the process that runs the node of a swarm.
+func ForTasks(api http.Handler, b tasks.Backend) http.Handler { return tasks.Handler(api, b) }
+
+// Swarm is what the API needs of package swarm.
+type Swarm interface {
+	swarm.Backend
+	system.Swarm
 }
 
 type server struct {
@@ -89,7 +110,7 @@ func New(o Options) http.Handler {
 	if s.experimental == nil {
 		s.experimental = func() bool { return false }
 	}
-	s.routes = newRouter(routesOf(o, system.Facts{Version: s.max, MinVersion: s.min, BuilderVersion: or(o.BuilderVersion, "1")}))
+	s.routes = newRouter(routesOf(o, system.Facts{Version: s.max, MinVersion: s.min, BuilderVersion: or(o.BuilderVersion, "1"), Swarm: o.Swarm}))
 	return s
 }
 
@@ -109,9 +130,10 @@ func routesOf(o Options, facts system.Facts) []wire.Route {
 	routes = append(routes, container.Routes(o.Containers)...)
 	routes = append(routes, image.Routes(o.Images)...)
 	routes = append(routes, volume.Routes(o.Volumes)...)
-	routes = append(routes, network.Routes(o.Networks)...)
+	routes = append(routes, swarm.Networks(o.Swarm, network.Routes(o.Networks))...)
 	routes = append(routes, daemon.Routes(o.Daemon, o.Reload, o.Upgrade)...)
 	routes = append(routes, build.Routes(o.Builds)...)
+	routes = append(routes, swarm.Routes(o.Swarm)...)
 	routes = append(routes, emptyRoutes()...)
 	return append(routes, unavailableRoutes()...)
 }

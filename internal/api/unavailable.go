@@ -21,16 +21,6 @@ var unavailable = []struct {
 		"DELETE /containers/{name}/checkpoints/{checkpoint}",
 	}},
 	{"updating cluster volumes", []string{"PUT /volumes/{name}"}},
-	{"swarm mode", []string{
-		"GET /swarm", "POST /swarm/init", "POST /swarm/join", "POST /swarm/leave", "POST /swarm/update",
-		"GET /swarm/unlockkey", "POST /swarm/unlock",
-		"GET /nodes", "GET /nodes/{name}", "DELETE /nodes/{name}", "POST /nodes/{name}/update",
-		"GET /services", "POST /services/create", "GET /services/{name}", "DELETE /services/{name}",
-		"POST /services/{name}/update", "GET /services/{name}/logs",
-		"GET /tasks", "GET /tasks/{name}", "GET /tasks/{name}/logs",
-		"GET /secrets", "POST /secrets/create", "GET /secrets/{name}", "DELETE /secrets/{name}", "POST /secrets/{name}/update",
-		"GET /configs", "POST /configs/create", "GET /configs/{name}", "DELETE /configs/{name}", "POST /configs/{name}/update",
-	}},
 	{"managing plugins", []string{
 		"GET /plugins/privileges", "POST /plugins/pull", "POST /plugins/create",
 		"DELETE /plugins/{name...}",

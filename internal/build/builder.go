@@ -3,30 +3,20 @@
 package build
 
 import (
-	"bufio"
-	"bytes"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"net"
-	"net/http"
 	"os"
-	"os/exec"
-	"path/filepath"
-	"strings"
 	"sync"
-	"syscall"
 	"time"
 
 	"github.com/moby/moby/api/types/build"
-	"golang.org/x/sys/unix"
 
+	"holdfast/internal/beside"
 	"holdfast/internal/build/stores"
 	"holdfast/internal/errs"
-	"holdfast/internal/fdpass"
 	"holdfast/internal/network"
 )
 
@@ -58,25 +48,15 @@ type Options struct {
 	Started func(pid int)
 }
 
-const (
-	// startTimeout bounds the start of the build process, on a busy machine and
-	// with a large cache.
-	startTimeout = 60 * time.Second
-	// passTimeout bounds how long a running build process may take to accept a
-	// client.
-	passTimeout = 30 * time.Second
-	// maxLog is the size in bytes from which the log is begun anew with the next
-	// process.
-	maxLog = 1 << 20
-	// closeTimeout bounds how long Close waits for calls that have begun.
-	closeTimeout = 10 * time.Second
-)
+// closeTimeout bounds how long Close waits for calls that have begun.
+const closeTimeout = 10 * time.Second
 
 // Builder passes requests to the build process. Its methods may be called by several
 // goroutines.
 type Builder struct {
 	o        Options
 	networks *networks
+	process  *beside.Process
 
 	mu     sync.Mutex // held while the stores are opened and a process is started
 	server *stores.Server
@@ -87,13 +67,23 @@ type Builder struct {
 func New(o Options) *Builder {
 	b := &Builder{o: o, networks: newNetworks(o)}
 	b.o.Stores.Networks = b.networks
+	b.process = &beside.Process{
+		Name: "the build process", Binary: o.Binary, Args: []string{"--data-root", o.DataRoot, "--exec-root", o.ExecRoot},
+		Dir: Dir(o.ExecRoot), Log: logFile, Started: o.Started, Ended: b.ended,
+	}
 	return b
 }
 
 // Installed reports whether there is a program that builds.
-func (b *Builder) Installed() bool {
-	_, err := exec.LookPath(b.o.Binary)
-	return err == nil
+func (b *Builder) Installed() bool { return b.process.Installed() }
+
+// ended is called when a build process has ended.
+func (b *Builder) ended() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.server != nil {
+		b.server.CloseWriters()
+	}
 }
 
 // Used reports whether anything was ever built in this data root.
@@ -111,7 +101,7 @@ func (b *Builder) Resume(ctx context.Context) error {
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	alive, err := b.alive()
+	alive, err := b.process.Alive()
 	if err != nil {
 		return err
 	}
@@ -142,7 +132,7 @@ func (b *Builder) Ready(ctx context.Context) error {
 	if b.closed {
 		return errs.Unavailable("the daemon is being replaced: ask again")
 	}
-	alive, err := b.alive()
+	alive, err := b.process.Alive()
 	if err != nil {
 		return err
 	}
@@ -150,24 +140,10 @@ func (b *Builder) Ready(ctx context.Context) error {
 		return b.lend()
 	}
 	b.networks.sweep(ctx)
-	return b.start(ctx)
-}
-
-// alive reports whether a build process holds the lock.
-func (b *Builder) alive() (bool, error) {
-	if err := os.MkdirAll(Dir(b.o.ExecRoot), 0o700); err != nil {
-		return false, fmt.Errorf("builds: %w", err)
+	if err := b.lend(); err != nil {
+		return err
 	}
-	f, err := os.OpenFile(LockPath(b.o.ExecRoot), os.O_RDWR|os.O_CREATE, 0o600)
-	if err != nil {
-		return false, fmt.Errorf("builds: %w", err)
-	}
-	defer f.Close()
-	err = unix.Flock(int(f.Fd()), unix.LOCK_SH|unix.LOCK_NB)
-	if errors.Is(err, unix.EWOULDBLOCK) {
-		return true, nil
-	}
-	return false, os.NewSyscallError("flock", err)
+	return b.process.Start(ctx)
 }
 
 // lend opens the socket of the stores. The caller holds mu.
@@ -193,176 +169,36 @@ func (b *Builder) lend() error {
 	return nil
 }
 
-// start starts a build process and waits until it is ready. The caller holds mu.
-func (b *Builder) start(ctx context.Context) error {
-	if err := b.lend(); err != nil {
-		return err
-	}
-	path := filepath.Join(Dir(b.o.ExecRoot), logFile)
-	if st, err := os.Stat(path); err == nil && st.Size() > maxLog {
-		if err := os.Truncate(path, 0); err != nil {
-			return fmt.Errorf("builds: %w", err)
-		}
-	}
-	log, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600)
-	if err != nil {
-		return fmt.Errorf("builds: %w", err)
-	}
-	defer log.Close()
-	r, w, err := os.Pipe()
-	if err != nil {
-		return fmt.Errorf("builds: %w", err)
-	}
-	defer r.Close()
-	cmd := exec.Command(b.o.Binary, "--data-root", b.o.DataRoot, "--exec-root", b.o.ExecRoot)
-	cmd.Dir = "/"
-	cmd.Stdout, cmd.Stderr = log, log
-	cmd.ExtraFiles = []*os.File{w}
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
-	err = cmd.Start()
-	w.Close()
-	if err != nil {
-		return fmt.Errorf("start the build process: %w", err)
-	}
-	if b.o.Started != nil {
-		go b.o.Started(cmd.Process.Pid)
-	}
-	server := b.server
-	go func() {
-		_ = cmd.Wait()
-		server.CloseWriters()
-	}()
-	ctx, cancel := context.WithTimeout(ctx, startTimeout)
-	defer cancel()
-	stop := context.AfterFunc(ctx, func() { r.Close() })
-	defer stop()
-	word, err := io.ReadAll(io.LimitReader(r, MaxMessage))
-	switch {
-	case ctx.Err() != nil:
-		return errs.Unavailable("the build process did not become ready: %v; see %s", context.Cause(ctx), log.Name())
-	case err != nil:
-		return fmt.Errorf("start the build process: %w", err)
-	case string(word) == "+":
-		return nil
-	case len(word) == 0:
-		return errs.Unavailable("the build process ended before it was ready; see %s", log.Name())
-	}
-	return errs.Unavailable("start the build process: %s", strings.TrimSpace(string(word)))
-}
-
-// Give passes a client to the build process, with head, which are the bytes of the
-// request that the daemon has read. The caller closes its own descriptor. If the
-// process has just ended, another is started.
-func (b *Builder) Give(ctx context.Context, client *os.File, head []byte, headers map[string][]string) error {
+// Give passes a client to the build process, with the head of its request in Pending.
+// The caller closes its own descriptor. If the process has just ended, another is
+// started.
+func (b *Builder) Give(ctx context.Context, client beside.Client, headers map[string][]string) error {
 	var err error
 	for range 3 {
 		if err = b.Ready(ctx); err != nil {
 			return err
 		}
-		if err = b.pass(client, head, headers); !errors.Is(err, errGone) {
+		if err = b.process.Pass(client, headers); !errors.Is(err, beside.ErrGone) {
 			return err
 		}
 	}
 	return errs.Unavailable("pass a client to the build process: %v", err)
 }
 
-// errGone: the process ended before it accepted the client.
-var errGone = errors.New("the build process has ended")
-
-func (b *Builder) pass(client *os.File, head []byte, headers map[string][]string) error {
-	conn, err := net.DialUnix("unixpacket", nil, &net.UnixAddr{Name: ControlPath(b.o.ExecRoot), Net: "unixpacket"})
-	if err != nil {
-		return fmt.Errorf("%w: %w", errGone, err)
-	}
-	defer conn.Close()
-	if err := conn.SetDeadline(time.Now().Add(passTimeout)); err != nil {
-		return err
-	}
-	message, err := json.Marshal(Client{Headers: headers, Length: len(head)})
-	if err != nil {
-		return err
-	}
-	if err := fdpass.Send(conn, message, client); err != nil {
-		return fmt.Errorf("%w: %w", errGone, err)
-	}
-	for len(head) > 0 {
-		n := min(len(head), MaxMessage)
-		if _, err := conn.Write(head[:n]); err != nil {
-			return fmt.Errorf("%w: %w", errGone, err)
-		}
-		head = head[n:]
-	}
-	buf := make([]byte, MaxMessage)
-	n, err := conn.Read(buf)
-	if n == 0 || errors.Is(err, io.EOF) || errors.Is(err, unix.ECONNRESET) {
-		return errGone
-	}
-	if err != nil {
-		return fmt.Errorf("pass a client to the build process: %w", err)
-	}
-	var a Answer
-	if err := json.Unmarshal(buf[:n], &a); err != nil {
-		return fmt.Errorf("pass a client to the build process: %w", err)
-	}
-	if a.Refused != "" {
-		return errs.Unavailable("the build process refuses a client: %s", a.Refused)
-	}
-	return nil
-}
-
 // Usage asks the build process what the cache takes on disk.
 func (b *Builder) Usage(ctx context.Context) (du build.DiskUsage, err error) {
-	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
-	if err != nil {
-		return du, os.NewSyscallError("socketpair", err)
-	}
-	near, far := os.NewFile(uintptr(fds[0]), "daemon"), os.NewFile(uintptr(fds[1]), "client")
-	conn, err := net.FileConn(near)
-	near.Close()
-	if err != nil {
-		far.Close()
-		return du, err
-	}
-	defer conn.Close()
-	err = b.Give(ctx, far, []byte("GET "+UsagePath+" HTTP/1.1\r\nHost: build\r\n\r\n"), nil)
-	far.Close()
-	if err != nil {
-		return du, err
-	}
-	stop := context.AfterFunc(ctx, func() { conn.Close() })
-	defer stop()
-	resp, err := http.ReadResponse(bufio.NewReader(conn), nil)
-	if err != nil {
-		return du, fmt.Errorf("the cache of builds: %w", err)
-	}
-	defer resp.Body.Close()
-	if resp.StatusCode != http.StatusOK {
-		text, _ := io.ReadAll(io.LimitReader(resp.Body, MaxMessage))
-		return du, fmt.Errorf("the cache of builds: %s: %s", resp.Status, bytes.TrimSpace(text))
-	}
-	if err := json.NewDecoder(resp.Body).Decode(&du); err != nil {
-		return du, fmt.Errorf("the cache of builds: %w", err)
-	}
-	return du, nil
+	err = b.process.Get(ctx, UsagePath, func(c beside.Client) error { return b.Give(ctx, c, nil) }, &du)
+	return du, err
 }
 
 // Stop ends a build process that has nothing to do. With all set it ends any, and waits
 // until what its builds have on the host is removed.
 func (b *Builder) Stop(all bool) {
-	what := StopIdle
+	what := beside.StopIdle
 	if all {
-		what = StopAll
+		what = beside.StopAll
 	}
-	conn, err := net.DialUnix("unixpacket", nil, &net.UnixAddr{Name: ControlPath(b.o.ExecRoot), Net: "unixpacket"})
-	if err != nil {
-		return // none is running
-	}
-	defer conn.Close()
-	text, err := json.Marshal(Client{Stop: what})
-	if err == nil && conn.SetDeadline(time.Now().Add(passTimeout)) == nil {
-		_, _ = conn.Write(text)
-		_, _ = conn.Read(make([]byte, 1)) // it has read the message, or has ended
-	}
+	b.process.Stop(what)
 }
 
 // Close stops lending the stores. The build process waits for the next daemon.

@@ -22,6 +22,7 @@ import (
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
 
+	"holdfast/internal/beside"
 	"holdfast/internal/build/stores"
 	"holdfast/internal/network"
 )
@@ -43,12 +44,12 @@ func process(dataRoot, execRoot string) {
 		fmt.Fprint(ready, "it is broken")
 		return
 	}
-	lock, err := os.OpenFile(LockPath(execRoot), os.O_RDWR, 0)
+	lock, err := os.OpenFile(beside.LockPath(Dir(execRoot)), os.O_RDWR, 0)
 	if err != nil || unix.Flock(int(lock.Fd()), unix.LOCK_EX|unix.LOCK_NB) != nil {
 		os.Exit(1)
 	}
-	_ = os.Remove(ControlPath(execRoot))
-	l, err := net.ListenUnix("unixpacket", &net.UnixAddr{Name: ControlPath(execRoot), Net: "unixpacket"})
+	_ = os.Remove(beside.ControlPath(Dir(execRoot)))
+	l, err := net.ListenUnix("unixpacket", &net.UnixAddr{Name: beside.ControlPath(Dir(execRoot)), Net: "unixpacket"})
 	if err != nil {
 		os.Exit(1)
 	}
@@ -63,9 +64,9 @@ func process(dataRoot, execRoot string) {
 		if err != nil {
 			return
 		}
-		buf, oob := make([]byte, MaxMessage), make([]byte, 100)
+		buf, oob := make([]byte, beside.MaxMessage), make([]byte, 100)
 		n, oobn, _, _, err := c.ReadMsgUnix(buf, oob)
-		var m Client
+		var m beside.Message
 		if err != nil || json.Unmarshal(buf[:n], &m) != nil || m.Stop != "" {
 			return
 		}
@@ -137,7 +138,7 @@ func give(t *testing.T, b *Builder, head string) (size, start, driver, pid strin
 	}
 	near, far := os.NewFile(uintptr(fds[0]), "near"), os.NewFile(uintptr(fds[1]), "far")
 	defer near.Close()
-	err = b.Give(t.Context(), far, []byte(head), nil)
+	err = b.Give(t.Context(), beside.Client{File: far, Pending: []byte(head)}, nil)
 	far.Close()
 	if err != nil {
 		t.Fatal(err)
@@ -154,7 +155,7 @@ func give(t *testing.T, b *Builder, head string) (size, start, driver, pid strin
 
 func TestClientReachesTheProcessThatTheFirstOneStarts(t *testing.T) {
 	b := newBuilder(t, &sandboxes{})
-	large := strings.Repeat("x", 3*MaxMessage)
+	large := strings.Repeat("x", 3*beside.MaxMessage)
 	size, start, driver, pid := give(t, b, large)
 	if size != fmt.Sprint(len(large)) || start != "xxxxx" || driver != "a-driver" {
 		t.Errorf("%s %s %s", size, start, driver)
@@ -170,7 +171,7 @@ func TestClientReachesTheProcessThatTheFirstOneStarts(t *testing.T) {
 	if err := next.Resume(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	next.o.Binary = b.o.Binary
+	next.process.Binary = b.process.Binary
 	if _, _, _, again := give(t, next, "hello"); again != pid {
 		t.Errorf("process %s, and with the next daemon %s", pid, again)
 	}
@@ -195,7 +196,7 @@ func TestProcessThatCantStartSaysWhy(t *testing.T) {
 	if err := b.Ready(t.Context()); !errdefs.IsUnavailable(err) || !strings.Contains(err.Error(), "it is broken") {
 		t.Errorf("%v", err)
 	}
-	b.o.Binary = "/not/there"
+	b.process.Binary = "/not/there"
 	if err := b.Ready(t.Context()); !errdefs.IsNotImplemented(err) || b.Installed() {
 		t.Errorf("%v", err)
 	}

@@ -203,7 +203,7 @@ func (b *Builder) Steps() map[string]network.Sandbox {
 	if _, err := os.Stat(b.networks.dir); err != nil {
 		return all
 	}
-	if alive, err := b.alive(); err != nil || !alive {
+	if alive, err := b.process.Alive(); err != nil || !alive {
 		return all
 	}
 	for _, id := range b.networks.steps() {

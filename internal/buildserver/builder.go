@@ -47,6 +47,7 @@ import (
 	"go.etcd.io/bbolt"
 	"google.golang.org/grpc"
 
+	"holdfast/internal/beside"
 	"holdfast/internal/build"
 	"holdfast/internal/build/stores"
 	"holdfast/internal/image"
@@ -66,7 +67,7 @@ type builder struct {
 	controller *control.Controller
 	worker     *stepWorker
 	grpc       *grpc.Server
-	conns      *passed // of grpc
+	conns      *beside.Conns // of grpc
 	graceful   chan struct{}
 	steps      steps
 	at         places
@@ -92,7 +93,7 @@ func openBuilder(ctx context.Context, o Options, remote *stores.Client) (_ *buil
 	if err != nil {
 		return nil, err
 	}
-	b := &builder{remote: remote, present: &present{remote: remote, last: conf}, conf: conf, at: at, graceful: make(chan struct{}), conns: newPassed(), dataRoot: o.DataRoot, boot: string(boot)}
+	b := &builder{remote: remote, present: &present{remote: remote, last: conf}, conf: conf, at: at, graceful: make(chan struct{}), conns: beside.NewConns(), dataRoot: o.DataRoot, boot: string(boot)}
 	if b.sessions, err = session.NewManager(); err != nil {
 		return nil, err
 	}

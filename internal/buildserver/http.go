@@ -19,6 +19,7 @@ import (
 	"google.golang.org/grpc/health"
 	healthpb "google.golang.org/grpc/health/grpc_health_v1"
 
+	"holdfast/internal/beside"
 	"holdfast/internal/build"
 )
 
@@ -37,13 +38,7 @@ var versioned = regexp.MustCompile(`^/v[0-9.]+/`)
 // ServeHTTP answers the request of a client that a daemon has passed. The daemon has
 // checked the request's version and the client's rights.
 func (s *server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	if c, ok := r.Context().Value(clientKey{}).(*peer); ok {
-		for name, values := range c.headers {
-			w.Header()[name] = values
-		}
-	}
-	// The next request on this connection would not reach the daemon.
-	w.Header().Set("Connection", "close")
+	beside.SetHeaders(w, r)
 	path := r.URL.Path
 	if versioned.MatchString(path) {
 		path = path[strings.Index(path[1:], "/")+1:]
@@ -93,7 +88,7 @@ func (s *server) serveGRPC(w http.ResponseWriter, r *http.Request) {
 		conn.Close()
 		return
 	}
-	s.builder.conns.add(&bufferedConn{conn, rw.Reader})
+	s.builder.conns.Add(&bufferedConn{conn, rw.Reader})
 }
 
 // bufferedConn is a connection of which HTTP has read ahead.

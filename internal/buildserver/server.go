@@ -13,11 +13,7 @@ package buildserver
 
 import (
 	"context"
-	"encoding/json"
-	"errors"
-	"fmt"
 	"io"
-	"net"
 	"net/http"
 	"os"
 	"os/signal"
@@ -27,9 +23,9 @@ import (
 	"github.com/moby/buildkit/util/bklog"
 	"golang.org/x/sys/unix"
 
+	"holdfast/internal/beside"
 	"holdfast/internal/build"
 	"holdfast/internal/build/stores"
-	"holdfast/internal/fdpass"
 )
 
 // Options are what Run needs.
@@ -48,8 +44,7 @@ const DefaultIdle = time.Minute
 // server is the process.
 type server struct {
 	o       Options
-	control *net.UnixListener
-	clients *passed
+	clients *beside.Server
 	builder *builder
 	running running
 
@@ -59,12 +54,8 @@ type server struct {
 	collected bool
 	rest      *time.Timer
 	done      chan struct{} // closed when the process shall end
-	ended     chan struct{} // never closed: the process ends
 	ending    bool
 }
-
-// errHeld: another build process works for the same daemon.
-var errHeld = errors.New("another build process runs already")
 
 // Run serves builds until there has been none for a while, or until SIGTERM.
 func Run(o Options) error {
@@ -81,23 +72,23 @@ func Run(o Options) error {
 		<-stop
 		s.end()
 	}()
-	web := &http.Server{Handler: s, ConnContext: withClient}
-	go func() { _ = web.Serve(s.clients) }() // it ends when the process does
+	web := &http.Server{Handler: s}
 	s.mu.Lock()
 	s.rest = time.AfterFunc(o.Idle, s.quit)
 	s.mu.Unlock()
-	go s.accept()
-	_, _ = io.WriteString(o.Ready, "+")
+	go s.clients.Serve(web)
+	_, _ = io.WriteString(o.Ready, beside.ReadyWord)
 	o.Ready.Close()
 	<-s.done
-	s.control.Close()
+	s.clients.Close()
 	web.Close()
 	return s.builder.close()
 }
 
 // open takes the lock, removes what a killed process left, and opens everything.
 func open(o Options) (_ *server, unlock func(), err error) {
-	lock, err := os.OpenFile(build.LockPath(o.ExecRoot), os.O_RDWR|os.O_CREATE, 0o600)
+	dir := build.Dir(o.ExecRoot)
+	lock, err := beside.Lock(dir)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -107,31 +98,20 @@ func open(o Options) (_ *server, unlock func(), err error) {
 			unlock()
 		}
 	}()
-	err = unix.Flock(int(lock.Fd()), unix.LOCK_EX|unix.LOCK_NB)
-	if errors.Is(err, unix.EWOULDBLOCK) {
-		return nil, nil, errHeld
-	}
-	if err != nil {
-		return nil, nil, os.NewSyscallError("flock", err)
-	}
-	s := &server{o: o, clients: newPassed(), done: make(chan struct{}), ended: make(chan struct{})}
+	s := &server{o: o, done: make(chan struct{})}
 	remote := stores.NewClient(build.StoresPath(o.ExecRoot), namespace)
 	if s.builder, err = openBuilder(context.Background(), o, remote); err != nil {
 		return nil, nil, err
 	}
-	path := build.ControlPath(o.ExecRoot)
-	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
+	if s.clients, err = beside.Listen(dir, s); err != nil {
 		return nil, nil, err
-	}
-	if s.control, err = net.ListenUnix("unixpacket", &net.UnixAddr{Name: path, Net: "unixpacket"}); err != nil {
-		return nil, nil, fmt.Errorf("accept clients: %w", err)
 	}
 	return s, unlock, nil
 }
 
-// begin notes that there is something to do, until end is called. It returns false
+// Begin notes that there is something to do, until end is called. It returns false
 // if the process is about to end.
-func (s *server) begin() (end func(), ok bool) {
+func (s *server) Begin() (end func(), ok bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.ending {
@@ -167,9 +147,13 @@ func (s *server) quit() {
 	}
 }
 
-// stopIdle ends the process if there is nothing to do. The daemon is about to end, so
-// the cache can't be collected.
-func (s *server) stopIdle() bool {
+// Stop ends the process, unless all is false and there is something to do. The daemon
+// is about to end, so the cache can't be collected.
+func (s *server) Stop(all bool) bool {
+	if all {
+		s.end()
+		return true
+	}
 	s.mu.Lock()
 	s.collected = s.collected || s.working == 0
 	s.mu.Unlock()
@@ -190,89 +174,6 @@ func (s *server) end() {
 		close(s.done)
 	}
 }
-
-// accept takes over the clients that daemons pass.
-func (s *server) accept() {
-	for {
-		conn, err := s.control.AcceptUnix()
-		if err != nil {
-			return
-		}
-		go func() {
-			defer conn.Close()
-			answer := build.Answer{}
-			err := s.take(conn)
-			switch {
-			case errors.Is(err, errEnding):
-				return // the daemon starts another process
-			case errors.Is(err, errStays):
-				<-s.ended // the daemon waits until the connection is closed
-				return
-			case err != nil:
-				answer.Refused = err.Error()
-			}
-			text, err := json.Marshal(answer)
-			if err == nil {
-				_, _ = conn.Write(text)
-			}
-		}()
-	}
-}
-
-var (
-	errEnding = errors.New("the process ends")
-	// errStays: the connection stays open until the process has ended.
-	errStays = errors.New("the process ends with what it does")
-)
-
-// take reads one message, and carries it out.
-func (s *server) take(conn *net.UnixConn) error {
-	if err := conn.SetDeadline(time.Now().Add(takeTimeout)); err != nil {
-		return err
-	}
-	buf, oob := make([]byte, build.MaxMessage+1), make([]byte, fdpass.Space)
-	n, oobn, _, _, err := conn.ReadMsgUnix(buf, oob)
-	if err != nil {
-		return err
-	}
-	var m build.Client
-	if err := json.Unmarshal(buf[:n], &m); err != nil {
-		return err
-	}
-	switch m.Stop {
-	case build.StopIdle:
-		if !s.stopIdle() {
-			return nil
-		}
-		return errStays
-	case build.StopAll:
-		s.end()
-		return errStays
-	}
-	socket, err := fdpass.Socket(oob[:oobn])
-	if err != nil {
-		return err
-	}
-	head := make([]byte, 0, m.Length)
-	for len(head) < m.Length {
-		n, err := conn.Read(buf)
-		if err != nil || n == 0 {
-			socket.Close()
-			return fmt.Errorf("the head of the request: %w", errors.Join(err, io.ErrUnexpectedEOF))
-		}
-		head = append(head, buf[:n]...)
-	}
-	end, ok := s.begin()
-	if !ok {
-		socket.Close()
-		return errEnding
-	}
-	s.clients.add(&peer{Conn: socket, ahead: head, headers: m.Headers, end: end})
-	return nil
-}
-
-// takeTimeout bounds how long a daemon may take to pass a client.
-const takeTimeout = 30 * time.Second
 
 // log writes what nobody is told otherwise.
 func logf(format string, args ...any) { bklog.L.Warnf(format, args...) }

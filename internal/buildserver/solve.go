@@ -73,7 +73,7 @@ func (b *builder) local() (*grpc.ClientConn, error) {
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(16<<20), grpc.MaxCallSendMsgSize(16<<20)),
 		grpc.WithContextDialer(func(context.Context, string) (net.Conn, error) {
 			near, far := net.Pipe()
-			b.conns.add(far)
+			b.conns.Add(far)
 			return near, nil
 		}))
 }

@@ -89,7 +89,7 @@ func Options() []Option {
 
 const (
 	noContainerd = "Holdfast contains containerd's image libraries and starts no containerd"
-	noSwarm      = "swarm mode is not part of this release"
+	noSwarm      = "swarm mode does not use it in this release"
 	noClusterKV  = "cluster stores were removed from Docker Engine 23.0; use overlay networks of swarm mode"
 )
 

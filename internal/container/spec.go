@@ -57,6 +57,10 @@ type Spec struct {
 	Runtime string        `json:"runtime"` // name among the daemon's runtimes
 	Restart RestartPolicy `json:"restart"`
 
+	// Task is the ID of the swarm task that the container belongs to. Only the
+	// process of the swarm node makes such containers, which no label can pretend.
+	Task string `json:"task,omitempty"`
+
 	AutoRemove bool   `json:"autoRemove,omitempty"`
 	StopSignal string `json:"stopSignal,omitempty"`
 	// StopTimeout is in seconds; -1 means no limit; nil is the default of 10.

@@ -194,6 +194,7 @@ func (c *creation) describe() (err error) {
 		Image:      imageOf(c.Request.Config.Image, c.img),
 		Runtime:    host.Runtime,
 		Restart:    restartPolicy(host.RestartPolicy),
+		Task:       c.Task,
 		AutoRemove: host.AutoRemove,
 		StopSignal: c.req.Config.StopSignal, StopTimeout: c.req.Config.StopTimeout,
 		CgroupDriver: defaults.CgroupDriver, CgroupParent: cmp.Or(host.CgroupParent, defaults.CgroupParent),

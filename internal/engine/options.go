@@ -19,6 +19,8 @@ type CreateOptions struct {
 	Name     string
 	Platform *ocispec.Platform // nil is the host's
 	Request  container.CreateRequest
+	// Task is the ID of the swarm task that the container is for, or empty.
+	Task string
 }
 
 // ListOptions are the arguments of GET /containers/json.

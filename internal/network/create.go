@@ -98,7 +98,7 @@ func (p *parsed) newRecord(r network.CreateRequest) (*record, error) {
 	case driverHost, driverNull:
 		return nil, errs.Forbidden("only one instance of %q network is allowed", rec.Driver)
 	case "overlay":
-		return nil, errdefs.ErrNotImplemented.WithMessage("networks of driver overlay need swarm mode, which this release does not have")
+		return nil, errdefs.ErrNotImplemented.WithMessage("overlay networks of swarm mode are not part of this release: use a network of driver bridge, or --network host for services")
 	default:
 		return nil, errs.NotFound("plugin %q not found", rec.Driver)
 	}
@@ -142,7 +142,7 @@ func checkRequest(r network.CreateRequest) error {
 	case r.Scope != "" && r.Scope != scope && r.Scope != "swarm" && r.Scope != "global":
 		return errs.Invalid("invalid scope %q: want local", r.Scope)
 	case r.Ingress, r.Scope != "" && r.Scope != scope:
-		return errdefs.ErrNotImplemented.WithMessage("networks of scope swarm need swarm mode, which this release does not have")
+		return errdefs.ErrNotImplemented.WithMessage("networks of scope swarm are not part of the swarm mode of this release: use networks of scope local")
 	case r.IPAM != nil && r.IPAM.Driver != "" && r.IPAM.Driver != "default":
 		return errs.NotFound("plugin %q not found: the only IPAM driver is default", r.IPAM.Driver)
 	}

@@ -31,7 +31,7 @@ var ground = []string{
 	"internal/network/ipam", "internal/network/nft", "internal/version",
 	"internal/failpoint", "internal/timeline", "internal/lookup",
 	"internal/beneath", "internal/osthread", // and system calls
-	"internal/errs", "internal/durable", "internal/fdpass",
+	"internal/errs", "internal/durable", "internal/fdpass", "internal/beside",
 }
 
 // services each own one kind of resource on the host. They never import each
@@ -57,6 +57,8 @@ var rooms = []room{
 	{path: "internal/fdpass", only: []string{"golang.org/x/sys"}},
 	{path: "internal/osthread", only: []string{"golang.org/x/sys"}},
 	{path: "internal/errs", only: []string{"github.com/containerd/errdefs"}},
+	// Processes that the daemon starts and that outlive it.
+	{path: "internal/beside", sees: []string{"internal/errs", "internal/fdpass"}, only: []string{"golang.org/x/sys"}},
 	{path: "internal/timeline", sees: []string{"internal/event"}, only: stdOnly, pure: true},
 	{path: "internal/logs/format", only: stdOnly},
 	{path: "internal/shim/proto", only: stdOnly},
@@ -117,13 +119,21 @@ var rooms = []room{
 	{path: "internal/build", sees: append([]string{"internal/build/stores", "internal/network"}, ground...)},
 	{path: "internal/build/stores", sees: ground},
 	{path: "internal/buildserver", sees: append([]string{"internal/build", "internal/build/stores", "internal/image", "internal/shim/names"}, ground...)},
+	// The daemon's side of swarm mode, and the process that runs the node, which alone
+	// imports swarmkit.
+	{path: "internal/swarm", sees: ground},
+	{path: "internal/swarmserver", sees: append([]string{"internal/swarm", "internal/api/wire", "internal/swarmserver/local", "internal/swarmserver/nets", "internal/swarmserver/task"}, ground...)},
+	{path: "internal/swarmserver/local", sees: append([]string{"internal/shim/client"}, ground...)},
+	{path: "internal/swarmserver/nets"},
+	{path: "internal/swarmserver/task", sees: append([]string{"internal/swarm", "internal/swarmserver/local"}, ground...)},
 	{path: "internal/buildserver/classic", only: stdOnly, pure: true},
 
 	{path: "internal/engine", sees: append(append([]string{"internal/shim/names"}, services...), ground...)},
 
 	// The packages that serve the API declare the interfaces that they need
 	// from the engine.
-	{path: "internal/api", sees: append([]string{"internal/engine", "internal/engine/objects", "internal/engine/sysinfo"}, ground...)},
+	{path: "internal/api", sees: append([]string{"internal/engine", "internal/engine/objects", "internal/engine/sysinfo", "internal/swarm", "internal/api/wire"}, ground...)},
+	{path: "internal/api/wire", sees: ground},
 
 	// The command line reaches the daemon only over the API. Drawing the
 	// answers is pure.
@@ -133,8 +143,9 @@ var rooms = []room{
 	{path: "cmd/holdfast-shim", sees: []string{"internal/shim/server", "internal/shim/handover", "internal/shim/proto", "internal/version"}, only: []string{"golang.org/x/sys"}},
 	// The program that runs inside containers imports nothing of ours.
 	{path: "cmd/holdfast-init", only: []string{}},
-	{path: "cmd/holdfast-build", sees: []string{"internal/buildserver", "internal/version"}},
-	{path: "cmd/holdfastd", sees: append([]string{"internal/engine", "internal/engine/oci", "internal/engine/stats", "internal/api", "internal/build"}, append(services, ground...)...)},
+	{path: "cmd/holdfast-build", sees: []string{"internal/buildserver", "internal/beside", "internal/version"}},
+	{path: "cmd/holdfast-swarm", sees: []string{"internal/swarmserver", "internal/beside", "internal/version"}},
+	{path: "cmd/holdfastd", sees: append([]string{"internal/engine", "internal/engine/oci", "internal/engine/stats", "internal/api", "internal/api/wire", "internal/build", "internal/swarm"}, append(services, ground...)...)},
 
 	// Tests may import everything.
 	{path: "test"},
@@ -226,6 +237,10 @@ var bans = []struct {
 	{"cmd/holdfastd", "internal/cli", "the daemon has no command line but its flags"},
 	{"cmd/holdfastd", "github.com/moby/buildkit", "a daemon that never builds must not pay for it: builds are in a process of their own"},
 	{"cmd/holdfastd", "internal/buildserver", "builds are in a process of their own"},
+	{"cmd/holdfastd", "github.com/moby/swarmkit", "a daemon whose host is in no swarm must not pay for it: the node is a process of its own"},
+	{"cmd/holdfastd", "internal/swarmserver", "the node of a swarm is a process of its own"},
+	{"cmd/holdfast-swarm", "internal/engine", "the node uses the daemon over its socket, and the shims, and nothing of the engine"},
+	{"cmd/holdfast-swarm", "github.com/containerd/containerd/v2", "the node handles no images"},
 	{"cmd/holdfast", "github.com/moby/buildkit", "the command line builds by the API, or by the plugin buildx"},
 	{"cmd/holdfastd", "internal/shim/server", "the shim is a binary of its own, so that it stays small"},
 }

@@ -587,6 +587,17 @@ func TestEveryFailpointIsTested(t *testing.T) {
 			}
 		}
 	}
+	// Those of the swarm process are reached in test/swarm.
+	text, err := os.ReadFile("../swarm/failpoint_test.go")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, m := range regexp.MustCompile(`"(task\.[a-z]+)"`).FindAllStringSubmatch(string(text), -1) {
+		tested[m[1]] = true
+		if !used[m[1]] {
+			t.Errorf("test/swarm: the code has no failpoint %s", m[1])
+		}
+	}
 	var missing []string
 	for p := range used {
 		if !tested[p] {

@@ -111,7 +111,7 @@ func (d *Daemon) isShim(pid int, cmdline string) bool {
 
 // settledProcesses returns the processes, after waiting for those that exit by
 // themselves: a shim after it has reported its container's end, an event server
-// after its daemon and its clients, a build process that its daemon has stopped.
+// after its daemon and its clients, a build process that its daemon has stopped, a swarm process whose node has left.
 func (d *Daemon) settledProcesses() ([]process, error) {
 	late := time.Now().Add(patience)
 	for {
@@ -121,7 +121,7 @@ func (d *Daemon) settledProcesses() ([]process, error) {
 		}
 		i := slices.IndexFunc(procs, func(p process) bool {
 			return strings.HasPrefix(p.cmdline, shimName) || strings.Contains(p.cmdline, " "+eventserver.Command+" ") ||
-				strings.Contains(p.cmdline, "/holdfast-build --data-root ")
+				strings.Contains(p.cmdline, "/holdfast-build --data-root ") || strings.Contains(p.cmdline, "/holdfast-swarm --data-root ")
 		})
 		if i < 0 {
 			return procs, nil

@@ -128,8 +128,9 @@ func TestBadInputIsRefusedClearlyAndLeavesNothing(t *testing.T) {
 		{"GET", "/v1.999/info", ``, 400, "client version 1.999 is too new"},
 		{"GET", "/nothing", ``, 404, "page not found"},
 		// A missing object or route is reported as such.
-		{"GET", "/swarm", ``, 501, "not available in this release of Holdfast"},
-		{"GET", "/services", ``, 501, "not available in this release of Holdfast"},
+		{"GET", "/swarm", ``, 503, "This node is not a swarm manager"},
+		{"GET", "/services", ``, 503, "This node is not a swarm manager"},
+		{"POST", "/swarm/leave", ``, 503, "This node is not part of a swarm"},
 		{"POST", "/containers/here/checkpoints", `{}`, 501, "not available in this release of Holdfast"},
 	} {
 		status, message := ask(t, d, c.method, c.path, c.body)

@@ -7,11 +7,11 @@ package build
 import (
 	"context"
 	"net/http"
-	"os"
 
 	"github.com/moby/moby/api/types/build"
 
 	"holdfast/internal/api/wire"
+	"holdfast/internal/beside"
 )
 
 // Backend is what this package needs of package build.
@@ -19,9 +19,9 @@ type Backend interface {
 	// Ready makes sure that a client can be passed. Errors: ErrNotImplemented if
 	// this installation can't build, ErrUnavailable.
 	Ready(ctx context.Context) error
-	// Give passes a client to the process that builds, with the head of its request
-	// and the headers of every answer. The caller keeps its own descriptor.
-	Give(ctx context.Context, client *os.File, head []byte, headers map[string][]string) error
+	// Give passes a client to the process that builds, with the headers of every
+	// answer. The caller keeps its own descriptor.
+	Give(ctx context.Context, client beside.Client, headers map[string][]string) error
 	// Used reports whether anything was ever built.
 	Used() bool
 }
@@ -48,19 +48,7 @@ func (h handlers) move(w http.ResponseWriter, r *wire.Request) error {
 	if err := h.backend.Ready(r.Context()); err != nil {
 		return err
 	}
-	headers := w.Header().Clone()
-	client, err := wire.NewHijacker(w, r).Move()
-	if err != nil {
-		return err
-	}
-	defer client.File.Close()
-	// From here on the client belongs to the other process, whatever becomes of this
-	// request.
-	err = h.backend.Give(context.WithoutCancel(r.Context()), client.File, client.Pending, headers)
-	if err != nil {
-		wire.RefuseMoved(client, err)
-	}
-	return err
+	return wire.MoveTo(w, r, h.backend.Give)
 }
 
 // prune starts no process if there is nothing to remove.

@@ -11,11 +11,11 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
-	"os"
 	"strings"
 	"testing"
 
 	"holdfast/internal/api/wire"
+	"holdfast/internal/beside"
 	"holdfast/internal/errs"
 )
 
@@ -29,17 +29,17 @@ type process struct {
 func (p *process) Ready(context.Context) error { return p.notReady }
 func (p *process) Used() bool                  { return p.used }
 
-func (p *process) Give(_ context.Context, client *os.File, head []byte, headers map[string][]string) error {
+func (p *process) Give(_ context.Context, client beside.Client, headers map[string][]string) error {
 	if p.gives != nil {
 		return p.gives
 	}
-	conn, err := net.FileConn(client)
+	conn, err := net.FileConn(client.File)
 	if err != nil {
 		return err
 	}
 	go func() {
 		defer conn.Close()
-		r, err := http.ReadRequest(bufio.NewReader(io.MultiReader(bytes.NewReader(head), conn)))
+		r, err := http.ReadRequest(bufio.NewReader(io.MultiReader(bytes.NewReader(client.Pending), conn)))
 		if err != nil {
 			return
 		}

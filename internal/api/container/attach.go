@@ -20,6 +20,6 @@ func (h *handlers) attach(w http.ResponseWriter, r *wire.Request) error {
 		Stream:     r.Bool("stream"),
 		Logs:       r.Bool("logs"),
 		DetachKeys: r.Query.Get("detachKeys"),
-		Hijack:     hj.Hijack,
+		Hijack:     hijack(hj),
 	})
 }

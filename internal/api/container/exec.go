@@ -49,7 +49,7 @@ func (h *handlers) execStart(w http.ResponseWriter, r *wire.Request) error {
 	}
 	o := engine.ExecStartOptions{Detach: req.Detach, Tty: req.Tty, ConsoleSize: req.ConsoleSize}
 	if !req.Detach {
-		o.Hijack = wire.NewHijacker(w, r).Hijack
+		o.Hijack = hijack(wire.NewHijacker(w, r))
 	}
 	return h.backend.ExecStart(r.Context(), r.Name(), o)
 }

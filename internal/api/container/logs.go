@@ -31,7 +31,9 @@ func (h *handlers) logs(w http.ResponseWriter, r *wire.Request) error {
 	if hj := wire.NewHijacker(w, r); o.Follow && hj.Hands() {
 		taken, err := h.backend.ContainerFollow(r.Context(), r.Name(), engine.FollowOptions{
 			LogsOptions: o, Timestamps: r.Bool("timestamps"), Details: r.Bool("details"),
-			Hijack: func(raw, chunked bool) (*engine.Client, []byte, error) { return hj.TakeOver(logKind(raw, r), chunked) },
+			Hijack: func(raw, chunked bool) (*engine.Client, []byte, error) {
+				return taken(hj.TakeOver(logKind(raw, r), chunked))
+			},
 		})
 		if taken || err != nil {
 			return err

@@ -21,7 +21,7 @@ func (h *handlers) wait(w http.ResponseWriter, r *wire.Request) error {
 	}
 	if hj := wire.NewHijacker(w, r); !r.Version.Before(34) && hj.Hands() {
 		return h.backend.ContainerWaitHeld(r.Context(), r.Name(), condition, func() (*engine.Client, []byte, error) {
-			return hj.TakeOver("application/json", true)
+			return taken(hj.TakeOver("application/json", true))
 		})
 	}
 	answer, err := h.backend.ContainerWait(r.Context(), r.Name(), condition)

@@ -8,6 +8,7 @@ import (
 	"context"
 
 	"github.com/moby/moby/api/types/registry"
+	"github.com/moby/moby/api/types/swarm"
 	"github.com/moby/moby/api/types/system"
 
 	"holdfast/internal/engine"
@@ -30,4 +31,12 @@ type Backend interface {
 	DiskUsage(ctx context.Context, o sysinfo.DiskUsageOptions) (system.DiskUsage, error)
 	// Auth checks the credentials at the registry that they name.
 	Auth(ctx context.Context, c registry.AuthConfig) (registry.AuthResponse, error)
+}
+
+// Swarm is what this package needs of package swarm.
+type Swarm interface {
+	// Info is the swarm section of info.
+	Info(ctx context.Context) swarm.Info
+	// Header is the header Swarm of _ping. It must not block.
+	Header() string
 }

@@ -41,7 +41,10 @@ func (h *handlers) events(w http.ResponseWriter, r *wire.Request) error {
 	if hj := wire.NewHijacker(w, r); follows && hj.Hands() {
 		taken, err := h.backend.GiveEvents(engine.GiveEventsOptions{
 			EventsOptions: o, Legacy: legacy, Sequence: kind == types.MediaTypeJSONSequence,
-			Hijack: func() (*engine.Client, []byte, error) { return hj.TakeOver(kind, true) },
+			Hijack: func() (*engine.Client, []byte, error) {
+				c, head, err := hj.TakeOver(kind, true)
+				return (*engine.Client)(c), head, err
+			},
 		})
 		if taken || err != nil {
 			return err

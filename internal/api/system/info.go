@@ -47,6 +47,9 @@ func (h *handlers) info(w http.ResponseWriter, r *wire.Request) error {
 	if err != nil {
 		return err
 	}
+	if h.facts.Swarm != nil {
+		info.Swarm = h.facts.Swarm.Info(r.Context())
+	}
 	if r.Version.Before(53) {
 		info.NRI = nil
 	}

@@ -16,6 +16,14 @@ import (
 type Facts struct {
 	Version, MinVersion wire.Version
 	BuilderVersion      string
+	Swarm               Swarm // nil: there is no swarm mode
+}
+
+func (f Facts) swarmHeader() string {
+	if f.Swarm == nil {
+		return "inactive"
+	}
+	return f.Swarm.Header()
 }
 
 type handlers struct {
@@ -45,7 +53,7 @@ func (h *handlers) ping(w http.ResponseWriter, r *wire.Request) error {
 	header.Set("Cache-Control", "no-cache, no-store, must-revalidate")
 	header.Set("Pragma", "no-cache")
 	header.Set("Builder-Version", h.facts.BuilderVersion)
-	header.Set("Swarm", "inactive")
+	header.Set("Swarm", h.facts.swarmHeader())
 	header.Set("Content-Type", "text/plain; charset=utf-8")
 	if r.Method == http.MethodHead {
 		header.Set("Content-Length", "0")

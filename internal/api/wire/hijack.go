@@ -18,7 +18,7 @@ import (
 	"github.com/moby/moby/api/types"
 	"golang.org/x/sys/unix"
 
-	"holdfast/internal/engine"
+	"holdfast/internal/beside"
 )
 
 // Hijacker takes over connections from HTTP for attach and exec.
@@ -40,7 +40,7 @@ func (h *Hijacker) Taken() bool { return h.done }
 // connection it is the socket itself, which can be passed to another process.
 // For any other, such as TLS, it is one end of a socket pair; the daemon copies
 // between the other end and the connection until both sides have ended.
-func (h *Hijacker) Hijack(raw bool) (*engine.Client, error) {
+func (h *Hijacker) Hijack(raw bool) (*beside.Client, error) {
 	if h.done {
 		return nil, errors.New("the client's connection was already taken over")
 	}
@@ -57,7 +57,7 @@ func (h *Hijacker) Hijack(raw bool) (*engine.Client, error) {
 		conn.Close()
 		return nil, err
 	}
-	return &engine.Client{File: f, Pending: pending}, nil
+	return &beside.Client{File: f, Pending: pending}, nil
 }
 
 // Hands reports whether the client's connection is a socket that can be passed
@@ -84,7 +84,7 @@ func WithConn(ctx context.Context, c net.Conn) context.Context {
 // TakeOver is Hijack for an answer that is not a raw stream. It returns the
 // response's head instead of writing it: 200, with a body that is chunked or
 // ends with the connection.
-func (h *Hijacker) TakeOver(contentType string, chunked bool) (*engine.Client, []byte, error) {
+func (h *Hijacker) TakeOver(contentType string, chunked bool) (*beside.Client, []byte, error) {
 	if h.done {
 		return nil, nil, errors.New("the client's connection was already taken over")
 	}
@@ -109,7 +109,7 @@ func (h *Hijacker) TakeOver(contentType string, chunked bool) (*engine.Client, [
 	}
 	_ = header.Write(&b)
 	b.WriteString("\r\n")
-	return &engine.Client{File: f, Pending: pending}, []byte(b.String()), nil
+	return &beside.Client{File: f, Pending: pending}, []byte(b.String()), nil
 }
 
 // Bounds on the body of a request whose connection is taken over: in bytes and

@@ -4,6 +4,7 @@ package wire
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"fmt"
 	"net/http"
@@ -11,14 +12,31 @@ import (
 
 	"github.com/moby/moby/api/types/common"
 
-	"holdfast/internal/engine"
+	"holdfast/internal/beside"
 )
+
+// MoveTo passes the request as it is to another process, by give, which gets the
+// headers of every answer and does not close the client's socket.
+func MoveTo(w http.ResponseWriter, r *Request, give func(context.Context, beside.Client, map[string][]string) error) error {
+	headers := w.Header().Clone()
+	client, err := NewHijacker(w, r).Move()
+	if err != nil {
+		return err
+	}
+	defer client.File.Close()
+	// From here on the client belongs to the other process, whatever becomes of this
+	// request.
+	if err = give(context.WithoutCancel(r.Context()), *client, headers); err != nil {
+		RefuseMoved(client, err)
+	}
+	return err
+}
 
 // Move takes over the connection of a request that another process will answer. It
 // must be called before anything is read of the request's body. Pending of the
 // client begins with the request's head, so that the other process can read the
 // whole request.
-func (h *Hijacker) Move() (*engine.Client, error) {
+func (h *Hijacker) Move() (*beside.Client, error) {
 	conn, rw, err := http.NewResponseController(h.w).Hijack()
 	if err != nil {
 		return nil, fmt.Errorf("take over the client's connection: %w", err)
@@ -34,7 +52,7 @@ func (h *Hijacker) Move() (*engine.Client, error) {
 		conn.Close()
 		return nil, err
 	}
-	return &engine.Client{File: f, Pending: append(headOf(h.r.Request), pending...)}, nil
+	return &beside.Client{File: f, Pending: append(headOf(h.r.Request), pending...)}, nil
 }
 
 // headOf writes the head of a request as the client may have sent it.
@@ -53,7 +71,7 @@ func headOf(r *http.Request) []byte {
 }
 
 // RefuseMoved answers a client that was taken over and whom no other process takes.
-func RefuseMoved(c *engine.Client, err error) {
+func RefuseMoved(c *beside.Client, err error) {
 	text, merr := json.Marshal(common.ErrorResponse{Message: err.Error()})
 	if merr != nil {
 		return

@@ -1,0 +1,72 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package swarm is the daemon's side of swarm mode. The node itself, with its agent
+// and on a manager the cluster's store, runs in a process of its own,
+// holdfast-swarm, which outlives the daemon. The daemon starts it when the host joins
+// a swarm or is in one, starts it again if it ends, and passes it the clients whose
+// requests are about the swarm. The process makes and removes the containers of tasks
+// over a private socket of the daemon, and observes them at their shims.
+//
+// A host that is in no swarm has no such process, and the daemon links nothing of
+// swarmkit.
+//
+//	<exec-root>/swarm/               the lock, control socket and log of package beside
+//	<exec-root>/swarm/engine.sock    the daemon serves the API to the process here
+//	<exec-root>/swarm/status.json    Status, as last written by the process
+//	<exec-root>/swarm/secrets/       a tmpfs with the secrets and configs of tasks
+//	<data-root>/swarm/               the node's state, in the layout of Docker
+package swarm
+
+import (
+	"encoding/json"
+	"os"
+	"path/filepath"
+)
+
+// Dir is the directory of the process in an exec root.
+func Dir(execRoot string) string { return filepath.Join(execRoot, "swarm") }
+
+// EnginePath is the socket at which the daemon serves the process.
+func EnginePath(execRoot string) string { return filepath.Join(Dir(execRoot), "engine.sock") }
+
+// SecretsDir is the directory of the secrets and configs of tasks.
+func SecretsDir(execRoot string) string { return filepath.Join(Dir(execRoot), "secrets") }
+
+// StateDir is the directory of the node's state in a data root.
+func StateDir(dataRoot string) string { return filepath.Join(dataRoot, "swarm") }
+
+// StateFile is the file in StateDir without which the host is in no swarm.
+const StateFile = "docker-state.json"
+
+// Status is what the daemon has to know of a process without asking it.
+type Status struct {
+	// Release is that of the process.
+	Release string `json:"release"`
+	// Node is the header Swarm of the API: inactive, pending, active/worker,
+	// active/manager, locked or error.
+	Node string `json:"node"`
+}
+
+// Inactive is the value of Status.Node on a host that is in no swarm.
+const Inactive = "inactive"
+
+// StatusPath is the path of the Status.
+func StatusPath(execRoot string) string { return filepath.Join(Dir(execRoot), "status.json") }
+
+// ReadStatus reads the Status. Without one the node is inactive.
+func ReadStatus(execRoot string) Status {
+	s := Status{Node: Inactive}
+	if text, err := os.ReadFile(StatusPath(execRoot)); err == nil {
+		// The file is replaced whole, so it is either absent or complete.
+		_ = json.Unmarshal(text, &s)
+	}
+	return s
+}
+
+// TasksPath is the path of requests that only the process makes; see package
+// internal/api/tasks.
+const TasksPath = "/holdfast/v1/tasks/"
+
+// InfoPath is the path of the daemon's own request to the process: the swarm section
+// of GET /info.
+const InfoPath = "/holdfast/v1/swarm/info"

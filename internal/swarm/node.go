@@ -1,0 +1,266 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package swarm
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"github.com/moby/moby/api/types/swarm"
+
+	"holdfast/internal/beside"
+	"holdfast/internal/errs"
+)
+
+// Options are the options of a Node.
+type Options struct {
+	// Binary is the path of holdfast-swarm.
+	Binary   string
+	DataRoot string
+	ExecRoot string
+	// Release is the daemon's own. A process of another release is replaced.
+	Release string
+	Log     *slog.Logger
+	// Started, if not nil, is called with the pid of each process that was started.
+	Started func(pid int)
+}
+
+const (
+	// infoTimeout bounds how long GET /info waits for the process.
+	infoTimeout = 20 * time.Second
+	// closeTimeout bounds how long Close waits for requests that have begun.
+	closeTimeout = 10 * time.Second
+	// firstRetry and lastRetry bound the backoff between starts of a process that
+	// ends by itself.
+	firstRetry = 100 * time.Millisecond
+	lastRetry  = 5 * time.Second
+	// lasting is how long a process must have run for the backoff to begin anew.
+	lasting = 10 * time.Second
+)
+
+// Node is the daemon's side of the swarm. Its methods may be called by several
+// goroutines.
+type Node struct {
+	o       Options
+	process *beside.Process
+	handler http.Handler // of the private socket; set before Resume
+
+	// life ends when this daemon stops working with the process.
+	life context.Context
+	end  context.CancelFunc
+
+	mu       sync.Mutex // held while a process is started or stopped
+	server   *http.Server
+	watching bool
+	closed   bool
+}
+
+// New makes a Node. It starts nothing.
+func New(o Options) *Node {
+	n := &Node{o: o}
+	n.life, n.end = context.WithCancel(context.Background())
+	n.process = &beside.Process{
+		Name: "the swarm process", Binary: o.Binary, Args: []string{"--data-root", o.DataRoot, "--exec-root", o.ExecRoot},
+		Dir: Dir(o.ExecRoot), Log: "swarm.log", Started: o.Started,
+	}
+	return n
+}
+
+// Serve sets what the process may ask of the daemon. It is called before Resume.
+func (n *Node) Serve(h http.Handler) { n.handler = h }
+
+// Member reports whether the host is in a swarm, or about to join one.
+func (n *Node) Member() bool {
+	_, err := os.Stat(filepath.Join(StateDir(n.o.DataRoot), StateFile))
+	return err == nil
+}
+
+// Header is the API's header Swarm.
+func (n *Node) Header() string {
+	return ReadStatus(n.o.ExecRoot).Node
+}
+
+// Resume is called when the daemon has restored everything. If the host is in a swarm,
+// it works with the process that an earlier daemon has started, or starts one. The
+// containers of tasks run in any case.
+func (n *Node) Resume(ctx context.Context) error {
+	if !n.Member() {
+		return nil
+	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if alive, err := n.process.Alive(); err == nil && alive {
+		if running := ReadStatus(n.o.ExecRoot).Release; running != n.o.Release {
+			n.o.Log.Info("replacing the swarm process by one of this release", "was", running, "is", n.o.Release)
+			n.process.Stop(beside.StopAll)
+		}
+	}
+	err := n.ready(ctx)
+	if err != nil {
+		n.watch() // it tries again
+	}
+	return err
+}
+
+// Ready makes sure that a process runs and can use the daemon. Errors:
+// ErrNotImplemented if it is not installed, ErrUnavailable.
+func (n *Node) Ready(ctx context.Context) error {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.ready(ctx)
+}
+
+func (n *Node) ready(ctx context.Context) error {
+	if n.closed {
+		return errs.Unavailable("the daemon is being replaced: ask again")
+	}
+	if !n.process.Installed() {
+		return errs.NotImplemented("swarm mode needs the program holdfast-swarm, which is not at %s: install it there", n.o.Binary)
+	}
+	alive, err := n.process.Alive()
+	if err != nil {
+		return err
+	}
+	if err := n.lend(); err != nil {
+		return err
+	}
+	if !alive {
+		if err := n.process.Start(ctx); err != nil {
+			return err
+		}
+	}
+	n.watch()
+	return nil
+}
+
+// lend opens the private socket. The caller holds mu.
+func (n *Node) lend() error {
+	if n.server != nil {
+		return nil
+	}
+	path := EnginePath(n.o.ExecRoot)
+	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("swarm: %w", err)
+	}
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
+	if err != nil {
+		return fmt.Errorf("swarm: serve the process: %w", err)
+	}
+	l.SetUnlinkOnClose(false) // the next daemon may have made its own by then
+	n.server = &http.Server{
+		Handler: n.handler, BaseContext: func(net.Listener) context.Context { return n.life },
+		ErrorLog: slog.NewLogLogger(n.o.Log.Handler(), slog.LevelDebug),
+	}
+	go func(s *http.Server) {
+		if err := s.Serve(l); !errors.Is(err, http.ErrServerClosed) {
+			n.o.Log.Error("the swarm process can no longer use the daemon", "error", err)
+		}
+	}(n.server)
+	return nil
+}
+
+// watch starts the process again if it ends while the host is in a swarm. The caller
+// holds mu.
+func (n *Node) watch() {
+	if n.watching {
+		return
+	}
+	n.watching = true
+	go func() {
+		defer func() {
+			n.mu.Lock()
+			defer n.mu.Unlock()
+			n.watching = false
+		}()
+		pause := firstRetry
+		for {
+			began := time.Now()
+			n.process.Watch(n.life)
+			if n.life.Err() != nil || !n.Member() {
+				return
+			}
+			if time.Since(began) > lasting {
+				pause = firstRetry
+			}
+			n.o.Log.Warn("the swarm process has ended: it is started again, and tasks run on meanwhile", "in", pause)
+			select {
+			case <-n.life.Done():
+				return
+			case <-time.After(pause):
+			}
+			pause = min(2*pause, lastRetry)
+			if err := n.Ready(n.life); err != nil {
+				n.o.Log.Error("the swarm process can't be started", "error", err)
+			}
+		}
+	}()
+}
+
+// Give passes a client to the process, with the headers of every answer. If the
+// process has just ended, another is started.
+func (n *Node) Give(ctx context.Context, client beside.Client, headers map[string][]string) error {
+	var err error
+	for range 3 {
+		if err = n.Ready(ctx); err != nil {
+			return err
+		}
+		if err = n.process.Pass(client, headers); !errors.Is(err, beside.ErrGone) {
+			return err
+		}
+	}
+	return errs.Unavailable("pass a client to the swarm process: %v", err)
+}
+
+// Info is the swarm section of GET /info. If the process can't be asked, Error says
+// why: an operator has to see the rest of the host's state.
+func (n *Node) Info(ctx context.Context) swarm.Info {
+	if !n.Member() {
+		return swarm.Info{LocalNodeState: swarm.LocalNodeStateInactive}
+	}
+	ctx, cancel := context.WithTimeout(ctx, infoTimeout)
+	defer cancel()
+	var info swarm.Info
+	err := n.process.Get(ctx, InfoPath, func(c beside.Client) error { return n.Give(ctx, c, nil) }, &info)
+	if err != nil {
+		return swarm.Info{LocalNodeState: swarm.LocalNodeStateError, Error: err.Error()}
+	}
+	return info
+}
+
+// Stop ends the process because the containers of its tasks are about to be stopped
+// with the daemon. The node's state stays, and the next daemon starts the process
+// again.
+func (n *Node) Stop() {
+	n.end() // so that it is not started again
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.closed = true
+	n.process.Stop(beside.StopAll)
+}
+
+// Close stops working with the process, which waits for the next daemon.
+func (n *Node) Close() error {
+	n.end()
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.closed = true
+	if n.server == nil {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), closeTimeout)
+	defer cancel()
+	err := n.server.Shutdown(ctx)
+	if err != nil {
+		err = n.server.Close()
+	}
+	n.server = nil
+	return err
+}

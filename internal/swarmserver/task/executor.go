@@ -1,0 +1,243 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package task runs the tasks of a swarm node as containers of the daemon: it is
+// swarmkit's executor. Containers are made, started and removed by the daemon; they
+// are observed, and stopped where no daemon lives, at their shims (package local). A
+// container belongs to a task because the daemon has recorded the task's ID with it.
+//
+// No task fails because the daemon is dead. What needs a daemon waits for the next one.
+package task
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/moby/moby/v2/daemon/cluster/convert"
+	"github.com/moby/swarmkit/v2/agent"
+	"github.com/moby/swarmkit/v2/agent/exec"
+	"github.com/moby/swarmkit/v2/api"
+	"github.com/moby/swarmkit/v2/log"
+	"github.com/moby/swarmkit/v2/template"
+
+	"holdfast/internal/swarmserver/local"
+)
+
+// Executor makes the controllers of tasks.
+type Executor struct {
+	engine  *Engine
+	host    local.Host
+	secrets string // the directory of secrets and configs
+	exec.DependencyManager
+
+	mu sync.Mutex
+	// described is the last description of this node.
+	described *api.NodeDescription
+	// open counts the controllers of each task that are not closed.
+	open map[string]int
+	// kept: the tasks of this node must not be touched.
+	kept bool
+	// complete is closed when the manager has sent all tasks of this node once.
+	complete chan struct{}
+}
+
+// NewExecutor returns an executor over a daemon whose files are at host.
+func NewExecutor(e *Engine, host local.Host, secretsDir string) *Executor {
+	return &Executor{
+		engine: e, host: host, secrets: secretsDir, DependencyManager: agent.NewDependencyManager(nil),
+		open: map[string]int{}, complete: make(chan struct{}),
+	}
+}
+
+// Keep makes the executor leave all tasks alone, while the node is stopped and started
+// in this process: swarmkit removes the tasks of a node that stops.
+func (x *Executor) Keep(on bool) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	x.kept = on
+}
+
+// errKept: the node stops without its tasks.
+var errKept = errors.New("the tasks of this node go on")
+
+// touch returns an error while tasks must be left alone.
+func (x *Executor) touch() error {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	if x.kept {
+		return errKept
+	}
+	return nil
+}
+
+// describeTimeout bounds how long a session with a manager waits for the daemon's
+// description of this host.
+const describeTimeout = 5 * time.Second
+
+// Describe returns what the scheduler needs to know of this node. While no daemon
+// lives that is what the last one said.
+func (x *Executor) Describe(ctx context.Context) (*api.NodeDescription, error) {
+	ctx, cancel := context.WithTimeout(ctx, describeTimeout)
+	defer cancel()
+	info, err := x.engine.Info(ctx)
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	if err != nil {
+		if x.described != nil {
+			return x.described, nil
+		}
+		return nil, fmt.Errorf("describe this node: %w", err)
+	}
+	d := &api.NodeDescription{
+		Hostname: info.Name,
+		Platform: &api.Platform{Architecture: info.Architecture, OS: info.OSType},
+		Engine:   &api.EngineDescription{EngineVersion: info.ServerVersion, Labels: map[string]string{}},
+		Resources: &api.Resources{
+			NanoCPUs: int64(info.NCPU) * 1e9, MemoryBytes: info.MemTotal, Generic: convert.GenericResourcesToGRPC(info.GenericResources),
+		},
+	}
+	for _, label := range info.Labels {
+		if key, value, ok := strings.Cut(label, "="); ok {
+			d.Engine.Labels[key] = value
+		}
+	}
+	for _, plugins := range []struct {
+		kind  string
+		names []string
+	}{{"Log", info.Plugins.Log}, {"Network", info.Plugins.Network}, {"Volume", info.Plugins.Volume}} {
+		for _, name := range slices.Sorted(slices.Values(plugins.names)) {
+			d.Engine.Plugins = append(d.Engine.Plugins, api.PluginDescription{Type: plugins.kind, Name: name})
+		}
+	}
+	x.described = d
+	return d, nil
+}
+
+// description is the last description, or nil.
+func (x *Executor) description() *api.NodeDescription {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	return x.described
+}
+
+// Configure gets the node's attachments to overlay networks, which do not exist yet.
+func (x *Executor) Configure(context.Context, *api.Node) error { return nil }
+
+// SetNetworkBootstrapKeys gets the keys of the gossip, which does not exist yet.
+func (x *Executor) SetNetworkBootstrapKeys([]*api.EncryptionKey) error { return nil }
+
+// Secrets returns the secrets of this node. Their replacement as a whole is the
+// beginning of a complete assignment.
+func (x *Executor) Secrets() exec.SecretsManager {
+	return noticedSecrets{x.DependencyManager.Secrets(), x.assigned}
+}
+
+type noticedSecrets struct {
+	exec.SecretsManager
+	reset func()
+}
+
+func (s noticedSecrets) Reset() {
+	s.SecretsManager.Reset()
+	s.reset()
+}
+
+func (x *Executor) assigned() {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	select {
+	case <-x.complete:
+	default:
+		close(x.complete)
+	}
+}
+
+// Controller returns the controller of a task. It must not fail for what only a
+// start of the task needs, because the task may run already.
+func (x *Executor) Controller(t *api.Task) (exec.Controller, error) {
+	if t.Spec.GetContainer() == nil {
+		return nil, fmt.Errorf("this release runs containers only: %w", exec.ErrRuntimeUnsupported)
+	}
+	t = t.Copy()
+	expanded, err := template.ExpandContainerSpec(x.describedOrEmpty(), t)
+	if err != nil {
+		return nil, err
+	}
+	t.Spec.Runtime = &api.TaskSpec_Container{Container: expanded}
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	x.open[t.ID]++
+	return &controller{
+		x: x, task: t, closed: make(chan struct{}),
+		dependencies: template.NewTemplatedDependencyGetter(agent.Restrict(x, t), t, x.described),
+	}, nil
+}
+
+// describedOrEmpty is for templates, which read the node's name and platform.
+func (x *Executor) describedOrEmpty() *api.NodeDescription {
+	if d := x.description(); d != nil {
+		return d
+	}
+	return &api.NodeDescription{Platform: &api.Platform{}}
+}
+
+// left notes that a controller is closed.
+func (x *Executor) left(task string) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	if x.open[task]--; x.open[task] <= 0 {
+		delete(x.open, task)
+	}
+}
+
+const (
+	// settle is the time between a complete assignment and the first sweep, in which
+	// the controllers of its tasks are made.
+	settle = 5 * time.Second
+	// sweepEach is the time between two sweeps.
+	sweepEach = time.Minute
+)
+
+// Sweep removes containers whose task is no longer known, until the context ends: an
+// earlier process may have been killed after it had forgotten a task and before it had
+// removed the container. It removes none before the manager has sent all tasks.
+func (x *Executor) Sweep(ctx context.Context) {
+	select {
+	case <-ctx.Done():
+		return
+	case <-x.complete:
+	}
+	for next := settle; ; next = sweepEach {
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(next):
+		}
+		for _, c := range x.orphans() {
+			log.G(ctx).Warnf("the container %s of the unknown task %s is removed", c.ID, c.Task)
+			if err := x.engine.remove(ctx, c.ID); err != nil {
+				log.G(ctx).Errorf("remove the container %s of an unknown task: %v", c.ID, err)
+				continue
+			}
+			x.removeFiles(c.Task)
+		}
+	}
+}
+
+// orphans returns the containers of tasks without a controller. Containers are listed
+// first: one that is created later has a controller already.
+func (x *Executor) orphans() (orphans []*local.Container) {
+	all, _ := x.host.All() // a record that can't be read is nobody's orphan
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	for _, c := range all {
+		if x.open[c.Task] == 0 {
+			orphans = append(orphans, c)
+		}
+	}
+	return orphans
+}
