@@ -82,6 +82,10 @@ func TestModesOfAllFilesAreThoseThatAreDocumented(t *testing.T) {
 	if out, err := old.CombinedOutput(); err != nil {
 		t.Fatalf("%v: %s", err, out)
 	}
+	kit.Binary(t, "holdfast-swarm")
+	const manager = "127.0.0.1:23766"
+	d.Docker("swarm", "init", "--listen-addr", manager, "--advertise-addr", manager)
+	t.Cleanup(func() { d.Docker("swarm", "leave", "--force") })
 	d.Docker("pause", "whole")
 	d.Docker("unpause", "whole")
 	rows := modeTable(t, d)
