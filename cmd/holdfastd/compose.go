@@ -128,8 +128,14 @@ func compose(ctx context.Context, cfg *config.Config, shim string, process contr
 	if err != nil {
 		return nil, err
 	}
+	if path := files.DamagedID(); path != "" {
+		log.Error("the engine's ID was damaged: it was set aside, and a new one made", "path", path)
+	}
 	if err := c.live(how.resume); err != nil {
 		return nil, err
+	}
+	for _, path := range c.journal.Damaged() {
+		log.Warn("the journal of events is damaged: events are missing", "path", path)
 	}
 	if path := c.lives.SetAside(); path != "" {
 		log.Warn("the record of the daemon's lives was damaged: it was set aside, and a new one begun", "path", path)

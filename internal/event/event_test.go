@@ -12,6 +12,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -414,6 +415,40 @@ func TestDamagedRecordOfLivesIsKeptAside(t *testing.T) {
 	}
 	if l, err = OpenLives(dir); err != nil || l.SetAside() != "" {
 		t.Errorf("%v; set aside as %q again", err, l.SetAside())
+	}
+}
+
+func TestDamagedSegmentIsNamedAndItsEventsAreRead(t *testing.T) {
+	dir := t.TempDir()
+	path := filepath.Join(dir, "00000001"+segmentSuffix)
+	const head, line = `{"schema":1}` + "\n", `{"Type":"container","Action":"start","timeNano":5}` + "\n"
+	for name, c := range map[string]struct {
+		text    string
+		damaged bool
+	}{
+		"whole":              {head + line + line, false},
+		"without a head":     {line + line, true},
+		"empty":              {"", true},
+		"zeros in it":        {head + line + "\x00\x00\x00\n" + line, true},
+		"zeros at its end":   {head + line + "\x00\x00\x00", true},
+		"with half an event": {head + line + line[:20], true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			if err := os.WriteFile(path, []byte(c.text), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			j, err := Open(dir, Options{})
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer j.Close()
+			if got := slices.Contains(j.Damaged(), path); got != c.damaged {
+				t.Errorf("damaged %v, want %v", got, c.damaged)
+			}
+		})
+		for _, extra := range []string{"00000002", "00000003"} {
+			os.Remove(filepath.Join(dir, extra+segmentSuffix))
+		}
 	}
 }
 

@@ -68,7 +68,10 @@ type segment struct {
 	number uint64
 	path   string
 	size   int64 // of its whole lines; guarded by Journal.mu
-	newest int64 // upper bound of its events' times, in nanoseconds; guarded by Journal.mu
+	// damaged: when it was opened it had no head, lines that are no events, or a
+	// partial one at its end.
+	damaged bool
+	newest  int64 // upper bound of its events' times, in nanoseconds; guarded by Journal.mu
 }
 
 // ErrClosed is returned after Close.
@@ -133,19 +136,44 @@ func (j *Journal) load(s *segment) error {
 		return err
 	}
 	defer f.Close()
-	return scan(f, 0, func(line []byte, off int64) error {
+	err = scan(f, 0, func(line []byte, off int64) error {
 		s.size = off + int64(len(line))
 		if off == 0 {
 			h, err := parseHead(line)
+			s.damaged = h.Schema == 0
 			j.seen.merge(h.Sources)
 			return err
 		}
 		if source := sourceOf(line); source != "" {
 			j.seen.add(source)
 		}
-		s.newest = max(s.newest, timeOf(line))
+		at := timeOf(line)
+		s.damaged = s.damaged || at == unknownTime
+		s.newest = max(s.newest, at)
 		return nil
 	})
+	if err != nil {
+		return err
+	}
+	st, err := f.Stat()
+	if err != nil {
+		return err
+	}
+	s.damaged = s.damaged || st.Size() != s.size || s.size == 0
+	return nil
+}
+
+// Damaged returns the paths of the segments that were damaged when the journal was
+// opened. All their whole lines that are events are read all the same.
+func (j *Journal) Damaged() (paths []string) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	for _, s := range j.segments {
+		if s.damaged {
+			paths = append(paths, s.path)
+		}
+	}
+	return paths
 }
 
 // sourceOf returns the source of an event's line, or an empty string. Most

@@ -46,9 +46,9 @@ type pins struct {
 	byLink map[string]pin
 	start  []string // from PinSnapshots, without those that links name
 	known  bool     // PinSnapshots was called: collections are allowed
-	// unread is an entry that can't be read as a link. As long as it exists
-	// nothing is collected, because it may hold layers that a running container
-	// needs.
+	// unread is an entry that can't be read as a link, or a database that was set
+	// aside. As long as it exists nothing is collected, because it may hold layers
+	// that a running container needs.
 	unread string
 
 	onSwept func() // called under mu when a collection has removed its entries

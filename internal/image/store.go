@@ -37,7 +37,6 @@ import (
 	"github.com/containerd/containerd/v2/plugins/content/local"
 	clog "github.com/containerd/log"
 	"go.etcd.io/bbolt"
-	bolterrors "go.etcd.io/bbolt/errors"
 
 	"holdfast/internal/errs"
 )
@@ -143,17 +142,8 @@ func Open(ctx context.Context, o Options) (_ *Store, err error) {
 		}
 	}()
 
-	s.bolt, err = bbolt.Open(s.path("metadata.db"), 0o600, &bbolt.Options{
-		Timeout:      lockWait,
-		FreelistType: bbolt.FreelistMapType,
-		NoStatistics: true,
-	})
-	if errors.Is(err, bolterrors.ErrTimeout) {
-		return nil, errs.Unavailable(
-			"image store %s is in use by another process; stop it or choose another data root", s.root)
-	}
-	if err != nil {
-		return nil, fmt.Errorf("image store: open %s: %w", s.path("metadata.db"), err)
+	if err := s.openDatabase(); err != nil {
+		return nil, err
 	}
 	s.closers = append(s.closers, s.bolt.Close)
 
@@ -199,13 +189,21 @@ func (s *Store) openMetadata(ctx context.Context, blobs content.Store) error {
 	if err != nil {
 		return err
 	}
-	if p.unread != "" {
+	if _, err := os.Lstat(s.path(databaseFile + damagedSuffix)); err == nil && p.unread == "" {
+		p.unread = s.path(databaseFile + damagedSuffix)
+		s.log.Error("the database of images was damaged and is set aside: layers are not garbage-collected until the file is removed and the daemon is restarted. Remove it when no container is left that was made before", "path", p.unread)
+	} else if p.unread != "" {
 		s.log.Error("an entry is not a link to a container's rootfs: layers are not garbage-collected until the entry is removed and the daemon is restarted", "path", p.unread)
 	}
 	s.rootfs.pins, s.collector.pins = p, p
 	db.RegisterCollectibleResource(resourceRootfs, p)
 	if err := db.Init(s.ctx(ctx)); err != nil {
 		return fmt.Errorf("image store: %w", err)
+	}
+	if p.unread == s.path(databaseFile+damagedSuffix) {
+		if err := s.skipNames(); err != nil {
+			return fmt.Errorf("image store: %w", err)
+		}
 	}
 	s.contents.db, s.contents.content, s.contents.blobsOnDisk = db, db.ContentStore(), blobs
 	s.catalog.images = metadata.NewImageStore(db)

@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 
 	"github.com/moby/moby/api/types/network"
@@ -119,6 +120,9 @@ func (g *guard) close() error {
 // in the directory of the network records.
 const tableFile = "table"
 
+// tableName matches the content of tableFile.
+var tableName = regexp.MustCompile(`^[0-9A-Za-z_.-]+\n$`)
+
 // chooseTable decides which nftables table is used. The name is derived from the
 // bridge's. While containers run whose rules are in a table of another name, that
 // table stays in use, because their shims delete their ports from it. A table
@@ -199,10 +203,12 @@ func guestTable(root string) string {
 // bridge.
 func (g *guard) lastTable() (string, error) {
 	b, err := os.ReadFile(filepath.Join(g.opts.Root, tableFile))
-	if err == nil {
+	if err == nil && tableName.Match(b) {
 		return strings.TrimSpace(string(b)), nil
 	}
-	if !errors.Is(err, os.ErrNotExist) {
+	if err == nil {
+		g.opts.Log.Warn("the record of the packet filter's table is damaged: the table is that of the bridge", "record", filepath.Join(g.opts.Root, tableFile))
+	} else if !errors.Is(err, os.ErrNotExist) {
 		return "", fmt.Errorf("networks: %w", err)
 	}
 	if name := g.reg.bridgeOf(network.NetworkBridge); name != "" && g.table.name == tableOf(g.opts.BridgeName) {

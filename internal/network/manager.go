@@ -42,6 +42,8 @@ type Manager struct {
 	// condemned holds the networks whose removal an earlier daemon did not finish.
 	// Restore finishes it.
 	condemned []*record
+	// damaged are the records that Restore sets aside.
+	damaged []damage
 }
 
 // Open reads the records. It changes nothing on disk or in the kernel; Restore
@@ -51,11 +53,11 @@ func Open(_ context.Context, o Options) (*Manager, error) {
 	if err != nil {
 		return nil, err
 	}
-	records, condemned, err := load(p.Root)
+	have, err := load(p.Root)
 	if err != nil {
 		return nil, err
 	}
-	m := &Manager{opts: &p, registry: newRegistry(&p, records), condemned: condemned, namespaces: namespaces{log: p.Log}}
+	m := &Manager{opts: &p, registry: newRegistry(&p, have.records), condemned: have.condemned, damaged: have.damaged, namespaces: namespaces{log: p.Log}}
 	m.guard = newGuard(m.opts, m.registry)
 	m.interfaces = &interfaces{opts: m.opts, reg: m.registry, troubles: &m.troubles, namespaces: &m.namespaces}
 	m.repairs = newRepairs(m.opts, m.registry, m.guard, m.interfaces)

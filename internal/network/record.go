@@ -67,14 +67,27 @@ type bridgeRecord struct {
 	MAC  string `json:"mac,omitempty"`
 }
 
+// damage is a record that does not say what its network is.
+type damage struct {
+	path string
+	why  error
+}
+
+// loaded are the records of a data root.
+type loaded struct {
+	records   map[string]*record // by name
+	condemned []*record          // of networks whose removal has begun
+	damaged   []damage
+}
+
 // load reads all records. A file that has a newer schema or can't be read is an
-// error, because its content must not be guessed.
-func load(root string) (records map[string]*record, condemned []*record, err error) {
+// error, because its content must not be guessed. A damaged one is reported.
+func load(root string) (l loaded, err error) {
 	entries, err := os.ReadDir(root)
 	if err != nil && !errors.Is(err, os.ErrNotExist) {
-		return nil, nil, fmt.Errorf("networks: %w", err)
+		return l, fmt.Errorf("networks: %w", err)
 	}
-	records = map[string]*record{}
+	l.records = map[string]*record{}
 	for _, e := range entries {
 		if !strings.HasSuffix(e.Name(), ".json") {
 			continue
@@ -82,32 +95,50 @@ func load(root string) (records map[string]*record, condemned []*record, err err
 		path := filepath.Join(root, e.Name())
 		b, err := os.ReadFile(path)
 		if err != nil {
-			return nil, nil, fmt.Errorf("networks: %w", err)
+			return l, fmt.Errorf("networks: %w", err)
 		}
 		// Check the schema first: a record of a newer schema may not even decode.
 		var top struct {
 			Schema int `json:"schema"`
 		}
 		if err := json.Unmarshal(b, &top); err == nil && top.Schema > recordSchema {
-			return nil, nil, fmt.Errorf("network record %s has schema %d, this release knows up to %d: it was written by a newer one", path, top.Schema, recordSchema)
+			return l, fmt.Errorf("network record %s has schema %d, this release knows up to %d: it was written by a newer one", path, top.Schema, recordSchema)
 		}
 		var r record
-		if err := json.Unmarshal(b, &r); err != nil {
-			return nil, nil, fmt.Errorf("network record %s is damaged: %w", path, err)
+		err = json.Unmarshal(b, &r)
+		if err == nil && (r.ID == "" || r.Name == "") {
+			err = errors.New("it has no id or no name")
 		}
-		if r.ID == "" || r.Name == "" {
-			return nil, nil, fmt.Errorf("network record %s is damaged: it has no id or no name", path)
-		}
-		if r.Removing {
-			condemned = append(condemned, &r)
+		if err != nil {
+			l.damaged = append(l.damaged, damage{path, err})
 			continue
 		}
-		if other := records[r.Name]; other != nil {
-			return nil, nil, fmt.Errorf("network records %s and %s have the same name %q", other.ID, r.ID, r.Name)
+		if r.Removing {
+			l.condemned = append(l.condemned, &r)
+			continue
 		}
-		records[r.Name] = &r
+		if other := l.records[r.Name]; other != nil {
+			return l, fmt.Errorf("network records %s and %s have the same name %q", other.ID, r.ID, r.Name)
+		}
+		l.records[r.Name] = &r
 	}
-	return records, condemned, nil
+	return l, nil
+}
+
+// damagedSuffix is what a damaged record is renamed with.
+const damagedSuffix = ".damaged"
+
+// setAside renames damaged records, so that the network can be created again.
+func (p *parsed) setAside(list []damage) error {
+	for _, d := range list {
+		aside := d.path + damagedSuffix
+		if err := os.Rename(d.path, aside); err != nil {
+			return fmt.Errorf("set the damaged network record aside: %w", err)
+		}
+		p.Log.Error("a network's record is damaged: it was set aside, and containers of the network can't start until it is created again",
+			"record", d.path, "aside", aside, "error", d.why)
+	}
+	return nil
 }
 
 // save writes a record durably: after a crash the file is the old or the new

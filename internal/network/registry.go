@@ -63,6 +63,20 @@ func (reg *registry) definePredefined(o ownership) error {
 	return reg.inv.definePredefined(o)
 }
 
+// unknown returns a container with an endpoint on a network that has no record.
+func (reg *registry) unknown(sandboxes map[string]Sandbox) (container, network string, found bool) {
+	reg.mu.Lock()
+	defer reg.mu.Unlock()
+	for id, s := range sandboxes {
+		for _, e := range s.Endpoints {
+			if reg.inv.networks[e.Network] == nil {
+				return id, e.Network, true
+			}
+		}
+	}
+	return "", "", false
+}
+
 // networkOfBridge returns the name and the ID of the network that has a bridge, or
 // "" if none has.
 func (reg *registry) networkOfBridge(name string) (network, id string) {

@@ -45,10 +45,18 @@ func (m *Manager) Restore(ctx context.Context, sandboxes map[string]Sandbox, unr
 	if err != nil {
 		return err
 	}
+	// What the kernel has of an unknown network would be removed.
+	if id, name, found := m.unknown(sandboxes); found && len(m.damaged) > 0 {
+		d := m.damaged[0]
+		return fmt.Errorf("network record %s is damaged: %w; container %s runs in network %q, whose record it may be: restore the file, or stop the container's shim", d.path, d.why, id, name)
+	}
 	if err := m.guard.openTable(); err != nil {
 		return err
 	}
 	if err := m.guard.admit(ctx, bridges...); err != nil {
+		return err
+	}
+	if err := m.opts.setAside(m.damaged); err != nil {
 		return err
 	}
 	if err := removeTemps(m.opts.Root); err != nil {

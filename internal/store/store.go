@@ -56,6 +56,8 @@ type Store struct {
 	data string
 	exec string
 
+	damagedID string // see DamagedID
+
 	mu    sync.RWMutex      // guards other
 	other map[string]string // exec roots of containers that use another one, by ID
 }
@@ -196,14 +198,26 @@ func (s *Store) RunDirs() ([]string, error) {
 	return ids, nil
 }
 
+// DamagedID returns the path that a damaged ID of the engine was renamed to by
+// DaemonID, or an empty string.
+func (s *Store) DamagedID() string { return s.damagedID }
+
 // DaemonID returns the identity of this data root, a UUID that `docker info`
-// shows. The first call creates it.
+// shows. The first call creates it. A damaged one is set aside and made anew.
 func (s *Store) DaemonID() (string, error) {
 	path := filepath.Join(s.data, engineIDFile)
-	if b, err := os.ReadFile(path); err == nil && len(b) > 0 {
-		return strings.TrimSpace(string(b)), nil
-	} else if err != nil && !errors.Is(err, fs.ErrNotExist) {
+	b, err := os.ReadFile(path)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return "", fmt.Errorf("read the engine's ID: %w", err)
+	}
+	if text := strings.TrimSpace(string(b)); err == nil {
+		if uuid.Validate(text) == nil {
+			return text, nil
+		}
+		s.damagedID = path + ".damaged"
+		if err := os.Rename(path, s.damagedID); err != nil {
+			return "", fmt.Errorf("set the damaged ID of the engine aside: %w", err)
+		}
 	}
 	id := uuid.NewString()
 	if err := durable.WriteFile(path, []byte(id+"\n"), 0o600); err != nil {

@@ -312,3 +312,31 @@ func BenchmarkLoadAll200(b *testing.B) {
 		}
 	}
 }
+
+func TestDamagedIDOfTheEngineIsSetAside(t *testing.T) {
+	for _, text := range []string{"", "3f2b8c1e-77aa", "\x00\x00\x00\x00", "3f2b8c1e-77aa-4d\x00\x00\x00\x00"} {
+		data := t.TempDir()
+		s, err := Open(data, t.TempDir())
+		if err != nil {
+			t.Fatal(err)
+		}
+		path := filepath.Join(data, engineIDFile)
+		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		id, err := s.DaemonID()
+		if err != nil || s.DamagedID() != path+".damaged" {
+			t.Fatalf("%q: %v, set aside as %q", text, err, s.DamagedID())
+		}
+		if aside, err := os.ReadFile(s.DamagedID()); err != nil || string(aside) != text {
+			t.Errorf("%q: %q, %v", text, aside, err)
+		}
+		again, err := Open(data, t.TempDir())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if next, err := again.DaemonID(); err != nil || next != id || again.DamagedID() != "" {
+			t.Errorf("%q: %q, then %q, %v", text, id, next, err)
+		}
+	}
+}

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"strconv"
+	"sync"
 	"syscall"
 	"time"
 
@@ -102,6 +103,11 @@ type console struct {
 	dirfd  int
 	name   string
 	master chan int // receives one descriptor, or is closed without
+
+	mu     sync.Mutex // guards what follows
+	conn   *os.File   // the runtime's connection, as long as nothing has come
+	due    time.Time  // zero as long as the runtime runs
+	closed bool
 }
 
 func newConsole(dirfd int, name string, rows, columns uint) (*console, error) {
@@ -116,9 +122,16 @@ func newConsole(dirfd int, name string, rows, columns uint) (*console, error) {
 		if err != nil {
 			return
 		}
-		master, err := receiveFD(fd)
+		conn := os.NewFile(uintptr(fd), "console connection")
+		defer conn.Close()
+		if !c.awaits(conn) {
+			return
+		}
+		master, err := receiveFD(conn)
 		if err != nil {
-			logf("console socket: %v", err)
+			if !c.over() {
+				logf("console socket: %v", err)
+			}
 			return
 		}
 		// The size is set before the runtime starts the process, so that the process
@@ -131,13 +144,40 @@ func newConsole(dirfd int, name string, rows, columns uint) (*console, error) {
 
 func (c *console) address() string { return socketAddress(c.dirfd, c.name) }
 
-// consoleTime bounds the wait for a terminal that the runtime has sent.
-const consoleTime = 10 * time.Second
+// consoleTime bounds the wait for a terminal after the runtime has ended.
+var consoleTime = 10 * time.Second
+
+// awaits notes the connection of the runtime. The runtime connects when it begins, and
+// sends the terminal when the process exists. On a busy machine that may take any time,
+// so the wait has no bound as long as the runtime runs. It returns false if nothing is
+// awaited any more.
+func (c *console) awaits(conn *os.File) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.conn = conn
+	if !c.due.IsZero() {
+		conn.SetReadDeadline(c.due)
+	}
+	return !c.closed
+}
+
+// over reports whether nothing is awaited any more.
+func (c *console) over() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.closed
+}
 
 // take waits for the master. The runtime has succeeded before, so it has sent the
 // master or never will.
 func (c *console) take() (*os.File, error) {
-	c.l.f.SetReadDeadline(time.Now().Add(consoleTime))
+	c.mu.Lock()
+	c.due = time.Now().Add(consoleTime)
+	c.l.f.SetReadDeadline(c.due)
+	if c.conn != nil {
+		c.conn.SetReadDeadline(c.due)
+	}
+	c.mu.Unlock()
 	fd, ok := <-c.master
 	if !ok {
 		return nil, errors.New("the OCI runtime sent no terminal")
@@ -151,19 +191,21 @@ func (c *console) take() (*os.File, error) {
 
 // close stops waiting. It closes a master that was received and not taken.
 func (c *console) close() {
+	c.mu.Lock()
+	c.closed = true
 	c.l.close()
+	if c.conn != nil {
+		c.conn.Close()
+	}
+	c.mu.Unlock()
 	unix.Unlinkat(c.dirfd, c.name, 0)
 	if fd, ok := <-c.master; ok {
 		unix.Close(fd)
 	}
 }
 
-// receiveFD reads one message with one descriptor from a connected socket and
-// closes the socket.
-func receiveFD(sock int) (int, error) {
-	f := os.NewFile(uintptr(sock), "console connection")
-	defer f.Close()
-	f.SetReadDeadline(time.Now().Add(consoleTime))
+// receiveFD reads one message with one descriptor from a connected socket.
+func receiveFD(f *os.File) (int, error) {
 	raw, err := f.SyscallConn()
 	if err != nil {
 		return -1, err
