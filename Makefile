@@ -195,7 +195,7 @@ tools:
 	@command -v docker >/dev/null || go build -trimpath -gcflags=github.com/docker/cli/cmd/docker=-lang=go1.26 \
 		-o .cache/bin/docker github.com/docker/cli/cmd/docker
 	@[ -e .cache/bin/docker-buildx ] || ls $(addsuffix /docker-buildx,$(PLUGINS)) >/dev/null 2>&1 || { \
-		GOFLAGS=-trimpath GOBIN=$(CURDIR)/.cache/bin go install $(BUILDX) && mv .cache/bin/buildx .cache/bin/docker-buildx; }
+		GOFLAGS=-trimpath GOBIN=$(CURDIR)/.cache/bin go install -ldflags "-X github.com/docker/buildx/version.Version=$(lastword $(subst @, ,$(BUILDX)))" $(BUILDX) && mv .cache/bin/buildx .cache/bin/docker-buildx; }
 	@CGO_ENABLED=0 go build -trimpath -o .cache/bin/dockerfile-frontend github.com/moby/buildkit/frontend/dockerfile/cmd/dockerfile-frontend
 
 # The version is the newest of CHANGELOG.md, unless VERSION is set on the command

@@ -205,6 +205,9 @@ func (b *builder) newWorker(ctx context.Context, state string, at places) (*step
 	if err != nil {
 		return nil, err
 	}
+	if err := os.WriteFile(filepath.Join(state, "reserve"), make([]byte, reserved), 0o600); err != nil {
+		logf("if the disk becomes full the cache of builds may not be prunable: %v", err)
+	}
 	return &stepWorker{Worker: w, remote: b.remote, present: b.present, state: state}, nil
 }
 

@@ -26,8 +26,10 @@ type request struct {
 	id string
 	// session is the client's own session, "" if it has none.
 	session string
-	// remote is where the context is, "" if it is the request's body.
+	// remote is where the context is, "" if it is the request's body or in the
+	// client's session.
 	remote     string
+	body       bool   // the context is the request's body
 	dockerfile string // path in the context
 	target     string
 	tags       []string
@@ -61,7 +63,9 @@ func parseRequest(q url.Values, registryConfig string) (*request, error) {
 		id: q.Get("buildid"), session: q.Get("session"), dockerfile: q.Get("dockerfile"), target: q.Get("target"),
 		quiet: truth(q.Get("q")), buildkit: q.Get("version") == "2", attrs: map[string]string{},
 	}
-	if r.remote = q.Get("remote"); r.remote == remoteSession {
+	r.remote = q.Get("remote")
+	r.body = r.remote == ""
+	if r.remote == remoteSession {
 		r.remote = ""
 		if r.session == "" {
 			return nil, errs.Invalid("remote=client-session needs the parameter session")

@@ -118,18 +118,27 @@ func (b *builder) build(ctx context.Context, req *request, body io.ReadCloser, o
 	var with session.Attachable
 	if req.remote != "" {
 		req.attrs["context"] = req.remote
-	} else if req.session == "" {
+	} else if req.body {
 		spool, err := newSpool(body)
 		if err != nil {
 			return err
 		}
 		defer spool.Close()
-		up := uploadprovider.New()
-		req.attrs["context"] = up.Add(spool.Reader())
 		if !req.buildkit {
 			steps = spool.steps(req.dockerfile, req.target)
 		}
-		with = up
+		if req.session == "" {
+			up := uploadprovider.New()
+			req.attrs["context"] = up.Add(spool.context())
+			with = up
+		} else {
+			url, end, err := spool.serve()
+			if err != nil {
+				return err
+			}
+			defer end()
+			req.attrs["context"] = url
+		}
 	}
 	if req.session == "" {
 		end, err := b.ownSession(ctx, req, with)
@@ -355,7 +364,10 @@ func (s *stream) fail(err error) {
 		refuse(s.w, httpStatus(err), errors.New(message))
 		return
 	}
-	_ = s.send(jsonstream.Message{Error: &jsonstream.Error{Code: code, Message: message}})
+	_ = s.send(struct {
+		jsonstream.Message
+		Text string `json:"error"` // programs written before there was errorDetail look for it
+	}{jsonstream.Message{Error: &jsonstream.Error{Code: code, Message: message}}, message})
 }
 
 // httpStatus is the status of an answer that is nothing but an error. What BuildKit

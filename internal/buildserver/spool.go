@@ -6,11 +6,17 @@ import (
 	"archive/tar"
 	"bufio"
 	"bytes"
+	"compress/gzip"
+	"crypto/rand"
+	"crypto/subtle"
 	"errors"
 	"fmt"
 	"io"
+	"net"
+	"net/http"
 	"os"
 	"path"
+	"strings"
 
 	"github.com/containerd/containerd/v2/pkg/archive/compression"
 	"github.com/moby/buildkit/frontend/dockerfile/parser"
@@ -41,6 +47,50 @@ func newSpool(body io.Reader) (*spool, error) {
 // Reader reads the context from its beginning.
 func (s *spool) Reader() io.ReadCloser {
 	return io.NopCloser(io.NewSectionReader(s.f, 0, 1<<62))
+}
+
+// context reads the context as BuildKit recognizes it. BuildKit looks at the first
+// kilobyte, and does not see an archive if that is all one extended header of PAX or
+// GNU, with which many programs begin. It knows each compressed file.
+func (s *spool) context() io.ReadCloser {
+	var head [257 + 5]byte
+	n, _ := s.f.ReadAt(head[:], 0) // a short one is no archive
+	if n < len(head) || string(head[257:]) != "ustar" || !strings.ContainsRune("xgLK", rune(head[156])) {
+		return s.Reader()
+	}
+	r, w := io.Pipe()
+	go func() {
+		z, err := gzip.NewWriterLevel(w, gzip.NoCompression)
+		if err == nil {
+			_, err = io.Copy(z, s.Reader())
+		}
+		if err == nil {
+			err = z.Close()
+		}
+		w.CloseWithError(err)
+	}()
+	return r
+}
+
+// serve offers the context to BuildKit at an address of this host that nobody can
+// guess, for clients that have a session of their own, which can't carry it.
+func (s *spool) serve() (url string, end func(), _ error) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return "", nil, err
+	}
+	path := "/" + rand.Text() + rand.Text()
+	web := &http.Server{ReadHeaderTimeout: takeTimeout, Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if subtle.ConstantTimeCompare([]byte(r.URL.Path), []byte(path)) != 1 {
+			http.NotFound(w, r)
+			return
+		}
+		in := s.context()
+		defer in.Close()
+		_, _ = io.Copy(w, in) // BuildKit reports what it could not read
+	})}
+	go func() { _ = web.Serve(l) }() // it ends with the build
+	return "http://" + l.Addr().String() + path, func() { web.Close() }, nil
 }
 
 func (s *spool) Close() error { return s.f.Close() }

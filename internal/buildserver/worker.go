@@ -5,6 +5,8 @@ package buildserver
 import (
 	"context"
 	"encoding/json"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 
@@ -40,6 +42,22 @@ type stepWorker struct {
 
 // GCPolicy is what the cache is collected by, in the present configuration.
 func (w *stepWorker) GCPolicy() []client.PruneInfo { return gcPolicy(w.present.latest().GC, w.state) }
+
+// Prune removes records of the cache, also if the disk is full: BuildKit writes to its
+// databases before it frees anything.
+func (w *stepWorker) Prune(ctx context.Context, removed chan client.UsageInfo, opts ...client.PruneInfo) error {
+	reserve := filepath.Join(w.state, "reserve")
+	_ = os.Remove(reserve) // without it there is nothing to gain
+	defer func() {
+		if err := os.WriteFile(reserve, make([]byte, reserved), 0o600); err != nil {
+			_ = os.Remove(reserve) // the disk is still full
+		}
+	}()
+	return w.Worker.Prune(ctx, removed, opts...)
+}
+
+// reserved is the size, in bytes, of the file that Prune removes first.
+const reserved = 1 << 20
 
 // exporterMoby is the name by which clients ask for an image in the daemon's store.
 const exporterMoby = "moby"

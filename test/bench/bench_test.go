@@ -132,6 +132,9 @@ func TestEnginesSideBySide(t *testing.T) {
 			x.ids = nil
 		}
 	}
+	if part("builds") {
+		measureBuilds(t, s, table, subjects)
+	}
 	if part("logs") {
 		measureLogs(t, s, table, subjects)
 	}

@@ -71,6 +71,7 @@ type holdfast struct {
 }
 
 func newHoldfast(t testing.TB) engine {
+	kit.Binary(t, "holdfast-build")
 	return &holdfast{kit.New(t, kit.Options{LiveRestore: true}), t, netns{}}
 }
 

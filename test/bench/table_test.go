@@ -46,6 +46,8 @@ const (
 	gapPrefix  = "gap: "
 	netPrefix  = "net: "
 	verbPrefix = "verb: "
+
+	buildPrefix = "build: "
 )
 
 // sections are the tables.
@@ -63,6 +65,10 @@ var sections = []struct{ prefix, title, about string }{
 			"2 ms. *Restart* is SIGTERM and a start, *crash* is SIGKILL and a start at once, and *upgrade* is `holdfastd " +
 			"--takeover`, for which dockerd has no counterpart. The containerd that dockerd has started dies with dockerd. " +
 			"Medians of 3, with the longest in parentheses."},
+	{buildPrefix, "Builds",
+		"Each build is a request for BuildKit over the API, without a command line, from the first byte of the context to the end " +
+			"of the answer. What is built without a cache has an `ENV` before the step that no build had before. The base image is in " +
+			"the store. Medians of 5, with the longest in parentheses."},
 	{netPrefix, "Networks",
 		"Each engine runs in a network namespace of its own, so that no packet passes the other's rules; dockerd has " +
 			"`--userland-proxy=false`. All containers are on a user-defined bridge network. A stream is 128 MB of `iperf3` " +
@@ -116,6 +122,13 @@ var targets = []target{
 	{row: rowLog, floor: 400},
 	{row: fmt.Sprintf(rowLogRead, 262), floor: 333},
 	{row: fmt.Sprintf(rowLogFollow, 262), floor: 400},
+
+	{row: rowBuildCold, share: 1},
+	{row: rowBuildCached, limit: maxCachedBuild},
+	{row: fmt.Sprintf(rowBuildCopy, 10_000), share: 1},
+	{row: fmt.Sprintf(rowBuildLayer, 200), share: 1},
+	{row: rowBuildTwice, share: 1},
+	{row: rowBuildRun, share: 1},
 
 	{row: rowVerbStop, share: 1. / 4},
 	{row: rowVerbKill, share: 1. / 4},

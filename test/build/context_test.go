@@ -5,6 +5,7 @@ package build
 import (
 	"bytes"
 	"context"
+	"io"
 	"os"
 	"path/filepath"
 	"strings"
@@ -69,6 +70,36 @@ func TestContextsOfEveryKind(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) { build(t) })
 		if !c.buildx {
 			t.Run(c.name+", old client", func(t *testing.T) { build(t, "DOCKER_BUILDKIT=0") })
+		}
+	}
+}
+
+// TestArchiveThatBeginsWithAnExtendedHeader sends the context that Docker's module for
+// Python makes.
+func TestArchiveThatBeginsWithAnExtendedHeader(t *testing.T) {
+	d := start(t, kit.Options{})
+	body := pax(t, map[string]string{"Dockerfile": "FROM base\nCOPY file /\n", "file": "pax\n"})
+	resp, err := d.HTTP().Post("http://x/v1.43/build?t=made", "application/x-tar", bytes.NewReader(body))
+	if err != nil {
+		t.Fatal(err)
+	}
+	text, _ := io.ReadAll(resp.Body)
+	resp.Body.Close()
+	if !strings.Contains(string(text), "Step 2/2 : COPY file /") || !strings.Contains(string(text), "Successfully tagged made:latest") {
+		t.Fatalf("%s %s", resp.Status, text)
+	}
+	if got := d.Docker("run", "--rm", "made", "cat", "/file"); got != "pax" {
+		t.Errorf("the image has %q", got)
+	}
+	body = pax(t, map[string]string{"Dockerfile": "FROM base\nRUN exit 3\n"})
+	if resp, err = d.HTTP().Post("http://x/v1.43/build", "application/x-tar", bytes.NewReader(body)); err != nil {
+		t.Fatal(err)
+	}
+	text, _ = io.ReadAll(resp.Body)
+	resp.Body.Close()
+	for _, want := range []string{`"error":"The command '/bin/sh -c exit 3' returned a non-zero code: 3"`, `"errorDetail":{"code":3,`} {
+		if !strings.Contains(string(text), want) {
+			t.Errorf("a failing step: no %s in %s", want, text)
 		}
 	}
 }

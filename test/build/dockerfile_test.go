@@ -46,6 +46,26 @@ func archive(t *testing.T, all map[string]string) []byte {
 	return b.Bytes()
 }
 
+// pax makes a tar of files as Python's module does, each with an extended header.
+func pax(t *testing.T, all map[string]string) []byte {
+	t.Helper()
+	var b bytes.Buffer
+	w := tar.NewWriter(&b)
+	for name, text := range all {
+		h := &tar.Header{Name: name, Mode: 0o644, Size: int64(len(text)), Typeflag: tar.TypeReg, Format: tar.FormatPAX, PAXRecords: map[string]string{"mtime": "1700000000.5"}}
+		if err := w.WriteHeader(h); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := w.Write([]byte(text)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := w.Close(); err != nil {
+		t.Fatal(err)
+	}
+	return b.Bytes()
+}
+
 // web is a server on this host with files below /, and a git repository at /repo.git
 // that has a Dockerfile and a file, and the branch other with another file.
 func web(t *testing.T, all map[string][]byte) (url string) {
