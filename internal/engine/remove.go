@@ -85,6 +85,7 @@ func (a *actor) remove(o RemoveOptions, done func(error)) {
 			if a.rec.Pid != 0 {
 				// The removal has ended the process, and its shim was gone.
 				a.recordLostEnd(false)
+				a.publish() // for clients that wait for the removal
 			}
 			a.journalDeath()                         // if no shim reported it, and the removal was faster
 			if a.rec.Status != proto.StatusRemoved { // else the shim has journalled it

@@ -170,7 +170,8 @@ func (s *storm) judgeContainer(l *slot, c inspected) {
 	l.mu.Lock()
 	clean := l.model.All(func(st model.State) bool { return st.Status == model.Exited && st.Exit == model.StopCode })
 	l.mu.Unlock()
-	if text := strings.TrimSpace(r.Stdout); clean && spec.Life == 0 && !s.full && !s.touched(l.at, s.began, model.KillBoth, model.KillShim) {
+	// The daemon that the judgement began with starts those of the policy always again.
+	if text := strings.TrimSpace(r.Stdout); clean && spec.Life == 0 && spec.Policy != model.Always && !s.full && !s.touched(l.at, s.began, model.KillBoth, model.KillShim) {
 		if i := strings.LastIndexByte(text, '\n'); !strings.Contains(text[i+1:], " end ") {
 			s.violate("lines", "%s ended with %d, and its log ends with %q", l.at, model.StopCode, text[i+1:])
 		}
