@@ -72,7 +72,8 @@ func (a *ahead) fill(r io.Reader, unhashed chan<- *block) error {
 			b = spareBlocks.Get().(*block)
 		}
 		var err error
-		// io.ReadFull would not tell a stream that is cut off from one that ends.
+		// io.ReadFull would return the same error for a stream that is cut off as for one
+		// that ends.
 		for b.n = 0; err == nil && b.n < len(b.buf); {
 			var n int
 			n, err = r.Read(b.buf[b.n:])
