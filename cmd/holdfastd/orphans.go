@@ -51,9 +51,20 @@ func reapOrphans(log *slog.Logger) {
 // sweepOrphans reaps children that no other part of the daemon waits for: at
 // once a container's process that is not its first, and any other after
 // orphanTime. seen has the times since when others wait.
+//
+// A sweep follows the end of every child, and there is a child for each running
+// container. So it asks the kernel which of them have ended, and reads the files of
+// those only.
 func sweepOrphans(seen map[int]time.Time, now time.Time) {
+	if !hasEnded(unix.P_ALL, 0) {
+		clear(seen)
+		return
+	}
 	there := map[int]bool{}
 	for _, pid := range children() {
+		if !hasEnded(unix.P_PID, pid) {
+			continue
+		}
 		zombie, depth, inner := zombieOf(pid)
 		if !zombie {
 			continue
@@ -95,6 +106,18 @@ func children() []int {
 		}
 	}
 	return pids
+}
+
+// hasEnded reports whether a child, or any child with P_ALL, has ended and waits to
+// be reaped. It does not reap it (waitid(2)).
+func hasEnded(kind, pid int) bool {
+	var info unix.Siginfo
+	for {
+		err := unix.Waitid(kind, pid, &info, unix.WEXITED|unix.WNOHANG|unix.WNOWAIT, nil)
+		if err != unix.EINTR {
+			return err == nil && info.Signo != 0
+		}
+	}
 }
 
 // zombieOf returns whether a child has ended, the number of pid namespaces that

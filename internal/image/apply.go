@@ -74,7 +74,9 @@ func (a applier) apply(ctx context.Context, desc ocispec.Descriptor, mounts []mo
 		out = stream
 	}
 	sum := digest.Canonical.Digester()
-	layer := &counted{r: io.TeeReader(out, sum.Hash())}
+	whole := readAhead(out, sum.Hash())
+	defer whole.Close()
+	layer := &counted{r: whole}
 	dir, err := applyTar(ctx, mounts, layer)
 	if err != nil {
 		return none, err
@@ -83,6 +85,7 @@ func (a applier) apply(ctx context.Context, desc ocispec.Descriptor, mounts []mo
 	if _, err := io.Copy(io.Discard, layer); err != nil {
 		return none, err
 	}
+	whole.Close() // all of it is hashed
 	// The snapshotter records the layer next, durably, and it is never unpacked
 	// again. Files that were still in memory would be empty after a loss of power.
 	if err := syncTree(dir); err != nil {

@@ -20,6 +20,7 @@ type scale struct {
 	pairs    int // streams per engine; the engines take turns
 	many     int // containers that are started, one after the other and all at once
 	crowds   []int
+	most     int // the largest crowd, which is only restarted
 	restarts int
 	blocks   int      // log size, in multiples of blockFile
 	taken    int      // ports that are already published when another one is published
@@ -71,13 +72,13 @@ func (x *subject) waitUp() error {
 
 // TestEnginesSideBySide measures the engines. With -full it is the benchmark.
 func TestEnginesSideBySide(t *testing.T) {
-	s := scale{rounds: 2, few: 1, pairs: 1, many: 3, crowds: []int{0, 3}, restarts: 1, blocks: 1, calm: 100 * time.Millisecond,
+	s := scale{rounds: 2, few: 1, pairs: 1, many: 3, crowds: []int{0, 3}, most: 4, restarts: 1, blocks: 1, calm: 100 * time.Millisecond,
 		taken: 20, turns: 1, trips: 20, stream: []string{"-n", "1M"}}
 	if *full {
-		s = scale{rounds: 21, few: 3, pairs: 60, many: 50, crowds: []int{0, 50, 200}, restarts: 5, blocks: 10, calm: 2 * time.Second,
+		s = scale{rounds: 21, few: 3, pairs: 60, many: 50, crowds: []int{0, 50, 200}, most: 500, restarts: 5, blocks: 10, calm: 2 * time.Second,
 			taken: 1000, turns: 300, trips: 50, stream: []string{"-n", "128M"}}
 	}
-	s.budget = &budget{until: time.Now().Add(11 * time.Minute)}
+	s.budget = &budget{until: time.Now().Add(14 * time.Minute)}
 	table := newTable()
 	subjects := []*subject{{engine: newHoldfast(t)}}
 	var pod *podman
@@ -134,6 +135,20 @@ func TestEnginesSideBySide(t *testing.T) {
 	}
 	if part("builds") {
 		measureBuilds(t, s, table, subjects)
+	}
+	if part("most") {
+		for _, x := range subjects {
+			measureMost(t, s, table, x)
+			if t.Failed() {
+				return
+			}
+		}
+	}
+	if part("health") {
+		measureHealth(t, s, table, subjects)
+	}
+	if part("pull") {
+		measurePull(t, s, table, subjects)
 	}
 	if part("logs") {
 		measureLogs(t, s, table, subjects)
@@ -284,8 +299,8 @@ func settle(s scale, x *subject) {
 	}
 }
 
-// measureCrowd starts n containers in the engine and restarts the engine.
-func measureCrowd(t *testing.T, s scale, table *table, x *subject, n int) {
+// grow starts containers until n run.
+func (x *subject) grow(t *testing.T, n int) {
 	var mu sync.Mutex
 	more := max(0, n-len(x.ids))
 	slots := make(chan struct{}, 4)
@@ -298,6 +313,11 @@ func measureCrowd(t *testing.T, s scale, table *table, x *subject, n int) {
 		x.one = port
 		mu.Unlock()
 	})
+}
+
+// measureCrowd starts n containers in the engine and restarts the engine.
+func measureCrowd(t *testing.T, s scale, table *table, x *subject, n int) {
+	x.grow(t, n)
 	if t.Failed() {
 		return
 	}
@@ -317,6 +337,9 @@ func measureCrowd(t *testing.T, s scale, table *table, x *subject, n int) {
 	}
 	if part("restart") {
 		measureRestart(t, s, table, x, n)
+		if n > 0 && !t.Failed() {
+			measureManaged(t, s, table, x, n, "crash", x.kill)
+		}
 	}
 	if n > 0 && part("gaps") && !t.Failed() {
 		measureGaps(t, s, table, x, n)
@@ -369,9 +392,53 @@ func measureRestart(t *testing.T, s scale, table *table, x *subject, n int) {
 	table.set(fmt.Sprintf(rowUp, n), x.name(), ms(median(up)))
 	if n > 0 {
 		table.set(fmt.Sprintf(rowTaken, n), x.name(), ms(median(taken)))
-		table.set(fmt.Sprintf(rowManaged, n), x.name(), ms(median(all)))
+		table.set(fmt.Sprintf(rowWay, "restart", n), x.name(), ms(median(all)))
 		table.set(fmt.Sprintf(rowRefused, n), x.name(), ms(slices.Max(refused)))
 	}
+}
+
+// measureManaged measures the time from a start after the daemon's end until each
+// of n containers has taken a signal.
+func measureManaged(t *testing.T, s scale, table *table, x *subject, n int, way string, end func()) {
+	var all []time.Duration
+	for round := range s.few {
+		if s.budget.done(round) {
+			break
+		}
+		end()
+		begin := time.Now()
+		x.start()
+		if err := x.waitUp(); err != nil {
+			t.Fatal(err)
+		}
+		each(min(8, n), func(worker int) {
+			for i := worker; i < n; i += min(8, n) {
+				x.api.must(t, "POST", "/containers/"+x.ids[i]+"/kill?signal=CONT", nil, nil)
+			}
+		})
+		all = append(all, time.Since(begin))
+		if t.Failed() {
+			return
+		}
+		// dockerd may need a minute for each.
+		if n == s.most && all[0] > 10*time.Second {
+			break
+		}
+	}
+	table.set(fmt.Sprintf(rowWay, way, n), x.name(), ms(median(all)))
+}
+
+// measureMost restarts the largest crowd, by SIGTERM and by SIGKILL.
+func measureMost(t *testing.T, s scale, table *table, x *subject) {
+	x.grow(t, s.most)
+	if t.Failed() {
+		return
+	}
+	measureCreate(t, s, table, x, s.most)
+	measureManaged(t, s, table, x, s.most, "restart", x.stop)
+	measureManaged(t, s, table, x, s.most, "crash", x.kill)
+	x.api.removeAll()
+	x.ids = nil
 }
 
 func median[T cmp.Ordered](list []T) T {

@@ -29,7 +29,7 @@ const (
 	rowPS       = "`ps` with %d running (ms)"
 	rowUp       = "restart with %d: until the API answers (ms)"
 	rowTaken    = "restart with %d: until a container takes a signal, all being restored (ms)"
-	rowManaged  = "restart with %d: until each has taken a signal (ms)"
+	rowWay      = "%s with %d: until each has taken a signal (ms)"
 	rowRefused  = "restart with %d: longest refusal of a published port (ms)"
 	rowIdle     = "memory without containers (MB PSS)"
 	rowWith     = "memory with %d containers (MB PSS)"
@@ -112,13 +112,20 @@ var targets = []target{
 	{row: fmt.Sprintf(rowUp, 200), any: true},
 	{row: fmt.Sprintf(rowTaken, 50), limit: 150},
 	{row: fmt.Sprintf(rowTaken, 200), limit: 150},
-	{row: fmt.Sprintf(rowManaged, 50), limit: 150},
-	{row: fmt.Sprintf(rowManaged, 200), limit: 150},
+	{row: fmt.Sprintf(rowWay, "restart", 50), limit: 150},
+	{row: fmt.Sprintf(rowWay, "restart", 200), limit: 150},
+	{row: fmt.Sprintf(rowWay, "restart", 500), limit: 250},
+	{row: fmt.Sprintf(rowWay, "crash", 50), limit: 150},
+	{row: fmt.Sprintf(rowWay, "crash", 200), limit: 150},
+	{row: fmt.Sprintf(rowWay, "crash", 500), limit: 250},
 	{row: fmt.Sprintf(rowRefused, 50), zero: true},
 	{row: fmt.Sprintf(rowRefused, 200), zero: true},
 	{row: rowIdle, limit: 45},
 	{row: fmt.Sprintf(rowWith, 50), any: true},
-	{row: rowEach, limit: 1024},
+	{row: rowEach, limit: 700},
+	{row: rowHealth, any: true},
+	{row: rowExecCPU, any: true},
+	{row: rowPull, share: 1. / 2},
 	{row: rowLog, floor: 400},
 	{row: fmt.Sprintf(rowLogRead, 262), floor: 333},
 	{row: fmt.Sprintf(rowLogFollow, 262), floor: 400},
@@ -139,11 +146,13 @@ var targets = []target{
 	{row: fmt.Sprintf(rowVerbCreate, 0), share: 1. / 4},
 	{row: fmt.Sprintf(rowVerbCreate, 50), share: 1. / 4},
 	{row: fmt.Sprintf(rowVerbCreate, 200), share: 1. / 4},
+	{row: fmt.Sprintf(rowVerbCreate, 500), any: true},
+	{row: fmt.Sprintf(rowVerbCycle, 50), floor: 30},
 	{row: rowVerbExec, any: true},
 	{row: rowVerbBare, any: true},
 	{row: rowVerbOver, limit: 8},
 	{row: fmt.Sprintf(rowVerbExecs, 20), any: true},
-	{row: fmt.Sprintf(rowVerbInspect, 50), any: true},
+	{row: fmt.Sprintf(rowVerbInspect, 50), limit: 1},
 	{row: rowVerbAttach, any: true},
 	{row: rowVerbStdin, any: true},
 	{row: fmt.Sprintf(rowVerbCpFile, 256), any: true},

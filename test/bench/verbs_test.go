@@ -38,6 +38,7 @@ const (
 	rowVerbCpFile  = verbPrefix + "`cp` of a file of %d MB into a container (ms)"
 	rowVerbCpFiles = verbPrefix + "`cp` of %d files into a container (ms)"
 	rowVerbVolume  = verbPrefix + "`volume create` and `volume rm` (ms)"
+	rowVerbCycle   = verbPrefix + "`create`, `start` and `rm -f` by %d clients at once (containers/s)"
 	rowVerbCreate  = verbPrefix + "`create` and `start` with %d running (ms)"
 )
 
@@ -204,6 +205,7 @@ func measureVerbs(t *testing.T, s scale, table *table, subjects []*subject) {
 		}
 	}
 	measureSince(t, s, w, subjects, note)
+	measureCycle(t, s, w, table, subjects)
 	for _, x := range subjects {
 		x.api.must(t, "DELETE", "/containers/"+standing[x.api]+"?force=1", nil, nil)
 	}
@@ -245,6 +247,30 @@ func measureSince(t *testing.T, s scale, w work, subjects []*subject, note func(
 	}
 	for _, l := range all {
 		l.x.api.must(t, "DELETE", "/containers/"+l.id, nil, nil)
+	}
+}
+
+// measureCycle lets clients create, start and remove containers at once.
+func measureCycle(t *testing.T, s scale, w work, table *table, subjects []*subject) {
+	const rounds = 4
+	rates := map[string][]float64{}
+	for round := range s.few {
+		if s.budget.done(round) {
+			break
+		}
+		for _, x := range subjects {
+			begin := time.Now()
+			each(w.inspects, func(int) {
+				for range rounds {
+					id := x.api.started(t, idler())
+					x.api.must(t, "DELETE", "/containers/"+id+"?force=1", nil, nil)
+				}
+			})
+			rates[x.name()] = append(rates[x.name()], float64(w.inspects*rounds)/time.Since(begin).Seconds())
+		}
+	}
+	for who, list := range rates {
+		table.set(fmt.Sprintf(rowVerbCycle, w.inspects), who, median(list))
 	}
 }
 

@@ -5,7 +5,9 @@ package image_test
 import (
 	"context"
 	"fmt"
+	"math/rand/v2"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
@@ -62,6 +64,56 @@ func BenchmarkPullLargeLayers(b *testing.B) {
 		}
 		b.StopTimer()
 		if _, err := s.Remove(ctx, reg.ref("large:1"), false, true, nil); err != nil {
+			b.Fatal(err)
+		}
+		if err := s.Collect(ctx); err != nil {
+			b.Fatal(err)
+		}
+		b.StartTimer()
+	}
+}
+
+// prose is n bytes that gzip makes about a third as large, like the files of
+// most images. It depends on the seed.
+func prose(n int, seed uint64) string {
+	random := rand.New(rand.NewPCG(seed, 1))
+	words := make([]string, 4096)
+	for i := range words {
+		word := make([]byte, 2+random.IntN(14))
+		for j := range word {
+			word[j] = byte(random.IntN(256))
+		}
+		words[i] = string(word)
+	}
+	var b strings.Builder
+	for b.Len() < n {
+		b.WriteString(words[random.IntN(64)*random.IntN(64)])
+	}
+	return b.String()[:n]
+}
+
+// BenchmarkPullTenLayers pulls ten layers of 20 MB, which are a third as large
+// on the way.
+func BenchmarkPullTenLayers(b *testing.B) {
+	reg := newRegistry(b)
+	var layers []v1.Layer
+	for i := range 10 {
+		var files []file
+		for j := range 100 {
+			files = append(files, file{name: fmt.Sprintf("%d-%d", i, j), body: prose(200_000, uint64(100*i+j))})
+		}
+		layers = append(layers, layerOf(b, files...))
+	}
+	reg.push("ten:1", imageOf(b, "linux/amd64", layers...))
+	s := newStore(b, nil)
+	ctx := context.Background()
+	b.SetBytes(200_000_000)
+	for b.Loop() {
+		if err := s.Pull(ctx, reg.ref("ten:1"), nil, nil, false, nil); err != nil {
+			b.Fatal(err)
+		}
+		b.StopTimer()
+		if _, err := s.Remove(ctx, reg.ref("ten:1"), false, true, nil); err != nil {
 			b.Fatal(err)
 		}
 		if err := s.Collect(ctx); err != nil {
