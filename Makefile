@@ -73,12 +73,16 @@ unit:
 lint: ## staticcheck, configured by staticcheck.conf
 	go run $(STATICCHECK) ./...
 
-# How tests that need root are run: with the binaries, and one package at a time.
+# How tests that need root are run: with the binaries, and one package at a time,
+# so that the output is in order and a benchmark is alone. "make test" runs two at a
+# time, because many tests wait for seconds.
 BUILT_IN = $(CURDIR)/bin
-ROOTTEST = PATH="$$PATH:$(CURDIR)/.cache/bin" HOLDFAST_BIN=$(BUILT_IN) go test -p 1 -count=1
+ROOTTEST = PATH="$$PATH:$(CURDIR)/.cache/bin" HOLDFAST_BIN=$(BUILT_IN) go test -p $(PACKAGES_AT_ONCE) -count=1
+PACKAGES_AT_ONCE = 1
 # Those that "make unit" does not run. "make storm" runs the model against the engine.
 ROOTED   = $(filter-out $(ROOTLESS) ./test/storm,$(patsubst $(shell go list -m)/%,./%,$(shell go list ./test/...)))
 
+test: PACKAGES_AT_ONCE = 2
 test: root packages ## everything; installs what is missing (root)
 	@$(MAKE) --no-print-directory build tools vet unit
 	@$(MAKE) --no-print-directory vuln
