@@ -17,6 +17,7 @@ import (
 	"os"
 	"path"
 	"strings"
+	"time"
 
 	"github.com/containerd/containerd/v2/pkg/archive/compression"
 	"github.com/moby/buildkit/frontend/dockerfile/parser"
@@ -72,6 +73,9 @@ func (s *spool) context() io.ReadCloser {
 	return r
 }
 
+// readTimeout bounds how long BuildKit may take to send a request for a context.
+const readTimeout = 30 * time.Second
+
 // serve offers the context to BuildKit at an address of this host that nobody can
 // guess, for clients that have a session of their own, which can't carry it.
 func (s *spool) serve() (url string, end func(), _ error) {
@@ -80,7 +84,7 @@ func (s *spool) serve() (url string, end func(), _ error) {
 		return "", nil, err
 	}
 	path := "/" + rand.Text() + rand.Text()
-	web := &http.Server{ReadHeaderTimeout: takeTimeout, Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+	web := &http.Server{ReadHeaderTimeout: readTimeout, Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if subtle.ConstantTimeCompare([]byte(r.URL.Path), []byte(path)) != 1 {
 			http.NotFound(w, r)
 			return
