@@ -128,21 +128,10 @@ func compose(ctx context.Context, cfg *config.Config, shim string, process contr
 	if err != nil {
 		return nil, err
 	}
-	if path := files.DamagedID(); path != "" {
-		log.Error("the engine's ID was damaged: it was set aside, and a new one made", "path", path)
-	}
 	if err := c.live(how.resume); err != nil {
 		return nil, err
 	}
-	for _, path := range c.journal.Damaged() {
-		log.Warn("the journal of events is damaged: events are missing", "path", path)
-	}
-	if path := c.lives.SetAside(); path != "" {
-		log.Warn("the record of the daemon's lives was damaged: it was set aside, and a new one begun", "path", path)
-	}
-	for _, err := range volumes.Broken() {
-		log.Error("a volume's record can't be used: the volume stays as it is but can't be managed", "error", err)
-	}
+	c.reportDamage(files, volumes)
 	shims := newShims(version.Version, how.manager, log)
 	if err := c.newBeside(cfg, shims, log); err != nil {
 		return nil, err
@@ -163,6 +152,22 @@ func compose(ctx context.Context, cfg *config.Config, shim string, process contr
 		Experimental: e.Experimental, BuilderVersion: builderVersion(c.builds),
 	})
 	return c, nil
+}
+
+// reportDamage logs which records could not be used, and what was done with them.
+func (c *composed) reportDamage(files *store.Store, volumes *volume.Volumes) {
+	if path := files.DamagedID(); path != "" {
+		c.log.Error("the engine's ID was damaged: it was set aside, and a new one made", "path", path)
+	}
+	for _, path := range c.journal.Damaged() {
+		c.log.Warn("the journal of events is damaged: events are missing", "path", path)
+	}
+	if path := c.lives.SetAside(); path != "" {
+		c.log.Warn("the record of the daemon's lives was damaged: it was set aside, and a new one begun", "path", path)
+	}
+	for _, err := range volumes.Broken() {
+		c.log.Error("a volume's record can't be used: the volume stays as it is but can't be managed", "error", err)
+	}
 }
 
 // closeOpened closes the opened components of a service whose construction
