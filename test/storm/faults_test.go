@@ -509,7 +509,7 @@ func (s *storm) fill(f model.Fault) bool {
 	s.mu.Unlock()
 	for _, l := range s.slots {
 		l.mu.Lock()
-		l.model.SawDamage()
+		l.model.SawFullDisk()
 		l.mu.Unlock()
 	}
 	dir := s.d.DataRoot + "/filler"

@@ -112,6 +112,27 @@ func TestModelAllowsAndRefuses(t *testing.T) {
 	}
 }
 
+// A removal of which a full disk allowed no record is undone when the daemon dies. No
+// other removal is.
+func TestOnlyAFullDiskUndoesARemoval(t *testing.T) {
+	for _, full := range []bool{false, true} {
+		s := slotOf(t, Spec{})
+		if full {
+			s.SawFullDisk()
+		}
+		if err := s.Do(Op{Kind: Remove}, 0, Answer{}); err != nil {
+			t.Fatal(err)
+		}
+		if err := s.Observe(Observation{Status: Removing}); err != nil {
+			t.Fatal(err)
+		}
+		s.SawDaemonBegin()
+		if err := s.Observe(Observation{Status: Created}); (err == nil) != full {
+			t.Errorf("full disk %v: %v", full, err)
+		}
+	}
+}
+
 // What is not known stays bounded, however many answers are lost.
 func TestLostAnswersDoNotMakeTheSetGrowWithoutBound(t *testing.T) {
 	d := NewDice(3)

@@ -104,8 +104,8 @@ type Slot struct {
 	// pending are operations that may take effect later.
 	pending []pending
 	// What happened to the present container from outside.
-	killed, orphaned, daemonBegan, damaged bool
-	identity                               map[[2]int]string // by Gen and Runs
+	killed, orphaned, daemonBegan, damaged, full bool
+	identity                                     map[[2]int]string // by Gen and Runs
 }
 
 type pending struct {
@@ -185,6 +185,11 @@ func (s *Slot) SawDaemonBegin() { s.daemonBegan = true; s.spread() }
 // SawDamage records that something was taken from the container that an automatic
 // restart needs, or that no disk was free, so that it may fail.
 func (s *Slot) SawDamage() { s.damaged = true; s.spread() }
+
+// SawFullDisk records that no record could be written for a while. An end or a removal
+// is then carried out without one, and a daemon that starts meanwhile or later may find
+// the container as it was recorded before.
+func (s *Slot) SawFullDisk() { s.damaged, s.full = true, true; s.spread() }
 
 // NewGen begins a container with a spec, and returns its number.
 func (s *Slot) NewGen(spec Spec) int {
@@ -527,6 +532,11 @@ func (s *Slot) alone(st State) (out []State) {
 		}
 	case Removing:
 		out = append(out, State{})
+		if s.full && s.daemonBegan {
+			c := ended(st, AnyExit)
+			c.Status = Created
+			out = append(out, ended(st, AnyExit), c)
+		}
 	case Dead:
 		if s.daemonBegan {
 			out = append(out, State{}) // the next daemon tries again
@@ -540,6 +550,9 @@ func (s *Slot) alone(st State) (out []State) {
 			out = append(out, up)
 		}
 	case Exited:
+		if s.full && s.daemonBegan && st.Exit == InterruptedCode {
+			out = append(out, with(st, Created)) // there is no record that it ever ran
+		}
 		if spec.Remove {
 			out = append(out, with(st, Removing))
 			if s.damaged {
@@ -586,7 +599,7 @@ var changes = map[Kind]bool{
 func (s *Slot) Do(o Op, gen int, a Answer) error {
 	s.spread()
 	if o.Kind == Create && a.Result == OK {
-		s.killed, s.orphaned, s.damaged = false, false, false
+		s.killed, s.orphaned, s.damaged, s.full = false, false, false, false
 	}
 	next := map[State]bool{}
 	for st := range s.may {
