@@ -122,8 +122,9 @@ func (h *house) report(r *recorder, list []judge.Series, marks []judge.Mark) {
 	var b strings.Builder
 	var uts unix.Utsname
 	unix.Uname(&uts)
+	kernel, _, _ := strings.Cut(unix.ByteSliceToString(uts.Release[:]), "-")
 	subtitle := fmt.Sprintf("%d containers, %s, %d CPUs, Linux %s, %s. Dotted: the daemon is killed, replaced or restarted. Shaded: the half that is judged.",
-		len(h.boxes), h.length, runtime.NumCPU(), unix.ByteSliceToString(uts.Release[:]), h.began.UTC().Format("2006-01-02"))
+		len(h.boxes), h.length, runtime.NumCPU(), kernel, h.began.UTC().Format("2006-01-02"))
 	fmt.Fprintln(&b, judge.Table(list))
 	for _, what := range slices.Sorted(maps.Keys(h.done)) {
 		fmt.Fprintf(&b, "%s: %d\n", what, h.done[what])

@@ -73,35 +73,55 @@ func (h *house) examineSteady(b *box) {
 	}
 }
 
-// health compares the health with what the check must have said last. Checks need
-// their time, so it is not looked at soon after a change.
+// health compares each result with what the check must have said at that time, and the
+// health with the last result. On a busy machine a check may exceed its time, which is a
+// failure, too.
 func (h *house) health(b *box, c container.InspectResponse) {
 	if b.check == 0 {
 		return
 	}
-	if c.State.Health == nil {
+	s := c.State.Health
+	if s == nil {
 		h.wrong("%s has no health", b.name)
 		return
 	}
-	margin := 3*b.check + min(15*time.Second, 2*b.check)
-	want := container.Healthy
-	if b.period > 0 {
-		now := time.Now()
-		since := time.Duration(now.UnixNano()) % (time.Duration(b.period) * time.Second)
-		if since < margin || since+time.Second > time.Duration(b.period)*time.Second {
-			return
+	if len(s.Log) == 0 {
+		if time.Since(h.began) > bound+2*b.check {
+			h.wrong("%s was never checked", b.name)
 		}
-		if now.Unix()/int64(b.period)%2 == 1 {
-			want = container.Unhealthy
-		}
-	}
-	if time.Since(h.began) < margin {
 		return
 	}
-	h.count("health compared")
-	if c.State.Health.Status != want {
-		h.wrong("%s is %s, want %s; last checks %s", b.name, c.State.Health.Status, want, checks(c.State.Health))
+	last := s.Log[len(s.Log)-1]
+	if late := time.Since(last.End); late > 2*b.check+2*bound {
+		h.wrong("%s was not checked for %s; last checks %s", b.name, late, checks(s))
 	}
+	want := container.Healthy
+	if last.ExitCode != 0 {
+		want = container.Unhealthy
+	}
+	if s.Status != want {
+		h.wrong("%s is %s, want %s; last checks %s", b.name, s.Status, want, checks(s))
+	}
+	for _, r := range s.Log {
+		if r.ExitCode == -1 && r.End.Sub(r.Start) >= bound {
+			h.count("health checks that took too long")
+			continue
+		}
+		if ill, sure := b.ill(r.Start, r.End); sure && ill != (r.ExitCode == 1) || r.ExitCode != 0 && r.ExitCode != 1 {
+			h.wrong("%s: a check from %s to %s gave %d %q", b.name, r.Start, r.End, r.ExitCode, r.Output)
+		}
+	}
+	h.count("health compared")
+}
+
+// ill reports what a check says that ran at some moment in a time. sure is false if the
+// result changed meanwhile.
+func (b *box) ill(from, to time.Time) (ill, sure bool) {
+	if b.period == 0 {
+		return false, true
+	}
+	first, last := from.Unix()/int64(b.period), to.Unix()/int64(b.period)
+	return first%2 == 1, first == last
 }
 
 func checks(s *container.Health) (out string) {
