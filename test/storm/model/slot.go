@@ -334,6 +334,13 @@ func (s *Slot) createOutcomes(st State, gen int) []outcome {
 		return out
 	}
 	out := []outcome{{OK, s.created(gen)}}
+	for _, p := range s.pending {
+		if p.op.Kind == Create {
+			// Its client is gone, and it goes on: it has the name before it is listed.
+			out = append(out, outcome{Conflict, st})
+			break
+		}
+	}
 	if s.Spec(gen).Needs() {
 		out = append(out, outcome{Missing, st}, outcome{Refused, st})
 	}
@@ -526,6 +533,9 @@ func (s *Slot) alone(st State) (out []State) {
 		out = append(out, up)
 		if s.damaged {
 			out = append(out, ended(st, AnyExit))
+		}
+		if s.daemonBegan {
+			out = append(out, ended(up, InterruptedCode)) // see Exited
 		}
 		if spec.Policy == OnFailure || spec.Needs() {
 			out = append(out, ended(st, AnyExit)) // the last attempt has failed
