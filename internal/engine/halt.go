@@ -74,6 +74,8 @@ type halting struct {
 	kill time.Time // when SIGKILL is due; zero for never
 	was  container.Desired
 	done func(error) // idempotent
+	// unshimmed: it goes on without a shim.
+	unshimmed bool
 }
 
 // left is the stop as it is sent to another shim: with the remaining time.
@@ -154,6 +156,7 @@ func (s *stopper) send(a *actor, shim Shim, h *halting, how proto.Stop) {
 // resend passes the stops that are under way to another shim, in the loop.
 func (s *stopper) resend(a *actor, shim Shim) {
 	for _, h := range a.halts {
+		h.unshimmed = false
 		s.send(a, shim, h, h.left())
 	}
 }

@@ -104,8 +104,10 @@ func (r *restorer) applyObserved(a *actor, f found) {
 		}
 	case f.shim != nil:
 		r.adopter.attach(a, f.shim)
+		r.replacer.stopper.resend(a, f.shim) // the shim that had them was killed
 	case f.seen.Process && f.rec.Pid != 0: // not between two runs
 		go r.losses.watchProcess(a, f.rec)
+		r.replacer.stopper.haltAllUnshimmed(a)
 	case f.verdict == container.Lose:
 		a.recordLostEnd(true)
 	}

@@ -38,9 +38,9 @@ import (
 //  5. replacer.successorFound attaches to the new shim, and passes waiting clients and
 //     stops on to it. Waiting requests proceed.
 //  6. If there is no successor after successorPatience, requests proceed without a
-//     shim (replacer.withoutSuccessor, container.Unattended). losses.watchProcess
-//     waits for the end, and unshimmed.go does what is possible. The attempts
-//     continue.
+//     shim (replacer.withoutSuccessor, container.Unattended), and stops that the last
+//     shim had go on without one. losses.watchProcess waits for the end, and
+//     unshimmed.go does what is possible. The attempts continue.
 
 // Optional interfaces of the engine's dependencies that a successor needs. If one is
 // missing, the container has no successor or its ports are not reserved again.
@@ -128,7 +128,12 @@ func (h *hostEffects) dial(id string) (Shim, error) {
 
 // withoutSuccessor lets requests that wait for a new shim proceed without one, in the
 // loop.
-func (r *replacer) withoutSuccessor(a *actor) { a.step(container.SawNoSuccessor) }
+func (r *replacer) withoutSuccessor(a *actor) {
+	a.step(container.SawNoSuccessor)
+	if a.shim == nil && a.phase.State.Alive() {
+		r.stopper.haltAllUnshimmed(a)
+	}
+}
 
 // successorFound attaches to the new shim, in the loop.
 func (r *replacer) successorFound(a *actor, shim Shim) {

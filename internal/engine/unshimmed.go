@@ -36,8 +36,22 @@ func signalProcess(spec container.Spec, rec proto.State, sig syscall.Signal) err
 	return unix.PidfdSendSignal(fd, sig, nil, 0)
 }
 
+// haltAllUnshimmed goes on with the stops that are under way, in the loop. The shim
+// that had them is gone, and nobody knows whether it sent their signals.
+func (s *stopper) haltAllUnshimmed(a *actor) {
+	if a.rec.Pid == 0 {
+		return // between two runs: the next shim gets them
+	}
+	for _, h := range a.halts {
+		if !h.unshimmed {
+			s.haltUnshimmed(a, h)
+		}
+	}
+}
+
 // haltUnshimmed stops a container that has no shim, in the loop.
 func (s *stopper) haltUnshimmed(a *actor, h *halting) {
+	h.unshimmed = true
 	if a.rec.Pid == 0 { // between two runs: there is nothing to wait for
 		go s.losses.watchProcess(a, a.rec)
 		return

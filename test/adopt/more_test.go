@@ -274,6 +274,40 @@ func TestContainerWithoutAnyShimCanBeStopped(t *testing.T) {
 	}
 }
 
+// The same for a stop that the killed shim had begun.
+func TestStopThatAKilledShimHadBegunEndsWithoutAnyShim(t *testing.T) {
+	t.Parallel()
+	shim := filepath.Join(t.TempDir(), "holdfast-shim")
+	b, err := os.ReadFile(kit.Binary(t, "holdfast-shim"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(shim, b, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	d := kit.Start(t, kit.Options{LiveRestore: true, Shim: shim})
+	d.Load(image, kit.Busybox(t, nil))
+	id := d.Holdfast("run", "-d", "--name", "box", image, "sh", "-c", "trap 'echo heard' TERM; while :; do sleep 0.05; done")
+	if err := os.Rename(shim, shim+".away"); err != nil {
+		t.Fatal(err)
+	}
+	stopped := make(chan kit.Result, 1)
+	go func() { stopped <- d.TryHoldfast("stop", "-t", "2", "box") }()
+	kit.Eventually(t, "the container has got the signal", func() bool { return strings.Contains(d.Holdfast("logs", "box"), "heard") })
+	killShim(t, d, id)
+	select {
+	case r := <-stopped:
+		if r.Code != 0 {
+			t.Errorf("%+v", r)
+		}
+	case <-time.After(time.Minute):
+		t.Fatal("the stop does not end")
+	}
+	if s := d.Inspect("box").State; s.Status != "exited" {
+		t.Errorf("%+v", s)
+	}
+}
+
 // nextShim builds the shim with the version of another release.
 func nextShim(t *testing.T, release string) string {
 	t.Helper()

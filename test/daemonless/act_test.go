@@ -13,6 +13,8 @@ import (
 	"time"
 
 	"holdfast/test/kit"
+
+	"golang.org/x/sys/unix"
 )
 
 // loop exits at once on SIGTERM, and with 7 on SIGUSR1.
@@ -65,6 +67,38 @@ func TestStopTakesItsTimeAndThenKills(t *testing.T) {
 	}
 	if got := ok(t, d, "wait", "deaf"); got != "137" {
 		t.Error(got)
+	}
+}
+
+// The shim that waits to send SIGKILL is killed, and there is no daemon that could
+// start another.
+func TestStopEndsThoughTheShimIsKilledMeanwhile(t *testing.T) {
+	d := start(t, kit.Options{})
+	id := d.Holdfast("run", "-d", "--name", "deaf", "busybox", "sh", "-c", "trap 'echo heard' TERM; while :; do sleep 0.05; done")
+	pid := d.Inspect("deaf").State.Pid
+	d.Kill9()
+	stopped := make(chan kit.Result, 1)
+	go func() { stopped <- d.TryHoldfast("stop", "-t", "2", "deaf") }()
+	kit.Eventually(t, "the container has got the signal", func() bool { return strings.Contains(ok(t, d, "logs", "deaf"), "heard") })
+	for _, shim := range kit.Shims(t, id) {
+		if err := unix.Kill(shim, unix.SIGKILL); err != nil {
+			t.Fatal(err)
+		}
+	}
+	select {
+	case r := <-stopped:
+		if r.Code != 0 {
+			t.Errorf("%+v", r)
+		}
+	case <-time.After(patience):
+		t.Fatal("the stop does not end")
+	}
+	if kit.Alive(pid) {
+		t.Error("the container's process still runs")
+	}
+	d.Start()
+	if s := d.Inspect("deaf").State; s.Status != "exited" {
+		t.Errorf("%+v", s)
 	}
 }
 
