@@ -6,6 +6,7 @@ import (
 	"bytes"
 	"context"
 	"log/slog"
+	"os"
 	"path/filepath"
 	"testing"
 )
@@ -53,5 +54,31 @@ func TestRemovedImageIsNotCounted(t *testing.T) {
 		if n := used(); n != 0 {
 			t.Fatalf("%d bytes are counted after the last image was removed", n)
 		}
+	}
+}
+
+// TestBlobThatWasNeverBegunIsRemoved: a process was killed between the directory of a
+// new blob and the file with its name, or while it wrote that file.
+func TestBlobThatWasNeverBegunIsRemoved(t *testing.T) {
+	root := filepath.Join(t.TempDir(), "images")
+	ingest := filepath.Join(root, "content", "ingest")
+	files := map[string]string{"unnamed/data": "", "empty/ref": "", "begun/ref": "default/1/layer", "begun/data": "half"}
+	for name, text := range files {
+		path := filepath.Join(ingest, name)
+		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	s, err := Open(context.Background(), Options{Root: root, Snapshotter: Native, Log: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	left, err := os.ReadDir(ingest)
+	if err != nil || len(left) != 1 || left[0].Name() != "begun" {
+		t.Errorf("left are %v, %v", left, err)
 	}
 }

@@ -4,6 +4,10 @@ package image
 
 import (
 	"context"
+	"errors"
+	"io/fs"
+	"os"
+	"path/filepath"
 	"time"
 
 	"github.com/containerd/containerd/v2/core/images"
@@ -55,4 +59,32 @@ func (ls *leasing) dropPartial(ctx context.Context, desc ocispec.Descriptor) err
 		return nil
 	}
 	return err
+}
+
+// dropUnnamedIngests removes what is left of a blob of which a process had written
+// nothing yet when it was killed: a directory without the blob's name. The content
+// store cannot resume or collect it. No other process may have the store open.
+func dropUnnamedIngests(contentDir string) error {
+	dir := filepath.Join(contentDir, "ingest")
+	entries, err := os.ReadDir(dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	for _, e := range entries {
+		path := filepath.Join(dir, e.Name())
+		name, err := os.ReadFile(filepath.Join(path, "ref"))
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+		if len(name) > 0 {
+			continue
+		}
+		if err := os.RemoveAll(path); err != nil {
+			return err
+		}
+	}
+	return nil
 }

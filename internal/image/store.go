@@ -152,6 +152,9 @@ func Open(ctx context.Context, o Options) (_ *Store, err error) {
 			return nil, err
 		}
 	}
+	if err := dropUnnamedIngests(s.path("content")); err != nil {
+		return nil, fmt.Errorf("image store: %w", err)
+	}
 	blobs, err := local.NewStore(s.path("content"))
 	if err != nil {
 		return nil, fmt.Errorf("image store: %w", err)
