@@ -17,6 +17,7 @@ import (
 
 	"holdfast/internal/api"
 	daemonapi "holdfast/internal/api/daemon"
+	"holdfast/internal/api/swarm"
 	"holdfast/internal/engine"
 )
 
@@ -29,12 +30,23 @@ func (process) Upgrade(context.Context, daemonapi.UpgradeOptions) (daemonapi.Upg
 	return daemonapi.Upgraded{}, nil
 }
 
-// operations are all routes of the daemon, read from its own router.
+// operations are all routes of the daemon, read from its own router, without those
+// that make the host a node of a swarm: it would listen to the network from then on.
 var operations = func() []string {
 	var e *engine.Engine
-	return api.Operations(api.Options{
+	all := api.Operations(api.Options{
 		Containers: e, Images: e, Volumes: e, Networks: e, System: e, Daemon: e, Reload: process{}, Upgrade: process{},
 	})
+	return slices.DeleteFunc(all, func(o string) bool { return o == "POST /swarm/init" || o == "POST /swarm/join" })
+}()
+
+// ofSwarm are the operations that a host in no swarm answers with 503, as Docker does.
+var ofSwarm = func() map[string]bool {
+	of := map[string]bool{}
+	for _, o := range swarm.Operations {
+		of[o] = true
+	}
+	return of
 }()
 
 // bodies are the operations that read JSON, and the type of each. The other

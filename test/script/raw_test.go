@@ -121,7 +121,7 @@ func TestBadInputIsRefusedClearlyAndLeavesNothing(t *testing.T) {
 		{"POST", "/containers/here/resize?h=a&w=b", ``, 400, `invalid resize height "a": invalid syntax`},
 		{"POST", "/build", ``, 400, "the Dockerfile cannot be empty"},
 		{"POST", "/build?shmsize=nonsense", ``, 400, "not a size in bytes"},
-		{"POST", "/build?memory=1000000", ``, 400, "a limit of memory"},
+		{"POST", "/build?memory=nonsense", ``, 400, "memory"},
 		{"POST", "/build/prune?keep-storage=nonsense", ``, 400, "not a size in bytes"},
 		{"POST", "/grpc", ``, 400, "upgrade to h2c"},
 		{"GET", "/v1.23/info", ``, 400, "client version 1.23 is too old. Minimum supported API version is 1.24"},
