@@ -13,6 +13,7 @@ import (
 // TestSwarmProcessDiesAtEachEdge kills the swarm process between the steps of a task,
 // and the daemon after it. The next processes finish what was begun, once.
 func TestSwarmProcessDiesAtEachEdge(t *testing.T) {
+	t.Parallel()
 	n := start(t, kit.Options{LiveRestore: true})
 	containers := func() []string {
 		return strings.Fields(n.Docker("ps", "-aq", "--no-trunc", "--filter", "label=com.docker.swarm.task"))
@@ -34,10 +35,10 @@ func TestSwarmProcessDiesAtEachEdge(t *testing.T) {
 		want   int // running tasks
 	}{
 		{[]string{"task.pulled", "task.created", "task.starting", "task.started"}, nil, func() {
-			n.TryDocker("service", "create", "-d", "--name", "web", image, "sleep", "1000")
+			n.TryDocker("service", "create", "-d", "--name", "web", image, "sh", "-c", trap)
 		}, 1},
 		{[]string{"task.stopping", "task.removing"}, func() {
-			n.Docker("service", "create", "-d", "--name", "web", "--stop-grace-period", "1s", image, "sleep", "1000")
+			n.Docker("service", "create", "-d", "--name", "web", "--stop-grace-period", "1s", image, "sh", "-c", trap)
 			n.await("web", 1)
 		}, func() { n.TryDocker("service", "rm", "web") }, 0},
 	} {

@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"testing"
 
 	"github.com/moby/moby/api/types/swarm"
@@ -27,6 +28,9 @@ func TestMain(m *testing.M) {
 
 const image = "busybox:latest"
 
+// trap is a task's program that ends at once on SIGTERM.
+const trap = "trap exit TERM; while :; do sleep 0.1; done"
+
 // node is a daemon that can be in a swarm.
 type node struct {
 	*kit.Daemon
@@ -35,15 +39,16 @@ type node struct {
 }
 
 // ports are those of managers, which all listen at 127.0.0.1 here.
-var ports = 23770
+var ports atomic.Int32
+
+const firstPort = 23770
 
 // prepare starts a daemon with an image. It leaves its swarm when the test ends.
 func prepare(t *testing.T, o kit.Options) *node {
 	t.Helper()
 	kit.Binary(t, "holdfast-swarm")
 	d := kit.New(t, o)
-	ports++
-	n := &node{d, t, ports}
+	n := &node{d, t, firstPort + int(ports.Add(1))}
 	d.Start()
 	t.Cleanup(func() {
 		if t.Failed() {
@@ -147,6 +152,7 @@ func (n *node) lives() map[string]life {
 }
 
 func TestServiceRunsScalesAndIsRemoved(t *testing.T) {
+	t.Parallel()
 	n := start(t, kit.Options{LiveRestore: true})
 	if got := n.Docker("info", "-f", "{{.Swarm.LocalNodeState}} {{.Swarm.ControlAvailable}} {{.Swarm.Managers}} {{.Swarm.Nodes}} {{.LiveRestoreEnabled}}"); got != "active true 1 1 true" {
 		t.Errorf("info: %q", got)
@@ -177,8 +183,9 @@ func TestServiceRunsScalesAndIsRemoved(t *testing.T) {
 }
 
 func TestTasksNeverNoticeTheEndOfTheProcesses(t *testing.T) {
+	t.Parallel()
 	n := start(t, kit.Options{LiveRestore: true})
-	n.Docker("service", "create", "-d", "--name", "web", "--replicas", "3", image, "sleep", "1000")
+	n.Docker("service", "create", "-d", "--name", "web", "--replicas", "3", image, "sh", "-c", trap)
 	n.await("web", 3)
 	before := n.lives()
 	ids := fmt.Sprint(n.taskIDs("web"))
@@ -220,6 +227,7 @@ func (n *node) taskIDs(service string) map[string]swarm.TaskState {
 }
 
 func TestExitsOfTheDowntimeAreReportedExactlyAndReplaced(t *testing.T) {
+	t.Parallel()
 	for _, c := range []struct {
 		name   string
 		before func(n *node)
@@ -229,6 +237,7 @@ func TestExitsOfTheDowntimeAreReportedExactlyAndReplaced(t *testing.T) {
 		{"swarm process dead", func(n *node) { n.Kill9(); kit.Kill(n.t, n.process()) }, func(n *node) { n.Start() }},
 	} {
 		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
 			n := start(t, kit.Options{LiveRestore: true})
 			dir := t.TempDir()
 			n.Docker("service", "create", "-d", "--name", "web", "--restart-delay", "0s", "--mount", "type=bind,source="+dir+",target=/at",
@@ -260,6 +269,7 @@ func TestExitsOfTheDowntimeAreReportedExactlyAndReplaced(t *testing.T) {
 }
 
 func TestWorkersJoinAndGetTasks(t *testing.T) {
+	t.Parallel()
 	m := start(t, kit.Options{LiveRestore: true})
 	w := prepare(t, kit.Options{LiveRestore: true})
 	token := m.Docker("swarm", "join-token", "-q", "worker")
@@ -270,7 +280,7 @@ func TestWorkersJoinAndGetTasks(t *testing.T) {
 	if r := w.TryDocker("service", "ls"); r.Code == 0 || !strings.Contains(r.Stderr, "Worker nodes can't be used to view or modify cluster state") {
 		t.Errorf("a worker answers for the cluster: %d %s", r.Code, r.Stderr)
 	}
-	m.Docker("service", "create", "-d", "--name", "each", "--mode", "global", image, "sleep", "1000")
+	m.Docker("service", "create", "-d", "--name", "each", "--mode", "global", image, "sh", "-c", trap)
 	m.await("each", 2)
 	before := w.lives()
 	if len(before) != 1 {
@@ -312,6 +322,7 @@ func TestWorkersJoinAndGetTasks(t *testing.T) {
 }
 
 func TestSecretsAndConfigsAreInTheContainerAndOnNoDisk(t *testing.T) {
+	t.Parallel()
 	n := start(t, kit.Options{LiveRestore: true})
 	n.DockerWith(strings.NewReader("s3cret-of-the-test"), "secret", "create", "word", "-")
 	n.DockerWith(strings.NewReader("slot {{.Task.Slot}}"), "config", "create", "--template-driver", "golang", "conf", "-")
@@ -347,8 +358,9 @@ func TestSecretsAndConfigsAreInTheContainerAndOnNoDisk(t *testing.T) {
 }
 
 func TestServiceIsUpdatedRolledBackAndPublished(t *testing.T) {
+	t.Parallel()
 	n := start(t, kit.Options{LiveRestore: true})
-	n.Docker("service", "create", "-d", "--name", "web", "--replicas", "2", "--update-monitor", "1s", "--env", "V=1", "--publish", "mode=host,target=80", image,
+	n.Docker("service", "create", "-d", "--name", "web", "--replicas", "2", "--update-monitor", "1s", "--stop-grace-period", "1s", "--env", "V=1", "--publish", "mode=host,target=80", image,
 		"httpd", "-f", "-p", "80", "-h", "/www")
 	n.await("web", 2)
 	for _, task := range n.running("web") {
@@ -372,6 +384,7 @@ func TestServiceIsUpdatedRolledBackAndPublished(t *testing.T) {
 }
 
 func TestWhatIsNotThereIsRefusedWithTheReason(t *testing.T) {
+	t.Parallel()
 	n := start(t, kit.Options{LiveRestore: true})
 	for _, c := range []struct {
 		args []string
@@ -381,14 +394,14 @@ func TestWhatIsNotThereIsRefusedWithTheReason(t *testing.T) {
 		{[]string{"service", "create", "--network", "none", image}, "not found"},
 		{[]string{"service", "create", "--network", "absent", image}, "not found"},
 		{[]string{"network", "create", "-d", "overlay", "over"}, "overlay"},
-		{[]string{"swarm", "init"}, "This node is already part of a swarm"},
+		{[]string{"swarm", "init", "--advertise-addr", n.addr()}, "This node is already part of a swarm"},
 		{[]string{"swarm", "leave"}, "Removing the last manager erases all current state of the swarm"},
 	} {
 		if r := n.TryDocker(c.args...); r.Code == 0 || !strings.Contains(r.Stderr, c.want) {
 			t.Errorf("docker %v: %d %s, want %q", c.args, r.Code, r.Stderr, c.want)
 		}
 	}
-	n.Docker("service", "create", "-d", "--name", "plain", "--network", "host", image, "sleep", "1000")
+	n.Docker("service", "create", "-d", "--name", "plain", "--network", "host", image, "sh", "-c", trap)
 	for _, task := range n.await("plain", 1) {
 		if mode := n.Inspect(task.Status.ContainerStatus.ContainerID).HostConfig.NetworkMode; mode != "host" {
 			t.Errorf("the task's network is %s", mode)
@@ -397,6 +410,7 @@ func TestWhatIsNotThereIsRefusedWithTheReason(t *testing.T) {
 }
 
 func TestHostInNoSwarmHasNoProcess(t *testing.T) {
+	t.Parallel()
 	n := prepare(t, kit.Options{})
 	for _, c := range []struct {
 		args []string
@@ -422,8 +436,9 @@ func TestHostInNoSwarmHasNoProcess(t *testing.T) {
 }
 
 func TestLockedManagersTasksRunOn(t *testing.T) {
+	t.Parallel()
 	n := start(t, kit.Options{LiveRestore: true})
-	n.Docker("service", "create", "-d", "--name", "web", image, "sleep", "1000")
+	n.Docker("service", "create", "-d", "--name", "web", image, "sh", "-c", trap)
 	n.await("web", 1)
 	before := n.lives()
 	n.Docker("swarm", "update", "--autolock")
@@ -461,8 +476,9 @@ func stdin(n *node, text string, args ...string) *exec.Cmd {
 }
 
 func TestNewClusterOfOneManagerKeepsItsTasks(t *testing.T) {
+	t.Parallel()
 	n := start(t, kit.Options{LiveRestore: true})
-	n.Docker("service", "create", "-d", "--name", "web", image, "sleep", "1000")
+	n.Docker("service", "create", "-d", "--name", "web", image, "sh", "-c", trap)
 	n.await("web", 1)
 	before := n.lives()
 	n.Docker("swarm", "init", "--force-new-cluster", "--listen-addr", n.addr(), "--advertise-addr", n.addr())
@@ -473,8 +489,9 @@ func TestNewClusterOfOneManagerKeepsItsTasks(t *testing.T) {
 }
 
 func TestWithoutLiveRestoreTasksStopWithTheDaemon(t *testing.T) {
+	t.Parallel()
 	n := start(t, kit.Options{})
-	n.Docker("service", "create", "-d", "--name", "web", "--stop-grace-period", "1s", image, "sleep", "1000")
+	n.Docker("service", "create", "-d", "--name", "web", "--stop-grace-period", "1s", image, "sh", "-c", trap)
 	first := n.await("web", 1)[0]
 	n.Term()
 	if pid := n.process(); pid != 0 {
