@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"io"
 	"maps"
-	"net"
 	"net/netip"
 	"os"
 	"os/exec"
@@ -21,6 +20,7 @@ import (
 	"holdfast/internal/engine/oci"
 	"holdfast/internal/handoff"
 	"holdfast/internal/image"
+	"holdfast/internal/network"
 )
 
 // loadConfig reads the configuration and checks all of it, so that --validate,
@@ -141,18 +141,13 @@ func onBridge(cfg *config.Config, gateway netip.Addr) error {
 	if !gateway.IsValid() || cfg.Bridge == "" || gateway.Is4() && cmp.Or(cfg.BIP, cfg.FixedCIDR) != "" || gateway.Is6() && cmp.Or(cfg.BIP6, cfg.FixedCIDRv6) != "" || gateway.IsLinkLocalUnicast() {
 		return nil
 	}
-	link, err := net.InterfaceByName(cfg.Bridge)
-	if err != nil {
-		return nil
-	}
-	addrs, err := link.Addrs()
+	addrs, _, err := network.BridgeAddresses(cfg.Bridge)
 	if err != nil {
 		return nil
 	}
 	known := false
-	for _, a := range addrs {
-		p, err := netip.ParsePrefix(a.String())
-		if err != nil || p.Addr().Is4() != gateway.Is4() || p.Addr().IsLinkLocalUnicast() {
+	for _, p := range addrs {
+		if p.Addr().Is4() != gateway.Is4() {
 			continue
 		}
 		if p.Contains(gateway) {

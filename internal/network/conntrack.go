@@ -3,12 +3,13 @@
 package network
 
 import (
-	"errors"
 	"fmt"
 	"net/netip"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"holdfast/internal/network/dump"
 )
 
 // forgetFlows removes the connection tracking entries of the sandbox's udp ports.
@@ -32,13 +33,10 @@ func (p *parsed) forgetFlows(s Sandbox, published bool) error {
 		}
 	}
 	for _, family := range []netlink.InetFamily{unix.AF_INET, unix.AF_INET6} {
-		var err error
-		for range 100 {
-			_, err = netlink.ConntrackDeleteFilters(netlink.ConntrackTable, family, f)
-			if !errors.Is(err, netlink.ErrDumpInterrupted) {
-				break // on ErrDumpInterrupted the table changed during the dump, so entries may be left
-			}
-		}
+		err := dump.Repeat(func() error {
+			_, err := netlink.ConntrackDeleteFilters(netlink.ConntrackTable, family, f)
+			return err
+		})
 		if err != nil {
 			return fmt.Errorf("connection tracking: %w", err)
 		}

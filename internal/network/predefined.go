@@ -25,6 +25,12 @@ const (
 	driverNull   = "null"
 )
 
+// BridgeAddresses returns the addresses of a bridge that the user has made, without
+// link-local ones. exists is false if there is no such interface.
+func BridgeAddresses(name string) (addrs []netip.Prefix, exists bool, err error) {
+	return bridge.Addresses(name)
+}
+
 // definePredefined updates the records of bridge, host and none from the options,
 // and stores those that changed.
 func (v *inventory) definePredefined(o ownership) error {

@@ -3,12 +3,14 @@
 package swarmserver
 
 import (
-	"errors"
+	"fmt"
 	"net"
 	"net/netip"
-	"os"
+
+	"github.com/vishvananda/netlink"
 
 	"holdfast/internal/errs"
+	"holdfast/internal/network/dump"
 )
 
 // defaultPort is the port of managers.
@@ -36,7 +38,7 @@ func address(host string, unspecified bool, wrong error) (string, error) {
 		}
 		return host, nil
 	}
-	i, err := net.InterfaceByName(host)
+	i, err := netlink.LinkByName(host)
 	if err != nil {
 		return "", wrong
 	}
@@ -57,15 +59,15 @@ func address(host string, unspecified bool, wrong error) (string, error) {
 }
 
 // addresses are those of an interface that other hosts can reach.
-func addresses(i *net.Interface) (v4, v6 []netip.Addr, err error) {
-	all, err := i.Addrs()
+func addresses(i netlink.Link) (v4, v6 []netip.Addr, err error) {
+	all, err := dump.Addrs(i, netlink.FAMILY_ALL)
 	if err != nil {
-		return nil, nil, err
+		return nil, nil, fmt.Errorf("list the addresses of interface %s: %w", i.Attrs().Name, err)
 	}
 	for _, a := range all {
-		p, err := netip.ParsePrefix(a.String())
-		switch addr := p.Addr().Unmap(); {
-		case err != nil, addr.IsLinkLocalUnicast(), addr.IsLoopback():
+		addr, ok := netip.AddrFromSlice(a.IP)
+		switch addr = addr.Unmap(); {
+		case !ok, addr.IsLinkLocalUnicast(), addr.IsLoopback():
 		case addr.Is4():
 			v4 = append(v4, addr)
 		default:
@@ -117,19 +119,18 @@ func localAddr(remote string) (string, error) {
 
 // systemAddr is the host's only address that other hosts may reach.
 func systemAddr() (string, error) {
-	all, err := net.Interfaces()
+	all, err := dump.Interfaces()
 	if err != nil {
-		return "", err
+		return "", fmt.Errorf("list interfaces: %w", err)
 	}
 	var found netip.Addr
 	var on string
-	for _, i := range all {
-		if _, err := os.Stat("/sys/class/net/" + i.Name + "/bridge"); err == nil || i.Flags&net.FlagUp == 0 || i.Flags&net.FlagLoopback != 0 {
+	for _, l := range all {
+		i := l.Attrs()
+		if l.Type() == "bridge" || i.Flags&net.FlagUp == 0 || i.Flags&net.FlagLoopback != 0 {
 			continue
-		} else if !errors.Is(err, os.ErrNotExist) {
-			return "", err
 		}
-		v4, v6, err := addresses(&i)
+		v4, v6, err := addresses(l)
 		if err != nil {
 			return "", err
 		}

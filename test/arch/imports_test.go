@@ -28,7 +28,7 @@ var stdOnly = []string{}
 var ground = []string{
 	"internal/container", "internal/event", "internal/config", "internal/filter",
 	"internal/shim/proto", "internal/logs/format",
-	"internal/network/ipam", "internal/network/nft", "internal/version",
+	"internal/network/dump", "internal/network/ipam", "internal/network/nft", "internal/version",
 	"internal/failpoint", "internal/timeline", "internal/lookup",
 	"internal/beneath", "internal/osthread", // and system calls
 	"internal/errs", "internal/durable", "internal/fdpass", "internal/beside",
@@ -46,6 +46,7 @@ var rooms = []room{
 	{path: "internal/container", only: stdOnly, pure: true},
 	{path: "internal/filter", only: stdOnly, pure: true},
 	{path: "internal/lookup", only: stdOnly, pure: true},
+	{path: "internal/network/dump", only: []string{"golang.org/x/sys", "github.com/vishvananda/netlink", "github.com/mdlayher/netlink"}},
 	{path: "internal/network/ipam", only: stdOnly, pure: true},
 	{path: "internal/network/nft", only: stdOnly, pure: true},
 	{path: "internal/version", only: stdOnly, pure: true},

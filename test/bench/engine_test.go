@@ -72,7 +72,7 @@ type holdfast struct {
 
 func newHoldfast(t testing.TB) engine {
 	kit.Binary(t, "holdfast-build")
-	return &holdfast{kit.New(t, kit.Options{LiveRestore: true}), t, netns{}}
+	return &holdfast{kit.New(t, kit.Options{LiveRestore: true, Prefix: 20}), t, netns{}}
 }
 
 // bareExec calls the runtime directly to do what the engine does for an exec.

@@ -7,7 +7,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"io/fs"
-	"net"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -19,6 +18,7 @@ import (
 	"testing"
 	"time"
 
+	"holdfast/internal/network/dump"
 	"holdfast/test/kit"
 )
 
@@ -457,7 +457,7 @@ func buildBeside(d *kit.Daemon) {
 // noSubnet checks that no interface of the host has an address in a subnet.
 func noSubnet(t *testing.T, prefix string) {
 	t.Helper()
-	addrs, err := net.InterfaceAddrs()
+	addrs, err := dump.Prefixes()
 	if err != nil {
 		t.Fatal(err)
 	}

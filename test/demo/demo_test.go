@@ -10,7 +10,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -18,6 +17,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/vishvananda/netlink"
 )
 
 // limit is the time limit for a whole demo.
@@ -95,7 +96,7 @@ func leftovers(t *testing.T, cmd *exec.Cmd, tmp string) []string {
 	}
 
 	bridge := fmt.Sprintf("hfd%d", cmd.Process.Pid)
-	if _, err := net.InterfaceByName(bridge); err == nil {
+	if _, err := netlink.LinkByName(bridge); err == nil {
 		left = append(left, "link "+bridge)
 	}
 	for _, pattern := range []string{"/sys/fs/cgroup/" + bridge, "/sys/fs/cgroup/*/" + bridge} {

@@ -3,9 +3,10 @@
 package kit
 
 import (
-	"errors"
 	"testing"
 	"time"
+
+	"holdfast/internal/network/dump"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -41,10 +42,7 @@ func AwaitAddresses(t testing.TB) {
 }
 
 func probing() (any bool, err error) {
-	all, err := netlink.AddrList(nil, netlink.FAMILY_V6)
-	for errors.Is(err, netlink.ErrDumpInterrupted) {
-		all, err = netlink.AddrList(nil, netlink.FAMILY_V6)
-	}
+	all, err := dump.Addrs(nil, netlink.FAMILY_V6)
 	for _, a := range all {
 		// An address whose detection failed stays tentative for ever.
 		any = any || a.Flags&unix.IFA_F_TENTATIVE != 0 && a.Flags&unix.IFA_F_DADFAILED == 0

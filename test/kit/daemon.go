@@ -3,6 +3,7 @@
 package kit
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"encoding/hex"
@@ -21,6 +22,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"holdfast/internal/network/dump"
 
 	"github.com/moby/moby/client"
 	"golang.org/x/sys/unix"
@@ -46,6 +49,9 @@ type Options struct {
 	// Wrap may change the daemon's command before each start, for example to
 	// start it in another namespace.
 	Wrap func(*exec.Cmd)
+	// Prefix is the number of bits of the default network's subnet, 24 if it is 0:
+	// that has addresses for 253 containers.
+	Prefix int
 }
 
 // Daemon is a private holdfastd.
@@ -122,7 +128,7 @@ func New(t testing.TB, o Options) *Daemon {
 		t.Fatal(err)
 	}
 	var err error
-	if d.Address, err = freeSubnet(); err != nil {
+	if d.Address, err = freeSubnet(cmp.Or(o.Prefix, 24)); err != nil {
 		t.Fatal(err)
 	}
 	d.notify, err = net.ListenUnixgram("unixgram", &net.UnixAddr{Name: root + "/notify", Net: "unixgram"})
@@ -596,9 +602,10 @@ func (d *Daemon) call(ctx context.Context, method, path string, into any) error 
 	return json.Unmarshal(body, into)
 }
 
-// freeSubnet picks a /24 in 10.0.0.0/8 that no link of the host uses.
-func freeSubnet() (netip.Prefix, error) {
-	addrs, err := net.InterfaceAddrs()
+// freeSubnet picks a subnet in 10.64.0.0/10 and above, with a prefix of so many bits,
+// that overlaps no subnet of the host. It returns the subnet's first address.
+func freeSubnet(bits int) (netip.Prefix, error) {
+	addrs, err := dump.Prefixes()
 	if err != nil {
 		return netip.Prefix{}, err
 	}
@@ -607,9 +614,10 @@ next:
 		b := make([]byte, 2)
 		rand.Read(b)
 		// Above 10.64, where fewer networks are in use.
-		p := netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 64 + b[0]%190, b[1], 1}), 24)
+		p := netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 64 + b[0]%190, b[1], 0}), bits)
+		p = netip.PrefixFrom(p.Masked().Addr().Next(), bits)
 		for _, a := range addrs {
-			if have, err := netip.ParsePrefix(a.String()); err == nil && have.Overlaps(p) {
+			if a.Overlaps(p) {
 				continue next
 			}
 		}

@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -26,6 +25,7 @@ import (
 
 	"holdfast/internal/eventserver"
 	"holdfast/internal/network/bridge"
+	"holdfast/internal/network/dump"
 	"holdfast/internal/network/firewall"
 )
 
@@ -204,13 +204,7 @@ func (d *Daemon) ports() ([]netlink.Link, error) {
 	if err != nil {
 		return nil, err
 	}
-	all, err := netlink.LinkList()
-	for range 1000 {
-		if !errors.Is(err, netlink.ErrDumpInterrupted) {
-			break
-		}
-		all, err = netlink.LinkList() // interrupted, because other tests change links
-	}
+	all, err := dump.Interfaces()
 	if err != nil {
 		return nil, err
 	}
@@ -226,7 +220,7 @@ func (d *Daemon) ports() ([]netlink.Link, error) {
 // ownedLinks returns the daemon's bridge, and the links that are described as those
 // of its data root: the bridges of user-defined networks, and what is on them.
 func (d *Daemon) ownedLinks() ([]netlink.Link, error) {
-	all, err := netlink.LinkList()
+	all, err := dump.Interfaces()
 	if err != nil {
 		return nil, err
 	}
@@ -263,9 +257,16 @@ func (d *Daemon) settledPorts() ([]netlink.Link, error) {
 	}
 }
 
+// listRules lists nftables without gaps, although other tests change it.
+func listRules[T any](list func() ([]T, error)) ([]T, error) {
+	var rules dump.Nftables
+	defer rules.Close()
+	return dump.Ruleset(&rules, list)
+}
+
 // tables returns the daemon's nftables tables of any family.
 func (d *Daemon) tables(c *nftables.Conn) ([]*nftables.Table, error) {
-	all, err := c.ListTables()
+	all, err := listRules(c.ListTables)
 	if err != nil {
 		return nil, err
 	}
@@ -291,7 +292,7 @@ func (d *Daemon) nftElements() ([]string, error) {
 	}
 	var out []string
 	for _, t := range tables {
-		sets, err := c.GetSets(t)
+		sets, err := listRules(func() ([]*nftables.Set, error) { return c.GetSets(t) })
 		if err != nil {
 			return out, err
 		}
@@ -299,7 +300,7 @@ func (d *Daemon) nftElements() ([]string, error) {
 			if s.Anonymous {
 				continue
 			}
-			elements, err := c.GetSetElements(s)
+			elements, err := listRules(func() ([]nftables.SetElement, error) { return c.GetSetElements(s) })
 			if err != nil {
 				return out, err
 			}
@@ -316,7 +317,7 @@ func (d *Daemon) nftElements() ([]string, error) {
 func (d *Daemon) staleRules() ([]string, error) {
 	var out []string
 	look := func(where, name string) {
-		if _, err := net.InterfaceByName(name); err != nil {
+		if _, err := netlink.LinkByName(name); err != nil {
 			out = append(out, where+": "+name)
 		}
 	}
@@ -324,7 +325,7 @@ func (d *Daemon) staleRules() ([]string, error) {
 	if err != nil {
 		return nil, err
 	}
-	chains, err := c.ListChains()
+	chains, err := listRules(c.ListChains)
 	if err != nil {
 		return nil, err
 	}
@@ -332,7 +333,7 @@ func (d *Daemon) staleRules() ([]string, error) {
 		if chain.Name != d.Table || chain.Table.Name == d.Table {
 			continue
 		}
-		rules, err := c.GetRules(chain.Table, chain)
+		rules, err := listRules(func() ([]*nftables.Rule, error) { return c.GetRules(chain.Table, chain) })
 		if err != nil {
 			return out, err
 		}

@@ -19,6 +19,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"holdfast/internal/network"
+	"holdfast/internal/network/dump"
 )
 
 func (h *host) sysctl(name string) string {
@@ -111,12 +112,12 @@ func (h *host) learntBy(path string) []int {
 func (h *host) learntOf(path string) (out []string, by []int) {
 	h.t.Helper()
 	h.in(path, func() {
-		routes, err := netlink.RouteListFiltered(netlink.FAMILY_V6, &netlink.Route{Protocol: unix.RTPROT_RA}, netlink.RT_FILTER_PROTOCOL)
+		routes, err := dump.Routes(netlink.FAMILY_V6, &netlink.Route{Protocol: unix.RTPROT_RA}, netlink.RT_FILTER_PROTOCOL)
 		h.ok(err)
 		for _, r := range routes {
 			out, by = append(out, r.String()), append(by, r.LinkIndex)
 		}
-		addrs, err := netlink.AddrList(nil, netlink.FAMILY_V6)
+		addrs, err := dump.Addrs(nil, netlink.FAMILY_V6)
 		h.ok(err)
 		for _, a := range addrs {
 			if strings.HasPrefix(a.IP.String(), "2001:db8:bad:") {

@@ -47,7 +47,7 @@ func (h *host) vanishes(name string) {
 	h.ok(netlink.LinkSubscribe(changes, done))
 	late := time.After(10 * time.Second)
 	for {
-		if _, err := net.InterfaceByName(name); err != nil {
+		if _, err := netlink.LinkByName(name); err != nil {
 			return
 		}
 		select {
@@ -141,7 +141,7 @@ func TestHealingBringsNothingBackThatWasRemoved(t *testing.T) {
 	h.removeBridgeAddress()
 	h.says("a bridge was changed by others")
 	for _, name := range []string{"hft9", c.Endpoints[0].HostName} {
-		if _, err := net.InterfaceByName(name); err == nil {
+		if _, err := netlink.LinkByName(name); err == nil {
 			t.Errorf("%s is there", name)
 		}
 	}

@@ -27,6 +27,7 @@ import (
 
 	"holdfast/internal/network"
 	"holdfast/internal/network/bridge"
+	"holdfast/internal/network/dump"
 	"holdfast/test/kit"
 )
 
@@ -125,7 +126,7 @@ func (h *host) cleanUp() {
 			h.t.Error(err)
 		}
 	}
-	links, _ := netlink.LinkList()
+	links, _ := dump.Interfaces()
 	for _, l := range links {
 		if l.Attrs().Name != "lo" {
 			_ = netlink.LinkDel(l) // the other end of a veth pair may have been removed with it

@@ -6,6 +6,8 @@ import (
 	"encoding/binary"
 	"testing"
 
+	"holdfast/internal/network/dump"
+
 	"github.com/google/nftables"
 	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
@@ -47,12 +49,16 @@ func owners(t *testing.T, table string) map[string]int {
 		t.Fatal(err)
 	}
 	out := map[string]int{}
-	sets, err := conn.GetSets(&nftables.Table{Name: table, Family: nftables.TableFamilyINet})
+	var rules dump.Nftables
+	defer rules.Close()
+	sets, err := dump.Ruleset(&rules, func() ([]*nftables.Set, error) {
+		return conn.GetSets(&nftables.Table{Name: table, Family: nftables.TableFamilyINet})
+	})
 	if err != nil {
 		t.Fatal(err)
 	}
 	for _, s := range sets {
-		elements, err := conn.GetSetElements(s)
+		elements, err := dump.Ruleset(&rules, func() ([]nftables.SetElement, error) { return conn.GetSetElements(s) })
 		if err != nil {
 			t.Fatal(err)
 		}

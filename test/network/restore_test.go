@@ -21,6 +21,7 @@ import (
 
 	"holdfast/internal/network"
 	"holdfast/internal/network/bridge"
+	"holdfast/internal/network/dump"
 )
 
 // stored returns the sandboxes as the engine would read them from the
@@ -151,7 +152,7 @@ func TestRestorePutsBackWhatWasTakenAway(t *testing.T) {
 func (h *host) removeBridgeAddress() {
 	link, err := netlink.LinkByName("hft0")
 	h.ok(err)
-	addrs, err := netlink.AddrList(link, netlink.FAMILY_V4)
+	addrs, err := dump.Addrs(link, netlink.FAMILY_V4)
 	h.ok(err)
 	for _, a := range addrs {
 		h.ok(netlink.AddrDel(link, &a))
@@ -343,7 +344,7 @@ func TestPredefinedModes(t *testing.T) {
 
 func (h *host) links(path string) (names []string) {
 	h.in(path, func() {
-		links, err := netlink.LinkList()
+		links, err := dump.Interfaces()
 		if err != nil {
 			h.t.Error(err)
 		}
@@ -363,7 +364,7 @@ func TestIPv6IsOffInContainersWithoutAnAddressOfIt(t *testing.T) {
 			t.Error(err)
 			return
 		}
-		addrs, err := netlink.AddrList(link, netlink.FAMILY_V6)
+		addrs, err := dump.Addrs(link, netlink.FAMILY_V6)
 		if err != nil || len(addrs) != 0 {
 			t.Errorf("eth0: %v, %v", addrs, err)
 		}

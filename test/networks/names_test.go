@@ -12,6 +12,8 @@ import (
 	"testing"
 	"time"
 
+	"holdfast/internal/network/dump"
+
 	"github.com/vishvananda/netlink"
 	"golang.org/x/net/dns/dnsmessage"
 	"golang.org/x/sys/unix"
@@ -322,7 +324,9 @@ func TestNamesNeedNoConnectionTracking(t *testing.T) {
 	}
 	tracked := func() (n int) {
 		h.within("ada", func() error {
-			flows, err := netlink.ConntrackTableList(netlink.ConntrackTable, unix.AF_INET)
+			flows, err := dump.Whole(func() ([]*netlink.ConntrackFlow, error) {
+				return netlink.ConntrackTableList(netlink.ConntrackTable, unix.AF_INET)
+			})
 			n = len(flows)
 			return err
 		})

@@ -24,6 +24,7 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
+	"holdfast/internal/network/dump"
 	"holdfast/test/kit"
 )
 
@@ -98,12 +99,9 @@ type monitor struct {
 func watch(tb testing.TB, d *kit.Daemon) *monitor {
 	tb.Helper()
 	m := &monitor{d: d, tb: tb, links: map[int]string{}, got: make(chan string, 10000)}
-	var all []netlink.Link
-	for range 1000 { // other processes add and remove interfaces meanwhile
-		var err error
-		if all, err = netlink.LinkList(); err == nil {
-			break
-		}
+	all, err := dump.Interfaces()
+	if err != nil {
+		tb.Fatal(err)
 	}
 	bridge := 0
 	for _, l := range all {
@@ -122,7 +120,7 @@ func watch(tb testing.TB, d *kit.Daemon) *monitor {
 	// The kernel checks the interfaces' own addresses for duplicates. It sends
 	// a notification two seconds after the addresses were added.
 	kit.Eventually(tb, "all addresses are checked", func() bool {
-		addrs, err := netlink.AddrList(nil, netlink.FAMILY_V6)
+		addrs, err := dump.Addrs(nil, netlink.FAMILY_V6)
 		return err == nil && !slices.ContainsFunc(addrs, func(a netlink.Addr) bool {
 			return m.links[a.LinkIndex] != "" && a.Flags&unix.IFA_F_TENTATIVE != 0
 		})

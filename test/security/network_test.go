@@ -24,6 +24,7 @@ import (
 	"golang.org/x/net/dns/dnsmessage"
 	"golang.org/x/sys/unix"
 
+	"holdfast/internal/network/dump"
 	"holdfast/internal/osthread"
 	"holdfast/test/kit"
 )
@@ -213,10 +214,11 @@ func advertisement(mac net.HardwareAddr) []byte {
 // advertise sends one through the interface eth0 of the thread's namespace. It
 // needs only the right to send raw packets.
 func advertise() error {
-	i, err := net.InterfaceByName("eth0")
+	link, err := netlink.LinkByName("eth0")
 	if err != nil {
 		return err
 	}
+	i := link.Attrs()
 	fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		return os.NewSyscallError("socket", err)
@@ -238,12 +240,12 @@ func advertiseRole() {
 // that have addresses with the advertised prefix.
 func (h *lanHost) learnt() (by []int) {
 	h.Helper()
-	routes, err := netlink.RouteListFiltered(netlink.FAMILY_V6, &netlink.Route{Protocol: unix.RTPROT_RA}, netlink.RT_FILTER_PROTOCOL)
+	routes, err := dump.Routes(netlink.FAMILY_V6, &netlink.Route{Protocol: unix.RTPROT_RA}, netlink.RT_FILTER_PROTOCOL)
 	h.ok(err)
 	for _, r := range routes {
 		by = append(by, r.LinkIndex)
 	}
-	addrs, err := netlink.AddrList(nil, netlink.FAMILY_V6)
+	addrs, err := dump.Addrs(nil, netlink.FAMILY_V6)
 	h.ok(err)
 	for _, a := range addrs {
 		if strings.HasPrefix(a.IP.String(), "2001:db8:bad:") {
@@ -313,12 +315,12 @@ func TestCVE_2024_32473_InterfaceHasIPv6OnlyWhereItsNetworkHas(t *testing.T) {
 	if !off("eth0") || off("eth1") || !off("eth2") {
 		t.Errorf("off: eth0 %v, eth1 %v, eth2 %v; want IPv6 on eth1 alone", off("eth0"), off("eth1"), off("eth2"))
 	}
-	links, err := netlink.LinkList()
+	links, err := dump.Interfaces()
 	h.ok(err)
 	six := "br-" + d.Docker("network", "inspect", "-f", "{{.Id}}", "six")[:12]
 	for _, l := range links {
 		name := l.Attrs().Name
-		addrs, err := netlink.AddrList(l, netlink.FAMILY_V6)
+		addrs, err := dump.Addrs(l, netlink.FAMILY_V6)
 		h.ok(err)
 		if len(addrs) > 0 && name != six && name != "lo" && name != "lan0" {
 			t.Errorf("%s has %v", name, addrs)

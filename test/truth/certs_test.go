@@ -16,6 +16,7 @@ import (
 	"strings"
 	"testing"
 
+	"holdfast/internal/network/dump"
 	"holdfast/test/cert"
 	"holdfast/test/kit"
 )
@@ -50,13 +51,13 @@ func secured(t *testing.T, reg *kit.Registry, server cert.Pair, clients *x509.Ce
 // address.
 func hostAddress(t *testing.T) string {
 	t.Helper()
-	addrs, err := net.InterfaceAddrs()
+	addrs, err := dump.Prefixes()
 	if err != nil {
 		t.Fatal(err)
 	}
 	for _, a := range addrs {
-		if n, ok := a.(*net.IPNet); ok && n.IP.To4() != nil && n.IP.IsGlobalUnicast() {
-			return n.IP.String()
+		if a.Addr().Is4() && a.Addr().IsGlobalUnicast() {
+			return a.Addr().String()
 		}
 	}
 	t.Fatal("this host has no address but its loopback address")

@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"os"
 
+	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
 	"holdfast/internal/osthread"
@@ -45,9 +46,11 @@ func announceOne(l Interface) error {
 	ifi := &net.Interface{HardwareAddr: l.MAC}
 	var err error
 	if len(l.MAC) != 6 {
-		if ifi, err = net.InterfaceByName(l.Name); err != nil {
+		link, err := netlink.LinkByName(l.Name)
+		if err != nil {
 			return err
 		}
+		ifi.Index, ifi.HardwareAddr = link.Attrs().Index, link.Attrs().HardwareAddr
 	} else if ifi.Index, err = indexOf(l.Name); err != nil {
 		return err
 	}

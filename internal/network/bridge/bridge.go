@@ -14,6 +14,8 @@ import (
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"holdfast/internal/network/dump"
 )
 
 // Bridge is the desired state of a bridge.
@@ -114,7 +116,7 @@ func Ensure(b Bridge) (changed bool, err error) {
 var linkLocal = netip.MustParsePrefix("fe80::1/64")
 
 func addresses(h *netlink.Handle, link netlink.Link, b Bridge) (changed bool, err error) {
-	have, err := whole(func() ([]netlink.Addr, error) { return h.AddrList(link, netlink.FAMILY_ALL) })
+	have, err := dump.Whole(func() ([]netlink.Addr, error) { return h.AddrList(link, netlink.FAMILY_ALL) })
 	if err != nil {
 		return false, fmt.Errorf("list addresses: %w", err)
 	}
@@ -190,7 +192,7 @@ func Addresses(name string) (addrs []netip.Prefix, exists bool, err error) {
 	if err != nil {
 		return nil, false, fmt.Errorf("interface %s: %w", name, err)
 	}
-	list, err := whole(func() ([]netlink.Addr, error) { return netlink.AddrList(link, netlink.FAMILY_ALL) })
+	list, err := dump.Addrs(link, netlink.FAMILY_ALL)
 	if err != nil {
 		return nil, true, fmt.Errorf("interface %s: list addresses: %w", name, err)
 	}
@@ -209,7 +211,7 @@ func Used(except string) ([]netip.Prefix, error) {
 	if link, err := netlink.LinkByName(except); err == nil {
 		skip = link.Attrs().Index
 	}
-	routes, err := whole(func() ([]netlink.Route, error) { return netlink.RouteList(nil, netlink.FAMILY_ALL) })
+	routes, err := dump.Routes(netlink.FAMILY_ALL, &netlink.Route{}, 0)
 	if err != nil {
 		return nil, fmt.Errorf("list routes: %w", err)
 	}
@@ -237,7 +239,7 @@ type Port struct {
 
 // Ports returns the host's veths, by name.
 func Ports() (map[string]Port, error) {
-	links, err := whole(listLinks)
+	links, err := dump.Whole(listLinks)
 	if err != nil {
 		return nil, fmt.Errorf("list interfaces: %w", err)
 	}

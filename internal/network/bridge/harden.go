@@ -10,6 +10,8 @@ import (
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"holdfast/internal/network/dump"
 )
 
 // This file sets what the host accepts from the other side of a bridge.
@@ -134,7 +136,7 @@ func hasIPv6() bool {
 // uplink: it has a port that is neither a veth nor a tun interface, or the host
 // learned a route from a router on it.
 func outward(h *netlink.Handle, link netlink.Link) (bool, error) {
-	links, err := whole(listLinks)
+	links, err := dump.Whole(listLinks)
 	if err != nil {
 		return false, fmt.Errorf("list interfaces: %w", err)
 	}
@@ -150,7 +152,7 @@ func outward(h *netlink.Handle, link netlink.Link) (bool, error) {
 // routersBy returns the routes that the host learned from routers on an
 // interface.
 func routersBy(h *netlink.Handle, link netlink.Link) ([]netlink.Route, error) {
-	routes, err := whole(func() ([]netlink.Route, error) {
+	routes, err := dump.Whole(func() ([]netlink.Route, error) {
 		return h.RouteListFiltered(netlink.FAMILY_V6, &netlink.Route{LinkIndex: link.Attrs().Index, Protocol: unix.RTPROT_RA},
 			netlink.RT_FILTER_OIF|netlink.RT_FILTER_PROTOCOL)
 	})

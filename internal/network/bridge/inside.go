@@ -8,6 +8,8 @@ import (
 
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
+
+	"holdfast/internal/network/dump"
 )
 
 // Inside is an interface in a network namespace, as the kernel reports it.
@@ -31,7 +33,7 @@ func Look(path string) ([]Inside, error) {
 		return nil, fmt.Errorf("network namespace %s: %w", path, err)
 	}
 	defer h.Close()
-	links, err := whole(h.LinkList)
+	links, err := dump.Whole(h.LinkList)
 	if err != nil {
 		return nil, fmt.Errorf("network namespace %s: list interfaces: %w", path, err)
 	}
@@ -42,7 +44,7 @@ func Look(path string) ([]Inside, error) {
 		}
 		a := l.Attrs()
 		in := Inside{Name: a.Name, MAC: a.HardwareAddr.String(), MTU: a.MTU, Peer: a.ParentIndex}
-		addrs, err := whole(func() ([]netlink.Addr, error) { return h.AddrList(l, netlink.FAMILY_ALL) })
+		addrs, err := dump.Whole(func() ([]netlink.Addr, error) { return h.AddrList(l, netlink.FAMILY_ALL) })
 		if err != nil {
 			return nil, fmt.Errorf("network namespace %s: addresses of %s: %w", path, a.Name, err)
 		}

@@ -5,6 +5,8 @@ package bridge
 import (
 	"fmt"
 	"slices"
+
+	"holdfast/internal/network/dump"
 )
 
 // Other is a bridge of the host that the caller does not own.
@@ -17,7 +19,7 @@ type Other struct {
 
 // Others returns the host's bridges without the named ones, sorted by name.
 func Others(ours []string) ([]Other, error) {
-	links, err := whole(listLinks)
+	links, err := dump.Whole(listLinks)
 	if err != nil {
 		return nil, fmt.Errorf("list interfaces: %w", err)
 	}

@@ -6,24 +6,25 @@ import (
 	"encoding/binary"
 	"testing"
 
-	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
+
+	"holdfast/internal/network/dump"
 )
 
 func TestLinksAreReadAsTheLibraryReadsThem(t *testing.T) {
 	// Other tests make and remove interfaces meanwhile, so repeat until nothing
 	// changed.
-	for range dumpTries {
-		before, err := whole(netlink.LinkList)
+	for range 1000 {
+		before, err := dump.Interfaces()
 		if err != nil {
 			t.Fatal(err)
 		}
-		got, err := whole(listLinks)
+		got, err := dump.Whole(listLinks)
 		if err != nil {
 			t.Fatal(err)
 		}
-		after, err := whole(netlink.LinkList)
+		after, err := dump.Interfaces()
 		if err != nil {
 			t.Fatal(err)
 		}

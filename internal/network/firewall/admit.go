@@ -16,6 +16,7 @@ import (
 	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
 
+	"holdfast/internal/network/dump"
 	"holdfast/internal/network/nft"
 )
 
@@ -108,7 +109,7 @@ func (t *Table) Admit(a Admission) (Admitted, error) {
 // them: it learns of our bridges by D-Bus, and only firewalld itself changes its
 // rules.
 func (t *Table) filters() (map[string]*filter, error) {
-	chains, err := t.conn.ListChains()
+	chains, err := dump.Ruleset(&t.rules, t.conn.ListChains)
 	if err != nil {
 		return nil, fmt.Errorf("nftables: list chains: %w", err)
 	}
@@ -135,8 +136,7 @@ func (t *Table) filters() (map[string]*filter, error) {
 
 // admit changes one table.
 func (t *Table) admit(f *filter, a Admission) (did Admitted, err error) {
-	rules := &reader{filter: f}
-	defer rules.close()
+	rules := &reader{table: t, filter: f}
 	type edit struct {
 		base *nftables.Chain
 		nft.Placing
@@ -270,15 +270,9 @@ type foreignChain struct {
 // missed: a rule with an expression that is not understood counts as conditional.
 type reader struct {
 	*filter
-	conn  *netlink.Conn
+	table *Table
 	known map[string]*foreignChain
 	err   error // the first error of of
-}
-
-func (r *reader) close() {
-	if r.conn != nil {
-		r.conn.Close()
-	}
 }
 
 func (r *reader) of(chain string) []nft.Foreign {
@@ -296,23 +290,11 @@ func (r *reader) read(chain string) (*foreignChain, error) {
 	if c := r.known[chain]; c != nil {
 		return c, nil
 	}
-	if r.conn == nil {
-		conn, err := netlink.Dial(unix.NETLINK_NETFILTER, nil)
-		if err != nil {
-			return nil, fmt.Errorf("nftables: %w", err)
-		}
-		r.conn, r.known = conn, map[string]*foreignChain{}
-	}
-	attrs, err := netlink.MarshalAttributes([]netlink.Attribute{
-		{Type: unix.NFTA_RULE_TABLE, Data: append([]byte(r.Name), 0)},
-		{Type: unix.NFTA_RULE_CHAIN, Data: append([]byte(chain), 0)},
-	})
-	if err != nil {
-		return nil, err
-	}
-	answers, err := r.conn.Execute(netlink.Message{
-		Header: netlink.Header{Type: unix.NFNL_SUBSYS_NFTABLES<<8 | unix.NFT_MSG_GETRULE, Flags: netlink.Request | netlink.Dump},
-		Data:   append([]byte{byte(r.Family), 0, 0, 0}, attrs...),
+	answers, err := dump.Ruleset(&r.table.rules, func() ([]netlink.Message, error) {
+		return r.table.rules.Ask(unix.NFT_MSG_GETRULE, byte(r.Family), netlink.Dump, []netlink.Attribute{
+			{Type: unix.NFTA_RULE_TABLE, Data: append([]byte(r.Name), 0)},
+			{Type: unix.NFTA_RULE_CHAIN, Data: append([]byte(chain), 0)},
+		})
 	})
 	if err != nil {
 		return nil, fmt.Errorf("nftables table %s: list chain %s: %w", r.Name, chain, err)
@@ -324,6 +306,9 @@ func (r *reader) read(chain string) (*foreignChain, error) {
 			return nil, fmt.Errorf("nftables table %s: chain %s: %w", r.Name, chain, err)
 		}
 		c.handles, c.rules = append(c.handles, handle), append(c.rules, rule)
+	}
+	if r.known == nil {
+		r.known = map[string]*foreignChain{}
 	}
 	r.known[chain] = c
 	return c, nil
@@ -500,7 +485,9 @@ func xtables(target bool, name string) (rule nft.Foreign, known bool) {
 // sameChain compares a chain's rules by the fingerprints that they were stored
 // with.
 func (t *Table) sameChain(table *nftables.Table, c nft.Chain) (bool, error) {
-	rules, err := t.conn.GetRules(table, &nftables.Chain{Name: c.Name, Table: table})
+	rules, err := dump.Ruleset(&t.rules, func() ([]*nftables.Rule, error) {
+		return t.conn.GetRules(table, &nftables.Chain{Name: c.Name, Table: table})
+	})
 	if err != nil {
 		return false, fmt.Errorf("nftables table %s: list rules: %w", table.Name, err)
 	}

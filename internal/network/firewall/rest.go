@@ -9,6 +9,7 @@ import (
 
 	"github.com/google/nftables"
 
+	"holdfast/internal/network/dump"
 	"holdfast/internal/network/nft"
 )
 
@@ -51,7 +52,7 @@ func ourKind(name string) bool { return strings.HasPrefix(name, "holdfast") }
 func (t *Table) Others() (o Others, err error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	chains, err := t.conn.ListChains()
+	chains, err := dump.Ruleset(&t.rules, t.conn.ListChains)
 	if err != nil {
 		return o, fmt.Errorf("nftables: list chains: %w", err)
 	}
@@ -87,8 +88,7 @@ func (t *Table) Others() (o Others, err error) {
 }
 
 func (t *Table) inspect(o *Others, c *nftables.Chain) error {
-	rules := &reader{filter: &filter{Table: c.Table}}
-	defer rules.close()
+	rules := &reader{table: t, filter: &filter{Table: c.Table}}
 	chain, err := rules.read(c.Name)
 	if err != nil {
 		return err

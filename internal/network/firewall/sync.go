@@ -4,10 +4,12 @@ package firewall
 
 import (
 	"fmt"
+	"maps"
 	"slices"
 
 	"github.com/google/nftables"
 
+	"holdfast/internal/network/dump"
 	"holdfast/internal/network/nft"
 )
 
@@ -57,7 +59,9 @@ func (t *Table) Sync(rs nft.Ruleset) (changed bool, err error) {
 // sameRules compares chains, rules and maps, but not elements. It compares rules
 // by the fingerprint that they were stored with.
 func (t *Table) sameRules(rs nft.Ruleset) (bool, error) {
-	all, err := t.conn.ListChainsOfTableFamily(nftables.TableFamilyINet)
+	all, err := dump.Ruleset(&t.rules, func() ([]*nftables.Chain, error) {
+		return t.conn.ListChainsOfTableFamily(nftables.TableFamilyINet)
+	})
 	if err != nil {
 		return false, fmt.Errorf("nftables table %s: list chains: %w", t.name, err)
 	}
@@ -71,7 +75,7 @@ func (t *Table) sameRules(rs nft.Ruleset) (bool, error) {
 		return false, nil
 	}
 	table := t.table()
-	sets, err := t.conn.GetSets(table)
+	sets, err := dump.Ruleset(&t.rules, func() ([]*nftables.Set, error) { return t.conn.GetSets(table) })
 	if err != nil {
 		return false, fmt.Errorf("nftables table %s: list maps: %w", t.name, err)
 	}
@@ -112,9 +116,9 @@ func sameHook(got, want *nftables.Chain) bool {
 // diff returns the elements to add to and to delete from a map. known is false if
 // the map has an element that the engine would not have written.
 func (t *Table) diff(m nft.Map) (add, del []nft.Element, known bool, err error) {
-	listed, err := t.conn.GetSetElements(&nftables.Set{Table: t.table(), Name: m.Name})
+	listed, err := t.listed(m)
 	if err != nil {
-		return nil, nil, false, fmt.Errorf("nftables table %s: list map %s: %w", t.name, m.Name, err)
+		return nil, nil, false, err
 	}
 	have := map[nft.Element]bool{}
 	for _, l := range listed {
@@ -136,19 +140,60 @@ func (t *Table) diff(m nft.Map) (add, del []nft.Element, known bool, err error) 
 	return add, del, true, nil
 }
 
+// onePart is a number of elements that the kernel sends in one part: a part has at
+// least 8 KiB, and the largest element takes 150 bytes.
+const onePart = 50
+
+// listed returns the elements of a map in the kernel, each once. After a large
+// change the kernel resizes the map's hash table in the background. A listing
+// meanwhile repeats or omits elements at the borders of its parts, and nothing
+// marks it. Therefore a long listing must agree with a second one.
+func (t *Table) listed(m nft.Map) ([]nftables.SetElement, error) {
+	s := &nftables.Set{Table: t.table(), Name: m.Name}
+	all, err := dump.Ruleset(&t.rules, func() ([]nftables.SetElement, error) {
+		all, err := t.conn.GetSetElements(s)
+		if err != nil || len(all) <= onePart {
+			return all, err
+		}
+		again, err := t.conn.GetSetElements(s)
+		if err != nil {
+			return nil, err
+		}
+		first, second := byKey(all), byKey(again)
+		if !maps.EqualFunc(first, second, func(nftables.SetElement, nftables.SetElement) bool { return true }) {
+			return nil, dump.ErrInterrupted
+		}
+		return slices.Collect(maps.Values(first)), nil
+	})
+	if err != nil {
+		return nil, fmt.Errorf("nftables table %s: list map %s: %w", t.name, m.Name, err)
+	}
+	return all, nil
+}
+
+func byKey(elements []nftables.SetElement) map[string]nftables.SetElement {
+	out := make(map[string]nftables.SetElement, len(elements))
+	for _, e := range elements {
+		out[string(e.Key)] = e
+	}
+	return out
+}
+
 // Elements returns all published ports in the kernel's table. Without a table
 // there are none. Elements that the engine would not have written are left out.
 func (t *Table) Elements() ([]nft.Element, error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	tables, err := t.conn.ListTablesOfFamily(nftables.TableFamilyINet)
+	tables, err := dump.Ruleset(&t.rules, func() ([]*nftables.Table, error) {
+		return t.conn.ListTablesOfFamily(nftables.TableFamilyINet)
+	})
 	if err != nil {
 		return nil, fmt.Errorf("nftables: list tables: %w", err)
 	}
 	if !slices.ContainsFunc(tables, func(have *nftables.Table) bool { return have.Name == t.name }) {
 		return nil, nil
 	}
-	sets, err := t.conn.GetSets(t.table())
+	sets, err := dump.Ruleset(&t.rules, func() ([]*nftables.Set, error) { return t.conn.GetSets(t.table()) })
 	if err != nil {
 		return nil, fmt.Errorf("nftables table %s: list maps: %w", t.name, err)
 	}
@@ -157,9 +202,9 @@ func (t *Table) Elements() ([]nft.Element, error) {
 		if !slices.ContainsFunc(sets, func(s *nftables.Set) bool { return s.Name == m.Name }) {
 			continue
 		}
-		listed, err := t.conn.GetSetElements(&nftables.Set{Table: t.table(), Name: m.Name})
+		listed, err := t.listed(m)
 		if err != nil {
-			return nil, fmt.Errorf("nftables table %s: list map %s: %w", t.name, m.Name, err)
+			return nil, err
 		}
 		for _, l := range listed {
 			if e, err := nft.Decode(m, l.Key, l.Val, l.Comment); err == nil && e.Check() == nil {

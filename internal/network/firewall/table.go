@@ -20,6 +20,7 @@ import (
 	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
 
+	"holdfast/internal/network/dump"
 	"holdfast/internal/network/nft"
 )
 
@@ -37,9 +38,10 @@ type Table struct {
 	name    string
 	destroy bool
 
-	mu   sync.Mutex
-	conn *nftables.Conn
-	raw  *socket
+	mu    sync.Mutex
+	conn  *nftables.Conn
+	raw   *socket
+	rules dump.Nftables
 
 	// hooked holds the other tables that Admit found, as "family name". The value
 	// is true if the table has a forward hook. Watch reads it.
@@ -75,7 +77,7 @@ func (t *Table) dial() error {
 func (t *Table) Close() error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	return errors.Join(t.conn.CloseLasting(), t.raw.Close())
+	return errors.Join(t.rules.Close(), t.conn.CloseLasting(), t.raw.Close())
 }
 
 // Add adds elements to their maps, in one transaction. An element that exists
