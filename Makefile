@@ -88,7 +88,7 @@ test: root packages ## everything; installs what is missing (root)
 	@$(MAKE) --no-print-directory vuln
 	@$(MAKE) --no-print-directory raceunit RACED='$(RACEMOST)'
 	$(ROOTTEST) -timeout 20m $(ROOTED)
-	@$(MAKE) --no-print-directory fuzz
+	@$(MAKE) --no-print-directory fuzz AT_ONCE=6
 
 # The race detector needs a C compiler, and makes programs several times slower. A
 # daemon or shim writes its reports into the daemon's folder, and a report fails
@@ -145,9 +145,10 @@ powerloss: root packages ## cut the power at any moment for TIME (10m), with SEE
 
 TIME ?= 10s
 ONLY ?= .
-fuzz: root packages ## run each fuzz target that matches ONLY for TIME (10s) (root)
+AT_ONCE ?= 2
+fuzz: root packages ## run each fuzz target that matches ONLY for TIME (10s), AT_ONCE (2) beside each other (root)
 	@$(MAKE) --no-print-directory build tools
-	PATH="$$PATH:$(CURDIR)/.cache/bin" HOLDFAST_BIN=$(CURDIR)/bin go run ./test/runfuzz -time '$(TIME)' -only '$(ONLY)'
+	PATH="$$PATH:$(CURDIR)/.cache/bin" HOLDFAST_BIN=$(CURDIR)/bin go run ./test/runfuzz -time '$(TIME)' -only '$(ONLY)' -at-once '$(AT_ONCE)'
 
 differ: root packages ## run the same commands on Holdfast and a current dockerd, those that match ONLY (root)
 	@$(MAKE) --no-print-directory build tools

@@ -308,23 +308,11 @@ func TestStopThatAKilledShimHadBegunEndsWithoutAnyShim(t *testing.T) {
 	}
 }
 
-// nextShim builds the shim with the version of another release.
-func nextShim(t *testing.T, release string) string {
-	t.Helper()
-	path := filepath.Join(t.TempDir(), "holdfast-shim")
-	build := exec.Command("go", "build", "-trimpath", "-ldflags", "-s -w -X main.release="+release, "-o", path, "holdfast/cmd/holdfast-shim")
-	build.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if out, err := build.CombinedOutput(); err != nil {
-		t.Fatalf("build: %v\n%s", err, out)
-	}
-	return path
-}
-
 // Shims are upgraded in place. Clients that are connected meanwhile do not
 // notice it.
 func TestShimsAreUpgradedUnderRunningContainers(t *testing.T) {
 	t.Parallel()
-	next := nextShim(t, "99.0")
+	next := kit.Shim(t, "99.0")
 	said, err := exec.Command(kit.Binary(t, "holdfast-shim"), "--version").Output()
 	if err != nil {
 		t.Fatal(err)

@@ -11,6 +11,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"holdfast/test/kit"
 )
 
 // scale is how much is measured.
@@ -83,7 +85,7 @@ func TestEnginesSideBySide(t *testing.T) {
 	subjects := []*subject{{engine: newHoldfast(t)}}
 	var pod *podman
 	if beside() {
-		if d := newDockerd(t, netns{}); d != nil {
+		if d := newDockerd(t, kit.Netns{}); d != nil {
 			subjects = append(subjects, &subject{engine: d})
 		}
 		pod = newPodman(t)

@@ -67,12 +67,12 @@ func archive(t testing.TB) io.Reader { return kit.Archive(t, imageRef, image(t))
 type holdfast struct {
 	*kit.Daemon
 	t  testing.TB
-	ns netns // the namespace in which it runs
+	ns kit.Netns // the namespace in which it runs
 }
 
 func newHoldfast(t testing.TB) engine {
 	kit.Binary(t, "holdfast-build")
-	return &holdfast{kit.New(t, kit.Options{LiveRestore: true, Prefix: 20}), t, netns{}}
+	return &holdfast{kit.New(t, kit.Options{LiveRestore: true, Prefix: 20}), t, kit.Netns{}}
 }
 
 // bareExec calls the runtime directly to do what the engine does for an exec.
@@ -96,7 +96,7 @@ func (h *holdfast) version() string  { return daemonVersion(h.t, h.socket()) }
 
 func (h *holdfast) start() {
 	h.t.Helper()
-	if err := h.ns.run(h.TryStart); err != nil {
+	if err := h.ns.Run(h.TryStart); err != nil {
 		h.t.Fatal(err)
 	}
 }
@@ -105,14 +105,14 @@ func (h *holdfast) start() {
 type dockerd struct {
 	t      testing.TB
 	root   string
-	flags  []string // in addition to the usual ones
-	ns     netns    // the namespace in which it runs
+	flags  []string  // in addition to the usual ones
+	ns     kit.Netns // the namespace in which it runs
 	cmd    *exec.Cmd
 	exited chan struct{}
 }
 
 // newDockerd returns nil if no dockerd is installed.
-func newDockerd(t testing.TB, ns netns, flags ...string) engine {
+func newDockerd(t testing.TB, ns kit.Netns, flags ...string) engine {
 	if _, err := exec.LookPath("dockerd"); err != nil {
 		return nil
 	}
@@ -146,7 +146,7 @@ func (d *dockerd) start() {
 		"--bip", "10.61.0.1/16", "--live-restore", "--cgroup-parent", d.cgroup()}, d.flags...)...)
 	d.cmd.Stdout, d.cmd.Stderr = log, log
 	d.cmd.SysProcAttr = &unix.SysProcAttr{Setpgid: true}
-	if err := d.ns.run(d.cmd.Start); err != nil {
+	if err := d.ns.Run(d.cmd.Start); err != nil {
 		d.t.Fatal(err)
 	}
 	exited := make(chan struct{})
@@ -241,7 +241,7 @@ func (d *dockerd) cleanup() {
 		}
 	}
 	// No other dockerd runs in this network namespace.
-	for _, pid := range d.ns.processes(d.programs()) {
+	for _, pid := range processesIn(d.ns, d.programs()) {
 		unix.Kill(pid, unix.SIGKILL)
 	}
 	removeTree(d.t, d.root, d.cgroup())
@@ -416,13 +416,13 @@ func removeCgroup(dir string) {
 
 // processes returns the pids in this network namespace whose executable is one
 // of the programs.
-func processes(programs []string) []int { return netns{}.processes(programs) }
+func processes(programs []string) []int { return processesIn(kit.Netns{}, programs) }
 
-// processes returns the pids in the network namespace whose executable is one
+// processesIn returns the pids in a network namespace whose executable is one
 // of the programs.
-func (n netns) processes(programs []string) []int {
+func processesIn(n kit.Netns, programs []string) []int {
 	var own string
-	err := n.run(func() (err error) {
+	err := n.Run(func() (err error) {
 		own, err = os.Readlink("/proc/thread-self/ns/net")
 		return err
 	})

@@ -30,7 +30,7 @@ import (
 // with that of a neighbour.
 type site struct {
 	*subject
-	host, neighbour netns
+	host, neighbour kit.Netns
 	server, client  machine
 	ports           map[int]string // by container port, the host port or address where the server is published
 }
@@ -38,7 +38,7 @@ type site struct {
 // machine is a running container.
 type machine struct {
 	id, address string
-	ns          netns
+	ns          kit.Netns
 }
 
 const (
@@ -50,30 +50,22 @@ const (
 )
 
 // newSite starts an engine. It returns nil if the engine is not installed.
-func newSite(t testing.TB, make func(netns) engine) *site {
+func newSite(t testing.TB, make func(kit.Netns) engine) *site {
 	t.Helper()
-	x := &site{ports: map[int]string{}}
-	for _, n := range []*netns{&x.host, &x.neighbour} {
-		var err error
-		if *n, err = newNetns(); err != nil {
-			t.Fatal(err)
-		}
-		file := n.file
-		t.Cleanup(func() { file.Close() })
-	}
+	x := &site{ports: map[int]string{}, host: kit.NewNetns(t), neighbour: kit.NewNetns(t)}
 	e := make(x.host)
 	if e == nil {
 		return nil
 	}
-	err := x.host.run(func() error {
+	err := x.host.Run(func() error {
 		cable := netlink.NewLinkAttrs()
 		cable.Name = "cable"
 		return errors.Join(
-			netlink.LinkAdd(&netlink.Veth{LinkAttrs: cable, PeerName: "cable", PeerNamespace: netlink.NsFd(int(x.neighbour.file.Fd()))}),
-			raise("lo", ""), raise("cable", hostAddress))
+			netlink.LinkAdd(&netlink.Veth{LinkAttrs: cable, PeerName: "cable", PeerNamespace: netlink.NsFd(int(x.neighbour.File().Fd()))}),
+			raise("cable", hostAddress))
 	})
 	if err == nil {
-		err = x.neighbour.run(func() error { return errors.Join(raise("lo", ""), raise("cable", neighbourAddress)) })
+		err = x.neighbour.Run(func() error { return raise("cable", neighbourAddress) })
 	}
 	if err != nil {
 		t.Fatal(err)
@@ -153,17 +145,12 @@ func (x *site) machine(t testing.TB, id string) machine {
 		}
 	}
 	x.api.must(t, "GET", "/containers/"+id+"/json", nil, &c)
-	f, err := os.Open(fmt.Sprintf("/proc/%d/ns/net", c.State.Pid))
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { f.Close() })
-	return machine{id, c.NetworkSettings.Networks[netName].IPAddress, netns{f}}
+	return machine{id, c.NetworkSettings.Networks[netName].IPAddress, kit.NetnsOf(t, c.State.Pid)}
 }
 
 // way returns how the server's port is reached in case n: from which namespace,
 // and at which address.
-func (x *site) way(n int) (from netns, where func(port int) string) {
+func (x *site) way(n int) (from kit.Netns, where func(port int) string) {
 	switch n {
 	case 0:
 		from = x.client.ns
@@ -178,12 +165,12 @@ func (x *site) way(n int) (from netns, where func(port int) string) {
 // measureNet measures networks, each engine in a namespace of its own. It runs
 // last and is short, so it always has all its rounds.
 func measureNet(t *testing.T, s scale, table *table) {
-	own := newSite(t, func(ns netns) engine {
+	own := newSite(t, func(ns kit.Netns) engine {
 		return &holdfast{kit.New(t, kit.Options{LiveRestore: true}), t, ns}
 	})
 	sites := []*site{own}
 	if beside() {
-		other := newSite(t, func(ns netns) engine {
+		other := newSite(t, func(ns kit.Netns) engine {
 			if d := newDockerd(t, ns, "--userland-proxy=false"); d != nil {
 				return d
 			}
@@ -353,10 +340,10 @@ func measureAttach(t *testing.T, s scale, table *table, x *site) {
 }
 
 // echo runs a TCP echo server in a namespace until end is called.
-func echo(t testing.TB, ns netns) (end func()) {
+func echo(t testing.TB, ns kit.Netns) (end func()) {
 	t.Helper()
 	var l net.Listener
-	err := ns.run(func() (err error) {
+	err := ns.Run(func() (err error) {
 		l, err = net.Listen("tcp4", fmt.Sprintf("0.0.0.0:%d", echoPort))
 		return err
 	})
@@ -386,8 +373,8 @@ func echo(t testing.TB, ns netns) (end func()) {
 	return func() { l.Close() }
 }
 
-func dial(from netns, address string) (c *net.TCPConn, err error) {
-	err = from.run(func() error {
+func dial(from kit.Netns, address string) (c *net.TCPConn, err error) {
+	err = from.Run(func() error {
 		conn, err := net.DialTimeout("tcp4", address, 5*time.Second)
 		if err == nil {
 			c = conn.(*net.TCPConn)
@@ -457,12 +444,12 @@ func again(call func(int, []byte) (int, error), fd int, b []byte) error {
 }
 
 // serveIperf runs an iperf3 server in a namespace until the end of the test.
-func serveIperf(t testing.TB, ns netns) {
+func serveIperf(t testing.TB, ns kit.Netns) {
 	t.Helper()
 	cmd := exec.Command("iperf3", "-s", "-p", fmt.Sprint(iperfPort), "--forceflush")
 	out, err := cmd.StdoutPipe()
 	if err == nil {
-		err = ns.run(cmd.Start)
+		err = ns.Run(cmd.Start)
 	}
 	if err != nil {
 		t.Error(err)
@@ -497,13 +484,13 @@ func serveIperf(t testing.TB, ns netns) {
 }
 
 // iperf returns the rate that the receiver measured, in GB per second.
-func iperf(from netns, address string, size []string) (float64, error) {
+func iperf(from kit.Netns, address string, size []string) (float64, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
 	defer cancel()
 	address, port, _ := net.SplitHostPort(address)
 	cmd := exec.CommandContext(ctx, "iperf3", append([]string{"-c", address, "-p", port, "-J", "-A", fmt.Sprintf("%d,%d", clientCPU, serverCPU)}, size...)...)
 	var text []byte
-	err := from.run(func() (err error) { text, err = cmd.Output(); return err })
+	err := from.Run(func() (err error) { text, err = cmd.Output(); return err })
 	var report struct {
 		Error string
 		End   struct {

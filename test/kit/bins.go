@@ -54,11 +54,8 @@ func Binary(t testing.TB, name string) string {
 	}
 	// All three in one directory, because the daemon looks for the shim beside
 	// itself.
-	cmd := exec.Command("go", "build", "-trimpath", "-ldflags=-s -w", "-o", built.dir+"/", "./cmd/"+name)
-	cmd.Dir = moduleRoot(t)
-	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if out, err := cmd.CombinedOutput(); err != nil {
-		t.Fatalf("build %s: %v\n%s", name, err, out)
+	if err := BuildProgram(built.dir+"/", "holdfast/cmd/"+name, ""); err != nil {
+		t.Fatal(err)
 	}
 	built.paths[name] = filepath.Join(built.dir, name)
 	return built.paths[name]

@@ -40,6 +40,21 @@ func NewNetns(t testing.TB) Netns {
 	return n
 }
 
+// File is a descriptor of the namespace. It is valid until the test ends.
+func (n Netns) File() *os.File { return n.file }
+
+// NetnsOf returns the network namespace of a process. Its descriptor is closed when
+// the test ends.
+func NetnsOf(t testing.TB, pid int) Netns {
+	t.Helper()
+	f, err := os.Open(fmt.Sprintf("/proc/%d/ns/net", pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { f.Close() })
+	return Netns{f}
+}
+
 // Run calls fn in the namespace. Descriptors that fn opens and processes that
 // it starts belong to the namespace.
 func (n Netns) Run(fn func() error) error {

@@ -19,19 +19,8 @@ import (
 
 	"holdfast/internal/shim/client"
 	"holdfast/internal/shim/proto"
+	"holdfast/test/kit"
 )
-
-// nextBinary builds the shim with the version of another release.
-func nextBinary(t *testing.T, release string) string {
-	t.Helper()
-	path := filepath.Join(t.TempDir(), "next-shim")
-	build := exec.Command("go", "build", "-trimpath", "-ldflags", "-s -w -X main.release="+release, "-o", path, "holdfast/cmd/holdfast-shim")
-	build.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if out, err := build.CombinedOutput(); err != nil {
-		t.Fatalf("build: %v\n%s", err, out)
-	}
-	return path
-}
 
 func upgrade(t *testing.T, s *client.Shim, binary, release string) {
 	t.Helper()
@@ -47,7 +36,7 @@ func upgrade(t *testing.T, s *client.Shim, binary, release string) {
 // All kinds of state that a shim holds, over twenty upgrades under load.
 func TestUpgradeInPlaceIsNoticedByNobody(t *testing.T) {
 	const lines, typed = 1_000_000, 200
-	next := nextBinary(t, "next")
+	next := kit.Shim(t, "next")
 	b := newBox(t, writer(lines)+"; read last; echo last is $last; exit 7")
 	b.boot.OpenStdin = true
 	b.boot.Health = &proto.Health{Process: raw(t, process("true")), Interval: 50 * time.Millisecond, Timeout: 10 * time.Second, Retries: 3}
@@ -251,7 +240,7 @@ func TestUpgradeIsTakenBackByTheOldBinary(t *testing.T) {
 	}
 	// A program without its runtime does not take over. The way back does not
 	// check for the runtime.
-	if _, err := s.Upgrade(ctx(t), nextBinary(t, "next")); err == nil || !strings.Contains(err.Error(), "did not take over") {
+	if _, err := s.Upgrade(ctx(t), kit.Shim(t, "next")); err == nil || !strings.Contains(err.Error(), "did not take over") {
 		t.Errorf("%v", err)
 	}
 	if err := os.Symlink(real, runtime); err != nil {

@@ -6,16 +6,12 @@ import (
 	"context"
 	"fmt"
 	"net/netip"
-	"os"
-	"os/exec"
-	"path/filepath"
 	"strconv"
 	"strings"
 	"sync"
 	"testing"
 	"time"
 
-	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/moby/moby/api/types/container"
 	"github.com/moby/moby/api/types/network"
 	"github.com/moby/moby/client"
@@ -164,22 +160,6 @@ func (h *house) pause(d time.Duration) bool {
 	}
 }
 
-// program is the image of the containers: busybox with the player.
-func program(t testing.TB) v1.Image {
-	t.Helper()
-	path := filepath.Join(t.TempDir(), "player")
-	cmd := exec.Command("go", "build", "-trimpath", "-ldflags=-s -w", "-o", path, "./player")
-	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if out, err := cmd.CombinedOutput(); err != nil {
-		t.Fatalf("build the player: %v\n%s", err, out)
-	}
-	body, err := os.ReadFile(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return kit.Image(t, kit.Busybox(t, nil), nil, kit.Layer(t, kit.File{Name: "bin/player", Body: body, Mode: 0o755}))
-}
-
 // build starts the daemon and all containers.
 func build(t *testing.T, containers int, length time.Duration) *house {
 	t.Helper()
@@ -187,7 +167,7 @@ func build(t *testing.T, containers int, length time.Duration) *house {
 	h.d = kit.New(t, kit.Options{LiveRestore: true, Config: map[string]any{"debug": true}})
 	h.d.Address = netip.MustParsePrefix("10.63.0.1/16")
 	h.d.Start()
-	h.d.Load(image, program(t))
+	h.d.Load(image, kit.ProgramImage(t, "./player"))
 	h.api = h.d.Client()
 	h.ctx, h.cancel = context.WithCancel(context.Background())
 	t.Cleanup(func() { h.cancel(); h.users.Wait() })

@@ -8,14 +8,11 @@ import (
 	"fmt"
 	"maps"
 	"os"
-	"os/exec"
-	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
 	"time"
 
-	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"golang.org/x/sys/unix"
 
 	"holdfast/test/kit"
@@ -51,22 +48,6 @@ const (
 	dataSize = "size=160m,nr_inodes=12000"
 )
 
-// program is the image that containers are made of: busybox with the player.
-func program(t testing.TB) v1.Image {
-	t.Helper()
-	path := filepath.Join(t.TempDir(), "player")
-	cmd := exec.Command("go", "build", "-trimpath", "-ldflags=-s -w", "-o", path, "./player")
-	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if out, err := cmd.CombinedOutput(); err != nil {
-		t.Fatalf("build the player: %v\n%s", err, out)
-	}
-	body, err := os.ReadFile(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return kit.Image(t, kit.Busybox(t, nil), nil, kit.Layer(t, kit.File{Name: "bin/player", Body: body, Mode: 0o755}))
-}
-
 // house starts the daemon that a storm plays with.
 func house(t testing.TB) *kit.Daemon {
 	t.Helper()
@@ -78,7 +59,7 @@ func house(t testing.TB) *kit.Daemon {
 		t.Fatal(err)
 	}
 	d.Start()
-	d.Load(image, program(t))
+	d.Load(image, kit.ProgramImage(t, "./player"))
 	return d
 }
 
@@ -90,7 +71,7 @@ func TestStorm(t *testing.T) {
 	}
 	fmt.Printf("storm: make storm SEED=%d PER=%d plays this again\n", seed, *stormPer)
 	registry := kit.StartRegistry(t, nil)
-	registry.Push("storm:base", program(t))
+	registry.Push("storm:base", kit.ProgramImage(t, "./player"))
 	d := house(t)
 	neighbour := newOther(t)
 	total := newTally()

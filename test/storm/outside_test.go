@@ -32,7 +32,7 @@ const witness = "witness"
 func newOther(t testing.TB) *other {
 	t.Helper()
 	d := kit.Start(t, kit.Options{LiveRestore: true})
-	d.Load(image, program(t))
+	d.Load(image, kit.ProgramImage(t, "./player"))
 	d.Holdfast("run", "-d", "--name", witness, "-p", "127.0.0.1::80", "-v", "/state", image, "player", witness, "0", "0", "false")
 	o := &other{d: d}
 	o.was, o.port = o.look(), strings.TrimSpace(d.Holdfast("port", witness, "80/tcp"))
