@@ -72,7 +72,7 @@ type holdfast struct {
 
 func newHoldfast(t testing.TB) engine {
 	kit.Binary(t, "holdfast-build")
-	return &holdfast{kit.New(t, kit.Options{LiveRestore: true, Prefix: 20}), t, kit.Netns{}}
+	return &holdfast{kit.New(t, kit.Options{LiveRestore: true, Prefix: 20, Disk: true}), t, kit.Netns{}}
 }
 
 // bareExec calls the runtime directly to do what the engine does for an exec.

@@ -166,7 +166,7 @@ func (x *site) way(n int) (from kit.Netns, where func(port int) string) {
 // last and is short, so it always has all its rounds.
 func measureNet(t *testing.T, s scale, table *table) {
 	own := newSite(t, func(ns kit.Netns) engine {
-		return &holdfast{kit.New(t, kit.Options{LiveRestore: true}), t, ns}
+		return &holdfast{kit.New(t, kit.Options{LiveRestore: true, Disk: true}), t, ns}
 	})
 	sites := []*site{own}
 	if beside() {

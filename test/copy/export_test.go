@@ -15,7 +15,7 @@ import (
 func drivers(t *testing.T, test func(*testing.T, *kit.Daemon)) {
 	for _, driver := range []string{"overlay2", "vfs"} {
 		t.Run(driver, func(t *testing.T) {
-			d := kit.Start(t, kit.Options{LiveRestore: true, Config: map[string]any{"storage-driver": driver}})
+			d := kit.Start(t, kit.Options{LiveRestore: true, Disk: true, Config: map[string]any{"storage-driver": driver}})
 			d.Load(image, kit.Busybox(t, nil))
 			test(t, d)
 		})

@@ -35,7 +35,7 @@ func TestMain(m *testing.M) {
 
 func live(t *testing.T) *kit.Daemon {
 	t.Helper()
-	d := kit.Start(t, kit.Options{LiveRestore: true})
+	d := kit.Start(t, kit.Options{LiveRestore: true, Disk: true})
 	d.Load(image, kit.Busybox(t, nil))
 	return d
 }

@@ -189,7 +189,9 @@ func (d *Daemon) mounts() ([]string, error) {
 	}
 	var out []string
 	for _, m := range list {
-		out = append(out, m.Mountpoint)
+		if m.Mountpoint != d.Root { // the kit's own; see Options.Disk
+			out = append(out, m.Mountpoint)
+		}
 	}
 	sort.Sort(sort.Reverse(sort.StringSlice(out)))
 	return out, nil
@@ -453,6 +455,11 @@ func (d *Daemon) scrub() error {
 	// find the rest.
 	if err := errors.Join(errs...); err != nil {
 		return err
+	}
+	if !d.opts.Disk {
+		if err := unix.Unmount(d.Root, unix.MNT_DETACH); err != nil && err != unix.EINVAL && err != unix.ENOENT {
+			return fmt.Errorf("unmount %s: %w", d.Root, err)
+		}
 	}
 	return os.RemoveAll(d.Root)
 }

@@ -11,15 +11,14 @@ import (
 )
 
 // Eventually polls until holds returns true, and fails the test after a minute.
-// It is for conditions that no event reports; what names the condition.
+// It is for conditions that no event reports; what names the condition. The pause
+// between two polls grows from 10 ms to 80 ms, because a poll may run a command.
 func Eventually(t testing.TB, what string, holds func() bool) {
 	t.Helper()
-	tick := time.NewTicker(10 * time.Millisecond)
-	defer tick.Stop()
 	late := time.After(time.Minute)
-	for !holds() {
+	for pause := 10 * time.Millisecond; !holds(); pause = min(pause*5/4, 80*time.Millisecond) {
 		select {
-		case <-tick.C:
+		case <-time.After(pause):
 		case <-late:
 			t.Fatalf("not within a minute: %s", what)
 		}

@@ -11,6 +11,8 @@ import (
 	"testing"
 	"time"
 
+	"holdfast/test/kit"
+
 	"golang.org/x/sys/unix"
 )
 
@@ -81,11 +83,7 @@ func killShim(t *testing.T, h *house, name string) {
 	if err := unix.Kill(old, unix.SIGKILL); err != nil {
 		t.Fatal(err)
 	}
-	for deadline := time.Now().Add(20 * time.Second); look() == old; {
-		if time.Now().After(deadline) {
-			t.Fatal("no new shim was started")
-		}
-	}
+	kit.Eventually(t, "a new shim is started", func() bool { return look() != old })
 }
 
 // echo starts a server in a container that answers datagrams with the

@@ -27,11 +27,9 @@ func TestRestoreAfterKill9TouchesNothingInTheKernel(t *testing.T) {
 	h.serve("cyd", "-p", "18084:80/udp")
 	// The kernel needs some time for duplicate address detection of its
 	// link-local addresses.
-	for deadline := time.Now().Add(20 * time.Second); strings.Contains(h.host("ip", "-6", "addr", "show", "tentative"), "inet6"); {
-		if time.Now().After(deadline) {
-			t.Fatal("addresses stay tentative")
-		}
-	}
+	kit.Eventually(t, "no address is tentative", func() bool {
+		return !strings.Contains(h.host("ip", "-6", "addr", "show", "tentative"), "inet6")
+	})
 	for range 2 {
 		kit.AwaitAddresses(t)
 		h.d.Kill9()

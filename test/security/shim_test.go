@@ -195,6 +195,7 @@ func startTTY(t *testing.T, d *kit.Daemon, exec string) *stream {
 // fault that this test covers, one plain exec was enough to keep a shim busy
 // forever.
 func TestShimIsAtRestAfterExecs(t *testing.T) {
+	t.Parallel()
 	d := live(t)
 	d.Docker("run", "-d", "--name", "box", image, "sleep", "1000")
 	w := watchShim(t, d, "box")
@@ -229,6 +230,7 @@ func TestShimIsAtRestAfterExecs(t *testing.T) {
 // for a container that does not read. Afterwards the shim has as many
 // descriptors and as much memory as before.
 func TestCVE_2025_64329_ClientsThatLeaveTakeNothing(t *testing.T) {
+	t.Parallel()
 	d := live(t)
 	d.Docker("run", "-d", "-i", "--name", "box", image, "sleep", "1000")
 	w := watchShim(t, d, "box")
@@ -271,6 +273,7 @@ func TestCVE_2025_64329_ClientsThatLeaveTakeNothing(t *testing.T) {
 // A client is attached to one run. Its stream ends with that run, and the
 // container is started again.
 func TestShimIsAtRestAfterRunsWithClients(t *testing.T) {
+	t.Parallel()
 	d := live(t)
 	d.Docker("run", "-d", "-i", "--restart", "always", "--name", "box", image, "sh", "-c", "read x; exit 3")
 	w := watchShim(t, d, "box")
@@ -280,11 +283,9 @@ func TestShimIsAtRestAfterRunsWithClients(t *testing.T) {
 	}
 	// The daemon answers a client before the shim has it. A client that the shim gets
 	// after this run's end would be attached to the next run.
-	for late := time.Now().Add(time.Minute); strings.Count(d.Docker("events", "--since", "1h", "--until", "0s", "--filter", "event=attach"), " attach ") < len(clients); {
-		if time.Now().After(late) {
-			t.Fatal("not all clients are attached")
-		}
-	}
+	kit.Eventually(t, "all clients are attached", func() bool {
+		return strings.Count(d.Docker("events", "--since", "1h", "--until", "0s", "--filter", "event=attach"), " attach ") >= len(clients)
+	})
 	clients[0].Write([]byte("end\n"))
 	for _, c := range clients {
 		c.all(t) // must end without a reset
@@ -303,6 +304,7 @@ func TestShimIsAtRestAfterRunsWithClients(t *testing.T) {
 // once, also for processes that have ended or never started, and nothing is
 // kept.
 func TestCVE_2022_23471_ResizesAreNotKept(t *testing.T) {
+	t.Parallel()
 	d := live(t)
 	d.Docker("run", "-d", "-t", "--name", "box", image, "sleep", "1000")
 	w := watchShim(t, d, "box")
@@ -380,16 +382,12 @@ func awaitCheck(t *testing.T, d *kit.Daemon, container string) {
 	t.Helper()
 	const checks = "{{range .State.Health.Log}} {{.Start}}{{end}}"
 	last := d.Docker("inspect", "-f", checks, container)
-	for deadline := time.Now().Add(time.Minute); time.Now().Before(deadline); {
-		if d.Docker("inspect", "-f", checks, container) != last {
-			return
-		}
-	}
-	t.Fatal("no health check took place")
+	kit.Eventually(t, "a health check takes place", func() bool { return d.Docker("inspect", "-f", checks, container) != last })
 }
 
 // An endless line is cut, and the memory for a flood of output is released.
 func TestShimIsAtRestAfterALogFlood(t *testing.T) {
+	t.Parallel()
 	d := live(t)
 	d.Docker("run", "-d", "-i", "--name", "box", "--log-opt", "max-size=2m", "--log-opt", "max-file=2", image,
 		"sh", "-c", "read x; head -c 60000000 /dev/zero; yes | head -c 10000000; echo; echo over; sleep 1000")
@@ -437,6 +435,7 @@ func TestShimIsAtRestAfterALogFlood(t *testing.T) {
 // Clients beyond the limit of a shim get an error. The container runs on, and a
 // place that becomes free can be used again.
 func TestShimServesSoManyClientsAndNoMore(t *testing.T) {
+	t.Parallel()
 	const limit, more = 1024, 40
 	d := live(t)
 	d.Docker("run", "-d", "-i", "--name", "box", image, "sh", "-c", "while read x; do echo got $x; done")

@@ -5,6 +5,7 @@ package shim
 import (
 	"encoding/binary"
 	"encoding/json"
+	"fmt"
 	"io"
 	"os"
 	"path/filepath"
@@ -14,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"holdfast/internal/shim/proto"
+	"holdfast/test/kit"
 )
 
 // fifo makes a FIFO in the container's /tmp.
@@ -34,12 +36,30 @@ func (b *box) late(pid int, goes, done string) {
 		b.t.Fatal(err)
 	}
 	defer unix.Kill(pid, unix.SIGCONT)
+	kit.Eventually(b.t, "each thread of the shim is stopped", func() bool { return stopped(pid) })
 	if err := os.WriteFile(goes, []byte("x"), 0); err != nil {
 		b.t.Fatal(err)
 	}
 	if _, err := os.ReadFile(done); err != nil {
 		b.t.Fatal(err)
 	}
+}
+
+// stopped reports whether a process is stopped by a signal. A thread that runs on
+// another processor stops some time after the signal was sent.
+func stopped(pid int) bool {
+	states, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/stat", pid))
+	for _, path := range states {
+		text, err := os.ReadFile(path)
+		if err != nil {
+			return false
+		}
+		// Such as "1234 (name of the program) T 1 …".
+		if _, state, _ := strings.Cut(string(text), ") "); !strings.HasPrefix(state, "T") {
+			return false
+		}
+	}
+	return len(states) > 0
 }
 
 // frames reads n bytes out of frames of any stream.

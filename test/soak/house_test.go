@@ -164,7 +164,7 @@ func (h *house) pause(d time.Duration) bool {
 func build(t *testing.T, containers int, length time.Duration) *house {
 	t.Helper()
 	h := &house{t: t, length: length, boxes: plan(containers, length), done: map[string]int{}, starts: map[string]int{}, dies: map[string]int{}}
-	h.d = kit.New(t, kit.Options{LiveRestore: true, Config: map[string]any{"debug": true}})
+	h.d = kit.New(t, kit.Options{LiveRestore: true, Disk: true, Config: map[string]any{"debug": true}})
 	h.d.Address = netip.MustParsePrefix("10.63.0.1/16")
 	h.d.Start()
 	h.d.Load(image, kit.ProgramImage(t, "./player"))

@@ -242,11 +242,7 @@ func TestWaitForAContainerThatTheNewDaemonStartsIsAnswered(t *testing.T) {
 		t.Errorf("wait says %d", w.StatusCode)
 	}
 	// The last messages about a removal arrive shortly before its end.
-	for end := time.Now().Add(patience); d.TryHoldfast("inspect", "long").Code == 0; {
-		if time.Now().After(end) {
-			t.Fatal("container long is not removed")
-		}
-	}
+	kit.Eventually(t, "container long is removed", func() bool { return d.TryHoldfast("inspect", "long").Code != 0 })
 	for _, old := range d.Predecessors() {
 		select {
 		case <-old.Exited:
