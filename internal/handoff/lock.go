@@ -78,25 +78,65 @@ func Acquire(ctx context.Context, dataRoot, execRoot string) (*Lock, error) {
 // Held reports whether a daemon holds the data root. It does not try the lock,
 // because to hold it even for a moment could make that daemon's own start fail.
 func Held(dataRoot string) bool {
-	var st unix.Stat_t
-	if unix.Stat(filepath.Join(dataRoot, LockFile), &st) != nil {
-		return false
-	}
-	locks, err := os.ReadFile("/proc/locks")
+	f, err := os.OpenFile(filepath.Join(dataRoot, LockFile), unix.O_PATH|unix.O_NOFOLLOW, 0)
 	if err != nil {
 		return false
 	}
-	// A line is like "1: FLOCK  ADVISORY  WRITE 1234 fe:01:5678 0 EOF"
-	// (proc_locks(5)). The device is not compared: it is that of the file system,
-	// which may differ from that of the file.
-	inode := ":" + strconv.FormatUint(st.Ino, 10)
-	for line := range strings.Lines(string(locks)) {
+	defer f.Close()
+	var st unix.Stat_t
+	if unix.Fstat(int(f.Fd()), &st) != nil {
+		return false
+	}
+	locks, err := os.ReadFile("/proc/locks")
+	return err == nil && lockedIn(string(locks), fileSystemOf(f), st.Ino)
+}
+
+// lockedIn reports whether a list of locks (proc_locks(5)) has one of flock(2) that
+// excludes others, on an inode of a file system. device is MAJOR:MINOR in
+// hexadecimal digits; without it the inode decides alone.
+func lockedIn(locks, device string, inode uint64) bool {
+	number := strconv.FormatUint(inode, 10)
+	for line := range strings.Lines(locks) {
+		// Such as "1: FLOCK  ADVISORY  WRITE 1234 fe:01:5678 0 EOF".
 		f := strings.Fields(line)
-		if len(f) > 5 && f[1] == "FLOCK" && f[3] == "WRITE" && strings.HasSuffix(f[5], inode) {
+		if len(f) <= 5 || f[1] != "FLOCK" || f[3] != "WRITE" {
+			continue
+		}
+		at := strings.LastIndexByte(f[5], ':')
+		if at >= 0 && f[5][at+1:] == number && (device == "" || f[5][:at] == device) {
 			return true
 		}
 	}
 	return false
+}
+
+// fileSystemOf returns the device of a file's file system as /proc/locks has it, or
+// "" if it is unknown. It is that of the mount, because stat(2) may return another:
+// Btrfs has one for each subvolume.
+func fileSystemOf(f *os.File) string {
+	info, err := os.ReadFile("/proc/self/fdinfo/" + strconv.Itoa(int(f.Fd())))
+	if err != nil {
+		return ""
+	}
+	_, mount, _ := strings.Cut(string(info), "mnt_id:")
+	mount, _, _ = strings.Cut(strings.TrimSpace(mount), "\n")
+	mounts, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil || mount == "" {
+		return ""
+	}
+	for line := range strings.Lines(string(mounts)) {
+		// Such as "36 35 98:0 /mnt1 /mnt2 rw,noatime - ext3 /dev/root rw".
+		f := strings.Fields(line)
+		var major, minor uint32
+		if len(f) < 3 || f[0] != mount {
+			continue
+		}
+		if _, err := fmt.Sscanf(f[2], "%d:%d", &major, &minor); err != nil {
+			return ""
+		}
+		return fmt.Sprintf("%02x:%02x", major, minor)
+	}
+	return ""
 }
 
 func makeRoot(what, dir string) error {
