@@ -78,7 +78,9 @@ type (
 )
 
 // ForTasks is the API for the process that runs the node of a swarm.
-func ForTasks(api http.Handler, b tasks.Backend) http.Handler { return tasks.Handler(api, b) }
+func ForTasks(api http.Handler, b tasks.Backend, j tasks.Journal) http.Handler {
+	return tasks.Handler(api, b, j)
+}
 
 // Swarm is what the API needs of package swarm.
 type Swarm interface {

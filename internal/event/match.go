@@ -25,7 +25,7 @@ func Match(f filter.Args, m Message) bool {
 	if f.Has("event") && !f.Exact("event", m.Action) && !f.Exact("event", action) {
 		return false
 	}
-	for _, kind := range []string{"container", "image", "volume", "network", "daemon"} {
+	for _, kind := range []string{"container", "image", "volume", "network", "daemon", "config", "node", "plugin", "secret", "service"} {
 		if !f.Has(kind) {
 			continue
 		}
@@ -39,11 +39,6 @@ func Match(f filter.Args, m Message) bool {
 		}
 		name := m.Actor.Attributes["name"]
 		if !f.Prefix(kind, m.Actor.ID) && !f.Exact(kind, name) && !f.Exact(kind, strings.TrimSuffix(name, ":latest")) {
-			return false
-		}
-	}
-	for _, kind := range []string{"config", "node", "plugin", "secret", "service"} {
-		if f.Has(kind) {
 			return false
 		}
 	}

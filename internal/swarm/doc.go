@@ -67,6 +67,10 @@ func ReadStatus(execRoot string) Status {
 // internal/api/tasks.
 const TasksPath = "/holdfast/v1/tasks/"
 
+// EventsPath is the path at which the process reports the events of its swarm, as a
+// list of event.Message; see package internal/api/tasks.
+const EventsPath = "/holdfast/v1/swarm/events"
+
 // InfoPath is the path of the daemon's own request to the process: the swarm section
 // of GET /info.
 const InfoPath = "/holdfast/v1/swarm/info"

@@ -181,15 +181,32 @@ func (m *member) begin(conf config) error {
 
 // watchControl follows the node's role: a manager has clients of its own API.
 func (m *member) watchControl(ctx context.Context, n *node.Node) {
+	reporting := func() {}
+	defer func() { reporting() }()
 	for conn := range n.ListenControlSocket(ctx) {
 		m.mu.Lock()
-		if m.conn != conn {
+		changed := m.conn != conn
+		if changed {
 			m.conn, m.control, m.logs = conn, nil, nil
 			if conn != nil {
 				m.control, m.logs = api.NewControlClient(conn), api.NewLogsClient(conn)
 			}
 		}
 		m.mu.Unlock()
+		if changed {
+			reporting()
+			reporting = func() {}
+		}
+		if changed && conn != nil {
+			of, end := context.WithCancel(ctx)
+			done := make(chan struct{})
+			go func() {
+				defer close(done)
+				m.reportEvents(of, conn)
+			}()
+			// Two would report the same events with different sources.
+			reporting = func() { end(); <-done }
+		}
 		m.s.report()
 	}
 }

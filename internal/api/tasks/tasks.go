@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // Package tasks serves the process that runs a swarm node. It has the whole API of
-// the daemon, and one operation that no other client has: to create the container of
-// a task. Only that process reaches it, over a socket of its own.
+// the daemon, and two operations that no other client has: to create the container of
+// a task, and to record the events of the swarm. Only that process reaches it, over a socket of its own.
 package tasks
 
 import (
@@ -15,6 +15,7 @@ import (
 
 	"holdfast/internal/api/wire"
 	"holdfast/internal/engine"
+	"holdfast/internal/event"
 	"holdfast/internal/swarm"
 )
 
@@ -23,9 +24,20 @@ type Backend interface {
 	ContainerCreate(ctx context.Context, o engine.CreateOptions) (container.CreateResponse, error)
 }
 
-// Handler adds the operation to the API.
-func Handler(api http.Handler, b Backend) http.Handler {
+// Journal records events; see event.Journal.
+type Journal interface {
+	Append(m event.Message) (bool, error)
+}
+
+// Handler adds the operations to the API.
+func Handler(api http.Handler, b Backend, j Journal) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == swarm.EventsPath && r.Method == http.MethodPost {
+			if err := record(w, &wire.Request{Request: r}, j); err != nil {
+				wire.WriteError(w, err)
+			}
+			return
+		}
 		task, ok := strings.CutPrefix(r.URL.Path, swarm.TasksPath)
 		if !ok || r.Method != http.MethodPost || task == "" {
 			api.ServeHTTP(w, r)
@@ -36,6 +48,20 @@ func Handler(api http.Handler, b Backend) http.Handler {
 			wire.WriteError(w, err)
 		}
 	})
+}
+
+func record(w http.ResponseWriter, r *wire.Request, j Journal) error {
+	var list []event.Message
+	if _, err := r.Decode(w, &list); err != nil {
+		return err
+	}
+	for _, m := range list {
+		if _, err := j.Append(m); err != nil {
+			return err
+		}
+	}
+	w.WriteHeader(http.StatusNoContent)
+	return nil
 }
 
 func create(w http.ResponseWriter, r *wire.Request, b Backend, task string) error {

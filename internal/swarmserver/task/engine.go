@@ -22,6 +22,7 @@ import (
 	"github.com/moby/moby/client"
 	"golang.org/x/sys/unix"
 
+	"holdfast/internal/event"
 	"holdfast/internal/swarm"
 )
 
@@ -93,9 +94,23 @@ func (e *Engine) create(ctx context.Context, task, name string, req *container.C
 	if err != nil {
 		return err
 	}
+	return e.post(ctx, "create the container", swarm.TasksPath+url.PathEscape(task)+"?name="+url.QueryEscape(name), text)
+}
+
+// Report has the daemon record events of the swarm. Those whose source it has
+// recorded before it leaves out.
+func (e *Engine) Report(ctx context.Context, events []event.Message) error {
+	text, err := json.Marshal(events)
+	if err != nil {
+		return err
+	}
+	return e.post(ctx, "report events", swarm.EventsPath, text)
+}
+
+// post sends a request that only the process makes. It waits for a daemon.
+func (e *Engine) post(ctx context.Context, what, path string, body []byte) error {
 	return do(ctx, func() error {
-		to := "http://daemon" + swarm.TasksPath + url.PathEscape(task) + "?name=" + url.QueryEscape(name)
-		r, err := http.NewRequestWithContext(ctx, http.MethodPost, to, bytes.NewReader(text))
+		r, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://daemon"+path, bytes.NewReader(body))
 		if err != nil {
 			return err
 		}
@@ -105,13 +120,13 @@ func (e *Engine) create(ctx context.Context, task, name string, req *container.C
 			return err
 		}
 		defer resp.Body.Close()
-		if resp.StatusCode == http.StatusCreated {
+		if resp.StatusCode < http.StatusBadRequest {
 			_, err := io.Copy(io.Discard, resp.Body)
 			return err
 		}
 		var refused common.ErrorResponse
 		if err := json.NewDecoder(resp.Body).Decode(&refused); err != nil {
-			return fmt.Errorf("create the container: %s: %w", resp.Status, err)
+			return fmt.Errorf("%s: %s: %w", what, resp.Status, err)
 		}
 		return refusal{refused.Message, errhttp.ToNative(resp.StatusCode)}
 	})
