@@ -11,6 +11,7 @@ import (
 	"os"
 
 	"holdfast/internal/beside"
+	"holdfast/internal/swarm"
 	"holdfast/internal/swarmserver"
 	"holdfast/internal/version"
 )
@@ -19,6 +20,8 @@ func main() {
 	dataRoot := flag.String("data-root", "", "the daemon's data root")
 	execRoot := flag.String("exec-root", "", "the daemon's exec root")
 	shown := flag.Bool("version", false, "print the version and exit")
+	var settings swarm.Settings
+	settings.Flags(flag.CommandLine)
 	flag.Parse()
 	if *shown {
 		fmt.Printf("Holdfast version %s, build %s\n", version.Version, version.Commit)
@@ -28,7 +31,7 @@ func main() {
 		fmt.Fprintln(os.Stderr, "holdfast-swarm can only be started by the daemon")
 		os.Exit(125)
 	}
-	err := swarmserver.Run(swarmserver.Options{DataRoot: *dataRoot, ExecRoot: *execRoot, Ready: os.NewFile(beside.ReadyFD, "ready")})
+	err := swarmserver.Run(swarmserver.Options{DataRoot: *dataRoot, ExecRoot: *execRoot, Settings: settings, Ready: os.NewFile(beside.ReadyFD, "ready")})
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)

@@ -22,6 +22,7 @@ func (c *composed) newBeside(cfg *config.Config, shims shims, log *slog.Logger) 
 	}
 	c.swarm = swarm.New(swarm.Options{
 		Binary: program, DataRoot: cfg.DataRoot, ExecRoot: cfg.ExecRoot, Release: version.Version, Log: log, Started: shims.place,
+		Settings: swarm.Settings{AdvertiseAddr: cfg.SwarmAdvertiseAddr, HeartbeatTick: cfg.SwarmHeartbeatTick, ElectionTick: cfg.SwarmElectionTick},
 	})
 	return nil
 }

@@ -16,7 +16,7 @@ import (
 // them. Every message names the option and what it accepts.
 func (c *Config) check() error {
 	for _, check := range []func(*Config) error{
-		checkPaths, checkLogging, checkHosts, checkLabels, checkNumbers, checkRegistries, checkProxies,
+		checkPaths, checkLogging, checkHosts, checkLabels, checkNumbers, checkSwarm, checkRegistries, checkProxies,
 		checkRuntimes, checkModes, checkBridge, checkDNS, checkAPI, checkBrowsers, checkBuilder,
 	} {
 		if err := check(c); err != nil {

@@ -68,6 +68,13 @@ type Config struct {
 	APIAllowedOrigins []string
 	OOMScoreAdjust    int
 
+	NodeGenericResources []string // see GenericResources
+	SwarmAdvertiseAddr   string   // an address or an interface; empty chooses the only one
+	// Ticks of a second after which a swarm's managers send heartbeats, and miss them.
+	// 0 is the default.
+	SwarmHeartbeatTick int
+	SwarmElectionTick  int
+
 	StorageDriver          string // empty chooses automatically
 	RegistryMirrors        []string
 	InsecureRegistries     []string

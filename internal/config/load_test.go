@@ -120,8 +120,9 @@ func TestHonouredOptionIsReadFromFlagAndFile(t *testing.T) {
 		"default-cgroupns-mode": "private", "default-ipc-mode": "shareable", "default-runtime": "runc", "default-gateway-v6": "fd00::2",
 		"exec-opt": "native.cgroupdriver=cgroupfs", "host": "tcp://127.0.0.1:2375", "label": "a=b", "log-format": "json", "log-level": "warn",
 		"min-api-version": "1.40", "registry-mirror": "https://mirror.example.com/", "dns-search": "example.com", "registry-token-host": "registry.example.com=auth.example.net",
-		"api-allowed-origin": "https://ui.example.com:8443",
-		"http-proxy":         "http://proxy.example.com:3128", "https-proxy": "proxy.example.com:3128",
+		"node-generic-resource": "ssd=3",
+		"api-allowed-origin":    "https://ui.example.com:8443",
+		"http-proxy":            "http://proxy.example.com:3128", "https-proxy": "proxy.example.com:3128",
 	}
 	for _, o := range Options() {
 		if o.Support != Honoured || o.Flag == "config-file" || o.Key == "" || o.Flag == "" {

@@ -45,6 +45,7 @@ type Status struct {
 	// Node is the header Swarm of the API: inactive, pending, active/worker,
 	// active/manager, locked or error.
 	Node string `json:"node"`
+	Settings
 }
 
 // Inactive is the value of Status.Node on a host that is in no swarm.

@@ -5,12 +5,14 @@ package swarm
 import (
 	"context"
 	"errors"
+	"flag"
 	"fmt"
 	"log/slog"
 	"net"
 	"net/http"
 	"os"
 	"path/filepath"
+	"strconv"
 	"sync"
 	"time"
 
@@ -31,6 +33,29 @@ type Options struct {
 	Log     *slog.Logger
 	// Started, if not nil, is called with the pid of each process that was started.
 	Started func(pid int)
+	Settings
+}
+
+// Settings are those of the daemon that a process gets when it is started. A process
+// with others is replaced.
+type Settings struct {
+	// AdvertiseAddr is the address or interface at which other nodes reach this one
+	// unless a request names another. Empty chooses the host's only address.
+	AdvertiseAddr string `json:"advertiseAddr,omitempty"`
+	// HeartbeatTick and ElectionTick are those of raft, in seconds. 0 is the default.
+	HeartbeatTick int `json:"heartbeatTick,omitempty"`
+	ElectionTick  int `json:"electionTick,omitempty"`
+}
+
+// Flags are the arguments of the process for the settings.
+func (s *Settings) Flags(f *flag.FlagSet) {
+	f.StringVar(&s.AdvertiseAddr, "advertise-addr", "", "the default of the address at which other nodes reach this one")
+	f.IntVar(&s.HeartbeatTick, "heartbeat-tick", 0, "seconds between raft's heartbeats")
+	f.IntVar(&s.ElectionTick, "election-tick", 0, "seconds without a heartbeat after which a manager stands for election")
+}
+
+func (s Settings) args() []string {
+	return []string{"--advertise-addr", s.AdvertiseAddr, "--heartbeat-tick", strconv.Itoa(s.HeartbeatTick), "--election-tick", strconv.Itoa(s.ElectionTick)}
 }
 
 const (
@@ -68,7 +93,7 @@ func New(o Options) *Node {
 	n := &Node{o: o}
 	n.life, n.end = context.WithCancel(context.Background())
 	n.process = &beside.Process{
-		Name: "the swarm process", Binary: o.Binary, Args: []string{"--data-root", o.DataRoot, "--exec-root", o.ExecRoot},
+		Name: "the swarm process", Binary: o.Binary, Args: append([]string{"--data-root", o.DataRoot, "--exec-root", o.ExecRoot}, o.Settings.args()...),
 		Dir: Dir(o.ExecRoot), Log: "swarm.log", Started: o.Started,
 	}
 	return n
@@ -98,8 +123,9 @@ func (n *Node) Resume(ctx context.Context) error {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	if alive, err := n.process.Alive(); err == nil && alive {
-		if running := ReadStatus(n.o.ExecRoot).Release; running != n.o.Release {
-			n.o.Log.Info("replacing the swarm process by one of this release", "was", running, "is", n.o.Release)
+		running := ReadStatus(n.o.ExecRoot)
+		if running.Release != n.o.Release || running.Settings != n.o.Settings {
+			n.o.Log.Info("replacing the swarm process by one of this release, with the present settings", "was", running.Release, "is", n.o.Release)
 			n.process.Stop(beside.StopAll)
 		}
 	}

@@ -58,7 +58,7 @@ func address(host string, unspecified bool, wrong error) (string, error) {
 	return "", errs.Invalid("interface %s has no usable IPv4 or IPv6 address", host)
 }
 
-// addresses are those of an interface that other hosts can reach.
+// addresses are those of an interface, without link-local ones.
 func addresses(i netlink.Link) (v4, v6 []netip.Addr, err error) {
 	all, err := dump.Addrs(i, netlink.FAMILY_ALL)
 	if err != nil {
@@ -67,7 +67,7 @@ func addresses(i netlink.Link) (v4, v6 []netip.Addr, err error) {
 	for _, a := range all {
 		addr, ok := netip.AddrFromSlice(a.IP)
 		switch addr = addr.Unmap(); {
-		case !ok, addr.IsLinkLocalUnicast(), addr.IsLoopback():
+		case !ok, addr.IsLinkLocalUnicast():
 		case addr.Is4():
 			v4 = append(v4, addr)
 		default:

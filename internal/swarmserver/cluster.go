@@ -3,6 +3,7 @@
 package swarmserver
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -50,6 +51,7 @@ func (s *server) init(r *wire.Request, w http.ResponseWriter) (any, error) {
 	if err != nil {
 		return nil, err
 	}
+	req.AdvertiseAddr = cmp.Or(req.AdvertiseAddr, s.o.Settings.AdvertiseAddr)
 	conf, err := initConfig(req)
 	if err != nil {
 		return nil, err
@@ -182,6 +184,7 @@ func (s *server) join(r *wire.Request, w http.ResponseWriter) (any, error) {
 	if len(req.RemoteAddrs) == 0 {
 		return nil, errs.Invalid("at least 1 RemoteAddr is required to join")
 	}
+	req.AdvertiseAddr = cmp.Or(req.AdvertiseAddr, s.o.Settings.AdvertiseAddr)
 	listen, port, err := listenAddr(req.ListenAddr)
 	if err != nil {
 		return nil, err

@@ -35,6 +35,7 @@ import (
 // Options are what Run needs.
 type Options struct {
 	DataRoot, ExecRoot string
+	Settings           swarm.Settings
 	// Ready gets a word when clients can be passed, or the reason why not, and is
 	// then closed.
 	Ready io.WriteCloser
@@ -174,7 +175,7 @@ func (s *server) setMember(m *member) {
 func (s *server) report() {
 	s.reporting.Lock()
 	defer s.reporting.Unlock()
-	text, err := json.Marshal(swarm.Status{Release: version.Version, Node: s.status()})
+	text, err := json.Marshal(swarm.Status{Release: version.Version, Node: s.status(), Settings: s.o.Settings})
 	if err == nil {
 		err = durable.WriteFile(swarm.StatusPath(s.o.ExecRoot), text, 0o600)
 	}

@@ -144,11 +144,25 @@ func (s *System) Info(ctx context.Context) (system.Info, error) {
 	for _, p := range cfg.AddressPools {
 		i.DefaultAddressPools = append(i.DefaultAddressPools, system.NetworkAddressPool{Base: p.Base, Size: p.Size})
 	}
+	i.GenericResources = genericResources(cfg.NodeGenericResources)
 	i.ContainersRunning, i.ContainersPaused, i.ContainersStopped = s.deps.Containers.Counts()
 	i.Containers = i.ContainersRunning + i.ContainersPaused + i.ContainersStopped
 	var err error
 	i.Images, err = s.deps.Objects.ImagesCount(ctx)
 	return i, err
+}
+
+// genericResources converts what the configuration was checked for.
+func genericResources(list []string) (out []swarm.GenericResource) {
+	all, _ := config.GenericResources(list)
+	for _, r := range all {
+		if r.Name == "" {
+			out = append(out, swarm.GenericResource{DiscreteResourceSpec: &swarm.DiscreteGenericResource{Kind: r.Kind, Value: r.Count}})
+			continue
+		}
+		out = append(out, swarm.GenericResource{NamedResourceSpec: &swarm.NamedGenericResource{Kind: r.Kind, Value: r.Name}})
+	}
+	return out
 }
 
 // proxy returns the proxy that the daemon uses, from its configuration or else its
