@@ -75,7 +75,7 @@ type builder struct {
 	boot       string // identifies the boot of the machine
 }
 
-func openBuilder(ctx context.Context, o Options, remote *stores.Client) (_ *builder, err error) {
+func openBuilder(ctx context.Context, o beside.Options, remote *stores.Client) (_ *builder, err error) {
 	conf, err := remote.Config(ctx)
 	if err != nil {
 		return nil, err

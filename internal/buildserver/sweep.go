@@ -14,6 +14,8 @@ import (
 
 	"github.com/moby/sys/mountinfo"
 	"golang.org/x/sys/unix"
+
+	"holdfast/internal/beside"
 )
 
 // places are the directories of RUN steps.
@@ -24,7 +26,7 @@ type places struct {
 	mounts   string // of cache mounts
 }
 
-func placesOf(o Options, state string) places {
+func placesOf(o beside.Options, state string) places {
 	return places{
 		executor: filepath.Join(state, "executor"), mounts: filepath.Join(state, "cachemounts"),
 		runc: runcDir(o.ExecRoot), wrapper: filepath.Join(state, "runc"),
