@@ -4,7 +4,7 @@
 // starts, and that outlives it: holdfast-build and holdfast-swarm. A Process is the
 // daemon's side. It starts the process, finds the one that an earlier daemon has
 // started, and passes clients to it, each with the part of its request that the
-// daemon has read. A Server is the process's side.
+// daemon has read. Run is the process's side, and Life decides when it ends.
 //
 //	<dir>/lock          held by the process as long as it lives
 //	<dir>/control.sock  the process takes over clients here

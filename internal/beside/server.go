@@ -22,25 +22,25 @@ import (
 // ErrHeld: another such process works for the same daemon.
 var ErrHeld = errors.New("another such process runs already")
 
-// Lock takes the lock of a process, which is held until the file is closed.
-func Lock(dir string) (*os.File, error) {
-	lock, err := os.OpenFile(LockPath(dir), os.O_RDWR|os.O_CREATE, 0o600)
+// lock takes the lock of a process.
+func lock(dir string) (unlock func() error, _ error) {
+	f, err := os.OpenFile(LockPath(dir), os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
 		return nil, err
 	}
-	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
-		lock.Close()
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		f.Close()
 		if errors.Is(err, unix.EWOULDBLOCK) {
 			return nil, ErrHeld
 		}
 		return nil, os.NewSyscallError("flock", err)
 	}
-	return lock, nil
+	return f.Close, nil
 }
 
-// StartedByDaemon reports whether a daemon has started this process: there is the
+// startedByDaemon reports whether a daemon has started this process: there is the
 // pipe on which it waits.
-func StartedByDaemon() bool {
+func startedByDaemon() bool {
 	var st unix.Stat_t
 	if unix.Fstat(ReadyFD, &st) != nil || st.Mode&unix.S_IFMT != unix.S_IFIFO {
 		return false
@@ -49,25 +49,15 @@ func StartedByDaemon() bool {
 	return true
 }
 
-// Handler is what a process does with the daemon's messages.
-type Handler interface {
-	// Begin notes that a client has come, until end is called. It returns false if
-	// the process is about to end.
-	Begin() (end func(), ok bool)
-	// Stop ends the process, unless all is false and it has something to do. It
-	// reports whether the process ends.
-	Stop(all bool) bool
-}
-
-// Server takes over clients. The holder of the lock makes it.
-type Server struct {
+// server takes over clients. The holder of the lock makes it.
+type server struct {
 	*Conns
-	handler Handler
+	life    *Life
 	control *net.UnixListener
 }
 
-// Listen makes the control socket in dir. Clients come when Serve is called.
-func Listen(dir string, h Handler) (*Server, error) {
+// listen makes the control socket in dir. Clients come when serve is called.
+func listen(dir string, l *Life) (*server, error) {
 	path := ControlPath(dir)
 	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return nil, err
@@ -76,12 +66,12 @@ func Listen(dir string, h Handler) (*Server, error) {
 	if err != nil {
 		return nil, fmt.Errorf("accept clients: %w", err)
 	}
-	return &Server{Conns: NewConns(), handler: h, control: control}, nil
+	return &server{Conns: NewConns(), life: l, control: control}, nil
 }
 
-// Serve takes over the clients that daemons pass, until Close. web gets their
+// serve takes over the clients that daemons pass, until close. web gets their
 // requests; its ConnContext is set.
-func (s *Server) Serve(web *http.Server) {
+func (s *server) serve(web *http.Server) {
 	web.ConnContext = withClient
 	go func() { _ = web.Serve(s.Conns) }() // it ends when the process does
 	for {
@@ -93,10 +83,10 @@ func (s *Server) Serve(web *http.Server) {
 	}
 }
 
-// Close ends the taking over of clients.
-func (s *Server) Close() error {
+// close ends the taking over of clients.
+func (s *server) close() {
 	s.Conns.Close()
-	return s.control.Close()
+	s.control.Close()
 }
 
 // Conns is a listener whose connections are passed to it.
@@ -137,7 +127,7 @@ func (c *Conns) Close() error {
 // Addr is required by net.Listener and has no meaning.
 func (c *Conns) Addr() net.Addr { return &net.UnixAddr{Net: "unix"} }
 
-func (s *Server) answer(conn *net.UnixConn) {
+func (s *server) answer(conn *net.UnixConn) {
 	defer conn.Close()
 	answer := Answer{}
 	err := s.take(conn)
@@ -167,7 +157,7 @@ var (
 const takeTimeout = 30 * time.Second
 
 // take reads one message, and carries it out.
-func (s *Server) take(conn *net.UnixConn) error {
+func (s *server) take(conn *net.UnixConn) error {
 	if err := conn.SetDeadline(time.Now().Add(takeTimeout)); err != nil {
 		return err
 	}
@@ -184,7 +174,7 @@ func (s *Server) take(conn *net.UnixConn) error {
 	case m.Watch:
 		return errStays
 	case m.Stop == StopIdle || m.Stop == StopAll:
-		if !s.handler.Stop(m.Stop == StopAll) {
+		if !s.life.stop(m.Stop == StopAll) {
 			return nil
 		}
 		return errStays
@@ -202,7 +192,7 @@ func (s *Server) take(conn *net.UnixConn) error {
 		}
 		head = append(head, buf[:n]...)
 	}
-	end, ok := s.handler.Begin()
+	end, ok := s.life.Begin()
 	if !ok {
 		socket.Close()
 		return errEnding

@@ -10,6 +10,7 @@ import (
 	controlapi "github.com/moby/buildkit/api/services/control"
 	gatewayapi "github.com/moby/buildkit/frontend/gateway/pb"
 	"github.com/moby/buildkit/util/entitlements"
+	"golang.org/x/sys/unix"
 	"google.golang.org/grpc"
 
 	"holdfast/internal/errs"
@@ -47,7 +48,11 @@ func (b *builder) admit(ctx context.Context, req any, _ *grpc.UnaryServerInfo, n
 			return nil, err
 		}
 	}
-	return next(ctx, req)
+	resp, err := next(ctx, req)
+	if err != nil && strings.Contains(err.Error(), unix.ENOSPC.Error()) {
+		go b.clear(context.WithoutCancel(ctx))
+	}
+	return resp, err
 }
 
 // governed are the entitlements that builder.entitlements decides on.

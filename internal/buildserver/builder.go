@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"runtime/debug"
+	"sync"
 
 	"github.com/containerd/containerd/v2/core/leases"
 	"github.com/containerd/containerd/v2/core/remotes/docker"
@@ -33,6 +34,7 @@ import (
 	"github.com/moby/buildkit/session"
 	containerdsnapshot "github.com/moby/buildkit/snapshot/containerd"
 	"github.com/moby/buildkit/solver"
+	"github.com/moby/buildkit/solver/bboltcachestorage"
 	"github.com/moby/buildkit/solver/pb"
 	"github.com/moby/buildkit/util/archutil"
 	"github.com/moby/buildkit/util/db/boltutil"
@@ -66,16 +68,18 @@ type builder struct {
 	sessions   *session.Manager
 	controller *control.Controller
 	worker     *stepWorker
+	index      *bboltcachestorage.Store // which step has which result
 	grpc       *grpc.Server
 	conns      *beside.Conns // of grpc
 	graceful   chan struct{}
 	steps      steps
 	at         places
+	clearing   sync.Mutex // held by clear
 	dataRoot   string
 	boot       string // identifies the boot of the machine
 }
 
-func openBuilder(ctx context.Context, o Options, remote *stores.Client) (_ *builder, err error) {
+func openBuilder(ctx context.Context, o beside.Options, remote *stores.Client) (_ *builder, err error) {
 	conf, err := remote.Config(ctx)
 	if err != nil {
 		return nil, err
@@ -158,7 +162,7 @@ func (b *builder) newWorker(ctx context.Context, state string, at places) (*step
 	if err != nil {
 		return nil, err
 	}
-	runs := &stepExecutor{present: b.present, at: at, networks: networks, monitor: monitor, steps: &b.steps}
+	runs := &stepExecutor{present: b.present, at: at, networks: networks, monitor: monitor, steps: &b.steps, parents: parents{dir: at.parents}}
 	if _, err := runs.pick(b.conf); err != nil {
 		return nil, err
 	}
@@ -276,6 +280,7 @@ func (b *builder) newController(state string) (*control.Controller, error) {
 	if err != nil {
 		return nil, err
 	}
+	b.index = cache
 	history, err := boltutil.SafeOpen(filepath.Join(state, "history.db"), 0o600, &bbolt.Options{FreelistType: bbolt.FreelistMapType})
 	if err != nil {
 		return nil, err

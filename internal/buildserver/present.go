@@ -111,7 +111,11 @@ func (e *stepExecutor) Run(ctx context.Context, id string, root executor.Mount, 
 	}
 	ctx, process.Meta.CgroupParent = networkIn(ctx, process.Meta.CgroupParent)
 	if parent := process.Meta.CgroupParent; parent != "" && !strings.HasSuffix(parent, ":") { // not systemd's notation
-		defer e.parents.use(parent)()
+		end, err := e.parents.use(parent)
+		if err != nil {
+			return nil, err
+		}
+		defer end()
 	}
 	return with.Run(context.WithValue(ctx, configKey{}, conf), id, root, mounts, process, started)
 }

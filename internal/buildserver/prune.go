@@ -7,8 +7,10 @@ import (
 	"encoding/json"
 	"errors"
 	"io"
+	"maps"
 	"net/http"
 	"net/url"
+	"slices"
 	"strconv"
 	"time"
 
@@ -61,25 +63,41 @@ func pruneRequest(q url.Values, now time.Time) (*controlapi.PruneRequest, error)
 			r.KeepDuration = int64(age)
 		}
 	}
+	r.Filter = pruneFilters(args)
+	return r, nil
+}
+
+// pruneFilters translates the filters into containerd's syntax. All of them must match
+// a record, and of each one of its values.
+func pruneFilters(args filter.Args) []string {
+	terms := map[string][]string{}
+	for name, how := range map[string]string{"id": "~=", "parent": "==", "type": "==", "description": "~="} {
+		for _, text := range args[name] {
+			if name == "id" {
+				text = "^" + text
+			}
+			terms[name] = append(terms[name], name+how+strconv.Quote(text))
+		}
+	}
 	for _, name := range flagFilters {
 		for _, text := range args[name] {
-			if truth(text) || text == "" {
-				r.Filter = append(r.Filter, name)
-			} else {
-				r.Filter = append(r.Filter, name+"==false")
-			}
+			terms[name] = append(terms[name], name+"=="+strconv.FormatBool(text == "" || truth(text)))
 		}
 	}
-	for name, how := range map[string]string{"id": "~=^", "parent": "==", "type": "==", "description": "~="} {
-		for _, text := range args[name] {
-			op, anchor := how, ""
-			if how == "~=^" {
-				op, anchor = "~=", "^"
+	all := []string{}
+	for _, name := range slices.Sorted(maps.Keys(terms)) {
+		var longer []string
+		for _, term := range terms[name] {
+			if len(all) == 0 {
+				longer = append(longer, term)
 			}
-			r.Filter = append(r.Filter, name+op+strconv.Quote(anchor+text))
+			for _, before := range all {
+				longer = append(longer, before+","+term)
+			}
 		}
+		all = longer
 	}
-	return r, nil
+	return all
 }
 
 // servePrune is POST /build/prune.
@@ -149,15 +167,106 @@ func (b *builder) collectCache(ctx context.Context) {
 	if len(policy) == 0 {
 		return
 	}
+	if err := b.remove(ctx, policy...); err != nil {
+		logf("the cache of builds can't be collected: %v", err)
+	}
+}
+
+func (b *builder) remove(ctx context.Context, opts ...client.PruneInfo) error {
 	removed := make(chan client.UsageInfo)
 	go func() {
 		for range removed {
 		}
 	}()
-	if err := b.worker.Prune(ctx, removed, policy...); err != nil {
-		logf("the cache of builds can't be collected: %v", err)
+	defer close(removed)
+	return b.worker.Prune(ctx, removed, opts...)
+}
+
+// BuildKit lets go of what a failed build has written some time after the build.
+const (
+	clearEvery  = 100 * time.Millisecond
+	clearWithin = time.Minute
+)
+
+// clear removes what builds have written and no build can find again. BuildKit keeps
+// what a failed COPY has written as if it were a result, which must not be on a disk that
+// is full.
+func (b *builder) clear(ctx context.Context) {
+	if !b.clearing.TryLock() {
+		return // it goes on as long as anything of a build is in use
 	}
-	close(removed)
+	defer b.clearing.Unlock()
+	ctx, cancel := context.WithTimeout(ctx, clearWithin)
+	defer cancel()
+	tick := time.NewTicker(clearEvery)
+	defer tick.Stop()
+	for {
+		ids, more, err := b.lost(ctx)
+		if err == nil && len(ids) > 0 {
+			err = b.remove(ctx, client.PruneInfo{All: true, Filter: ids})
+		}
+		if err != nil {
+			logf("the disk is full, and what a build has written can't be removed: %v", err)
+		}
+		if err != nil || !more {
+			return
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return
+		case <-b.graceful:
+			return
+		}
+	}
+}
+
+// lost returns filters for the records of steps that no key of the cache leads to, and
+// whether there are more that are in use.
+func (b *builder) lost(ctx context.Context) (ids []string, more bool, _ error) {
+	found, err := b.found()
+	if err != nil {
+		return nil, false, err
+	}
+	records, _, err := b.worker.records(ctx)
+	if err != nil {
+		return nil, false, err
+	}
+	lost := slices.DeleteFunc(records, func(r *client.UsageInfo) bool {
+		return r.Shared || r.RecordType != client.UsageRecordTypeRegular || found(r.ID)
+	})
+	used := len(lost)
+	lost = slices.DeleteFunc(lost, func(r *client.UsageInfo) bool { return r.InUse })
+	ids, err = matching(nil, lost)
+	return ids, len(lost) < used, err
+}
+
+// found returns a function that reports whether a key of the cache leads to a record.
+func (b *builder) found() (func(id string) bool, error) {
+	items, err := b.worker.MetadataStore.All()
+	if err != nil {
+		return nil, err
+	}
+	// A result whose layer was not committed yet has two records, and the other one's ID
+	// is in the index.
+	other := map[string]string{}
+	for _, item := range items {
+		var mutable string
+		if v := item.Get("cache.equalMutable"); v != nil && json.Unmarshal(v.Value, &mutable) == nil {
+			other[mutable] = item.ID()
+		}
+	}
+	return func(id string) bool {
+		known := false
+		for _, id := range []string{id, other[id]} {
+			err := b.index.WalkIDsByResult(b.worker.ID()+"::"+id, func(string) error {
+				known = true
+				return nil
+			})
+			known = known || err != nil
+		}
+		return known
+	}, nil
 }
 
 // serveUsage tells the daemon what the cache takes, for GET /system/df.

@@ -103,10 +103,13 @@ func TestPruneFiltersReachBuildKit(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	slices.Sort(r.Filter)
 	if !r.All || r.ReservedSpace != 7 || r.MaxUsedSpace != 8 || time.Duration(r.KeepDuration) != 24*time.Hour ||
-		strings.Join(r.Filter, " ") != `id~="^abc" inuse==false type=="regular"` {
+		strings.Join(r.Filter, " ") != `id~="^abc",inuse==false,type=="regular"` {
 		t.Errorf("%+v", r)
+	}
+	if r, err := pruneRequest(url.Values{"filters": {`{"id":["a","b"],"shared":[""],"parent":["c"]}`}}, now); err != nil ||
+		!slices.Equal(r.Filter, []string{`id~="^a",parent=="c",shared==true`, `id~="^b",parent=="c",shared==true`}) {
+		t.Errorf("several values: %q, %v", r.GetFilter(), err)
 	}
 	if r, err := pruneRequest(url.Values{"filters": {`{"until":["2029-12-31T00:00:00Z"]}`}}, now); err != nil || time.Duration(r.KeepDuration) != 24*time.Hour {
 		t.Errorf("%+v, %v", r, err)

@@ -10,10 +10,12 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
-	"sync"
 
 	"github.com/moby/sys/mountinfo"
 	"golang.org/x/sys/unix"
+
+	"holdfast/internal/beside"
+	"holdfast/internal/build"
 )
 
 // places are the directories of RUN steps.
@@ -22,12 +24,13 @@ type places struct {
 	runc     string // the OCI runtime's own state
 	wrapper  string // the program that calls the OCI runtime with that state
 	mounts   string // of cache mounts
+	parents  string // records of the parent cgroups of steps
 }
 
-func placesOf(o Options, state string) places {
+func placesOf(o beside.Options, state string) places {
 	return places{
 		executor: filepath.Join(state, "executor"), mounts: filepath.Join(state, "cachemounts"),
-		runc: runcDir(o.ExecRoot), wrapper: filepath.Join(state, "runc"),
+		runc: runcDir(o.ExecRoot), wrapper: filepath.Join(state, "runc"), parents: filepath.Join(build.Dir(o.ExecRoot), "parents"),
 	}
 }
 
@@ -72,53 +75,5 @@ func (p places) sweep(runtime string) error {
 	if len(errs) > 0 {
 		return errors.Join(errs...) // what is mounted must not be deleted
 	}
-	return os.RemoveAll(p.executor)
-}
-
-// cgroupDirs are the directories of a cgroup in the hierarchies that there are.
-func cgroupDirs(cgroup string) (dirs []string) {
-	for _, pattern := range []string{"/sys/fs/cgroup", "/sys/fs/cgroup/*"} {
-		found, _ := filepath.Glob(filepath.Join(pattern, cgroup)) // it fails only for bad patterns
-		dirs = append(dirs, found...)
-	}
-	return dirs
-}
-
-// stepsCgroup is the cgroup, in their parent, that BuildKit makes for steps.
-const stepsCgroup = "buildkit"
-
-// removeCgroup removes the cgroup of all steps in a parent, if it is empty.
-func removeCgroup(parent string) {
-	for _, dir := range cgroupDirs(filepath.Join(parent, stepsCgroup)) {
-		_ = unix.Rmdir(dir) // a step may be running, of another daemon
-	}
-}
-
-// parents removes the parent cgroups that clients asked for and that did not exist.
-type parents struct {
-	mu   sync.Mutex
-	made map[string]bool
-}
-
-// use is called before a step, and its result after it.
-func (p *parents) use(parent string) (end func()) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if p.made == nil {
-		p.made = map[string]bool{}
-	}
-	if len(cgroupDirs(parent)) == 0 {
-		p.made[parent] = true
-	}
-	return func() {
-		p.mu.Lock()
-		defer p.mu.Unlock()
-		removeCgroup(parent)
-		if !p.made[parent] {
-			return
-		}
-		for _, dir := range cgroupDirs(parent) {
-			_ = unix.Rmdir(dir) // another step may be in it, which removes it then
-		}
-	}
+	return errors.Join(os.RemoveAll(p.executor), sweepParents(p.parents))
 }

@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/containerd/platforms"
 	"github.com/distribution/reference"
@@ -26,6 +27,7 @@ import (
 	"github.com/opencontainers/go-digest"
 	"github.com/opencontainers/image-spec/identity"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"golang.org/x/sys/unix"
 
 	"holdfast/internal/build/stores"
 	"holdfast/internal/errs"
@@ -43,20 +45,85 @@ type stepWorker struct {
 // GCPolicy is what the cache is collected by, in the present configuration.
 func (w *stepWorker) GCPolicy() []client.PruneInfo { return gcPolicy(w.present.latest().GC, w.state) }
 
+// DiskUsage returns the records of the cache.
+func (w *stepWorker) DiskUsage(ctx context.Context, o client.DiskUsageInfo) ([]*client.UsageInfo, error) {
+	records, _, err := w.records(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if o.AgeLimit > 0 {
+		since := time.Now().Add(-o.AgeLimit)
+		records = slices.DeleteFunc(records, func(r *client.UsageInfo) bool { return r.LastUsedAt != nil && r.LastUsedAt.After(since) })
+	}
+	return matches(o.Filter, records)
+}
+
+// records returns all records of the cache, and the IDs of those that BuildKit takes for
+// shared with an image and that are not.
+func (w *stepWorker) records(ctx context.Context) ([]*client.UsageInfo, map[string]bool, error) {
+	records, err := w.Worker.DiskUsage(ctx, client.DiskUsageInfo{})
+	if err != nil && strings.Contains(err.Error(), unix.ENOSPC.Error()) { // it records sizes
+		defer w.spend()()
+		records, err = w.Worker.DiskUsage(ctx, client.DiskUsageInfo{})
+	}
+	if err != nil {
+		return nil, nil, err
+	}
+	return records, unshare(records, func(id string) bool {
+		item, ok := w.MetadataStore.Get(id)
+		return ok && item.Get("cache.blob") != nil
+	}), nil
+}
+
 // Prune removes records of the cache, also if the disk is full: BuildKit writes to its
-// databases before it frees anything.
+// databases before it frees anything. The records that it reports have the size that
+// their removal frees.
 func (w *stepWorker) Prune(ctx context.Context, removed chan client.UsageInfo, opts ...client.PruneInfo) error {
+	defer w.spend()()
+	records, spared, err := w.records(ctx)
+	if err != nil {
+		return err
+	}
+	if opts, err = pruned(opts, records, spared); err != nil || len(opts) == 0 {
+		return err
+	}
+	shared := map[string]bool{}
+	for _, r := range records {
+		shared[r.ID] = r.Shared
+	}
+	all := make(chan client.UsageInfo)
+	told := make(chan struct{})
+	go func() {
+		defer close(told)
+		for r := range all {
+			if shared[r.ID] {
+				r.Shared, r.Size = true, 0
+			}
+			select {
+			case removed <- r:
+			case <-ctx.Done(): // nobody reads any more
+			}
+		}
+	}()
+	err = w.Worker.Prune(ctx, all, opts...)
+	close(all)
+	<-told
+	return err
+}
+
+// spend frees the disk space that is kept for the databases, until the function that it
+// returns is called.
+func (w *stepWorker) spend() (end func()) {
 	reserve := filepath.Join(w.state, "reserve")
 	_ = os.Remove(reserve) // without it there is nothing to gain
-	defer func() {
+	return func() {
 		if err := os.WriteFile(reserve, make([]byte, reserved), 0o600); err != nil {
 			_ = os.Remove(reserve) // the disk is still full
 		}
-	}()
-	return w.Worker.Prune(ctx, removed, opts...)
+	}
 }
 
-// reserved is the size, in bytes, of the file that Prune removes first.
+// reserved is the size, in bytes, of the file that spend removes.
 const reserved = 1 << 20
 
 // exporterMoby is the name by which clients ask for an image in the daemon's store.

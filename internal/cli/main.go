@@ -88,7 +88,7 @@ func run(ctx context.Context, docker *command.DockerCli) error {
 	} else if len(args) > 0 {
 		if now, ok := withBuildx(docker, root, args); ok {
 			forward(args, now)
-			args = now
+			return again(ctx, docker, args, func() error { return runPlugin(ctx, docker, root, buildx, target) })
 		}
 		// An unknown command may be a plugin: holdfast compose, holdfast
 		// buildx.

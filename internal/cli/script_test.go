@@ -50,12 +50,13 @@ func TestCommandLine(t *testing.T) {
 }
 
 // startFakeDaemon is the command "daemon SOCKET STATUSFILE": an API that
-// answers ping, and the status with the content of the file.
+// answers ping, and the status with the present content of the file. It makes the
+// file "asked" beside it when it was asked for the status.
 func startFakeDaemon(ts *testscript.TestScript, neg bool, args []string) {
 	if neg || len(args) != 2 {
 		ts.Fatalf("usage: daemon SOCKET STATUSFILE")
 	}
-	answer := ts.ReadFile(args[1])
+	file := ts.MkAbs(args[1])
 	listener, err := net.Listen("unix", ts.MkAbs(args[0]))
 	ts.Check(err)
 	mux := http.NewServeMux()
@@ -64,8 +65,11 @@ func startFakeDaemon(ts *testscript.TestScript, neg bool, args []string) {
 		w.Header().Set("Ostype", "linux")
 		fmt.Fprint(w, "OK")
 	})
-	mux.HandleFunc("/holdfast/v1/status", func(w http.ResponseWriter, _ *http.Request) {
-		fmt.Fprint(w, answer)
+	mux.HandleFunc("/holdfast/v1/status", func(w http.ResponseWriter, r *http.Request) {
+		http.ServeFile(w, r, file)
+		if err := os.WriteFile(filepath.Join(filepath.Dir(file), "asked"), nil, 0o600); err != nil {
+			ts.Logf("fake daemon: %v", err)
+		}
 	})
 	server := &http.Server{Handler: mux}
 	ended := make(chan struct{})

@@ -4,15 +4,14 @@ package swarm
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
-	"flag"
 	"fmt"
 	"log/slog"
 	"net"
 	"net/http"
 	"os"
 	"path/filepath"
-	"strconv"
 	"sync"
 	"time"
 
@@ -47,15 +46,10 @@ type Settings struct {
 	ElectionTick  int `json:"electionTick,omitempty"`
 }
 
-// Flags are the arguments of the process for the settings.
-func (s *Settings) Flags(f *flag.FlagSet) {
-	f.StringVar(&s.AdvertiseAddr, "advertise-addr", "", "the default of the address at which other nodes reach this one")
-	f.IntVar(&s.HeartbeatTick, "heartbeat-tick", 0, "seconds between raft's heartbeats")
-	f.IntVar(&s.ElectionTick, "election-tick", 0, "seconds without a heartbeat after which a manager stands for election")
-}
-
-func (s Settings) args() []string {
-	return []string{"--advertise-addr", s.AdvertiseAddr, "--heartbeat-tick", strconv.Itoa(s.HeartbeatTick), "--election-tick", strconv.Itoa(s.ElectionTick)}
+// String is the form in which a process gets the settings.
+func (s Settings) String() string {
+	text, _ := json.Marshal(s) // never fails for this type
+	return string(text)
 }
 
 const (
@@ -93,7 +87,7 @@ func New(o Options) *Node {
 	n := &Node{o: o}
 	n.life, n.end = context.WithCancel(context.Background())
 	n.process = &beside.Process{
-		Name: "the swarm process", Binary: o.Binary, Args: append([]string{"--data-root", o.DataRoot, "--exec-root", o.ExecRoot}, o.Settings.args()...),
+		Name: "the swarm process", Binary: o.Binary, Args: []string{"--data-root", o.DataRoot, "--exec-root", o.ExecRoot, "--settings", o.Settings.String()},
 		Dir: Dir(o.ExecRoot), Log: "swarm.log", Started: o.Started,
 	}
 	return n

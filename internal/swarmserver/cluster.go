@@ -51,7 +51,7 @@ func (s *server) init(r *wire.Request, w http.ResponseWriter) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	req.AdvertiseAddr = cmp.Or(req.AdvertiseAddr, s.o.Settings.AdvertiseAddr)
+	req.AdvertiseAddr = cmp.Or(req.AdvertiseAddr, s.settings.AdvertiseAddr)
 	conf, err := initConfig(req)
 	if err != nil {
 		return nil, err
@@ -184,7 +184,7 @@ func (s *server) join(r *wire.Request, w http.ResponseWriter) (any, error) {
 	if len(req.RemoteAddrs) == 0 {
 		return nil, errs.Invalid("at least 1 RemoteAddr is required to join")
 	}
-	req.AdvertiseAddr = cmp.Or(req.AdvertiseAddr, s.o.Settings.AdvertiseAddr)
+	req.AdvertiseAddr = cmp.Or(req.AdvertiseAddr, s.settings.AdvertiseAddr)
 	listen, port, err := listenAddr(req.ListenAddr)
 	if err != nil {
 		return nil, err

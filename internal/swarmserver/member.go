@@ -140,7 +140,7 @@ func (m *member) begin(conf config) error {
 	for _, p := range conf.DefaultAddressPool {
 		pools = append(pools, p.String())
 	}
-	beat := cmp.Or(m.s.o.Settings.HeartbeatTick, 1)
+	beat := cmp.Or(m.s.settings.HeartbeatTick, 1)
 	c := &node.Config{
 		ForceNewCluster:  conf.forceNewCluster,
 		ListenControlAPI: filepath.Join(ours.Dir(m.s.o.ExecRoot), "manager.sock"),
@@ -148,7 +148,7 @@ func (m *member) begin(conf config) error {
 		NetworkConfig:   &networkallocator.Config{DefaultAddrPool: pools, SubnetSize: conf.SubnetSize, VXLANUDPPort: conf.DataPathPort},
 		NetworkProvider: nets.Provider{},
 		JoinAddr:        conf.joinAddr, JoinToken: conf.joinToken, StateDir: dir, Executor: m.s.executor,
-		HeartbeatTick: uint32(beat), ElectionTick: uint32(cmp.Or(m.s.o.Settings.ElectionTick, 10*beat)), // as in Docker
+		HeartbeatTick: uint32(beat), ElectionTick: uint32(cmp.Or(m.s.settings.ElectionTick, 10*beat)), // as in Docker
 		UnlockKey: conf.lockKey, AutoLockManagers: conf.autolock,
 	}
 	if a := conf.availability; a != "" {

@@ -13,16 +13,14 @@ package swarmserver
 import (
 	"context"
 	"encoding/json"
-	"io"
+	"fmt"
 	"net/http"
 	"os"
-	"os/signal"
 	"sync"
 	"time"
 
 	"github.com/moby/swarmkit/v2/log"
 	"github.com/sirupsen/logrus"
-	"golang.org/x/sys/unix"
 
 	"holdfast/internal/beside"
 	"holdfast/internal/durable"
@@ -32,22 +30,13 @@ import (
 	"holdfast/internal/version"
 )
 
-// Options are what Run needs.
-type Options struct {
-	DataRoot, ExecRoot string
-	Settings           swarm.Settings
-	// Ready gets a word when clients can be passed, or the reason why not, and is
-	// then closed.
-	Ready io.WriteCloser
-}
-
 // rest is how long a process stays that is in no swarm and has no client.
 const rest = 2 * time.Second
 
 // server is the process.
 type server struct {
-	o        Options
-	clients  *beside.Server
+	o        beside.Options
+	settings swarm.Settings
 	engine   *task.Engine
 	host     local.Host
 	executor *task.Executor
@@ -58,51 +47,40 @@ type server struct {
 	// change is held while the node joins, leaves, or is unlocked.
 	change sync.Mutex
 
-	mu      sync.Mutex
-	member  *member // nil: in no swarm
-	working int     // clients
-	timer   *time.Timer
-	ending  bool
-	done    chan struct{} // closed when the process shall end
+	life *beside.Life
+
+	mu     sync.Mutex
+	member *member // nil: in no swarm
 }
 
 // Run runs the node that the data root describes, and serves clients until the host
 // has left its swarm, or until SIGTERM.
-func Run(o Options) error {
-	s, unlock, err := open(o)
-	if err != nil {
-		_, _ = io.WriteString(o.Ready, err.Error())
-		o.Ready.Close()
-		return err
-	}
-	defer unlock()
-	// swarmkit and raft tell each step at the level below.
-	logrus.SetLevel(logrus.WarnLevel)
-	logrus.SetOutput(&boundedLog{file: os.Stderr})
-	stop := make(chan os.Signal, 1)
-	signal.Notify(stop, unix.SIGTERM, unix.SIGINT)
-	go func() {
-		<-stop
-		s.end()
-	}()
+func Run(o beside.Options) error {
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
-	go s.executor.Sweep(ctx)
-	s.resume()
-	s.mu.Lock()
-	s.timer = time.AfterFunc(rest, s.quit)
-	s.mu.Unlock()
-	web := &http.Server{Handler: s}
-	go s.clients.Serve(web)
-	_, _ = io.WriteString(o.Ready, beside.ReadyWord)
-	o.Ready.Close()
-	<-s.done
-	s.clients.Close()
-	web.Close()
-	// The node is not stopped: swarmkit would remove the tasks. A process that just
-	// ends leaves what one leaves that is killed, and the next goes on with it.
-	return nil
+	return beside.Run(swarm.Dir(o.ExecRoot), rest, o.Ready, func(life *beside.Life) (beside.Work, error) {
+		s, err := open(o, life)
+		if err != nil {
+			return nil, err
+		}
+		// swarmkit and raft tell each step at the level below.
+		logrus.SetLevel(logrus.WarnLevel)
+		logrus.SetOutput(&boundedLog{file: os.Stderr})
+		go s.executor.Sweep(ctx)
+		s.resume()
+		return s, nil
+	})
 }
+
+// Busy reports whether the process is in a swarm.
+func (s *server) Busy() bool { return s.present() != nil }
+
+// Tidy has nothing to do.
+func (s *server) Tidy() {}
+
+// Close does not stop the node: swarmkit would remove the tasks. A process that just
+// ends leaves what one leaves that is killed, and the next goes on with it.
+func (s *server) Close() error { return nil }
 
 // maxLog is the size in bytes from which the log is begun anew.
 const maxLog = 4 << 20
@@ -125,32 +103,22 @@ func (l *boundedLog) Write(p []byte) (int, error) {
 	return l.file.Write(p)
 }
 
-// open takes the lock and makes the server.
-func open(o Options) (_ *server, unlock func(), err error) {
-	dir := swarm.Dir(o.ExecRoot)
-	lock, err := beside.Lock(dir)
-	if err != nil {
-		return nil, nil, err
-	}
-	unlock = func() { lock.Close() }
-	defer func() {
-		if err != nil {
-			unlock()
-		}
-	}()
+// open makes the server.
+func open(o beside.Options, life *beside.Life) (*server, error) {
 	if err := os.MkdirAll(swarm.StateDir(o.DataRoot), 0o700); err != nil {
-		return nil, nil, err
+		return nil, err
 	}
-	s := &server{o: o, host: local.Host{DataRoot: o.DataRoot, ExecRoot: o.ExecRoot}, done: make(chan struct{})}
+	s := &server{o: o, host: local.Host{DataRoot: o.DataRoot, ExecRoot: o.ExecRoot}, life: life}
+	if err := json.Unmarshal([]byte(o.Settings), &s.settings); err != nil {
+		return nil, fmt.Errorf("the daemon's settings: %w", err)
+	}
+	var err error
 	if s.engine, err = task.NewEngine(swarm.EnginePath(o.ExecRoot)); err != nil {
-		return nil, nil, err
+		return nil, err
 	}
 	s.executor = task.NewExecutor(s.engine, s.host, swarm.SecretsDir(o.ExecRoot))
 	s.mux = s.routes()
-	if s.clients, err = beside.Listen(dir, s); err != nil {
-		return nil, nil, err
-	}
-	return s, unlock, nil
+	return s, nil
 }
 
 // present is the member that this process runs, or nil.
@@ -163,10 +131,8 @@ func (s *server) present() *member {
 func (s *server) setMember(m *member) {
 	s.mu.Lock()
 	s.member = m
-	if m == nil && s.working == 0 && s.timer != nil {
-		s.timer.Reset(rest)
-	}
 	s.mu.Unlock()
+	s.life.Rest()
 	s.report()
 }
 
@@ -175,63 +141,11 @@ func (s *server) setMember(m *member) {
 func (s *server) report() {
 	s.reporting.Lock()
 	defer s.reporting.Unlock()
-	text, err := json.Marshal(swarm.Status{Release: version.Version, Node: s.status(), Settings: s.o.Settings})
+	text, err := json.Marshal(swarm.Status{Release: version.Version, Node: s.status(), Settings: s.settings})
 	if err == nil {
 		err = durable.WriteFile(swarm.StatusPath(s.o.ExecRoot), text, 0o600)
 	}
 	if err != nil {
 		log.L.Warnf("write the status of the node: %v", err)
-	}
-}
-
-// Begin notes that a client has come, until end is called.
-func (s *server) Begin() (end func(), ok bool) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.ending {
-		return nil, false
-	}
-	s.working++
-	return sync.OnceFunc(func() {
-		s.mu.Lock()
-		defer s.mu.Unlock()
-		if s.working--; s.working == 0 {
-			s.timer.Reset(rest)
-		}
-	}), true
-}
-
-// quit ends a process that is in no swarm and has no client.
-func (s *server) quit() {
-	s.mu.Lock()
-	idle := s.working == 0 && s.member == nil
-	s.ending = s.ending || idle
-	s.mu.Unlock()
-	if idle {
-		s.end()
-	}
-}
-
-// Stop ends the process. One that is in a swarm is never idle.
-func (s *server) Stop(all bool) bool {
-	if all {
-		s.end()
-		return true
-	}
-	s.quit()
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.ending
-}
-
-// end ends the process.
-func (s *server) end() {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.ending = true
-	select {
-	case <-s.done:
-	default:
-		close(s.done)
 	}
 }

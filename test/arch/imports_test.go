@@ -59,7 +59,7 @@ var rooms = []room{
 	{path: "internal/osthread", only: []string{"golang.org/x/sys"}},
 	{path: "internal/errs", only: []string{"github.com/containerd/errdefs"}},
 	// Processes that the daemon starts and that outlive it.
-	{path: "internal/beside", sees: []string{"internal/errs", "internal/fdpass"}, only: []string{"golang.org/x/sys"}},
+	{path: "internal/beside", sees: []string{"internal/errs", "internal/fdpass", "internal/version"}, only: []string{"golang.org/x/sys"}},
 	{path: "internal/timeline", sees: []string{"internal/event"}, only: stdOnly, pure: true},
 	{path: "internal/logs/format", only: stdOnly},
 	{path: "internal/shim/proto", only: stdOnly},
@@ -144,8 +144,8 @@ var rooms = []room{
 	{path: "cmd/holdfast-shim", sees: []string{"internal/shim/server", "internal/shim/handover", "internal/shim/proto", "internal/version"}, only: []string{"golang.org/x/sys"}},
 	// The program that runs inside containers imports nothing of ours.
 	{path: "cmd/holdfast-init", only: []string{}},
-	{path: "cmd/holdfast-build", sees: []string{"internal/buildserver", "internal/beside", "internal/version"}},
-	{path: "cmd/holdfast-swarm", sees: []string{"internal/swarmserver", "internal/beside", "internal/version"}},
+	{path: "cmd/holdfast-build", sees: []string{"internal/buildserver", "internal/beside"}},
+	{path: "cmd/holdfast-swarm", sees: []string{"internal/swarmserver", "internal/beside"}},
 	{path: "cmd/holdfastd", sees: append([]string{"internal/engine", "internal/engine/oci", "internal/engine/stats", "internal/api", "internal/api/wire", "internal/build", "internal/swarm"}, append(services, ground...)...)},
 
 	// Tests may import everything.

@@ -21,6 +21,13 @@ func start(t *testing.T, o kit.Options) *kit.Daemon {
 	t.Helper()
 	kit.Binary(t, "holdfast-build")
 	d := kit.Start(t, o)
+	prepare(t, d)
+	return d
+}
+
+// prepare gives a daemon the base image, and its clients the plugin.
+func prepare(t *testing.T, d *kit.Daemon) {
+	t.Helper()
 	d.Load("base:latest", kit.Busybox(t, nil))
 	plugins := filepath.Join(d.Root, "docker", "cli-plugins")
 	if err := os.MkdirAll(plugins, 0o700); err != nil {
@@ -29,7 +36,6 @@ func start(t *testing.T, o kit.Options) *kit.Daemon {
 	if err := os.Symlink(kit.Tool(t, "docker-buildx"), filepath.Join(plugins, "docker-buildx")); err != nil {
 		t.Fatal(err)
 	}
-	return d
 }
 
 // files writes the files of a build's context and returns their directory.
@@ -48,14 +54,31 @@ func files(t *testing.T, all map[string]string) string {
 	return dir
 }
 
-// build runs docker build and returns what it prints.
+// build runs buildx build and returns what it prints.
 func build(t *testing.T, d *kit.Daemon, args ...string) string {
 	t.Helper()
-	r := d.TryDocker(append([]string{"build", "--progress=plain"}, args...)...)
+	r := tryBuild(t, d, args...)
 	if r.Code != 0 {
-		t.Fatalf("docker build %s: exit code %d\n%s%s\n%s", strings.Join(args, " "), r.Code, r.Stdout, r.Stderr, buildLog(d))
+		t.Fatalf("buildx build %s: exit code %d\n%s%s\n%s", strings.Join(args, " "), r.Code, r.Stdout, r.Stderr, buildLog(d))
 	}
 	return r.Stdout + r.Stderr
+}
+
+// tryBuild is build, but never fails the test.
+func tryBuild(t *testing.T, d *kit.Daemon, args ...string) kit.Result {
+	t.Helper()
+	return d.Run(buildCommand(t, d, args...))
+}
+
+// buildCommand returns buildx build, not started. The plugin is run by itself, because
+// docker build starts it several times. The tests of what happens during a build run
+// docker build.
+func buildCommand(t *testing.T, d *kit.Daemon, args ...string) *exec.Cmd {
+	t.Helper()
+	cmd := d.DockerCommand(context.Background(), append([]string{"build", "--progress=plain"}, args...)...)
+	cmd.Path = kit.Tool(t, "docker-buildx")
+	cmd.Args[0] = cmd.Path
+	return cmd
 }
 
 // buildLog is the log of the build process.
@@ -65,6 +88,7 @@ func buildLog(d *kit.Daemon) string {
 }
 
 func TestBuiltImageRunsAtOnceFromTheSameLayers(t *testing.T) {
+	t.Parallel()
 	d := start(t, kit.Options{})
 	dir := files(t, map[string]string{
 		"Dockerfile": `FROM base AS one
@@ -101,6 +125,7 @@ CMD ["cat", "/word", "/hello"]
 }
 
 func TestBuiltImageIsAnImageLikeAnyOther(t *testing.T) {
+	t.Parallel()
 	for _, driver := range []string{"overlay2", "vfs"} {
 		t.Run(driver, func(t *testing.T) {
 			d := start(t, kit.Options{Config: map[string]any{"storage-driver": driver}})

@@ -4,6 +4,7 @@ package build
 
 import (
 	"context"
+	"os/exec"
 	"regexp"
 	"strings"
 	"testing"
@@ -12,15 +13,19 @@ import (
 )
 
 // classic runs docker build as clients do that know no BuildKit.
-func classic(d *kit.Daemon, args ...string) kit.Result {
+func classic(d *kit.Daemon, args ...string) kit.Result { return d.Run(classicCommand(d, args...)) }
+
+// classicCommand is that command, not started.
+func classicCommand(d *kit.Daemon, args ...string) *exec.Cmd {
 	cmd := d.DockerCommand(context.Background(), append([]string{"build"}, args...)...)
 	cmd.Env = append(cmd.Env, "DOCKER_BUILDKIT=0")
-	return d.Run(cmd)
+	return cmd
 }
 
 var hex12 = regexp.MustCompile(`[0-9a-f]{12}`)
 
 func TestClassicClientsGetTheTextTheyKnow(t *testing.T) {
+	t.Parallel()
 	d := start(t, kit.Options{})
 	dir := files(t, map[string]string{"Dockerfile": `ARG BASE=base
 FROM ${BASE} AS one

@@ -21,6 +21,7 @@ echo "namespaces $(for n in pid ipc uts mnt net cgroup; do readlink /proc/self/n
 `
 
 func TestRunStepsAreConfinedAsContainersAre(t *testing.T) {
+	t.Parallel()
 	d := start(t, kit.Options{})
 	dir := files(t, map[string]string{"look": looks, "Dockerfile": "FROM base\nCOPY look /\nRUN sh /look >/step\n"})
 	build(t, d, "-t", "looked", dir)
@@ -54,6 +55,7 @@ func TestRunStepsAreConfinedAsContainersAre(t *testing.T) {
 }
 
 func TestRunStepsFollowTheDaemonsOptionsAtOnce(t *testing.T) {
+	t.Parallel()
 	profile := filepath.Join(t.TempDir(), "profile.json")
 	text := `{"defaultAction":"SCMP_ACT_ALLOW","syscalls":[{"names":["mkdir","mkdirat"],"action":"SCMP_ACT_ERRNO","errnoRet":38}]}`
 	if err := os.WriteFile(profile, []byte(text), 0o644); err != nil {
@@ -92,6 +94,7 @@ func TestRunStepsFollowTheDaemonsOptionsAtOnce(t *testing.T) {
 }
 
 func TestRunStepsReachContainersOnNetworksOfOurOwn(t *testing.T) {
+	t.Parallel()
 	d := start(t, kit.Options{LiveRestore: true})
 	d.Docker("network", "create", "inner")
 	d.Docker("run", "-d", "--name", "db", "--network", "inner", "--network-alias", "database", "base", "sh", "-c", "exec httpd -f -p 80 -h /etc")
@@ -143,6 +146,7 @@ func TestRunStepsReachContainersOnNetworksOfOurOwn(t *testing.T) {
 }
 
 func TestLimitsOfOldClientsHold(t *testing.T) {
+	t.Parallel()
 	d := start(t, kit.Options{})
 	dir := files(t, map[string]string{"Dockerfile": "FROM base\nRUN cat /sys/fs/cgroup/memory.max /sys/fs/cgroup/cpu.max 2>/dev/null || cat /sys/fs/cgroup/memory/memory.limit_in_bytes /sys/fs/cgroup/cpu/cpu.cfs_quota_us\n"})
 	r := classic(d, "--no-cache", "--memory", "64m", "--memory-swap", "64m", "--cpu-quota", "20000", "--cpu-period", "100000", "--cpu-shares", "512", dir)
@@ -156,22 +160,43 @@ func TestLimitsOfOldClientsHold(t *testing.T) {
 }
 
 func TestParentCgroupOfSteps(t *testing.T) {
+	t.Parallel()
 	d := start(t, kit.Options{})
-	parent := d.Cgroup + "/of-a-build"
+	top := d.Cgroup + "-of-a-build"
+	parent := top + "/and/deeper"
 	dir := files(t, map[string]string{"Dockerfile": "FROM base\nRUN echo begun >&2; sleep 98763\n"})
-	b := begin(t, d, nil, "--progress=plain", "--cgroup-parent", parent, dir)
-	kit.Eventually(t, "the step runs", func() bool { return len(processes(t, "98763")) > 0 })
-	found := ""
-	for _, pid := range processes(t, "98763") {
-		text, err := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", pid))
-		if err == nil {
-			found += string(text)
+	left := func() bool {
+		for _, pattern := range []string{"/sys/fs/cgroup", "/sys/fs/cgroup/*"} {
+			if found, _ := filepath.Glob(pattern + top); len(found) > 0 {
+				return true
+			}
 		}
+		return false
 	}
-	if !strings.Contains(found, parent+"/buildkit/") {
-		t.Errorf("the step is in %q, want it below %s", found, parent)
+	for name, end := range map[string]func(b *running){
+		"cancelled": func(b *running) { b.kill() },
+		"the build process is killed": func(*running) {
+			kit.Kill(t, builder(t, d))
+			build(t, d, files(t, map[string]string{"Dockerfile": "FROM base\nRUN true\n"}))
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			b := begin(t, d, nil, "--progress=plain", "--cgroup-parent", parent, dir)
+			kit.Eventually(t, "the step runs", func() bool { return len(processes(t, "98763")) > 0 })
+			found := ""
+			for _, pid := range processes(t, "98763") {
+				text, err := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", pid))
+				if err == nil {
+					found += string(text)
+				}
+			}
+			if !strings.Contains(found, parent+"/buildkit/") || !left() {
+				t.Errorf("the step is in %q, want it below %s", found, parent)
+			}
+			end(b)
+			_ = b.end()
+			kit.Eventually(t, "the step ends", func() bool { return len(processes(t, "98763")) == 0 })
+			kit.Eventually(t, "its cgroups are removed", func() bool { return !left() })
+		})
 	}
-	b.kill()
-	_ = b.end()
-	kit.Eventually(t, "the step ends", func() bool { return len(processes(t, "98763")) == 0 })
 }

@@ -4,9 +4,9 @@ package build
 
 import (
 	"bytes"
-	"context"
 	"io"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -14,16 +14,21 @@ import (
 	"holdfast/test/kit"
 )
 
+// showFile is a step that prints the file of a context.
+const showFile = "RUN echo \"<$(cat /file | sed 's/ $//')>\"\n"
+
 // TestContextsOfEveryKind builds from each place that a context and a Dockerfile can be
 // in, with BuildKit's clients and with old ones.
 func TestContextsOfEveryKind(t *testing.T) {
+	t.Parallel()
 	d := start(t, kit.Options{})
-	dockerfile := "FROM base\nCOPY file /\n"
-	tarred := archive(t, map[string]string{"Dockerfile": dockerfile, "file": "tarred\n", "sub/other.Dockerfile": "FROM base\nCOPY sub/f /file\n", "sub/f": "sub\n"})
-	url := web(t, map[string][]byte{"/context.tar": tarred, "/Dockerfile": []byte("FROM base\nRUN echo remote >/file\n")})
+	// Each build shows the file that it has got from its context.
+	dockerfile := "FROM base\nCOPY file /\n" + showFile
+	tarred := archive(t, map[string]string{"Dockerfile": dockerfile, "file": "tarred\n", "sub/other.Dockerfile": "FROM base\nCOPY sub/f /file\n" + showFile, "sub/f": "sub\n"})
+	url := web(t, map[string][]byte{"/context.tar": tarred, "/Dockerfile": []byte("FROM base\nRUN echo remote >/file\n" + showFile)})
 	dir := files(t, map[string]string{
-		"Dockerfile": dockerfile, "file": "dir\n", "named/file": "named\n", "other/Dockerfile": "FROM base\nCOPY --from=more file /\n", "other/elsewhere": "FROM base\nCOPY --from=more /f /file\n",
-		"ctx/a.go": "", "ctx/b.txt": "", "ctx/keep/b.txt": "", "ctx/keep/c.txt": "", "ctx/.dockerignore": "a.go\n", "ctx/special": "FROM base\nCOPY . /x\nRUN find /x -type f | sort | tr '\\n' ' ' >/file\n",
+		"Dockerfile": dockerfile, "file": "dir\n", "named/file": "named\n", "other/Dockerfile": "FROM base\nCOPY --from=more file /\n" + showFile, "other/elsewhere": "FROM base\nCOPY --from=more /f /file\n" + showFile,
+		"ctx/a.go": "", "ctx/b.txt": "", "ctx/keep/b.txt": "", "ctx/keep/c.txt": "", "ctx/.dockerignore": "a.go\n", "ctx/special": "FROM base\nCOPY . /x\nRUN find /x -type f | sort | tr '\\n' ' ' >/file\n" + showFile,
 		"ctx/special.dockerignore": "**\n!keep\nkeep/c*\n!keep/c.txt\nspecial*\n",
 	})
 	at := func(name string) string { return filepath.Join(dir, name) }
@@ -38,7 +43,7 @@ func TestContextsOfEveryKind(t *testing.T) {
 		{"directory", nil, []string{dir}, "dir", false},
 		{"tar on stdin", tarred, []string{"-"}, "tarred", false},
 		{"tar on stdin, other Dockerfile", tarred, []string{"-f", "sub/other.Dockerfile", "-"}, "sub", false},
-		{"Dockerfile on stdin, no context", []byte("FROM base\nRUN echo stdin >/file\n"), []string{"-"}, "stdin", false},
+		{"Dockerfile on stdin, no context", []byte("FROM base\nRUN echo stdin >/file\n" + showFile), []string{"-"}, "stdin", false},
 		{"Dockerfile on stdin", []byte(dockerfile), []string{"-f", "-", at("named")}, "named", false},
 		{"Dockerfile outside of the context", nil, []string{"-f", at("Dockerfile"), at("named")}, "named", false},
 		{"git", nil, []string{url + "/repo.git"}, "from git", false},
@@ -51,25 +56,20 @@ func TestContextsOfEveryKind(t *testing.T) {
 		{"named context of git", nil, []string{"--build-context", "more=" + url + "/repo.git", at("other")}, "from git", true},
 		{"own ignore file", nil, []string{"-f", at("ctx/special"), at("ctx")}, "/x/keep/b.txt /x/keep/c.txt", true},
 	} {
-		build := func(t *testing.T, env ...string) {
-			cmd := d.DockerCommand(context.Background(), append([]string{"build", "-t", "made"}, c.args...)...)
-			cmd.Env = append(cmd.Env, env...)
+		build := func(t *testing.T, cmd *exec.Cmd) {
 			cmd.Stdin = bytes.NewReader(c.stdin)
-			if r := d.Run(cmd); r.Code != 0 {
-				t.Errorf("exit code %d\n%s%s", r.Code, r.Stdout, r.Stderr)
-				return
+			r := d.Run(cmd)
+			if r.Code != 0 || !strings.Contains(r.Stdout+r.Stderr, "<"+c.want+">") {
+				t.Errorf("exit code %d, want the file %q\n%s%s", r.Code, c.want, r.Stdout, r.Stderr)
 			}
-			if got := d.Docker("run", "--rm", "made", "cat", "/file"); strings.TrimSpace(got) != c.want {
-				t.Errorf("the image has %q, want %q", got, c.want)
-			}
-			d.Docker("rmi", "made")
 		}
 		if strings.Contains(c.name, "of an image") {
 			d.DockerWith(strings.NewReader("FROM base\nRUN echo of an image >/f\n"), "build", "-q", "-t", "second", "-")
 		}
-		t.Run(c.name, func(t *testing.T) { build(t) })
+		args := append([]string{"--no-cache"}, c.args...)
+		t.Run(c.name, func(t *testing.T) { build(t, buildCommand(t, d, args...)) })
 		if !c.buildx {
-			t.Run(c.name+", old client", func(t *testing.T) { build(t, "DOCKER_BUILDKIT=0") })
+			t.Run(c.name+", old client", func(t *testing.T) { build(t, classicCommand(d, args...)) })
 		}
 	}
 }
@@ -77,6 +77,7 @@ func TestContextsOfEveryKind(t *testing.T) {
 // TestArchiveThatBeginsWithAnExtendedHeader sends the context that Docker's module for
 // Python makes.
 func TestArchiveThatBeginsWithAnExtendedHeader(t *testing.T) {
+	t.Parallel()
 	d := start(t, kit.Options{})
 	body := pax(t, map[string]string{"Dockerfile": "FROM base\nCOPY file /\n", "file": "pax\n"})
 	resp, err := d.HTTP().Post("http://x/v1.43/build?t=made", "application/x-tar", bytes.NewReader(body))
@@ -106,6 +107,7 @@ func TestArchiveThatBeginsWithAnExtendedHeader(t *testing.T) {
 
 // TestHostileContextsAreRefused sends contexts that try to reach the host's files.
 func TestHostileContextsAreRefused(t *testing.T) {
+	t.Parallel()
 	d := start(t, kit.Options{})
 	secret := filepath.Join(t.TempDir(), "secret")
 	if err := os.WriteFile(secret, []byte("FROM base\nRUN echo of the host >/file\n"), 0o644); err != nil {
@@ -127,10 +129,12 @@ func TestHostileContextsAreRefused(t *testing.T) {
 		{"git with an option as its directory", nil, []string{url + "/repo.git#master:../../../../etc"}, "not found|no such file|invalid|escapes|outside|not within"},
 		{"git with another transport", nil, []string{"ext::sh -c 'touch " + marker + "'.git"}, "not found|invalid|unable|path"},
 	} {
-		for _, env := range []string{"DOCKER_BUILDKIT=1", "DOCKER_BUILDKIT=0"} {
-			t.Run(c.name+" "+env, func(t *testing.T) {
-				cmd := d.DockerCommand(context.Background(), append([]string{"build", "-t", "made"}, c.args...)...)
-				cmd.Env = append(cmd.Env, env)
+		for _, client := range []string{"buildx", "old client"} {
+			t.Run(c.name+", "+client, func(t *testing.T) {
+				cmd := buildCommand(t, d, append([]string{"-t", "made"}, c.args...)...)
+				if client == "old client" {
+					cmd = classicCommand(d, append([]string{"-t", "made"}, c.args...)...)
+				}
 				if c.stdin != nil {
 					cmd.Stdin = bytes.NewReader(archive(t, c.stdin))
 				}

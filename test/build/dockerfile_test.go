@@ -70,7 +70,7 @@ func pax(t *testing.T, all map[string]string) []byte {
 // that has a Dockerfile and a file, and the branch other with another file.
 func web(t *testing.T, all map[string][]byte) (url string) {
 	t.Helper()
-	dir := files(t, map[string]string{"repo/Dockerfile": "FROM base\nCOPY file /\n", "repo/file": "from git\n", "repo/sub/Dockerfile": "FROM base\nCOPY deep /file\n", "repo/sub/deep": "deep\n"})
+	dir := files(t, map[string]string{"repo/Dockerfile": "FROM base\nCOPY file /\n" + showFile, "repo/file": "from git\n", "repo/sub/Dockerfile": "FROM base\nCOPY deep /file\n" + showFile, "repo/sub/deep": "deep\n"})
 	run := func(args ...string) string {
 		cmd := exec.Command("git", args...)
 		cmd.Dir = filepath.Join(dir, "repo")
@@ -133,11 +133,12 @@ func sshKey(t *testing.T) string {
 // TestDockerfileInstructions builds with each instruction and each of its flags, and
 // looks at the result in a container.
 func TestDockerfileInstructions(t *testing.T) {
+	t.Parallel()
 	d := start(t, kit.Options{})
 	packed := archive(t, map[string]string{"in/packed": "packed\n"})
 	url := web(t, map[string][]byte{"/download": []byte("downloaded\n"), "/packed.tar": packed})
 	sum := fmt.Sprintf("sha256:%x", sha256.Sum256([]byte("downloaded\n")))
-	for _, c := range []struct {
+	for i, c := range []struct {
 		name       string
 		dockerfile string
 		files      map[string]string
@@ -210,16 +211,18 @@ func TestDockerfileInstructions(t *testing.T) {
 		{name: "an unknown instruction", dockerfile: "FROM base\nRAN x\n", fails: "unknown instruction: RAN"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
 			all := map[string]string{"Dockerfile": c.dockerfile, ".dockerignore": ".dockerignore\nDockerfile\n"}
 			for name, text := range c.files {
 				all[name] = text
 			}
 			dir := files(t, all)
-			args := []string{"build", "--progress=plain", "-t", "made"}
+			made := fmt.Sprintf("made:%d", i)
+			args := []string{"-t", made}
 			for _, a := range c.args {
 				args = append(args, strings.ReplaceAll(a, "DIR", dir))
 			}
-			r := d.TryDocker(append(args, dir)...)
+			r := tryBuild(t, d, append(args, dir)...)
 			if c.fails != "" {
 				if r.Code == 0 || !strings.Contains(r.Stderr, c.fails) {
 					t.Errorf("exit code %d, want the error %q:\n%s", r.Code, c.fails, r.Stderr)
@@ -229,7 +232,7 @@ func TestDockerfileInstructions(t *testing.T) {
 			if r.Code != 0 {
 				t.Fatalf("exit code %d\n%s", r.Code, r.Stderr)
 			}
-			got := d.Docker(append([]string{"run", "--rm", "made"}, c.run...)...)
+			got := d.Docker(append([]string{"run", "--rm", made}, c.run...)...)
 			if got != c.want && !strings.HasSuffix(got, fmt.Sprint(c.want)) {
 				t.Errorf("the image prints\n%s\nwant\n%s", got, c.want)
 			}

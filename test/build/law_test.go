@@ -21,6 +21,7 @@ import (
 )
 
 func TestBaseBuildAndRunTakeTheBaseOnce(t *testing.T) {
+	t.Parallel()
 	d := start(t, kit.Options{})
 	r := kit.StartRegistry(t, nil)
 	noise := make([]byte, 30<<20)
@@ -64,6 +65,7 @@ func hostile(t *testing.T, all ...tar.Header) v1.Image {
 }
 
 func TestLayersThatABuildPullsAreCheckedAsThoseOfAPull(t *testing.T) {
+	t.Parallel()
 	d := start(t, kit.Options{})
 	r := kit.StartRegistry(t, nil)
 	redirect := r.Push("redirect", hostile(t, tar.Header{
@@ -71,7 +73,7 @@ func TestLayersThatABuildPullsAreCheckedAsThoseOfAPull(t *testing.T) {
 		PAXRecords: map[string]string{"SCHILY.xattr.trusted.overlay.redirect": "/etc", "SCHILY.xattr.trusted.overlay.opaque": "y", "SCHILY.xattr.user.kept": "1"},
 	}))
 	long := r.Push("long", hostile(t, tar.Header{Name: strings.Repeat("d/", 2100) + "f", Typeflag: tar.TypeReg, Mode: 0o644, Format: tar.FormatPAX}))
-	out := d.TryDocker("build", "-t", "made", files(t, map[string]string{"Dockerfile": "FROM " + redirect + "\nRUN true\n"}))
+	out := tryBuild(t, d, "-t", "made", files(t, map[string]string{"Dockerfile": "FROM " + redirect + "\nRUN true\n"}))
 	if out.Code != 0 {
 		t.Fatalf("exit code %d\n%s", out.Code, out.Stderr)
 	}
@@ -90,17 +92,18 @@ func TestLayersThatABuildPullsAreCheckedAsThoseOfAPull(t *testing.T) {
 	if err != nil || seen == 0 {
 		t.Fatalf("the layer is not unpacked: %v", err)
 	}
-	out = d.TryDocker("build", files(t, map[string]string{"Dockerfile": "FROM " + long + "\nRUN true\n"}))
+	out = tryBuild(t, d, files(t, map[string]string{"Dockerfile": "FROM " + long + "\nRUN true\n"}))
 	if out.Code == 0 || !strings.Contains(out.Stderr, "failed to register layer") {
 		t.Errorf("a path that can't be unpacked: exit code %d\n%s", out.Code, out.Stderr)
 	}
 }
 
 func TestSecretsOfABuildNeverReachTheDisk(t *testing.T) {
+	t.Parallel()
 	d := start(t, kit.Options{})
 	const word = "a-word-that-nobody-else-uses-8471"
 	dir := files(t, map[string]string{
-		"Dockerfile": "FROM base\nRUN --mount=type=secret,id=s --mount=type=secret,id=e,env=E --mount=type=ssh grep -q 8471 /run/secrets/s && test -n \"$E\" && echo begun >&2 && sleep 1\nRUN --mount=type=secret,id=s,target=/at/a/place cat /at/a/place | wc -c >/n\n",
+		"Dockerfile": "FROM base\nRUN --mount=type=secret,id=s --mount=type=secret,id=e,env=E --mount=type=ssh grep -q 8471 /run/secrets/s && test -n \"$E\" && echo begun >&2 && sleep 1.0471\nRUN --mount=type=secret,id=s,target=/at/a/place cat /at/a/place | wc -c >/n\n",
 	})
 	secret := filepath.Join(t.TempDir(), "secret")
 	if err := os.WriteFile(secret, []byte(word), 0o600); err != nil {
@@ -127,7 +130,7 @@ func TestSecretsOfABuildNeverReachTheDisk(t *testing.T) {
 		}
 	}
 	b := begin(t, d, nil, "--progress=plain", "-t", "made", "--secret", "id=s,src="+secret, "--secret", "id=e,src="+secret, "--ssh", "default="+sshKey(t), dir)
-	kit.Eventually(t, "the step runs", func() bool { return len(processes(t, "1")) > 0 || len(d.Docker("images", "-q", "made")) > 0 })
+	kit.Eventually(t, "the step runs", func() bool { return len(processes(t, "1.0471")) > 0 || len(d.Docker("images", "-q", "made")) > 0 })
 	if err := b.end(); err != nil {
 		t.Fatalf("%v\n%s", err, &b.seen)
 	}
@@ -140,13 +143,16 @@ func TestSecretsOfABuildNeverReachTheDisk(t *testing.T) {
 	}
 }
 
-func TestFullDiskEndsABuildAndLeavesNothing(t *testing.T) {
+// onDisk starts a daemon whose data root is a file system of its own, and returns a
+// function that tells how many bytes of it are free.
+func onDisk(t *testing.T, size string) (*kit.Daemon, func() int64) {
+	t.Helper()
 	kit.Binary(t, "holdfast-build")
 	d := kit.New(t, kit.Options{})
 	if err := os.MkdirAll(d.DataRoot, 0o700); err != nil {
 		t.Fatal(err)
 	}
-	if err := unix.Mount("tmpfs", d.DataRoot, "tmpfs", 0, "size=64m"); err != nil {
+	if err := unix.Mount("tmpfs", d.DataRoot, "tmpfs", 0, "size="+size); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
@@ -156,14 +162,19 @@ func TestFullDiskEndsABuildAndLeavesNothing(t *testing.T) {
 		}
 	})
 	d.Start()
-	d.Load("base:latest", kit.Busybox(t, nil))
-	free := func() int64 {
+	prepare(t, d)
+	return d, func() int64 {
 		var st unix.Statfs_t
 		if err := unix.Statfs(d.DataRoot, &st); err != nil {
 			t.Fatal(err)
 		}
 		return int64(st.Bavail) * st.Bsize
 	}
+}
+
+func TestFullDiskEndsABuildAndLeavesNothing(t *testing.T) {
+	t.Parallel()
+	d, free := onDisk(t, "64m")
 	small := files(t, map[string]string{"Dockerfile": "FROM base\nRUN echo x >/x\n"})
 	if r := classic(d, "-t", "small", small); r.Code != 0 {
 		t.Fatalf("%s%s", r.Stdout, r.Stderr)

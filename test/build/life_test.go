@@ -9,12 +9,14 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
 	"testing"
 	"time"
 
+	"holdfast/test/cert"
 	"holdfast/test/kit"
 )
 
@@ -32,6 +34,12 @@ func begin(t *testing.T, d *kit.Daemon, env []string, args ...string) *running {
 	t.Helper()
 	cmd := d.DockerCommand(context.Background(), append([]string{"build"}, args...)...)
 	cmd.Env = append(cmd.Env, env...)
+	return follow(t, cmd)
+}
+
+// follow starts a client in the background.
+func follow(t *testing.T, cmd *exec.Cmd) *running {
+	t.Helper()
 	r, w := io.Pipe()
 	cmd.Stdout, cmd.Stderr = w, w
 	if err := cmd.Start(); err != nil {
@@ -109,6 +117,7 @@ CMD ["cat", "/done"]
 `
 
 func TestBuildNeverNoticesTheDaemonsEnd(t *testing.T) {
+	t.Parallel()
 	d := start(t, kit.Options{LiveRestore: true})
 	for name, c := range map[string]struct {
 		end func()
@@ -138,6 +147,104 @@ func TestBuildNeverNoticesTheDaemonsEnd(t *testing.T) {
 	}
 }
 
+func TestBuildNeverNoticesAnUpgrade(t *testing.T) {
+	t.Parallel()
+	d := start(t, kit.Options{LiveRestore: true})
+	for name, env := range map[string][]string{"buildx": nil, "old client": {"DOCKER_BUILDKIT=0"}} {
+		t.Run(name, func(t *testing.T) {
+			b := begin(t, d, env, "--no-cache", "-t", "survivor", files(t, map[string]string{"Dockerfile": ticking}))
+			b.until("tick 2")
+			d.Holdfast("daemon", "upgrade")
+			pid := 0
+			if _, err := fmt.Sscan(d.Holdfast("daemon", "status", "-f", "{{.Daemon.Pid}}"), &pid); err != nil || pid == d.Pid() {
+				t.Fatalf("process %d is the daemon after the upgrade, %v", pid, err)
+			}
+			d.Became(pid)
+			if err := b.end(); err != nil {
+				t.Fatalf("%v\n%s\n%s", err, &b.seen, buildLog(d))
+			}
+			if got := d.Docker("run", "--rm", "survivor"); got != "done" {
+				t.Errorf("the image prints %q", got)
+			}
+			d.Docker("image", "rm", "survivor")
+		})
+	}
+}
+
+// overTLS starts a daemon that listens on TCP with TLS, too, and returns the options of
+// its clients.
+func overTLS(t *testing.T) (*kit.Daemon, []string) {
+	t.Helper()
+	kit.Binary(t, "holdfast-build")
+	d := kit.New(t, kit.Options{LiveRestore: true})
+	pem, key := cert.New(t, "server", nil).Write(t, d.Root, "server")
+	listen := func(tcp string) {
+		d.SetFlags("-H", d.Host, "-H", tcp, "--tls", "--tlsverify=false", "--tlscert", pem, "--tlskey", key)
+	}
+	listen("tcp://127.0.0.1:0")
+	d.Start()
+	prepare(t, d)
+	_, rest, _ := strings.Cut(d.Log(), "API listen on tcp://")
+	tcp := "tcp://" + rest[:strings.IndexAny(rest, "\"\n")]
+	listen(tcp) // the next daemon has the same port
+	return d, []string{"-H", tcp, "--tlsverify", "--tlscacert", pem}
+}
+
+// The daemon holds the keys of a connection over TLS, so that the build of such a client
+// ends when the daemon is killed. Nothing is left of it but its finished steps.
+func TestBuildOverTLSIsRepeatedWhenTheDaemonIsKilled(t *testing.T) {
+	t.Parallel()
+	d, at := overTLS(t)
+	dir := files(t, map[string]string{"Dockerfile": "FROM base\nRUN echo first >/first\n" + strings.TrimPrefix(ticking, "FROM base\n")})
+	args := append(at, "build", "--progress=plain", "-t", "made", dir)
+	ended := func() {
+		t.Helper()
+		kit.Eventually(t, "the step ends", func() bool {
+			left, _ := os.ReadDir(filepath.Join(d.ExecRoot, "build", "net"))
+			state, _ := os.ReadDir(filepath.Join(d.ExecRoot, "build", "runc"))
+			return len(left)+len(state) == 0
+		})
+	}
+
+	b := follow(t, d.DockerCommand(context.Background(), args...))
+	b.until("tick 2")
+	d.Kill9()
+	if err := b.end(); err == nil {
+		t.Errorf("docker build reports success without a daemon:\n%s", &b.seen)
+	}
+	d.Start()
+	ended()
+
+	b = follow(t, d.HoldfastCommand(context.Background(), args...))
+	b.until("tick 2")
+	d.Kill9()
+	d.Start()
+	if err := b.end(); err != nil {
+		t.Fatalf("%v\n%s\n%s", err, &b.seen, buildLog(d))
+	}
+	if seen := b.seen.String(); !strings.Contains(seen, "building again") || strings.Count(seen, "CACHED") != 2 || strings.Count(seen, "tick 1\n") != 2 {
+		t.Errorf("holdfast build does not go on from the finished step:\n%s", seen)
+	}
+	if got := d.Docker("run", "--rm", "made", "cat", "/done", "/first"); got != "done\nfirst" {
+		t.Errorf("the image has %q", got)
+	}
+	ended()
+
+	// A build that fails by itself is not repeated.
+	fails := files(t, map[string]string{"Dockerfile": "FROM base\nRUN exit 7\n"})
+	r := d.TryHoldfast(append(at, "build", "--progress=plain", fails)...)
+	if r.Code == 0 || strings.Contains(r.Stderr, "again") || strings.Count(r.Stderr, "ERROR: process") != 1 {
+		t.Errorf("a build that fails: exit code %d\n%s", r.Code, r.Stderr)
+	}
+	// A takeover lets the build end where it began.
+	b = follow(t, d.HoldfastCommand(context.Background(), append(at, "build", "--progress=plain", "--no-cache", dir)...))
+	b.until("tick 2")
+	d.Takeover()
+	if err := b.end(); err != nil || strings.Contains(b.seen.String(), "again") {
+		t.Errorf("a takeover: %v\n%s", err, &b.seen)
+	}
+}
+
 func TestStepEndsWithItsClient(t *testing.T) {
 	d := start(t, kit.Options{})
 	for name, env := range map[string][]string{"buildx": nil, "old client": {"DOCKER_BUILDKIT=0"}} {
@@ -162,6 +269,7 @@ func TestStepEndsWithItsClient(t *testing.T) {
 }
 
 func TestNothingIsLeftOfAKilledBuildProcess(t *testing.T) {
+	t.Parallel()
 	d := start(t, kit.Options{})
 	build := func() *running {
 		dir := files(t, map[string]string{"Dockerfile": "FROM base\nRUN echo first >/first\nRUN --mount=type=cache,target=/cache echo begun >&2; sleep 98762\n"})

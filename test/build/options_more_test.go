@@ -19,6 +19,7 @@ import (
 // TestOptionsOfABuild goes through the options of docker build that say what becomes of
 // the result, and the commands that show builds.
 func TestOptionsOfABuild(t *testing.T) {
+	t.Parallel()
 	d := start(t, kit.Options{})
 	r := kit.StartRegistry(t, nil)
 	frontend, err := os.ReadFile(kit.Tool(t, "dockerfile-frontend"))

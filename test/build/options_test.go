@@ -13,6 +13,7 @@ import (
 )
 
 func TestHoldfastBuildsWithAndWithoutThePlugin(t *testing.T) {
+	t.Parallel()
 	d := start(t, kit.Options{})
 	dir := files(t, map[string]string{"Dockerfile": "FROM base\nRUN echo made >/file\n"})
 	for _, plugin := range []bool{true, false} {
@@ -35,6 +36,7 @@ func TestHoldfastBuildsWithAndWithoutThePlugin(t *testing.T) {
 }
 
 func TestWhatCantBeBuiltIsRefusedWithTheReason(t *testing.T) {
+	t.Parallel()
 	d := start(t, kit.Options{})
 	dir := files(t, map[string]string{"Dockerfile": "FROM base\nRUN true\n", "other": "FROM --platform=linux/riscv64 scratch\nCOPY other /\nRUN [\"/x\"]\n", "insecure": "FROM base\nRUN --security=insecure true\n"})
 	for _, c := range []struct {
@@ -61,6 +63,7 @@ func TestWhatCantBeBuiltIsRefusedWithTheReason(t *testing.T) {
 }
 
 func TestDamagedCacheIsSetAside(t *testing.T) {
+	t.Parallel()
 	d := start(t, kit.Options{})
 	dir := files(t, map[string]string{"Dockerfile": "FROM base\nRUN echo made >/file\n"})
 	build(t, d, "-t", "one", dir)

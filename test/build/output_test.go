@@ -15,6 +15,7 @@ import (
 )
 
 func TestResultsGoWhereTheyAreSent(t *testing.T) {
+	t.Parallel()
 	d := start(t, kit.Options{})
 	r := kit.StartRegistry(t, nil)
 	pushed := r.Host + "/built:1"
@@ -71,6 +72,7 @@ COPY --from=build --chmod=0600 /n /kept /
 }
 
 func TestBuildsLoseNothingToWhatIsRemovedBesideThem(t *testing.T) {
+	t.Parallel()
 	d := start(t, kit.Options{})
 	d.Load("other:latest", kit.Busybox(t, nil))
 	dir := files(t, map[string]string{"Dockerfile": `FROM base

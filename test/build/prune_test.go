@@ -4,11 +4,16 @@ package build
 
 import (
 	"context"
+	"encoding/json"
+	"fmt"
 	"io/fs"
+	neturl "net/url"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
+	api "github.com/moby/moby/api/types/build"
 	"github.com/moby/moby/client"
 	"golang.org/x/sys/unix"
 
@@ -36,6 +41,7 @@ func taken(t *testing.T, path string) int64 {
 }
 
 func TestPruneFreesWhatItSaysAndAnEmptyStoreIsEmpty(t *testing.T) {
+	t.Parallel()
 	d := start(t, kit.Options{})
 	if got := d.Docker("system", "df", "--format", "{{.Type}} {{.TotalCount}}"); !strings.Contains(got, "Build Cache 0") {
 		t.Errorf("system df before any build: %q", got)
@@ -82,4 +88,189 @@ func TestPruneFreesWhatItSaysAndAnEmptyStoreIsEmpty(t *testing.T) {
 		}
 		return len(left) == 0
 	})
+}
+
+type record = api.CacheRecord
+
+// records returns the records of a daemon's cache.
+func records(t *testing.T, d *kit.Daemon) map[string]record {
+	t.Helper()
+	resp, err := d.HTTP().Get("http://x/v1.43/system/df?type=build-cache")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	var du struct{ BuildCache []record }
+	if err := json.NewDecoder(resp.Body).Decode(&du); err != nil {
+		t.Fatal(err)
+	}
+	all := map[string]record{}
+	for _, r := range du.BuildCache {
+		all[r.ID] = r
+	}
+	return all
+}
+
+// prunable returns the IDs of the records that match, without those on which another
+// record depends that does not match.
+func prunable(all map[string]record, match func(record) bool) []string {
+	kept := map[string]bool{}
+	var keep func(id string)
+	keep = func(id string) {
+		if kept[id] {
+			return
+		}
+		kept[id] = true
+		for _, p := range all[id].Parents {
+			keep(p)
+		}
+	}
+	for id, r := range all {
+		if r.InUse || !match(r) {
+			keep(id)
+		}
+	}
+	out := []string{}
+	for id := range all {
+		if !kept[id] {
+			out = append(out, id)
+		}
+	}
+	slices.Sort(out)
+	return out
+}
+
+func TestEachFilterOfPruneHasItsEffect(t *testing.T) {
+	t.Parallel()
+	d := start(t, kit.Options{})
+	url := web(t, nil)
+	dir := files(t, map[string]string{"file": "x\n", "Dockerfile": "FROM base AS one\nRUN echo one >/one\nRUN echo two >/two\nFROM base\nADD " + url + "/repo.git /git\nCOPY --from=one /two /\nCOPY file /\nRUN --mount=type=cache,target=/c echo c >/c/c\n"})
+	rebuild := func() map[string]record {
+		build(t, d, "-t", "made", dir)
+		return records(t, d)
+	}
+	the := func(all map[string]record, words string) record {
+		for _, r := range all {
+			if strings.Contains(r.Description, words) {
+				return r
+			}
+		}
+		t.Fatalf("no record has the description %q: %+v", words, all)
+		return record{}
+	}
+	one := the(rebuild(), "echo one").ID // a rebuild finds it again, or makes it
+	has := func(words string) func(record) bool {
+		return func(r record) bool { return strings.Contains(r.Description, words) }
+	}
+	child := func(r record) bool { return slices.Contains(r.Parents, one) }
+	any := func(record) bool { return true }
+	none := func(record) bool { return false }
+	for filters, c := range map[string]struct {
+		match func(record) bool
+		finds bool
+	}{
+		`{"type":["exec.cachemount"]}`:                    {func(r record) bool { return r.Type == "exec.cachemount" }, true},
+		`{"type":["source.local","source.git.checkout"]}`: {func(r record) bool { return strings.HasPrefix(r.Type, "source.") }, true},
+		`{"description":["echo two"]}`:                    {has("echo two"), true},
+		`{"inuse":["true"]}`:                              {none, false},
+		`{"inuse":["false"]}`:                             {any, true},
+		`{"until":["24h"]}`:                               {none, false},
+		`{"until":["1ns"]}`:                               {any, true},
+		`{"unused-for":["24h"]}`:                          {none, false},
+		`{"type":["regular"],"description":["echo"]}`:     {func(r record) bool { return r.Type == "regular" && strings.Contains(r.Description, "echo") }, true},
+		`{"id":["ID"]}`:                                   {func(r record) bool { return r.ID == one || child(r) }, true},
+		`{"parent":["ID"]}`:                               {child, true},
+	} {
+		t.Run(filters, func(t *testing.T) {
+			all := rebuild()
+			one = the(all, "echo one").ID
+			filters := strings.ReplaceAll(filters, "ID", one)
+			if strings.Contains(filters, `"id"`) { // a record is kept by those on it
+				filters = strings.ReplaceAll(filters, one, one[:10]+`","`+the(all, "echo two").ID)
+			}
+			want := prunable(all, c.match)
+			if (len(want) > 0) != c.finds {
+				t.Fatalf("%s finds %d of %d records: %+v", filters, len(want), len(all), all)
+			}
+			resp, err := d.HTTP().Post("http://x/v1.43/build/prune?all=1&filters="+neturl.QueryEscape(filters), "", nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer resp.Body.Close()
+			var report struct{ CachesDeleted []string }
+			if err := json.NewDecoder(resp.Body).Decode(&report); err != nil || resp.StatusCode != 200 {
+				t.Fatal(resp.Status, err)
+			}
+			slices.Sort(report.CachesDeleted)
+			if !slices.Equal(report.CachesDeleted, want) {
+				t.Errorf("%s removes %v, want %v of %+v", filters, report.CachesDeleted, want, all)
+			}
+			now := records(t, d)
+			for _, id := range want {
+				if _, there := now[id]; there {
+					t.Errorf("%s leaves %s", filters, id)
+				}
+			}
+		})
+	}
+	// The same filters by Docker's client, which asks BuildKit itself.
+	one = the(rebuild(), "echo one").ID
+	for _, c := range []struct {
+		filter string
+		match  func(record) bool
+	}{
+		{"inuse=true", none},
+		{"parent=" + one, child},
+		{"type=regular", func(r record) bool { return r.Type == "regular" }},
+	} {
+		all := records(t, d)
+		want := prunable(all, c.match)
+		d.Docker("builder", "prune", "-af", "--filter", c.filter)
+		now := records(t, d)
+		for id := range all {
+			if _, there := now[id]; there == slices.Contains(want, id) {
+				t.Errorf("docker builder prune --filter %s: %+v is there: %v", c.filter, all[id], there)
+			}
+		}
+	}
+	if r := d.TryDocker("run", "--rm", "made", "cat", "/two", "/file"); r.Stdout != "two\nx\n" {
+		t.Errorf("the image after the prunes: %+v", r)
+	}
+}
+
+func TestPruneReportsWhatTheFileSystemGotBack(t *testing.T) {
+	t.Parallel()
+	d, free := onDisk(t, "128m")
+	rebuild := func() {
+		build(t, d, "-t", "made", "--no-cache", files(t, map[string]string{"Dockerfile": "FROM base AS big\nRUN head -c 9000000 /dev/urandom >/big\nFROM base\nCOPY --from=big /etc/passwd /copy\nRUN --mount=type=cache,target=/c head -c 3000000 /dev/urandom >/c/c\nRUN head -c 4000000 /dev/urandom >/kept\n"}))
+	}
+	for name, prune := range map[string]func() float64{
+		"API": func() float64 {
+			report, err := d.Client().BuildCachePrune(context.Background(), client.BuildCachePruneOptions{All: true})
+			if err != nil {
+				t.Fatal(err)
+			}
+			return float64(report.Report.SpaceReclaimed)
+		},
+		"docker builder prune": func() float64 {
+			_, total, _ := strings.Cut(d.Docker("builder", "prune", "-af"), "Total:")
+			var size float64
+			var unit string
+			if _, err := fmt.Sscanf(strings.TrimSpace(total), "%f%s", &size, &unit); err != nil || unit != "MB" {
+				t.Fatalf("total %q, %v", total, err)
+			}
+			return size * 1e6
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			rebuild()
+			d.Docker("image", "prune", "-f")
+			before := free()
+			said := prune()
+			freed := float64(free() - before)
+			if freed < 12e6 || freed > 14e6 || said < freed*0.97 || said > freed*1.03 {
+				t.Errorf("prune says that it freed %.0f bytes, and the file system has %.0f more", said, freed)
+			}
+		})
+	}
 }

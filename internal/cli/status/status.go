@@ -43,6 +43,9 @@ type Life struct {
 	Started time.Time `json:"started"`
 	Ended   time.Time `json:"ended,omitzero"` // zero if unknown or still running
 	How     string    `json:"how,omitempty"`  // how it ended: clean, crash, …
+	// ContainersStopped: it has stopped its containers before its end, and ended the
+	// builds.
+	ContainersStopped bool `json:"containersStopped,omitempty"`
 }
 
 // Container is one container and its shim.

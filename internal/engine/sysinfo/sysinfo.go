@@ -317,10 +317,12 @@ type Status struct {
 }
 
 // Life is one run of a daemon over this data root. How is empty while it lasts.
+// ContainersStopped: it has stopped its containers before its end, and ended the builds.
 type Life struct {
-	Started time.Time `json:"started"`
-	Ended   time.Time `json:"ended,omitzero"`
-	How     string    `json:"how,omitempty"`
+	Started           time.Time `json:"started"`
+	Ended             time.Time `json:"ended,omitzero"`
+	How               string    `json:"how,omitempty"`
+	ContainersStopped bool      `json:"containersStopped,omitempty"`
 }
 
 // StatusContainer is a running container.
@@ -341,7 +343,7 @@ func (s *System) DaemonStatus(context.Context) (Status, error) {
 	cfg := s.deps.Config()
 	lives := []Life{}
 	for _, l := range s.deps.Lives.List() {
-		lives = append(lives, Life{Started: l.Start, Ended: l.End, How: l.How})
+		lives = append(lives, Life{Started: l.Start, Ended: l.End, How: l.How, ContainersStopped: l.ContainersStopped})
 	}
 	st := Status{
 		Version: s.deps.Release, Pid: os.Getpid(), Started: s.deps.Started,

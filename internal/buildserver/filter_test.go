@@ -1,0 +1,104 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package buildserver
+
+import (
+	"maps"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/moby/buildkit/client"
+)
+
+func TestFiltersThatBuildKitCantMatchFindTheirRecords(t *testing.T) {
+	records := []*client.UsageInfo{
+		{ID: "root", RecordType: client.UsageRecordTypeRegular, Shared: true},
+		{ID: "child", RecordType: client.UsageRecordTypeRegular, Parents: []string{"root"}, InUse: true},
+		{ID: "merged", RecordType: client.UsageRecordTypeRegular, Parents: []string{"child", "root"}, Description: "merge, of two"},
+		{ID: "cache", RecordType: client.UsageRecordTypeCacheMount, Mutable: true},
+	}
+	for filter, want := range map[string]string{
+		"parent==root":                   "child merged",
+		`parent=="child"`:                "merged",
+		"parents==none":                  "",
+		"parent!=root":                   "root merged cache",
+		"shared==true":                   "root",
+		`shared=="1"`:                    "root",
+		"shared==false":                  "child merged cache",
+		"private==0":                     "root",
+		"private!=false":                 "child merged cache",
+		"inuse==true":                    "child",
+		"inuse!=true":                    "root merged cache",
+		"mutable==true":                  "cache",
+		"type==regular,inuse==false":     "root merged",
+		`parent==root,id~=^mer`:          "merged",
+		`description~=two,private==true`: "merged",
+		"private,parent==root":           "child merged",
+	} {
+		opts, err := pruned([]client.PruneInfo{{All: true, Filter: []string{filter}}}, records, nil)
+		if err != nil {
+			t.Errorf("%s: %v", filter, err)
+			continue
+		}
+		var got []string
+		for _, o := range opts {
+			got = append(got, o.Filter...)
+		}
+		ids := strings.ReplaceAll(strings.ReplaceAll(strings.Join(got, " "), `id=="`, ""), `"`, "")
+		if ids != want {
+			t.Errorf("%s finds %q, want %q", filter, ids, want)
+		}
+	}
+	var none []string
+	for _, c := range []struct {
+		o    client.PruneInfo
+		want [][]string // the filters of what BuildKit is asked
+	}{
+		{client.PruneInfo{All: true, Filter: []string{"parent==child", "shared==true"}}, [][]string{{`id=="root"`, `id=="merged"`}}},
+		{client.PruneInfo{All: true, Filter: []string{"type==regular"}}, [][]string{{"type==regular"}}},
+		{client.PruneInfo{All: true, Filter: []string{"parent==none"}}, nil},
+		{client.PruneInfo{All: true}, [][]string{none}},
+		// Without all, what is shared stays, and what only seems to be does not.
+		{client.PruneInfo{Filter: []string{"parent!=none"}}, [][]string{{`id=="child"`, `id=="merged"`, `id=="cache"`}}},
+		{client.PruneInfo{}, [][]string{none, {`id=="merged"`}}},
+		{client.PruneInfo{Filter: []string{"type==exec.cachemount"}}, [][]string{{"type==exec.cachemount"}}},
+		{client.PruneInfo{ReservedSpace: 1}, [][]string{none}},
+	} {
+		opts, err := pruned([]client.PruneInfo{c.o}, records, map[string]bool{"merged": true})
+		if err != nil {
+			t.Errorf("%+v: %v", c.o, err)
+		}
+		var got [][]string
+		for _, o := range opts {
+			got = append(got, o.Filter)
+		}
+		if !slices.EqualFunc(got, c.want, slices.Equal) {
+			t.Errorf("%+v: %q, want %q", c.o, got, c.want)
+		}
+	}
+	if _, err := pruned([]client.PruneInfo{{Filter: []string{"parent==a b"}}}, records, nil); err == nil {
+		t.Error("a filter that can't be parsed is accepted")
+	}
+}
+
+func TestStepThatWasNeverExportedIsNotShared(t *testing.T) {
+	records := []*client.UsageInfo{
+		{ID: "base", Shared: true},
+		{ID: "unpacked", Parents: []string{"base"}, Shared: true},
+		{ID: "on it", Parents: []string{"unpacked"}, Shared: true},
+		{ID: "middle", Parents: []string{"base"}, Shared: true},
+		{ID: "exported", Parents: []string{"middle"}, Shared: true},
+		{ID: "private", Parents: []string{"base"}},
+	}
+	wrong := unshare(records, func(id string) bool { return id == "base" || id == "exported" || id == "private" })
+	var shared []string
+	for _, r := range records {
+		if r.Shared {
+			shared = append(shared, r.ID)
+		}
+	}
+	if got := slices.Sorted(maps.Keys(wrong)); !slices.Equal(got, []string{"on it", "unpacked"}) || !slices.Equal(shared, []string{"base", "middle", "exported"}) {
+		t.Errorf("wrongly shared are %q, shared %q", got, shared)
+	}
+}

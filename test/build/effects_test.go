@@ -1,0 +1,158 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package build
+
+import (
+	"bytes"
+	"io"
+	"net/http"
+	"os"
+	"strings"
+	"testing"
+
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+
+	"holdfast/test/kit"
+)
+
+// nothingLeft waits until no RUN step of a daemon has anything on the host.
+func nothingLeft(t *testing.T, d *kit.Daemon) {
+	t.Helper()
+	kit.Eventually(t, "nothing is left of the steps", func() bool {
+		for _, dir := range []string{d.ExecRoot + "/build/net", d.ExecRoot + "/build/runc", d.DataRoot + "/build/cachemounts"} {
+			if left, _ := os.ReadDir(dir); len(left) > 0 {
+				return false
+			}
+		}
+		mounts, err := os.ReadFile("/proc/self/mountinfo")
+		return err == nil && !strings.Contains(string(mounts), d.DataRoot+"/build")
+	})
+}
+
+func TestBuildIsCancelledByItsID(t *testing.T) {
+	t.Parallel()
+	d := start(t, kit.Options{})
+	post := func(path string, body io.Reader) *http.Response {
+		t.Helper()
+		resp, err := d.HTTP().Post("http://x/v1.43"+path, "application/x-tar", body)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { resp.Body.Close() })
+		return resp
+	}
+	for _, build := range []string{"one", "other"} {
+		n := map[string]string{"one": "98765", "other": "98766"}[build]
+		resp := post("/build?buildid="+build, bytes.NewReader(archive(t, map[string]string{"Dockerfile": "FROM base\nRUN sleep " + n + "\n"})))
+		kit.Eventually(t, "the step runs", func() bool { return len(processes(t, n)) > 0 })
+		if got := post("/build/cancel?id=absent", nil); got.StatusCode != http.StatusOK || len(processes(t, n)) == 0 {
+			t.Errorf("%s: a build with another ID is cancelled: %s", build, got.Status)
+		}
+		if got := post("/build/cancel?id="+build, nil); got.StatusCode != http.StatusOK {
+			t.Errorf("%s: %s", build, got.Status)
+		}
+		text, err := io.ReadAll(resp.Body)
+		if err != nil || !strings.Contains(string(text), `"error":"build cancelled"`) || strings.Contains(string(text), "Successfully") {
+			t.Errorf("%s: %v, %s", build, err, text)
+		}
+		kit.Eventually(t, "the step ends", func() bool { return len(processes(t, n)) == 0 })
+	}
+	if got := post("/build/cancel", nil); got.StatusCode != http.StatusBadRequest {
+		t.Errorf("without an ID: %s", got.Status)
+	}
+	nothingLeft(t, d)
+}
+
+func TestHealthcheckAndStopSignalOfABuiltImageHaveAnEffect(t *testing.T) {
+	t.Parallel()
+	d := start(t, kit.Options{})
+	build(t, d, "-t", "made", files(t, map[string]string{"Dockerfile": `FROM base
+HEALTHCHECK --interval=100ms --timeout=5s --retries=1 CMD test -e /well
+STOPSIGNAL SIGUSR1
+CMD ["sh", "-c", "trap 'echo stopped by SIGUSR1; exit 5' USR1; while :; do usleep 10000; done"]
+`}))
+	d.Docker("run", "-d", "--name", "run", "made")
+	health := func(want string) {
+		t.Helper()
+		kit.Eventually(t, "the container is "+want, func() bool { return d.Docker("inspect", "-f", "{{.State.Health.Status}}", "run") == want })
+	}
+	health("unhealthy")
+	d.Docker("exec", "run", "touch", "/well")
+	health("healthy")
+	d.Docker("stop", "-t", "60", "run")
+	if got := d.Docker("inspect", "-f", "{{.State.ExitCode}}", "run") + d.Docker("logs", "run"); got != "5stopped by SIGUSR1" {
+		t.Errorf("after the stop: %q", got)
+	}
+	d.Docker("rm", "run")
+}
+
+func TestFrontendThatLiesEndsItsBuildAlone(t *testing.T) {
+	t.Parallel()
+	d := start(t, kit.Options{})
+	r := kit.StartRegistry(t, nil)
+	for name, c := range map[string]struct{ script, words string }{
+		"has no result":  {"exit 0", "frontend|result|return|EOF|closed"},
+		"fails":          {"echo last words >&2; exit 7", "exit code: 7"},
+		"speaks no gRPC": {"head -c 100000 /dev/urandom", "exit code|EOF|error|preface|closed"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			image := r.Push(strings.ToLower(strings.ReplaceAll(name, " ", "-")), kit.Image(t, kit.Busybox(t, nil), func(c1 *v1.Config) { c1.Entrypoint = []string{"sh", "-c", c.script} }))
+			out := tryBuild(t, d, "-t", "made", files(t, map[string]string{"Dockerfile": "# syntax=" + image + "\nFROM base\n"}))
+			said := false
+			for _, w := range strings.Split(c.words, "|") {
+				said = said || strings.Contains(out.Stderr, w)
+			}
+			if out.Code == 0 || !said {
+				t.Errorf("exit code %d, want one of %s:\n%s", out.Code, c.words, out.Stderr)
+			}
+			nothingLeft(t, d)
+		})
+	}
+	// One that never ends runs until its client leaves.
+	hangs := r.Push("hangs", kit.Image(t, kit.Busybox(t, nil), func(c *v1.Config) { c.Entrypoint = []string{"sleep", "98767"} }))
+	b := begin(t, d, nil, files(t, map[string]string{"Dockerfile": "# syntax=" + hangs + "\nFROM base\n"}))
+	kit.Eventually(t, "the frontend runs", func() bool { return len(processes(t, "98767")) > 0 })
+	// The others are not disturbed.
+	build(t, d, files(t, map[string]string{"Dockerfile": "FROM base\nRUN true\n"}))
+	b.kill()
+	_ = b.end()
+	kit.Eventually(t, "the frontend ends", func() bool { return len(processes(t, "98767")) == 0 })
+	nothingLeft(t, d)
+}
+
+func TestDevicesThatStepsRequireAreRefused(t *testing.T) {
+	t.Parallel()
+	d := start(t, kit.Options{})
+	dir := files(t, map[string]string{"Dockerfile": "FROM base\nRUN --device=example.com/class=one,required true\n", "optional": "FROM base\nRUN --device=example.com/class=one ls /dev\n"})
+	for _, args := range [][]string{{dir}, {"--allow", "device", dir}} {
+		if r := tryBuild(t, d, args...); r.Code == 0 || !strings.Contains(r.Stderr, "device") {
+			t.Errorf("%v: exit code %d\n%s", args, r.Code, r.Stderr)
+		}
+	}
+	build(t, d, "-f", dir+"/optional", dir)
+}
+
+// A copy of a sparse file has no holes, so a small file may not fit on the disk.
+func TestSparseFileIsCopiedWholeOrNotAtAll(t *testing.T) {
+	t.Parallel()
+	d, free := onDisk(t, "300m")
+	dir := files(t, map[string]string{"Dockerfile": `FROM base AS from
+ARG SIZE
+RUN echo begin >/sparse && truncate -s $SIZE /sparse && echo end >>/sparse
+FROM base
+COPY --from=from /sparse /sparse
+`})
+	build(t, d, "-t", "made", "--build-arg", "SIZE=50M", dir)
+	if got := d.Docker("run", "--rm", "made", "sh", "-c", "stat -c %s /sparse; head -c 6 /sparse; tail -c 4 /sparse; tr -d '\\0' </sparse | wc -c"); got != "52428804\nbegin\nend\n10" {
+		t.Errorf("the copy is %q", got)
+	}
+	before := free()
+	for range 2 {
+		r := tryBuild(t, d, "--build-arg", "SIZE=3G", dir)
+		if r.Code == 0 || !strings.Contains(r.Stderr, "no space left on device") {
+			t.Errorf("a copy that does not fit: exit code %d\n%s", r.Code, r.Stderr)
+		}
+		kit.Eventually(t, "what the build wrote is removed", func() bool { return free() > before-2<<20 })
+	}
+	nothingLeft(t, d)
+}
