@@ -120,9 +120,12 @@ var rooms = []room{
 	{path: "internal/build", sees: append([]string{"internal/build/stores", "internal/network"}, ground...)},
 	{path: "internal/build/stores", sees: ground},
 	{path: "internal/buildserver", sees: append([]string{"internal/build", "internal/build/stores", "internal/image", "internal/shim/names"}, ground...)},
-	// Overlay networks: what the kernel needs, and how it gets it.
+	// Overlay networks and the load balancing of services: what the kernel needs, and
+	// how it gets it.
 	{path: "internal/overlay", only: stdOnly, pure: true},
 	{path: "internal/overlay/kernel", sees: []string{"internal/overlay", "internal/network", "internal/network/dump", "internal/osthread"}},
+	{path: "internal/swarmlb", only: stdOnly, pure: true},
+	{path: "internal/swarmlb/kernel", sees: []string{"internal/swarmlb", "internal/network", "internal/network/dump", "internal/osthread"}},
 	// The daemon's side of swarm mode, and the process that runs the node, which alone
 	// imports swarmkit.
 	{path: "internal/swarm", sees: ground},
