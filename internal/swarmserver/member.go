@@ -144,7 +144,7 @@ func (m *member) begin(conf config) error {
 		ListenControlAPI: filepath.Join(ours.Dir(m.s.o.ExecRoot), "manager.sock"),
 		ListenRemoteAPI:  conf.ListenAddr, AdvertiseRemoteAPI: conf.AdvertiseAddr,
 		NetworkConfig:   &networkallocator.Config{DefaultAddrPool: pools, SubnetSize: conf.SubnetSize, VXLANUDPPort: conf.DataPathPort},
-		NetworkProvider: nets.Provider{},
+		NetworkProvider: nets.New(),
 		JoinAddr:        conf.joinAddr, JoinToken: conf.joinToken, StateDir: dir, Executor: m.s.executor,
 		HeartbeatTick: 1, ElectionTick: 10, // as in Docker
 		UnlockKey: conf.lockKey, AutoLockManagers: conf.autolock,

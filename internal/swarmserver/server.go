@@ -26,8 +26,10 @@ import (
 
 	"holdfast/internal/beside"
 	"holdfast/internal/durable"
+	"holdfast/internal/overlay/kernel"
 	"holdfast/internal/swarm"
 	"holdfast/internal/swarmserver/local"
+	"holdfast/internal/swarmserver/mesh"
 	"holdfast/internal/swarmserver/task"
 	"holdfast/internal/version"
 )
@@ -50,6 +52,7 @@ type server struct {
 	engine   *task.Engine
 	host     local.Host
 	executor *task.Executor
+	mesh     *mesh.Mesh
 	mux      *http.ServeMux
 
 	// reporting is held while the status is written. It is taken last.
@@ -87,6 +90,7 @@ func Run(o Options) error {
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
 	go s.executor.Sweep(ctx)
+	go s.mesh.Run(ctx)
 	s.resume()
 	s.mu.Lock()
 	s.timer = time.AfterFunc(rest, s.quit)
@@ -144,7 +148,10 @@ func open(o Options) (_ *server, unlock func(), err error) {
 	if s.engine, err = task.NewEngine(swarm.EnginePath(o.ExecRoot)); err != nil {
 		return nil, nil, err
 	}
-	s.executor = task.NewExecutor(s.engine, s.host, swarm.SecretsDir(o.ExecRoot))
+	s.mesh = mesh.New(mesh.Options{
+		StateDir: swarm.StateDir(o.DataRoot), Host: kernel.Host{Dir: swarm.OverlayDir(o.ExecRoot)}, Daemon: s.engine, Where: s.where,
+	})
+	s.executor = task.NewExecutor(s.engine, s.host, s.mesh, swarm.SecretsDir(o.ExecRoot))
 	s.mux = s.routes()
 	if s.clients, err = beside.Listen(dir, s); err != nil {
 		return nil, nil, err
