@@ -7,9 +7,12 @@ import (
 	"io"
 	"net"
 	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/vishvananda/netlink"
 
 	"holdfast/test/kit"
 )
@@ -102,6 +105,27 @@ func TestPublishedPortIsOpenOnEveryNodeAndShowsTheClient(t *testing.T) {
 	m.Docker("service", "rm", "web")
 	for i := range 2 {
 		kit.Eventually(t, "the port is closed", func() bool { return strings.Contains(ask(client, address(i)+":8080"), "refused") })
+	}
+
+	// A host that leaves has nothing left of the swarm's networks.
+	w.Docker("swarm", "leave")
+	h.must(h.all[1].Run(func() error {
+		if _, err := netlink.LinkByName("hf-ingress"); err == nil {
+			t.Error("the interface of the routing mesh is left")
+		}
+		rules, err := netlink.RuleList(netlink.FAMILY_V4)
+		if err == nil && len(rules) != 3 {
+			t.Errorf("routing rules are left: %v", rules)
+		}
+		return err
+	}))
+	for _, pattern := range []string{w.ExecRoot + "/overlay/*", w.DataRoot + "/swarm/*"} {
+		if left, err := filepath.Glob(pattern); err != nil || len(left) > 0 {
+			t.Errorf("left of the swarm: %v %v", left, err)
+		}
+	}
+	if got := w.Docker("network", "ls", "--format", "{{.Name}}"); got != "bridge\nhost\nnone" {
+		t.Errorf("networks of a host that has left: %q", got)
 	}
 }
 
