@@ -27,12 +27,8 @@ type entry struct {
 	on bool
 }
 
-const (
-	// entryName is the host's interface on the network of the routing mesh.
-	entryName = "hf-ingress"
-	// entryEndpoint is the ID of the host's endpoint; see network.OwnEndpoint.
-	entryEndpoint = "host-ingress"
-)
+// entryEndpoint is the ID of the host's endpoint; see network.OwnEndpoint.
+const entryEndpoint = "host-ingress"
 
 // SetNode gets what the cluster has stored of this node.
 func (m *Mesh) SetNode(n *api.Node) {
@@ -101,7 +97,7 @@ func (m *Mesh) enter(d overlay.Definition, e entry) error {
 	if _, err := m.o.Host.Ensure(d.Network); err != nil {
 		return err
 	}
-	return m.o.Host.AddEndpoint(d.Network, kernel.Endpoint{ID: entryEndpoint, Name: entryName, Addr: e.address, MAC: overlay.MACOf(e.address.Addr())})
+	return m.o.Host.AddEndpoint(d.Network, kernel.Endpoint{ID: entryEndpoint, Name: swarmlb.IngressInterface, Addr: e.address, MAC: overlay.MACOf(e.address.Addr())})
 }
 
 // publishes reports whether any node publishes a port by the routing mesh.
@@ -138,7 +134,7 @@ func (m *Mesh) publishPorts(s snapshot, members []member) error {
 	if !s.entry.on {
 		return nil
 	}
-	i := swarmlb.Ingress{Interface: entryName, Addr: s.entry.address.Addr(), Subnet: s.entry.address.Masked(), Ports: portsOf(members)}
+	i := swarmlb.Ingress{Interface: swarmlb.IngressInterface, Addr: s.entry.address.Addr(), Subnet: s.entry.address.Masked(), Ports: portsOf(members)}
 	changed, err := lbkernel.ApplyIngress(i)
 	if err != nil {
 		return fmt.Errorf("apply: %w", err)

@@ -202,7 +202,8 @@ func applyServices(p place, nets map[string]overlay.Definition, all map[string][
 	var t swarmlb.Task
 	for _, a := range p.at {
 		if nets[a.network].Ingress {
-			t.Ingress, t.Entries = p.in.Names[a.network], entriesOf(all[a.network], a.address.Addr())
+			t.Ingress, t.Address = p.in.Names[a.network], a.address.Addr()
+			t.Entries = entriesOf(all[a.network], t.Address)
 			continue
 		}
 		t.Services = append(t.Services, servicesOf(all[a.network])...)
