@@ -207,7 +207,7 @@ func (c *composed) Restore(ctx context.Context) error {
 	if err := c.builds.Resume(ctx); err != nil {
 		c.log.Error("builds that an earlier daemon has begun can't go on", "error", err)
 	}
-	c.swarm.Serve(api.ForTasks(c.handler, c.engine, c.journal))
+	c.swarm.Serve(api.ForTasks(c.handler, c.engine, c.journal, c.nets))
 	if err := c.swarm.Resume(ctx); err != nil {
 		c.log.Error("the swarm process can't be used yet: tasks run on, and it is tried again", "error", err)
 	}

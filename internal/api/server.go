@@ -78,8 +78,8 @@ type (
 )
 
 // ForTasks is the API for the process that runs the node of a swarm.
-func ForTasks(api http.Handler, b tasks.Backend, j tasks.Journal) http.Handler {
-	return tasks.Handler(api, b, j)
+func ForTasks(api http.Handler, b tasks.Backend, j tasks.Journal, nets tasks.Overlays) http.Handler {
+	return tasks.Handler(api, b, j, nets)
 }
 
 // Swarm is what the API needs of package swarm.

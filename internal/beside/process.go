@@ -225,31 +225,62 @@ func (p *Process) Watch(ctx context.Context) {
 	}
 }
 
-// Get makes a request of the daemon itself, over a client's connection that give
-// passes to the process, and decodes the answer.
-func (p *Process) Get(ctx context.Context, path string, give func(Client) error, answer any) error {
+// Ask makes a request of the daemon itself, over a client's connection that give passes
+// to the process. The caller closes the body of the answer.
+func (p *Process) Ask(ctx context.Context, r *http.Request, give func(Client) error) (*http.Response, error) {
 	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
 	if err != nil {
-		return os.NewSyscallError("socketpair", err)
+		return nil, os.NewSyscallError("socketpair", err)
 	}
 	near, far := os.NewFile(uintptr(fds[0]), "daemon"), os.NewFile(uintptr(fds[1]), "client")
 	conn, err := net.FileConn(near)
 	near.Close()
 	if err != nil {
 		far.Close()
-		return err
+		return nil, err
 	}
-	defer conn.Close()
-	err = give(Client{File: far, Pending: []byte("GET " + path + " HTTP/1.1\r\nHost: daemon\r\n\r\n")})
+	var request bytes.Buffer
+	err = r.Write(&request)
+	if err == nil {
+		err = give(Client{File: far, Pending: request.Bytes()})
+	}
 	far.Close()
 	if err != nil {
-		return err
+		conn.Close()
+		return nil, err
 	}
 	stop := context.AfterFunc(ctx, func() { conn.Close() })
-	defer stop()
-	resp, err := http.ReadResponse(bufio.NewReader(conn), nil)
+	resp, err := http.ReadResponse(bufio.NewReader(conn), r)
 	if err != nil {
-		return fmt.Errorf("ask %s: %w", p.Name, errors.Join(err, ctx.Err()))
+		stop()
+		conn.Close()
+		return nil, fmt.Errorf("ask %s: %w", p.Name, errors.Join(err, ctx.Err()))
+	}
+	resp.Body = &answerBody{resp.Body, conn, stop}
+	return resp, nil
+}
+
+// answerBody closes the connection with the body.
+type answerBody struct {
+	io.ReadCloser
+	conn net.Conn
+	stop func() bool
+}
+
+func (b *answerBody) Close() error {
+	b.stop()
+	return errors.Join(b.ReadCloser.Close(), b.conn.Close())
+}
+
+// Get makes a request of the daemon itself, as Ask does, and decodes the answer.
+func (p *Process) Get(ctx context.Context, path string, give func(Client) error, answer any) error {
+	r, err := http.NewRequest(http.MethodGet, "http://daemon"+path, nil)
+	if err != nil {
+		return err
+	}
+	resp, err := p.Ask(ctx, r, give)
+	if err != nil {
+		return err
 	}
 	defer resp.Body.Close()
 	if resp.StatusCode != http.StatusOK {

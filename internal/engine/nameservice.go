@@ -43,7 +43,7 @@ func newNameService(p *progress, d Deps, i *index) *nameService {
 // userNetwork reports whether a network is user-defined, so that names resolve on it.
 func userNetwork(name string) bool {
 	switch name {
-	case mobynet.NetworkBridge, mobynet.NetworkHost, mobynet.NetworkNone, mobynet.NetworkDefault:
+	case mobynet.NetworkBridge, mobynet.NetworkHost, mobynet.NetworkNone, mobynet.NetworkDefault, network.GatewayNetwork:
 		return false
 	}
 	return true
@@ -80,7 +80,7 @@ func placesOf(n Networks, v *view) []namefiles.Place {
 	}
 	var out []namefiles.Place
 	for name, es := range networkSettings(n, v).Networks {
-		if !userNetwork(name) || es.NetworkID == "" {
+		if !userNetwork(name) || es.NetworkID == "" || n.NamesPath(es.NetworkID) != "" {
 			continue
 		}
 		p := namefiles.Place{Network: es.NetworkID, Name: name, Container: v.spec.Name, Names: dnsNames(v, es)[1:]}
@@ -155,7 +155,11 @@ func (n *nameService) writeView(path string, req request, sandbox network.Sandbo
 		if !userNetwork(ep.Network) {
 			continue
 		}
-		v.Networks = append(v.Networks, ep.NetworkID)
+		file := n.networks.NamesPath(ep.NetworkID)
+		if file == "" {
+			file = n.files.Path(ep.NetworkID)
+		}
+		v.Networks = append(v.Networks, file)
 		if ep.Settings != nil {
 			v.Links = append(v.Links, ep.Settings.Links...)
 		}

@@ -168,6 +168,8 @@ type Networks interface {
 	Settings(s network.Sandbox) *moby.NetworkSettings
 	Idle(r network.Request) *moby.NetworkSettings
 	Subnets(ref string) []netip.Prefix
+	// NamesPath is the file of names of a network that another process writes, or "".
+	NamesPath(networkID string) string
 	HostGateway() []netip.Addr
 }
 

@@ -498,6 +498,7 @@ func (n fakeNetworks) ApplySandbox(context.Context, network.Sandbox, network.San
 }
 
 func (n fakeNetworks) Subnets(string) []netip.Prefix { return nil }
+func (n fakeNetworks) NamesPath(string) string       { return "" }
 
 func (n fakeNetworks) ListenNames(network.Sandbox) (udp, tcp *os.File, err error) {
 	return nil, nil, errors.ErrUnsupported

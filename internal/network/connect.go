@@ -164,6 +164,9 @@ func (m *Manager) ApplySandbox(ctx context.Context, from, to Sandbox) error {
 		if e.Parent != nil {
 			errs = append(errs, bridge.RemoveInside(to.Netns, e.Name))
 		}
+		if e.Overlay {
+			errs = append(errs, m.opts.overlays().RemoveEndpoint(e.NetworkID, e.ID))
+		}
 		m.forgetEndpoint(e)
 	}
 	errs = append(errs, m.Join(ctx, to))

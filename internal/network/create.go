@@ -327,7 +327,7 @@ func (v *inventory) inherit(rec *record) (used bool, err error) {
 // ErrNotFound, ErrPermissionDenied (predefined, or in use).
 func (m *Manager) Remove(ctx context.Context, ref string) (network.Network, error) {
 	defer m.repairs.suspend()()
-	rec, api, err := m.condemnNetwork(ref)
+	rec, api, err := m.condemnNetwork(ref, false)
 	if err != nil {
 		return api, err
 	}

@@ -3,6 +3,7 @@
 package network
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -16,6 +17,7 @@ import (
 	"holdfast/internal/errs"
 	"holdfast/internal/network/bridge"
 	"holdfast/internal/network/ipam"
+	"holdfast/internal/overlay"
 )
 
 // endpoint allocates an endpoint with addresses. After an error it returns what it
@@ -41,6 +43,12 @@ func (a *allocation) endpoint(n *object, es *network.EndpointSettings) (Endpoint
 	if n.Bridge != nil {
 		e.Bridge, e.Isolated, e.HostName = n.Bridge.Name, !t.icc && !bridge.Filtered(), hostName(e.ID)
 		e.Rules = &Rules{IPv4: a.inv.opts.Iptables, IPv6: a.inv.opts.Ip6tables, ICC: t.icc, Masquerade: t.masq, Direct: [2]bool{t.direct(0), t.direct(1)}}
+	}
+	if n.Overlay != nil {
+		e.Overlay, e.MTU = true, cmp.Or(n.Overlay.MTU, overlay.DefaultMTU)
+		if es == nil || es.IPAMConfig == nil || !es.IPAMConfig.IPv4Address.IsValid() {
+			return e, errs.Forbidden("could not attach to network %s: the swarm has given the container no address on it", n.Name)
+		}
 	}
 	if n.Parent != nil {
 		e.Parent = &ParentSettings{Kind: n.Driver, Parent: n.Parent.Name, Mode: n.Parent.Mode}
@@ -162,7 +170,7 @@ func (n *object) allocate(v6 bool, want, last netip.Addr) (Addressing, error) {
 			return Addressing{}, errdefs.ErrInvalidArgument.WithMessage(err.Error())
 		}
 		out := Addressing{Address: netip.PrefixFrom(addr, sub.Prefix.Bits())}
-		if !n.Internal {
+		if !n.Internal && n.Overlay == nil { // an overlay leads to no other hosts
 			out.Gateway = sub.Gateway
 		}
 		if sub.Bridge.IsValid() {

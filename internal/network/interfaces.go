@@ -43,6 +43,9 @@ func (i *interfaces) joinSandbox(s Sandbox) error {
 	if err := bridge.Join(inside); err != nil {
 		return fmt.Errorf("network of container %s: %w", s.Container, err)
 	}
+	if err := i.joinOverlays(s); err != nil {
+		return fmt.Errorf("network of container %s: %w", s.Container, err)
+	}
 	i.namespaces.open(s)
 	announceAgain(s, inside.Interfaces, i.opts.Log, i.reg)
 	return nil
@@ -51,6 +54,9 @@ func (i *interfaces) joinSandbox(s Sandbox) error {
 // removeNetwork removes the bridge or the parent of a network that is gone, if the engine
 // made it and no other network uses it.
 func (i *interfaces) removeNetwork(rec *record, used bool) error {
+	if rec.Overlay != nil {
+		return i.opts.overlays().Remove(rec.ID)
+	}
 	if p := rec.Parent; p != nil && p.Made && !used {
 		return bridge.RemoveInterface(p.Name)
 	}
@@ -125,6 +131,10 @@ func (i *interfaces) restoreSandboxes(sandboxes map[string]Sandbox, ports map[st
 				log.Warn("a connect or disconnect that was interrupted can't be finished", "error", err)
 				i.troubles.add(id, "it was being connected or disconnected when the daemon ended, which can't be finished: "+err.Error())
 			}
+		}
+		if err := i.joinOverlays(s); err != nil {
+			log.Warn("the container's place on an overlay network can't be restored", "error", err)
+			i.troubles.add(id, "its place on an overlay network can't be restored: "+err.Error())
 		}
 		for _, e := range s.Endpoints {
 			if e.Bridge == "" {
@@ -204,7 +214,7 @@ func (i *interfaces) removeOrphans(sandboxes map[string]Sandbox, bridges []wante
 		i.opts.Log.Info("removed the network namespace of a container that no longer runs", "container", id)
 		errs = append(errs, bridge.Leave(path))
 	}
-	errs = append(errs, removeStrays(i.opts, sandboxes, bridges, ports))
+	errs = append(errs, removeStrays(i.opts, sandboxes, bridges, ports), i.removeOverlayOrphans(sandboxes))
 	return errors.Join(errs...)
 }
 

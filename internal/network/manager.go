@@ -57,7 +57,7 @@ func Open(_ context.Context, o Options) (*Manager, error) {
 	if err != nil {
 		return nil, err
 	}
-	m := &Manager{opts: &p, registry: newRegistry(&p, have.records), condemned: have.condemned, damaged: have.damaged, namespaces: namespaces{log: p.Log}}
+	m := &Manager{opts: &p, registry: newRegistry(&p, have.records), condemned: have.condemned, damaged: have.damaged, namespaces: namespaces{opts: &p, log: p.Log}}
 	m.guard = newGuard(m.opts, m.registry)
 	m.interfaces = &interfaces{opts: m.opts, reg: m.registry, troubles: &m.troubles, namespaces: &m.namespaces}
 	m.repairs = newRepairs(m.opts, m.registry, m.guard, m.interfaces)

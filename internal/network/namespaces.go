@@ -18,7 +18,8 @@ import (
 // ends while no daemon runs, the kernel has removed its namespace by the time the
 // next daemon starts, so no descriptor is needed.
 type namespaces struct {
-	log *slog.Logger
+	opts *parsed
+	log  *slog.Logger
 
 	mu    sync.Mutex
 	files map[string]*os.File // by container
@@ -70,6 +71,10 @@ func (n *namespaces) removeInterfaces(s Sandbox) error {
 		switch {
 		case e.Parent != nil && bridge.IsNamespace(path):
 			if err := bridge.RemoveInside(path, e.Name); err != nil {
+				return err
+			}
+		case e.Overlay:
+			if err := n.opts.overlays().RemoveEndpoint(e.NetworkID, e.ID); err != nil {
 				return err
 			}
 		case e.HostName != "" && s.Joined:

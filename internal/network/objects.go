@@ -65,7 +65,7 @@ func (reg *registry) List(args filter.Args) ([]network.Summary, error) {
 			continue
 		}
 		if args.Exact("driver", n.Driver) && args.Prefix("id", n.ID) && args.Match("name", n.Name) &&
-			args.Exact("scope", scope) && args.Exact("type", kind) && args.KV("label", n.Labels) {
+			args.Exact("scope", n.api().Scope) && args.Exact("type", kind) && args.KV("label", n.Labels) {
 			out = append(out, network.Summary{Network: n.api()})
 		}
 	}
@@ -108,7 +108,11 @@ func (reg *registry) Inspect(ref string, name func(container string) string) (ne
 	return out, nil
 }
 
-const scope = "local"
+// The scopes of networks, by Docker's names.
+const (
+	scope      = "local"
+	scopeSwarm = "swarm"
+)
 
 func (n *object) api() network.Network {
 	out := network.Network{
@@ -129,6 +133,9 @@ func (n *object) api() network.Network {
 	}
 	for _, s := range n.Subnets {
 		out.IPAM.Config = append(out.IPAM.Config, s.api())
+	}
+	if n.Overlay != nil {
+		out.Scope, out.Ingress = scopeSwarm, n.Overlay.Ingress
 	}
 	return out
 }

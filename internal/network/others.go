@@ -10,8 +10,10 @@ import (
 	"sync/atomic"
 	"time"
 
+	"holdfast/internal/network/bridge"
 	"holdfast/internal/network/firewall"
 	"holdfast/internal/network/nft"
+	"holdfast/internal/swarmlb"
 )
 
 // busPatience bounds the wait for firewalld, which does not answer while it
@@ -59,7 +61,18 @@ func (o *otherFilters) admission() firewall.Admission {
 			}
 		}
 	}
+	if families[0] && entry() {
+		a.IPv4 = append(a.IPv4, swarmlb.IngressInterface)
+	}
 	return a
+}
+
+// entry reports whether this host is an entry to the published ports of a swarm. The
+// swarm process makes it one, with rules whose change is noticed here. A host of
+// which it can't be found out counts as one.
+func entry() bool {
+	exists, err := bridge.Exists(swarmlb.IngressInterface)
+	return exists || err != nil
 }
 
 // sync makes other programs' packet filters accept what the bridges forward, and
@@ -82,11 +95,11 @@ func (o *otherFilters) sync(ctx context.Context, level slog.Level) (changed bool
 	return entered || len(did.Accepted)+len(did.Withdrawn)+len(did.Closed) > 0
 }
 
-// leave removes the engine's rules from other programs' packet filters, if no
-// container needs them.
+// leave removes the engine's rules from other programs' packet filters, if neither a
+// container nor the ports of a swarm need them.
 func (o *otherFilters) leave() {
 	bridges := o.admission().Bridges()
-	if len(bridges) == 0 || o.reg.onBridge() {
+	if len(bridges) == 0 || o.reg.onBridge() || entry() {
 		return
 	}
 	o.leaving.Store(true)

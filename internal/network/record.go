@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"holdfast/internal/durable"
+	"holdfast/internal/overlay"
 )
 
 // recordSchema is the schema number of networks/<id>.json.
@@ -24,7 +25,7 @@ type record struct {
 	Schema     int               `json:"schema"`
 	ID         string            `json:"id"`
 	Name       string            `json:"name"`
-	Driver     string            `json:"driver"` // bridge, host, null, macvlan or ipvlan
+	Driver     string            `json:"driver"` // bridge, host, null, macvlan, ipvlan or overlay
 	Created    time.Time         `json:"created"`
 	EnableIPv4 bool              `json:"enableIPv4"`
 	EnableIPv6 bool              `json:"enableIPv6"`
@@ -46,6 +47,8 @@ type record struct {
 	// the configuration that this network was created with.
 	ConfigOnly bool   `json:"configOnly,omitempty"`
 	ConfigFrom string `json:"configFrom,omitempty"`
+	// Overlay is set on networks that span the nodes of a swarm.
+	Overlay *overlay.Definition `json:"overlay,omitempty"`
 	// Removing: the network is being removed, and the next Restore finishes it.
 	Removing bool `json:"removing,omitempty"`
 }

@@ -262,7 +262,8 @@ func (reg *registry) addNetwork(rec *record, asked *network.IPAM) error {
 
 // condemnNetwork marks the record of a network for removal and forgets the network,
 // unless it is in use; see Manager.Remove for the errors.
-func (reg *registry) condemnNetwork(ref string) (*record, network.Network, error) {
+// ofSwarm: it is an overlay network, which only the process of the swarm removes.
+func (reg *registry) condemnNetwork(ref string, ofSwarm bool) (*record, network.Network, error) {
 	reg.mu.Lock()
 	defer reg.mu.Unlock()
 	n, err := reg.inv.lookup(ref)
@@ -272,6 +273,12 @@ func (reg *registry) condemnNetwork(ref string) (*record, network.Network, error
 	api := n.api()
 	if predefined(n.Name) {
 		return nil, api, errs.Forbidden("%s is a pre-defined network and cannot be removed", n.Name)
+	}
+	switch {
+	case ofSwarm && n.Overlay == nil:
+		return nil, api, errs.NotFound("network %s not found", ref)
+	case !ofSwarm && n.Overlay != nil:
+		return nil, api, errs.Forbidden("network %s is a network of the swarm: it is removed on a manager", n.Name)
 	}
 	if users := reg.inv.users(n); len(users) > 0 {
 		return nil, api, errs.Forbidden("error while removing network: network %s has active endpoints (%s)", n.Name, strings.Join(users, ", "))
@@ -304,7 +311,7 @@ func (reg *registry) prunable(args filter.Args, until time.Time, used func(id st
 	for _, name := range slices.Sorted(maps.Keys(reg.inv.networks)) {
 		n := reg.inv.networks[name]
 		switch {
-		case predefined(name), n.ConfigOnly, len(reg.inv.users(n)) > 0, used(n.ID),
+		case predefined(name), n.ConfigOnly, n.Overlay != nil, name == GatewayNetwork, len(reg.inv.users(n)) > 0, used(n.ID),
 			!until.IsZero() && !n.Created.Before(until),
 			!args.KV("label", n.Labels),
 			args.Has("label!") && args.KV("label!", n.Labels):

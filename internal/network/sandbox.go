@@ -67,6 +67,10 @@ type Endpoint struct {
 	Isolated bool   `json:"isolated,omitempty"` // by the bridge, from its other ports
 	Rules    *Rules `json:"rules,omitempty"`    // nil: the daemon's current ones
 
+	// Overlay: the network spans the nodes of a swarm. The other end of the interface
+	// is in the network's own namespace.
+	Overlay bool `json:"overlay,omitempty"`
+
 	// Parent is set on networks without a bridge.
 	Parent *ParentSettings `json:"link,omitempty"`
 

@@ -23,6 +23,10 @@ func (m *Manager) Settings(s Sandbox) *container.NetworkSettings {
 	}
 	bridged := false
 	for _, e := range s.Endpoints {
+		bridged = bridged || e.Bridge != "" || e.Parent != nil
+		if e.Network == GatewayNetwork && s.onOverlay() {
+			continue // as in Docker: it is no network that the user has named
+		}
 		es := e.Settings.Copy()
 		if es == nil {
 			es = &network.EndpointSettings{}
@@ -36,7 +40,6 @@ func (m *Manager) Settings(s Sandbox) *container.NetworkSettings {
 			es.GlobalIPv6Address, es.GlobalIPv6PrefixLen, es.IPv6Gateway = a.Address.Addr(), a.Address.Bits(), a.Gateway
 		}
 		out.Networks[e.Network] = es
-		bridged = bridged || e.Bridge != "" || e.Parent != nil
 	}
 	if !bridged {
 		return out

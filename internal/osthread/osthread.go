@@ -38,6 +38,17 @@ func RunInNetns(f func() error) error {
 	})
 }
 
+// InNetns calls f on a thread in the network namespace ns, as RunInNetns does.
+// Sockets that f opens belong to the namespace.
+func InNetns(ns *os.File, f func() error) error {
+	return RunInNetns(func() error {
+		if err := unix.Setns(int(ns.Fd()), unix.CLONE_NEWNET); err != nil {
+			return fmt.Errorf("enter network namespace %s: %w", ns.Name(), err)
+		}
+		return f()
+	})
+}
+
 // apart calls f on a locked thread, which is unlocked if f says that it can be
 // used again and ends with its goroutine otherwise. It is never the process's
 // main thread. Go parks the main thread instead of ending it, so what f changed

@@ -35,6 +35,9 @@ func SecretsDir(execRoot string) string { return filepath.Join(Dir(execRoot), "s
 // StateDir is the directory of the node's state in a data root.
 func StateDir(dataRoot string) string { return filepath.Join(dataRoot, "swarm") }
 
+// OverlayDir is the folder of the namespaces of overlay networks.
+func OverlayDir(execRoot string) string { return filepath.Join(execRoot, "overlay") }
+
 // StateFile is the file in StateDir without which the host is in no swarm.
 const StateFile = "docker-state.json"
 
@@ -71,6 +74,11 @@ const TasksPath = "/holdfast/v1/tasks/"
 // EventsPath is the path at which the process reports the events of its swarm, as a
 // list of event.Message; see package internal/api/tasks.
 const EventsPath = "/holdfast/v1/swarm/events"
+
+// OverlaysPath is the path of requests that only the process makes: GET lists the IDs of
+// the overlay networks that the daemon knows, PUT with an ID defines one, DELETE removes
+// it from this host; see package internal/api/tasks.
+const OverlaysPath = "/holdfast/v1/overlays/"
 
 // InfoPath is the path of the daemon's own request to the process: the swarm section
 // of GET /info.

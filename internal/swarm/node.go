@@ -239,6 +239,11 @@ func (n *Node) Give(ctx context.Context, client beside.Client, headers map[strin
 	return errs.Unavailable("pass a client to the swarm process: %v", err)
 }
 
+// Ask makes a request of the daemon itself. The caller closes the body of the answer.
+func (n *Node) Ask(ctx context.Context, r *http.Request) (*http.Response, error) {
+	return n.process.Ask(ctx, r, func(c beside.Client) error { return n.Give(ctx, c, nil) })
+}
+
 // Info is the swarm section of GET /info. If the process can't be asked, Error says
 // why: an operator has to see the rest of the host's state.
 func (n *Node) Info(ctx context.Context) swarm.Info {

@@ -11,6 +11,7 @@ import (
 
 	"holdfast/internal/errs"
 	"holdfast/internal/network/dump"
+	"holdfast/internal/swarmserver/mesh"
 )
 
 // defaultPort is the port of managers.
@@ -168,4 +169,26 @@ func checkPools(pools []netip.Prefix, size uint32) error {
 		}
 	}
 	return nil
+}
+
+// where is the place of this node in the gossip of its swarm.
+func (s *server) where() mesh.Address {
+	v, in := s.view()
+	if !in || v.node == nil {
+		return mesh.Address{}
+	}
+	host := func(addr string) string {
+		h, _ := hostPort(addr, "")
+		return h
+	}
+	a := mesh.Address{Listen: host(v.conf.ListenAddr), Advertise: host(v.conf.AdvertiseAddr), DataPath: v.conf.DataPathAddr}
+	if a.Advertise == "" {
+		a.Advertise = v.conf.LocalAddr
+	}
+	for _, p := range v.node.Remotes() {
+		if p.NodeID != v.node.NodeID() {
+			a.Remotes = append(a.Remotes, host(p.Addr))
+		}
+	}
+	return a
 }

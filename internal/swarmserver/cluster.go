@@ -272,6 +272,9 @@ func (s *server) leave(r *wire.Request, _ http.ResponseWriter) (any, error) {
 			log.L.Errorf("remove the container %s of a task: %v", c.ID, err)
 		}
 	}
+	if err := s.leaveNetworks(ctx); err != nil {
+		log.L.Errorf("%v", err)
+	}
 	if err := task.UnmountSecrets(ours.SecretsDir(s.o.ExecRoot)); err != nil {
 		log.L.Errorf("%v", err)
 	}

@@ -29,7 +29,12 @@ func (s *server) routes() *http.ServeMux {
 		mux.HandleFunc(pattern, func(w http.ResponseWriter, r *http.Request) { s.answer(w, r, h) })
 	}
 	m := &onManagers{s}
-	mux.HandleFunc("GET /networks/{name}", func(w http.ResponseWriter, r *http.Request) { s.answer(w, r, m.inspectNetwork) })
+	for pattern, h := range map[string]handler{
+		"GET /networks": m.listNetworks, "POST /networks/create": m.createNetwork, "POST /networks/prune": m.pruneNetworks,
+		"GET /networks/{name}": m.inspectNetwork, "DELETE /networks/{name}": m.removeNetwork,
+	} {
+		mux.HandleFunc(pattern, func(w http.ResponseWriter, r *http.Request) { s.answer(w, r, h) })
+	}
 	mux.HandleFunc("GET "+swarm.InfoPath, func(w http.ResponseWriter, r *http.Request) {
 		s.answer(w, r, func(r *wire.Request, _ http.ResponseWriter) (any, error) { return s.info(r.Context()), nil })
 	})

@@ -146,7 +146,7 @@ func (m *member) begin(conf config) error {
 		ListenControlAPI: filepath.Join(ours.Dir(m.s.o.ExecRoot), "manager.sock"),
 		ListenRemoteAPI:  conf.ListenAddr, AdvertiseRemoteAPI: conf.AdvertiseAddr,
 		NetworkConfig:   &networkallocator.Config{DefaultAddrPool: pools, SubnetSize: conf.SubnetSize, VXLANUDPPort: conf.DataPathPort},
-		NetworkProvider: nets.Provider{},
+		NetworkProvider: nets.New(),
 		JoinAddr:        conf.joinAddr, JoinToken: conf.joinToken, StateDir: dir, Executor: m.s.executor,
 		HeartbeatTick: uint32(beat), ElectionTick: uint32(cmp.Or(m.s.settings.ElectionTick, 10*beat)), // as in Docker
 		UnlockKey: conf.lockKey, AutoLockManagers: conf.autolock,

@@ -24,8 +24,10 @@ import (
 
 	"holdfast/internal/beside"
 	"holdfast/internal/durable"
+	"holdfast/internal/overlay/kernel"
 	"holdfast/internal/swarm"
 	"holdfast/internal/swarmserver/local"
+	"holdfast/internal/swarmserver/mesh"
 	"holdfast/internal/swarmserver/task"
 	"holdfast/internal/version"
 )
@@ -40,6 +42,7 @@ type server struct {
 	engine   *task.Engine
 	host     local.Host
 	executor *task.Executor
+	mesh     *mesh.Mesh
 	mux      *http.ServeMux
 
 	// reporting is held while the status is written. It is taken last.
@@ -67,6 +70,7 @@ func Run(o beside.Options) error {
 		logrus.SetLevel(logrus.WarnLevel)
 		logrus.SetOutput(&boundedLog{file: os.Stderr})
 		go s.executor.Sweep(ctx)
+		go s.mesh.Run(ctx)
 		s.resume()
 		return s, nil
 	})
@@ -116,7 +120,10 @@ func open(o beside.Options, life *beside.Life) (*server, error) {
 	if s.engine, err = task.NewEngine(swarm.EnginePath(o.ExecRoot)); err != nil {
 		return nil, err
 	}
-	s.executor = task.NewExecutor(s.engine, s.host, swarm.SecretsDir(o.ExecRoot))
+	s.mesh = mesh.New(mesh.Options{
+		StateDir: swarm.StateDir(o.DataRoot), Host: kernel.Host{Dir: swarm.OverlayDir(o.ExecRoot)}, Daemon: s.engine, Where: s.where,
+	})
+	s.executor = task.NewExecutor(s.engine, s.host, s.mesh, swarm.SecretsDir(o.ExecRoot))
 	s.mux = s.routes()
 	return s, nil
 }

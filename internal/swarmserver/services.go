@@ -19,7 +19,6 @@ import (
 
 	"holdfast/internal/api/wire"
 	"holdfast/internal/errs"
-	"holdfast/internal/swarmserver/nets"
 )
 
 func findService(ctx context.Context, c api.ControlClient, ref string, defaults bool) (*api.Service, error) {
@@ -152,13 +151,6 @@ func (s *onManagers) readService(r *wire.Request, w http.ResponseWriter) (*swarm
 	default:
 		return nil, errs.NotImplemented("services of runtime %q are not part of this release: use containers", spec.TaskTemplate.Runtime)
 	}
-	if e := spec.EndpointSpec; e != nil {
-		for _, p := range e.Ports {
-			if p.PublishMode != swarm.PortConfigPublishModeHost {
-				return nil, errs.NotImplemented("the routing mesh is not part of this release: publish port %d on the hosts of the tasks, with --publish mode=host,target=%d,published=%d", p.TargetPort, p.TargetPort, p.PublishedPort)
-			}
-		}
-	}
 	if c := spec.TaskTemplate.ContainerSpec; c != nil {
 		for _, m := range c.Mounts {
 			if m.Type == "cluster" {
@@ -215,37 +207,6 @@ func (s *onManagers) attach(ctx context.Context, c api.ControlClient, spec *swar
 	return nil
 }
 
-func findNetwork(ctx context.Context, c api.ControlClient, ref string) (*api.Network, error) {
-	list := func(f *api.ListNetworksRequest_Filters) ([]*api.Network, error) {
-		res, err := c.ListNetworks(ctx, &api.ListNetworksRequest{Filters: f}, large)
-		if err != nil {
-			return nil, err
-		}
-		return res.Networks, nil
-	}
-	return one("network", ref, func() (*api.Network, error) {
-		res, err := c.GetNetwork(ctx, &api.GetNetworkRequest{NetworkID: ref})
-		if err != nil {
-			return nil, err
-		}
-		return res.Network, nil
-	}, func() ([]*api.Network, error) { return list(&api.ListNetworksRequest_Filters{Names: []string{ref}}) },
-		func() ([]*api.Network, error) {
-			return list(&api.ListNetworksRequest_Filters{IDPrefixes: []string{ref}})
-		})
-}
-
-func (s *onManagers) inspectNetwork(r *wire.Request, _ http.ResponseWriter) (any, error) {
-	return s.onManager(r, func(ctx context.Context, v view) (any, error) {
-		n, err := findNetwork(ctx, v.control, r.Name())
-		if err != nil {
-			return nil, err
-		}
-		shown, err := convert.NetworkInspectFromGRPC(*n)
-		return shown, err
-	})
-}
-
 func (s *onManagers) networkID(ctx context.Context, c api.ControlClient, ref string) (string, error) {
 	name := ref
 	// A client may name a network of this host by its ID.
@@ -262,7 +223,7 @@ func (s *onManagers) networkID(ctx context.Context, c api.ControlClient, ref str
 	if name != ref || name == "none" {
 		return "", errs.Invalid("The network %s cannot be used with services. Only networks scoped to the swarm can be used, such as those created with the overlay driver.", name)
 	}
-	return "", errs.NotFound("network %s not found: %s", ref, nets.NoOverlay)
+	return "", errs.NotFound("network %s not found", ref)
 }
 
 // credentials keeps the credentials of a registry with the service, for the nodes that

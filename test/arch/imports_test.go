@@ -84,7 +84,7 @@ var rooms = []room{
 
 	{path: "internal/store", sees: ground},
 	{path: "internal/image", sees: ground},
-	{path: "internal/network", sees: ground},
+	{path: "internal/network", sees: append([]string{"internal/overlay", "internal/overlay/kernel", "internal/swarmlb", "internal/swarmlb/kernel"}, ground...)},
 	{path: "internal/volume", sees: ground},
 	{path: "internal/archive", sees: ground},
 	{path: "internal/shim/client", sees: ground},
@@ -120,20 +120,32 @@ var rooms = []room{
 	{path: "internal/build", sees: append([]string{"internal/build/stores", "internal/network"}, ground...)},
 	{path: "internal/build/stores", sees: ground},
 	{path: "internal/buildserver", sees: append([]string{"internal/build", "internal/build/stores", "internal/image", "internal/shim/names"}, ground...)},
+	// Overlay networks and the load balancing of services: what the kernel needs, and
+	// how it gets it.
+	{path: "internal/overlay", only: stdOnly, pure: true},
+	{path: "internal/overlay/kernel", sees: []string{"internal/overlay", "internal/network", "internal/network/dump", "internal/osthread"}},
+	{path: "internal/swarmlb", only: stdOnly, pure: true},
+	{path: "internal/swarmlb/kernel", sees: []string{"internal/swarmlb", "internal/network", "internal/network/dump", "internal/osthread"}},
 	// The daemon's side of swarm mode, and the process that runs the node, which alone
 	// imports swarmkit.
 	{path: "internal/swarm", sees: ground},
-	{path: "internal/swarmserver", sees: append([]string{"internal/swarm", "internal/api/wire", "internal/swarmserver/local", "internal/swarmserver/nets", "internal/swarmserver/task"}, ground...)},
+	{path: "internal/swarmserver", sees: append([]string{
+		"internal/swarm", "internal/api/wire", "internal/overlay/kernel",
+		"internal/swarmserver/local", "internal/swarmserver/mesh", "internal/swarmserver/nets", "internal/swarmserver/task",
+	}, ground...)},
 	{path: "internal/swarmserver/local", sees: append([]string{"internal/shim/client"}, ground...)},
 	{path: "internal/swarmserver/nets"},
-	{path: "internal/swarmserver/task", sees: append([]string{"internal/swarm", "internal/swarmserver/local"}, ground...)},
+	{path: "internal/swarmserver/mesh", sees: append([]string{"internal/overlay", "internal/overlay/kernel", "internal/swarmlb", "internal/swarmlb/kernel", "internal/shim/names"}, ground...)},
+	{path: "internal/swarmserver/task", sees: append([]string{
+		"internal/swarm", "internal/overlay", "internal/swarmserver/local", "internal/swarmserver/mesh", "internal/swarmserver/nets",
+	}, ground...)},
 	{path: "internal/buildserver/classic", only: stdOnly, pure: true},
 
 	{path: "internal/engine", sees: append(append([]string{"internal/shim/names"}, services...), ground...)},
 
 	// The packages that serve the API declare the interfaces that they need
 	// from the engine.
-	{path: "internal/api", sees: append([]string{"internal/engine", "internal/engine/objects", "internal/engine/sysinfo", "internal/swarm", "internal/api/wire"}, ground...)},
+	{path: "internal/api", sees: append([]string{"internal/engine", "internal/engine/objects", "internal/engine/sysinfo", "internal/swarm", "internal/overlay", "internal/api/wire"}, ground...)},
 	{path: "internal/api/wire", sees: ground},
 
 	// The command line reaches the daemon only over the API. Drawing the

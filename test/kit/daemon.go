@@ -56,6 +56,9 @@ type Options struct {
 	// measure, or that depend on its kind. Otherwise they are on a tmpfs, which halves
 	// the time of most tests: a disk is waited for at each fsync.
 	Disk bool
+	// Netns is the network namespace of the daemon, which is then a host of its own.
+	// The check for leaks does not see the links in it.
+	Netns Netns
 }
 
 // Daemon is a private holdfastd.
@@ -241,7 +244,7 @@ func (d *Daemon) TryStart() error {
 	}
 	d.drainNotify()
 	cmd := d.Command()
-	start := cmd.Start
+	start := func() error { return d.opts.Netns.Run(cmd.Start) }
 	if d.peer != nil {
 		start = func() error { return d.peer.Netns.Run(cmd.Start) }
 	}

@@ -390,10 +390,11 @@ func TestWhatIsNotThereIsRefusedWithTheReason(t *testing.T) {
 		args []string
 		want string
 	}{
-		{[]string{"service", "create", "-p", "8080:80", image}, "the routing mesh is not part of this release"},
 		{[]string{"service", "create", "--network", "none", image}, "not found"},
 		{[]string{"service", "create", "--network", "absent", image}, "not found"},
-		{[]string{"network", "create", "-d", "overlay", "over"}, "overlay"},
+		{[]string{"network", "create", "-d", "overlay", "--opt", "encrypted", "over"}, "encrypted overlay networks are not part of this release"},
+		{[]string{"network", "create", "-d", "overlay", "--attachable", "over"}, "attachable networks are not part of this release"},
+		{[]string{"network", "create", "-d", "macvlan", "--scope", "swarm", "over"}, "use the driver overlay"},
 		{[]string{"swarm", "init", "--advertise-addr", n.addr()}, "This node is already part of a swarm"},
 		{[]string{"swarm", "leave"}, "Removing the last manager erases all current state of the swarm"},
 	} {

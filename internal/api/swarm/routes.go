@@ -25,6 +25,9 @@ type Backend interface {
 	// Give passes a client to the process, with the headers of every answer. The
 	// caller keeps its own descriptor.
 	Give(ctx context.Context, client beside.Client, headers map[string][]string) error
+	// Ask makes a request of the daemon itself to the process. The caller closes the
+	// body of the answer.
+	Ask(ctx context.Context, r *http.Request) (*http.Response, error)
 }
 
 // Operations are those of swarm mode, as method and path. The process serves the
@@ -65,26 +68,6 @@ func Routes(b Backend) []wire.Route {
 			}
 			return errs.Unavailable(noManager)
 		}})
-	}
-	return routes
-}
-
-// Networks adds the networks of the swarm to those of the host: a client that asks for
-// one of swarm scope is answered by the process.
-func Networks(b Backend, routes []wire.Route) []wire.Route {
-	for i, route := range routes {
-		if route.Method != http.MethodGet || route.Path != "/networks/{name}" {
-			continue
-		}
-		routes[i].Handle = func(w http.ResponseWriter, r *wire.Request) error {
-			if b == nil || r.Query.Get("scope") != "swarm" || !b.Member() {
-				return route.Handle(w, r)
-			}
-			if err := b.Ready(r.Context()); err != nil {
-				return err
-			}
-			return wire.MoveTo(w, r, b.Give)
-		}
 	}
 	return routes
 }

@@ -4,6 +4,7 @@ package swarm
 
 import (
 	"context"
+	"net/http"
 	"net/http/httptest"
 	"strings"
 	"testing"
@@ -24,6 +25,9 @@ func (a *absent) Ready(context.Context) error {
 	return errs.NotImplemented("it is not installed")
 }
 func (*absent) Give(context.Context, beside.Client, map[string][]string) error { return nil }
+func (*absent) Ask(context.Context, *http.Request) (*http.Response, error) {
+	return nil, errs.NotImplemented("it is not installed")
+}
 
 func TestHostInNoSwarmAnswersWithoutAProcess(t *testing.T) {
 	for _, route := range Routes(&absent{}) {

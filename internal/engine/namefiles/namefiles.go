@@ -154,7 +154,7 @@ func writtenFiles(dir string) map[string][]byte {
 
 // View is what a container's name server answers from.
 type View struct {
-	Networks []string // IDs of networks, in the order in which they are searched
+	Networks []string // the files of networks, in the order in which they are searched
 	// Links are "name:alias" or "name". A later one takes precedence.
 	Links    []string
 	Upstream []netip.Addr // servers for all other names
@@ -162,10 +162,7 @@ type View struct {
 
 // WriteView writes the file of a container's name server.
 func (f *Files) WriteView(path string, v View) error {
-	file := names.View{Schema: names.Schema, Links: map[string]string{}}
-	for _, id := range v.Networks {
-		file.Networks = append(file.Networks, f.Path(id))
-	}
+	file := names.View{Schema: names.Schema, Networks: v.Networks, Links: map[string]string{}}
 	addLinks(file.Links, v.Links)
 	for _, a := range v.Upstream {
 		file.Upstream = append(file.Upstream, netip.AddrPortFrom(a, 53).String())

@@ -82,7 +82,7 @@ func TestViewNamesFilesAndServers(t *testing.T) {
 	f := testFiles(t.TempDir())
 	path := filepath.Join(t.TempDir(), "names.json")
 	err := f.WriteView(path, View{
-		Networks: []string{"n1"}, Links: []string{"one:db", "/two:/web/db", "cache"},
+		Networks: []string{f.Path("n1")}, Links: []string{"one:db", "/two:/web/db", "cache"},
 		Upstream: []netip.Addr{netip.MustParseAddr("fd00::1")},
 	})
 	if err != nil {

@@ -54,21 +54,33 @@ func announceOne(l Interface) error {
 	} else if ifi.Index, err = indexOf(l.Name); err != nil {
 		return err
 	}
-	fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
-	if err != nil {
-		return err
-	}
-	defer unix.Close(fd)
 	for _, a := range l.Addrs {
 		frame, err := announcement(ifi.HardwareAddr, a.Addr())
 		if err == nil {
-			err = unix.Sendto(fd, frame, 0, &unix.SockaddrLinklayer{Ifindex: ifi.Index, Halen: 6})
+			err = SendFrame(ifi.Index, frame)
 		}
 		if err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// SendFrame sends an Ethernet frame by an interface of the thread's network
+// namespace.
+func SendFrame(index int, frame []byte) error {
+	fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	return unix.Sendto(fd, frame, 0, &unix.SockaddrLinklayer{Ifindex: index, Halen: 6})
+}
+
+// Announcement returns the Ethernet frame that announces that an address is at a
+// hardware address.
+func Announcement(mac net.HardwareAddr, addr netip.Addr) ([]byte, error) {
+	return announcement(mac, addr)
 }
 
 // announcement returns the Ethernet frame that announces that an address is at a

@@ -10,6 +10,11 @@ import (
 	"path/filepath"
 )
 
+// Sysctl sets a value of the thread's network namespace if it differs, and reports
+// whether it did. name is separated by slashes, because interface names may have
+// dots.
+func Sysctl(name, value string) (changed bool, err error) { return sysctl(name, value) }
+
 // sysctl sets a value of the thread's network namespace if it differs, and
 // reports whether it did. name is separated by slashes, because interface names
 // may have dots.

@@ -85,13 +85,12 @@ func (t *table) local(q query) (answer []byte, ok bool) {
 		}), true
 	}
 	v6 := q.question.Type == dnsmessage.TypeAAAA
-	addrs, known := t.lookup(name, v6)
-	if !known {
+	got := t.lookup(name, v6)
+	if !got.known {
 		return nil, false
 	}
-	if len(addrs) == 0 {
-		other, _ := t.lookup(name, !v6)
-		if len(other) == 0 {
+	if len(got.addrs) == 0 {
+		if len(t.lookup(name, !v6).addrs) == 0 {
 			return q.answer(dnsmessage.RCodeNameError, nil), true
 		}
 		return q.answer(dnsmessage.RCodeSuccess, nil), true
@@ -100,7 +99,8 @@ func (t *table) local(q query) (answer []byte, ok bool) {
 		return q.answer(dnsmessage.RCodeSuccess, nil), true
 	}
 	return q.answer(dnsmessage.RCodeSuccess, func(b *dnsmessage.Builder, h dnsmessage.ResourceHeader) error {
-		for _, a := range addrs {
+		h.TTL = got.ttl
+		for _, a := range got.addrs {
 			var err error
 			if v6 {
 				err = b.AAAAResource(h, dnsmessage.AAAAResource{AAAA: a.As16()})

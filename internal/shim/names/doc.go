@@ -40,6 +40,9 @@ type Network struct {
 	// Subnets are the subnets that the network has for itself: reverse lookups of
 	// addresses in them are never forwarded.
 	Subnets []string `json:"subnets,omitempty"`
+	// TTL is for how long clients may keep an answer, in seconds. 0 means 600, as in
+	// Docker.
+	TTL     uint32   `json:"ttl,omitempty"`
 	Members []Member `json:"members"`
 }
 

@@ -371,7 +371,7 @@ func TestAnswersTakeTurns(t *testing.T) {
 	put(t, tab.path, v)
 	first := map[netip.Addr]bool{}
 	for range 4 {
-		addrs, _ := tab.lookup("www", false)
+		addrs := tab.lookup("www", false).addrs
 		first[addrs[0]] = true
 	}
 	if len(first) != 2 {

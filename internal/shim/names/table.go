@@ -35,6 +35,7 @@ type stamp struct {
 type network struct {
 	path    string // of its file
 	name    string // lower case
+	ttl     uint32 // of answers, in seconds
 	subnets []netip.Prefix
 	byName  map[string][]netip.Addr // by lower-case name; nil: the member exists but does not run
 	byAddr  map[netip.Addr]string
@@ -99,7 +100,10 @@ func (t *table) refresh() {
 }
 
 func indexed(path string, n Network) network {
-	out := network{path: path, name: strings.ToLower(n.Name), byName: map[string][]netip.Addr{}, byAddr: map[netip.Addr]string{}}
+	out := network{path: path, name: strings.ToLower(n.Name), ttl: n.TTL, byName: map[string][]netip.Addr{}, byAddr: map[netip.Addr]string{}}
+	if out.ttl == 0 {
+		out.ttl = ttl
+	}
 	for _, s := range n.Subnets {
 		if p, err := netip.ParsePrefix(s); err == nil {
 			out.subnets = append(out.subnets, p)
@@ -121,9 +125,17 @@ func indexed(path string, n Network) network {
 	return out
 }
 
-// lookup finds a name without its final dot. known means that the name belongs to a
-// network of ours: if it has no address of the family, it is not forwarded.
-func (t *table) lookup(name string, v6 bool) (addrs []netip.Addr, known bool) {
+// found is what the files say of a name.
+type found struct {
+	addrs []netip.Addr
+	// known: the name belongs to a network of ours. If it has no address of the
+	// family, it is not forwarded.
+	known bool
+	ttl   uint32 // of addrs, in seconds
+}
+
+// lookup finds a name without its final dot.
+func (t *table) lookup(name string, v6 bool) (f found) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.refresh()
@@ -136,32 +148,33 @@ func (t *table) lookup(name string, v6 bool) (addrs []netip.Addr, known bool) {
 	}
 	for _, n := range t.nets {
 		bare, qualified := strings.CutSuffix(name, "."+n.name)
-		found, ok := n.byName[name]
+		all, ok := n.byName[name]
 		if !ok && qualified {
-			found, ok = n.byName[bare]
-			known = known || !public(n.name) || t.member(bare) // must not be forwarded
+			all, ok = n.byName[bare]
+			f.known = f.known || !public(n.name) || t.member(bare) // must not be forwarded
 		}
 		if !ok {
 			continue
 		}
-		known = true
-		for _, a := range found {
+		f.known = true
+		for _, a := range all {
 			if a.Is6() == v6 {
-				addrs = append(addrs, a)
+				f.addrs = append(f.addrs, a)
 			}
 		}
-		if len(addrs) > 0 {
+		if len(f.addrs) > 0 {
+			f.ttl = n.ttl
 			break
 		}
 	}
-	if n := len(addrs); n > 1 {
+	if n := len(f.addrs); n > 1 {
 		// Each answer starts with the next address (round robin), to spread the
 		// clients.
 		t.turns++
 		k := int(t.turns) % n
-		addrs = append(append([]netip.Addr{}, addrs[k:]...), addrs[:k]...)
+		f.addrs = append(append([]netip.Addr{}, f.addrs[k:]...), f.addrs[:k]...)
 	}
-	return addrs, known
+	return f
 }
 
 // member reports whether one of the networks has a container of that name.

@@ -33,7 +33,8 @@ func TestNetworkWhoseFileIsUnreadableKeepsItsNames(t *testing.T) {
 	write(file, network("10.1.2.3"))
 	is := func(want string) {
 		t.Helper()
-		addrs, known := tab.lookup("web", false)
+		got := tab.lookup("web", false)
+		addrs, known := got.addrs, got.known
 		if want == "" {
 			if known {
 				t.Errorf("a removed network is known: %v", addrs)

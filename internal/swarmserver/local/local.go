@@ -86,6 +86,31 @@ type Container struct {
 	ID, Task, Name string
 }
 
+// Network returns the file of the container's network namespace, or "" if it has none of
+// its own or has not started, and the names of its interfaces by network.
+func (c *Container) Network() (netns string, interfaces map[string]string) {
+	spec, err := c.host.read(c.ID)
+	if err != nil {
+		return "", nil
+	}
+	var sandbox struct {
+		Netns     string `json:"netns"`
+		Shared    bool   `json:"shared"`
+		Endpoints []struct {
+			NetworkID string `json:"networkID"`
+			Name      string `json:"name"`
+		} `json:"endpoints"`
+	}
+	if json.Unmarshal(spec.Sandbox, &sandbox) != nil || sandbox.Shared {
+		return "", nil
+	}
+	interfaces = map[string]string{}
+	for _, e := range sandbox.Endpoints {
+		interfaces[e.NetworkID] = e.Name
+	}
+	return sandbox.Netns, interfaces
+}
+
 // State is what is known of a container.
 type State struct {
 	// Started: its process was started, or it was tried.

@@ -5,6 +5,7 @@ package task
 import (
 	"fmt"
 	"maps"
+	"net/netip"
 	"strconv"
 	"strings"
 
@@ -16,7 +17,9 @@ import (
 	"github.com/moby/moby/v2/daemon/cluster/convert"
 	"github.com/moby/swarmkit/v2/api"
 	"github.com/moby/swarmkit/v2/api/genericresource"
-	"github.com/moby/swarmkit/v2/manager/allocator/networkallocator"
+
+	"holdfast/internal/overlay"
+	"holdfast/internal/swarmserver/nets"
 )
 
 // labelPrefix begins the labels of tasks' containers that Docker sets.
@@ -72,11 +75,12 @@ func request(t *api.Task, files []mount.Mount) (*container.CreateRequest, error)
 	if l := t.LogDriver; l != nil {
 		host.LogConfig = container.LogConfig{Type: l.Name, Config: l.Options}
 	}
-	if host.NetworkMode, err = networkMode(t); err != nil {
+	networks := &network.NetworkingConfig{}
+	if host.NetworkMode, networks.EndpointsConfig, err = networksOf(t); err != nil {
 		return nil, err
 	}
 	config.ExposedPorts, host.PortBindings = ports(t)
-	return &container.CreateRequest{Config: config, HostConfig: host, NetworkingConfig: &network.NetworkingConfig{}}, nil
+	return &container.CreateRequest{Config: config, HostConfig: host, NetworkingConfig: networks}, nil
 }
 
 // imageOf is the name of an image with a tag, as users write it.
@@ -164,19 +168,42 @@ func securityOptions(p *moby.Privileges) (options []string) {
 	return options
 }
 
-// networkMode is the network of this host that a task uses: the default one unless it
-// asks for host or bridge.
-func networkMode(t *api.Task) (container.NetworkMode, error) {
-	for _, n := range t.Networks {
-		if n.Network == nil {
+// GatewayNetwork is the daemon's network by which the containers of overlay networks
+// reach other hosts.
+const GatewayNetwork = "docker_gwbridge"
+
+// networksOf are the networks of a task: one of this host, such as the default one or
+// host, or overlay networks, with the addresses that the cluster has given the task.
+func networksOf(t *api.Task) (mode container.NetworkMode, settings map[string]*network.EndpointSettings, err error) {
+	outside := false
+	for _, a := range t.Networks {
+		n := a.Network
+		switch {
+		case n == nil:
 			continue
+		case nets.Own(n):
+			return container.NetworkMode(n.Spec.Annotations.Name), nil, nil
+		case len(a.Addresses) == 0:
+			return "", nil, fmt.Errorf("the task has no address on the network %s", n.Spec.Annotations.Name)
 		}
-		if n.Network.Spec.Annotations.Labels[networkallocator.PredefinedLabel] != "true" {
-			return "", fmt.Errorf("the network %s of the task is an overlay, which this release can't connect", n.Network.Spec.Annotations.Name)
+		address, err := netip.ParsePrefix(a.Addresses[0])
+		if err != nil {
+			return "", nil, fmt.Errorf("the address of the task on the network %s: %w", n.Spec.Annotations.Name, err)
 		}
-		return container.NetworkMode(n.Network.Spec.Annotations.Name), nil
+		if settings == nil {
+			mode, settings = container.NetworkMode(n.Spec.Annotations.Name), map[string]*network.EndpointSettings{}
+		}
+		mac := overlay.MACOf(address.Addr())
+		settings[n.Spec.Annotations.Name] = &network.EndpointSettings{
+			NetworkID: n.ID, Aliases: a.Aliases, DriverOpts: a.DriverAttachmentOpts, MacAddress: mac[:],
+			IPAMConfig: &network.EndpointIPAMConfig{IPv4Address: address.Addr()},
+		}
+		outside = outside || !n.Spec.Internal
 	}
-	return "", nil
+	if outside {
+		settings[GatewayNetwork] = &network.EndpointSettings{}
+	}
+	return mode, settings, nil
 }
 
 // ports are those that are published on this host, as opposed to on all nodes.

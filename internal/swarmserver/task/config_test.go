@@ -98,8 +98,31 @@ func TestTaskUsesTheNetworkOfItsHost(t *testing.T) {
 	if mode := described(t, task).HostConfig.NetworkMode; mode != "host" {
 		t.Errorf("network %s", mode)
 	}
-	task.Networks[0].Network.Spec.Annotations = api.Annotations{Name: "over"}
-	if _, err := request(task, nil); err == nil || !strings.Contains(err.Error(), "overlay") {
+}
+
+func TestTaskHasItsAddressesOnOverlayNetworks(t *testing.T) {
+	task := sample(&api.ContainerSpec{Image: "app"})
+	over := func(id string, internal bool) *api.NetworkAttachment {
+		return &api.NetworkAttachment{
+			Network:   &api.Network{ID: id, Spec: api.NetworkSpec{Annotations: api.Annotations{Name: "n" + id}, Internal: internal}},
+			Addresses: []string{"10.0." + id + ".5/24"}, Aliases: []string{"a" + id},
+		}
+	}
+	task.Networks = []*api.NetworkAttachment{over("2", true), over("1", true)}
+	req := described(t, task)
+	settings := req.NetworkingConfig.EndpointsConfig
+	if req.HostConfig.NetworkMode != "n2" || len(settings) != 2 {
+		t.Errorf("network %s, settings %v", req.HostConfig.NetworkMode, settings)
+	}
+	if s := settings["n1"]; s.NetworkID != "1" || s.IPAMConfig.IPv4Address.String() != "10.0.1.5" || s.MacAddress.String() != "02:42:0a:00:01:05" || s.Aliases[0] != "a1" {
+		t.Errorf("%+v", s)
+	}
+	task.Networks = append(task.Networks, over("3", false))
+	if settings := described(t, task).NetworkingConfig.EndpointsConfig; len(settings) != 4 || settings[GatewayNetwork] == nil {
+		t.Errorf("a task that may reach other hosts has %v", settings)
+	}
+	task.Networks[0].Addresses = nil
+	if _, err := request(task, nil); err == nil || !strings.Contains(err.Error(), "no address on the network n2") {
 		t.Errorf("%v", err)
 	}
 }

@@ -17,6 +17,7 @@ import (
 
 	"holdfast/internal/failpoint"
 	"holdfast/internal/swarmserver/local"
+	"holdfast/internal/swarmserver/mesh"
 )
 
 // controller runs one task. swarmkit calls Prepare, Start, Wait, Shutdown, Terminate
@@ -103,6 +104,9 @@ func (c *controller) Prepare(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	if err := c.x.mesh.Join(ctx, c.task, nameOf(c.task)); err != nil {
+		return err
+	}
 	failpoint.Here("task.pulled")
 	err = c.x.engine.create(ctx, c.task.ID, nameOf(c.task), req)
 	failpoint.Here("task.created")
@@ -180,6 +184,9 @@ func (c *controller) Start(ctx context.Context) error {
 		return exec.MakeTemporary(err)
 	}
 	if !st.Started {
+		if err := c.x.mesh.Join(ctx, c.task, nameOf(c.task)); err != nil {
+			return err
+		}
 		failpoint.Here("task.starting")
 		if err := c.x.engine.start(ctx, found.ID); err != nil {
 			if ctx.Err() != nil {
@@ -189,6 +196,9 @@ func (c *controller) Start(ctx context.Context) error {
 		}
 		failpoint.Here("task.started")
 	}
+	if err := c.x.mesh.Started(ctx, c.task, nameOf(c.task), inside(found)); err != nil {
+		return exec.MakeTemporary(err)
+	}
 	// A task that an earlier process has started may be waiting for its health, too.
 	s, err := c.follow(ctx, found, func(s local.State) bool { return s.Running && (s.Health == "" || s.Health == "healthy") })
 	switch {
@@ -196,10 +206,28 @@ func (c *controller) Start(ctx context.Context) error {
 		return err
 	case s.Exited:
 		return ended(s, nil)
-	case st.Started:
+	}
+	if err := c.serve(ctx, found); err != nil {
+		return err
+	}
+	if st.Started {
 		return exec.ErrTaskStarted
 	}
 	return nil
+}
+
+// serve gives the task to those that use its service.
+func (c *controller) serve(ctx context.Context, found *local.Container) error {
+	if err := c.x.mesh.Serve(ctx, c.task, nameOf(c.task), found.ID, inside(found)); err != nil {
+		return exec.MakeTemporary(err)
+	}
+	return nil
+}
+
+// inside is what the container has of its networks.
+func inside(found *local.Container) mesh.Inside {
+	netns, names := found.Network()
+	return mesh.Inside{Netns: netns, Names: names}
 }
 
 // Wait returns when the container has ended.
@@ -210,10 +238,17 @@ func (c *controller) Wait(ctx context.Context) error {
 	} else if err != nil {
 		return err
 	}
+	if st, err := found.State(); err == nil && st.Running {
+		// An earlier process may have started it.
+		if err := c.serve(ctx, found); err != nil {
+			return err
+		}
+	}
 	s, err := c.follow(ctx, found, func(local.State) bool { return false })
 	if err != nil {
 		return err
 	}
+	c.x.mesh.Leave(c.task)
 	return ended(s, nil)
 }
 
@@ -232,6 +267,7 @@ func (c *controller) follow(ctx context.Context, found *local.Container, enough 
 	case last.Exited || last.Health != "unhealthy":
 		return last, nil
 	}
+	c.x.mesh.Drain(ctx, c.task.ID)
 	if err := c.stop(ctx, found); err != nil {
 		return last, err
 	}
@@ -298,8 +334,13 @@ func (c *controller) Shutdown(ctx context.Context) error {
 	} else if err != nil {
 		return err
 	}
+	c.x.mesh.Drain(ctx, c.task.ID)
 	failpoint.Here("task.stopping")
-	return c.stop(ctx, found)
+	if err := c.stop(ctx, found); err != nil {
+		return err
+	}
+	c.x.mesh.Leave(c.task)
+	return nil
 }
 
 // Terminate kills the container.
@@ -314,6 +355,7 @@ func (c *controller) Terminate(ctx context.Context) error {
 	} else if err != nil {
 		return err
 	}
+	c.x.mesh.Drain(ctx, c.task.ID)
 	return c.end(ctx, found, c.x.engine.kill, found.Kill)
 }
 
@@ -333,6 +375,7 @@ func (c *controller) Remove(ctx context.Context) error {
 	if err != nil && !errdefs.IsNotFound(err) {
 		return err
 	}
+	c.x.mesh.Leave(c.task)
 	c.x.removeFiles(c.task.ID)
 	return nil
 }

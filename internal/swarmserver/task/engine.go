@@ -18,11 +18,13 @@ import (
 	"github.com/containerd/errdefs/pkg/errhttp"
 	"github.com/moby/moby/api/types/common"
 	"github.com/moby/moby/api/types/container"
+	"github.com/moby/moby/api/types/network"
 	"github.com/moby/moby/api/types/system"
 	"github.com/moby/moby/client"
 	"golang.org/x/sys/unix"
 
 	"holdfast/internal/event"
+	"holdfast/internal/overlay"
 	"holdfast/internal/swarm"
 )
 
@@ -81,36 +83,47 @@ func (e *Engine) Info(ctx context.Context) (system.Info, error) {
 	return res.Info, err
 }
 
-// NetworkName returns the name of a network of this host.
+// NetworkName returns the name of a network that the daemon knows by itself.
 func (e *Engine) NetworkName(ctx context.Context, ref string) (string, error) {
-	res, err := e.api.NetworkInspect(ctx, ref, client.NetworkInspectOptions{})
-	return res.Network.Name, err
+	n, err := e.network(ctx, ref)
+	return n.Name, err
+}
+
+// network inspects a network that the daemon knows by itself: it must not ask this
+// process in turn.
+func (e *Engine) network(ctx context.Context, ref string) (network.Inspect, error) {
+	res, err := e.api.NetworkInspect(ctx, ref, client.NetworkInspectOptions{Scope: "local"})
+	return res.Network, err
+}
+
+// HasNetwork reports whether this host has a network of that name, which is not the
+// swarm's.
+func (e *Engine) HasNetwork(ctx context.Context, name string) bool {
+	found, err := e.network(ctx, name)
+	return err == nil && found.Name == name && found.Scope != "swarm"
 }
 
 // create creates the container of a task. ErrConflict: its name is in use, which is
 // the case after an earlier attempt whose answer got lost.
 func (e *Engine) create(ctx context.Context, task, name string, req *container.CreateRequest) error {
-	text, err := json.Marshal(req)
-	if err != nil {
-		return err
-	}
-	return e.post(ctx, "create the container", swarm.TasksPath+url.PathEscape(task)+"?name="+url.QueryEscape(name), text)
+	return e.call(ctx, http.MethodPost, swarm.TasksPath+url.PathEscape(task)+"?name="+url.QueryEscape(name), req, nil)
 }
 
 // Report has the daemon record events of the swarm. Those whose source it has
-// recorded before it leaves out.
+// recorded before it leaves out. It waits for a daemon.
 func (e *Engine) Report(ctx context.Context, events []event.Message) error {
-	text, err := json.Marshal(events)
+	return e.call(ctx, http.MethodPost, swarm.EventsPath, events, nil)
+}
+
+// call makes a request that only this process may make, and decodes the answer into v
+// unless it is nil. It waits for a daemon.
+func (e *Engine) call(ctx context.Context, method, path string, body, v any) error {
+	text, err := json.Marshal(body)
 	if err != nil {
 		return err
 	}
-	return e.post(ctx, "report events", swarm.EventsPath, text)
-}
-
-// post sends a request that only the process makes. It waits for a daemon.
-func (e *Engine) post(ctx context.Context, what, path string, body []byte) error {
 	return do(ctx, func() error {
-		r, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://daemon"+path, bytes.NewReader(body))
+		r, err := http.NewRequestWithContext(ctx, method, "http://daemon"+path, bytes.NewReader(text))
 		if err != nil {
 			return err
 		}
@@ -120,15 +133,66 @@ func (e *Engine) post(ctx context.Context, what, path string, body []byte) error
 			return err
 		}
 		defer resp.Body.Close()
-		if resp.StatusCode < http.StatusBadRequest {
+		if resp.StatusCode >= http.StatusBadRequest {
+			var refused common.ErrorResponse
+			if err := json.NewDecoder(resp.Body).Decode(&refused); err != nil {
+				return fmt.Errorf("%s %s: %s: %w", method, path, resp.Status, err)
+			}
+			return refusal{refused.Message, errhttp.ToNative(resp.StatusCode)}
+		}
+		if v == nil {
 			_, err := io.Copy(io.Discard, resp.Body)
 			return err
 		}
-		var refused common.ErrorResponse
-		if err := json.NewDecoder(resp.Body).Decode(&refused); err != nil {
-			return fmt.Errorf("%s: %s: %w", what, resp.Status, err)
+		return json.NewDecoder(resp.Body).Decode(v)
+	})
+}
+
+// DefineOverlay makes an overlay network known to the daemon. It waits for a daemon.
+func (e *Engine) DefineOverlay(ctx context.Context, d overlay.Definition) error {
+	return e.call(ctx, http.MethodPut, swarm.OverlaysPath+url.PathEscape(d.ID), d, nil)
+}
+
+// ForgetOverlay removes an overlay network from this host. It waits for a daemon.
+func (e *Engine) ForgetOverlay(ctx context.Context, id string) error {
+	return e.call(ctx, http.MethodDelete, swarm.OverlaysPath+url.PathEscape(id), nil, nil)
+}
+
+// Overlays returns the IDs of the overlay networks that the daemon knows.
+func (e *Engine) Overlays(ctx context.Context) (ids []string, err error) {
+	err = e.call(ctx, http.MethodGet, swarm.OverlaysPath, nil, &ids)
+	return ids, err
+}
+
+// EnsureGateway makes the network by which the containers of overlay networks reach
+// other hosts. As in Docker they can't reach each other by it.
+func (e *Engine) EnsureGateway(ctx context.Context) error {
+	return do(ctx, func() error {
+		_, err := e.network(ctx, GatewayNetwork)
+		if !errdefs.IsNotFound(err) {
+			return err
 		}
-		return refusal{refused.Message, errhttp.ToNative(resp.StatusCode)}
+		_, err = e.api.NetworkCreate(ctx, GatewayNetwork, client.NetworkCreateOptions{
+			Driver: "bridge", Options: map[string]string{"com.docker.network.bridge.enable_icc": "false"},
+		})
+		if errdefs.IsConflict(err) {
+			return nil // another task has made it meanwhile
+		}
+		return err
+	})
+}
+
+// RemoveGateway removes that network, unless a container is on it.
+func (e *Engine) RemoveGateway(ctx context.Context) error {
+	return do(ctx, func() error {
+		_, err := e.network(ctx, GatewayNetwork)
+		if err == nil {
+			_, err = e.api.NetworkRemove(ctx, GatewayNetwork, client.NetworkRemoveOptions{})
+		}
+		if errdefs.IsNotFound(err) || errdefs.IsPermissionDenied(err) {
+			return nil
+		}
+		return err
 	})
 }
 

@@ -25,12 +25,35 @@ import (
 	"github.com/moby/swarmkit/v2/template"
 
 	"holdfast/internal/swarmserver/local"
+	"holdfast/internal/swarmserver/mesh"
 )
+
+// Mesh is the node's part in overlay networks. Without one on a task's list of
+// networks the calls do nothing.
+type Mesh interface {
+	// Join gives a task its place on its networks. It waits for the daemon.
+	Join(ctx context.Context, t *api.Task, name string) error
+	// Started notes the network namespace of a task that is not healthy yet.
+	Started(ctx context.Context, t *api.Task, name string, in mesh.Inside) error
+	// Serve notes that a task is started and healthy. It is idempotent.
+	Serve(ctx context.Context, t *api.Task, name, container string, in mesh.Inside) error
+	// Drain takes a task out of all names and virtual addresses, before it is
+	// stopped.
+	Drain(ctx context.Context, task string)
+	// Leave ends the place of a task whose container has ended.
+	Leave(t *api.Task)
+	SetKeys(keys []*api.EncryptionKey)
+	// SetNode gets what the cluster has stored of this node.
+	SetNode(n *api.Node)
+	// Settled notes that all tasks of this node are known.
+	Settled()
+}
 
 // Executor makes the controllers of tasks.
 type Executor struct {
 	engine  *Engine
 	host    local.Host
+	mesh    Mesh
 	secrets string // the directory of secrets and configs
 	exec.DependencyManager
 
@@ -46,9 +69,9 @@ type Executor struct {
 }
 
 // NewExecutor returns an executor over a daemon whose files are at host.
-func NewExecutor(e *Engine, host local.Host, secretsDir string) *Executor {
+func NewExecutor(e *Engine, host local.Host, mesh Mesh, secretsDir string) *Executor {
 	return &Executor{
-		engine: e, host: host, secrets: secretsDir, DependencyManager: agent.NewDependencyManager(nil),
+		engine: e, host: host, mesh: mesh, secrets: secretsDir, DependencyManager: agent.NewDependencyManager(nil),
 		open: map[string]int{}, complete: make(chan struct{}),
 	}
 }
@@ -108,8 +131,8 @@ func (x *Executor) Describe(ctx context.Context) (*api.NodeDescription, error) {
 	for _, plugins := range []struct {
 		kind  string
 		names []string
-	}{{"Log", info.Plugins.Log}, {"Network", info.Plugins.Network}, {"Volume", info.Plugins.Volume}} {
-		for _, name := range slices.Sorted(slices.Values(plugins.names)) {
+	}{{"Log", info.Plugins.Log}, {"Network", append([]string{"overlay"}, info.Plugins.Network...)}, {"Volume", info.Plugins.Volume}} {
+		for _, name := range slices.Compact(slices.Sorted(slices.Values(plugins.names))) {
 			d.Engine.Plugins = append(d.Engine.Plugins, api.PluginDescription{Type: plugins.kind, Name: name})
 		}
 	}
@@ -124,11 +147,19 @@ func (x *Executor) description() *api.NodeDescription {
 	return x.described
 }
 
-// Configure gets the node's attachments to overlay networks, which do not exist yet.
-func (x *Executor) Configure(context.Context, *api.Node) error { return nil }
+// Configure gets what the cluster has stored of this node.
+func (x *Executor) Configure(_ context.Context, n *api.Node) error {
+	if n != nil {
+		x.mesh.SetNode(n)
+	}
+	return nil
+}
 
-// SetNetworkBootstrapKeys gets the keys of the gossip, which does not exist yet.
-func (x *Executor) SetNetworkBootstrapKeys([]*api.EncryptionKey) error { return nil }
+// SetNetworkBootstrapKeys gets the keys of the gossip.
+func (x *Executor) SetNetworkBootstrapKeys(keys []*api.EncryptionKey) error {
+	x.mesh.SetKeys(keys)
+	return nil
+}
 
 // Secrets returns the secrets of this node. Their replacement as a whole is the
 // beginning of a complete assignment.
@@ -217,6 +248,7 @@ func (x *Executor) Sweep(ctx context.Context) {
 			return
 		case <-time.After(next):
 		}
+		x.mesh.Settled()
 		for _, c := range x.orphans() {
 			log.G(ctx).Warnf("the container %s of the unknown task %s is removed", c.ID, c.Task)
 			if err := x.engine.remove(ctx, c.ID); err != nil {

@@ -1,0 +1,246 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package mesh
+
+import (
+	"context"
+	"errors"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"github.com/moby/swarmkit/v2/log"
+
+	"holdfast/internal/overlay"
+	"holdfast/internal/swarmlb"
+	lbkernel "holdfast/internal/swarmlb/kernel"
+)
+
+// sighting is an endpoint of another node.
+type sighting struct {
+	member member
+	// live: the gossip has it now. Otherwise it had it at last.
+	live bool
+	last time.Time
+}
+
+func notFound(err error) bool { return errdefs.IsNotFound(err) }
+
+// sync compares what should be with what is, and changes what differs. What fails is
+// tried again with the next comparison.
+func (m *Mesh) sync(ctx context.Context) {
+	m.syncing.Lock()
+	defer m.syncing.Unlock()
+	s := m.snapshot()
+	m.keepGossip(s)
+	m.keepEntry(ctx, &s)
+	all := map[string][]member{} // by network
+	complete := m.gossip != nil && m.gossip.synchronised(s.address.Remotes)
+	for id := range s.nets {
+		members, err := m.syncNetwork(s, id, complete)
+		if err != nil {
+			log.G(ctx).Errorf("network %s: %v", s.nets[id].Name, err)
+		}
+		all[id] = members
+	}
+	for _, p := range s.places {
+		if p.in.Netns == "" {
+			continue
+		}
+		if err := applyServices(p, s.nets, all); err != nil {
+			log.G(ctx).Errorf("virtual addresses of task %s: %v", p.task, err)
+		}
+	}
+	if err := m.publishPorts(s, all[s.entry.network]); err != nil {
+		log.G(ctx).Errorf("published ports: %v", err)
+	}
+	m.removeUnused(ctx, s)
+}
+
+// keepGossip begins the gossip when that is possible, and follows changes.
+func (m *Mesh) keepGossip(s snapshot) {
+	if g := m.gossip; g != nil && (s.address.Listen != g.address.Listen || s.address.Advertise != g.address.Advertise) {
+		g.close()
+		m.gossip = nil
+	}
+	if s.address.Advertise == "" || len(s.keys) == 0 {
+		return
+	}
+	if m.gossip == nil && time.Since(m.failed) > startEach {
+		g, err := startGossip(s.address, s.keys, m.Kick)
+		if err != nil {
+			if m.failed.IsZero() {
+				log.L.Errorf("other nodes are not told of this node's tasks, and it is tried again: %v", err)
+			}
+			m.failed = time.Now()
+			return
+		}
+		m.gossip, m.failed = g, time.Time{}
+	}
+	if m.gossip != nil {
+		m.gossip.setKeys(s.keys)
+		m.gossip.join(s.address.Remotes)
+	}
+}
+
+// syncNetwork tells other nodes of this node's endpoints on a network, sets the tables
+// of the kernel, and writes the files. It returns all endpoints on the network.
+func (m *Mesh) syncNetwork(s snapshot, id string, complete bool) ([]member, error) {
+	d, own := s.nets[id], s.members(id)
+	var failed []error
+	if m.gossip != nil {
+		records := map[string][]byte{}
+		for key, mb := range own {
+			records[joinKey(peerTable, key)] = mb.Peer.encode()
+			if mb.Endpoint.Name != "" {
+				records[joinKey(endpointTable, key)] = mb.Endpoint.encode()
+			}
+		}
+		failed = append(failed, m.gossip.publish(id, records))
+		m.look(id, m.gossip.remote(id), complete)
+	}
+	local := map[string]bool{}
+	for _, mb := range own {
+		if a, err := parseAddr(mb.Peer.EndpointIP); err == nil {
+			local[a.String()] = true
+		}
+	}
+	remote := m.remembered(id, local, s.formerTunnel())
+	if len(own) > 0 {
+		if _, err := m.o.Host.SetPeers(d.Network, peersOf(remote, local, s.address.tunnel()), complete); err != nil && !errors.Is(err, os.ErrNotExist) {
+			failed = append(failed, err)
+		}
+	}
+	members := remote
+	for _, key := range slices.Sorted(maps.Keys(own)) {
+		members = append(members, own[key])
+	}
+	failed = append(failed,
+		m.write(m.namesPath(id), namesOf(d, members), 0o600),
+		m.write(m.servicesPath(id), servicesOf(members), 0o600),
+		m.write(filepath.Join(m.stateDir(), id+".json"), stored{Schema: 1, Definition: d, Members: m.memory(id, own)}, 0o600))
+	return members, errors.Join(failed...)
+}
+
+// look notes what the gossip knows of other nodes now.
+func (m *Mesh) look(id string, now map[string]member, complete bool) {
+	seen := m.seen[id]
+	if seen == nil {
+		seen = map[string]*sighting{}
+		m.seen[id] = seen
+	}
+	at := time.Now()
+	for key, mb := range now {
+		seen[key] = &sighting{member: mb, live: true, last: at}
+	}
+	for key, s := range seen {
+		if _, live := now[key]; live {
+			continue
+		}
+		s.live = false
+		if !complete {
+			s.last = at // nothing is concluded from what was not heard yet
+		}
+		if s.member.Endpoint.Disabled || at.Sub(s.last) > linger {
+			delete(seen, key)
+		}
+	}
+}
+
+// remembered returns the endpoints of other nodes on a network. One that is heard of
+// now takes the place of one that lingers and has the same address. Endpoints behind
+// the tunnel former, if it is not empty, are left out.
+func (m *Mesh) remembered(id string, local map[string]bool, former string) (members []member) {
+	taken := map[string]bool{}
+	maps.Copy(taken, local)
+	seen := m.seen[id]
+	for _, live := range []bool{true, false} {
+		for _, key := range slices.Sorted(maps.Keys(seen)) {
+			s := seen[key]
+			if s.live != live || former != "" && s.member.Peer.TunnelEndpointIP == former {
+				continue
+			}
+			addr, err := parseAddr(s.member.Peer.EndpointIP)
+			if err != nil {
+				addr, err = parseAddr(s.member.Endpoint.EndpointIP)
+			}
+			if err != nil || taken[addr.String()] {
+				continue
+			}
+			taken[addr.String()] = true
+			members = append(members, s.member)
+		}
+	}
+	return members
+}
+
+// formerTunnel is this node's own tunnel once its tasks are known: what is remembered
+// behind it is of tasks that have ended. Before that, the endpoints of its tasks are
+// known from an earlier process only.
+func (s snapshot) formerTunnel() string {
+	if s.settled {
+		return s.address.tunnel()
+	}
+	return ""
+}
+
+// memory is what is stored of all nodes, for the next process. It does not know this
+// node's own tasks at its start.
+func (m *Mesh) memory(id string, own map[string]member) map[string]member {
+	all := maps.Clone(own)
+	for key, s := range m.seen[id] {
+		all[key] = s.member
+	}
+	return all
+}
+
+// applyServices sets the rules of a task for the virtual addresses on its networks.
+func applyServices(p place, nets map[string]overlay.Definition, all map[string][]member) error {
+	var t swarmlb.Task
+	for _, a := range p.at {
+		if nets[a.network].Ingress {
+			t.Ingress, t.Address = p.in.Names[a.network], a.address.Addr()
+			t.Entries = entriesOf(all[a.network], t.Address)
+			continue
+		}
+		t.Services = append(t.Services, servicesOf(all[a.network])...)
+	}
+	_, err := lbkernel.Apply(p.in.Netns, t)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil // its container has just ended
+	}
+	return err
+}
+
+// removeUnused removes networks that no task of this node was on for some time.
+func (m *Mesh) removeUnused(ctx context.Context, s snapshot) {
+	used := map[string]bool{}
+	for _, p := range s.places {
+		for _, a := range p.at {
+			used[a.network] = true
+		}
+	}
+	if s.entry.network != "" {
+		used[s.entry.network] = true
+	}
+	for id := range s.nets {
+		since, idle := m.idle[id]
+		switch {
+		case used[id] || !s.settled:
+			delete(m.idle, id)
+		case !idle:
+			m.idle[id] = time.Now()
+		case time.Since(since) > unused:
+			// With a container on it, or without a daemon, it is tried again.
+			ctx, cancel := context.WithTimeout(ctx, time.Second)
+			if err := m.forget(ctx, id); err != nil {
+				log.G(ctx).Debugf("%v", err)
+				m.idle[id] = time.Now()
+			}
+			cancel()
+		}
+	}
+}

@@ -1,0 +1,207 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package swarm
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"holdfast/test/kit"
+)
+
+// hello is a program that answers HTTP with the name of its host.
+const hello = "mkdir -p /www; cat /etc/hostname > /www/index.html; exec httpd -f -p 80 -h /www"
+
+// container returns the container of the only task of a service on a node.
+func (n *node) container(service string) string {
+	n.t.Helper()
+	var ids []string
+	kit.Eventually(n.t, "a task of "+service+" runs here", func() bool {
+		ids = strings.Fields(n.Docker("ps", "-q", "--no-trunc", "--filter", "label=com.docker.swarm.service.name="+service))
+		return len(ids) == 1
+	})
+	return ids[0]
+}
+
+// get fetches a page in a container. It returns what the server says, or the error.
+func (n *node) get(container, url string) string {
+	r := n.TryDocker("exec", container, "timeout", "5", "wget", "-qO-", url)
+	return strings.TrimSpace(r.Stdout + r.Stderr)
+}
+
+// resolve returns the addresses of a name in a container, sorted.
+func (n *node) resolve(container, name string) (addrs []string) {
+	r := n.TryDocker("exec", container, "nslookup", name)
+	_, answer, _ := strings.Cut(r.Stdout, "\n\n")
+	for line := range strings.Lines(answer) {
+		if text, ok := strings.CutPrefix(strings.TrimSpace(line), "Address:"); ok {
+			addrs = append(addrs, strings.TrimSpace(text))
+		}
+	}
+	slices.Sort(addrs)
+	return slices.Compact(addrs)
+}
+
+// answering returns the servers that answer a number of requests.
+func (n *node) answering(container, url string, requests int) map[string]int {
+	n.t.Helper()
+	all := map[string]int{}
+	for range requests {
+		all[n.get(container, url)]++
+	}
+	return all
+}
+
+func TestServicesOfOneNodeFindEachOtherByNameAndVirtualAddress(t *testing.T) {
+	t.Parallel()
+	n := wired(t, 1).manager()
+	n.Docker("network", "create", "-d", "overlay", "--subnet", "10.99.0.0/24", "over")
+	n.Docker("service", "create", "-d", "--name", "web", "--network", "name=over,alias=site", "--replicas", "2", "--hostname", "web{{.Task.Slot}}", image, "sh", "-c", hello)
+	n.Docker("service", "create", "-d", "--name", "rr", "--network", "over", "--endpoint-mode", "dnsrr", "--replicas", "2", image, "sh", "-c", trap)
+	n.Docker("service", "create", "-d", "--name", "client", "--network", "over", image, "sh", "-c", trap)
+	n.await("web", 2)
+	n.await("rr", 2)
+	n.await("client", 1)
+	c := n.container("client")
+
+	vip, _, _ := strings.Cut(n.Docker("service", "inspect", "web", "-f", "{{(index .Endpoint.VirtualIPs 0).Addr}}"), "/")
+	for _, name := range []string{"web", "site", "web.over"} {
+		if got := fmt.Sprint(n.resolve(c, name)); got != "["+vip+"]" {
+			t.Errorf("%s is %s, want %s", name, got, vip)
+		}
+	}
+	for _, name := range []string{"tasks.web", "rr", "tasks.rr"} {
+		if got := n.resolve(c, name); len(got) != 2 || slices.Contains(got, vip) {
+			t.Errorf("%s is %v, want the addresses of two tasks", name, got)
+		}
+	}
+	if got := n.answering(c, "http://web/", 20); len(got) != 2 || got["web1"] < 5 || got["web2"] < 5 {
+		t.Errorf("20 requests to the virtual address were answered by %v", got)
+	}
+	task := n.running("web")[0]
+	name := fmt.Sprintf("web.%d.%s", task.Slot, task.ID)
+	if got, want := n.get(c, "http://"+name+"/"), fmt.Sprintf("web%d", task.Slot); got != want {
+		t.Errorf("%s answers %q, want %q", name, got, want)
+	}
+
+	n.Docker("service", "scale", "-d", "web=1")
+	n.await("web", 1)
+	if got := n.answering(c, "http://site/", 10); len(got) != 1 || got["web1"] != 10 {
+		t.Errorf("after the scaling down the requests were answered by %v", got)
+	}
+	if r := n.TryDocker("network", "rm", "over"); r.Code == 0 || !strings.Contains(r.Stderr, "in use") {
+		t.Errorf("a network in use can be removed: %d %s", r.Code, r.Stderr)
+	}
+	for _, args := range [][]string{{"ls", "--filter", "driver=overlay", "--format", "{{.Name}} {{.Scope}}"}, {"inspect", "over", "-f", "{{.Name}} {{.Scope}}"}} {
+		if got := n.Docker(append([]string{"network"}, args...)...); !strings.Contains(got, "over swarm") {
+			t.Errorf("network %v: %q", args, got)
+		}
+	}
+	n.Docker("service", "rm", "web", "rr", "client")
+	kit.Eventually(t, "the network can be removed", func() bool { return n.TryDocker("network", "rm", "over").Code == 0 })
+	if got := n.Docker("network", "ls", "-q", "--filter", "name=over", "--filter", "scope=swarm"); got != "" && n.TryDocker("network", "inspect", "over", "--format", "{{.Scope}}").Code != 0 {
+		t.Errorf("the removed network is listed: %s", got)
+	}
+}
+
+const composeFile = `
+services:
+  web:
+    image: busybox:latest
+    command: ["sh", "-c", "` + hello + `"]
+    hostname: "web{{.Task.Slot}}"
+    deploy:
+      replicas: 2
+  client:
+    image: busybox:latest
+    command: ["sh", "-c", "` + trap + `"]
+`
+
+func TestStackIsDeployedAsItComes(t *testing.T) {
+	t.Parallel()
+	n := wired(t, 1).manager()
+	path := filepath.Join(t.TempDir(), "stack.yml")
+	if err := os.WriteFile(path, []byte(composeFile), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	n.Docker("stack", "deploy", "-c", path, "s")
+	n.await("s_web", 2)
+	n.await("s_client", 1)
+	c := n.container("s_client")
+	if got := n.answering(c, "http://web/", 10); got["web1"] == 0 || got["web2"] == 0 || len(got) != 2 {
+		t.Errorf("10 requests were answered by %v", got)
+	}
+	n.Docker("stack", "rm", "s")
+	kit.Eventually(t, "the stack is gone", func() bool {
+		return n.Docker("ps", "-aq") == "" && n.Docker("stack", "ls", "--format", "{{.Name}}") == ""
+	})
+}
+
+// loop is a client that writes the time of each failed request, and of the last
+// successful one.
+const loop = "while :; do if timeout 3 wget -qO/dev/null http://web/; then date +%s > /at/ok; else date +%s >> /at/failed; fi; usleep 20000; done"
+
+func TestTasksOfTwoHostsTalkWhileAllProcessesAreDead(t *testing.T) {
+	t.Parallel()
+	h := wired(t, 2)
+	m := h.manager()
+	w := h.worker(1, m)
+	m.Docker("network", "create", "-d", "overlay", "over")
+	m.Docker("service", "create", "-d", "--name", "web", "--mode", "global", "--network", "over", "--hostname", "web-{{.Node.ID}}", image, "sh", "-c", hello)
+	m.await("web", 2)
+	dir := t.TempDir()
+	here := m.Docker("info", "-f", "{{.Swarm.NodeID}}")
+	m.Docker("service", "create", "-d", "--name", "client", "--network", "over", "--constraint", "node.id=="+here, "--mount", "type=bind,source="+dir+",target=/at",
+		image, "sh", "-c", "until [ -f /at/go ]; do usleep 10000; done; "+loop)
+	m.await("client", 1)
+	c := m.container("client")
+	kit.Eventually(t, "the tasks of both hosts answer", func() bool { return len(m.answering(c, "http://web/", 6)) == 2 })
+	if got := m.resolve(c, "tasks.web"); len(got) != 2 {
+		t.Errorf("tasks.web is %v", got)
+	}
+	lives := func() string { return fmt.Sprint(m.lives(), w.lives()) }
+	before, tasks := lives(), fmt.Sprint(m.taskIDs("web"))
+
+	if err := os.WriteFile(dir+"/go", nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, n := range []*node{m, w} {
+		pid := n.process()
+		n.Kill9()
+		kit.Kill(t, pid)
+	}
+	dead := time.Now()
+	kit.Eventually(t, "the client gets answers while no process lives", func() bool {
+		st, err := os.Stat(dir + "/ok")
+		return err == nil && st.ModTime().Sub(dead) > 10*time.Second
+	})
+	m.Start()
+	w.Start()
+	kit.Eventually(t, "both nodes are ready", func() bool {
+		return strings.Count(m.TryDocker("node", "ls", "--format", "{{.Status}}").Stdout, "Ready") == 2
+	})
+	alive := time.Now()
+	kit.Eventually(t, "the client gets answers after the start", func() bool {
+		st, err := os.Stat(dir + "/ok")
+		return err == nil && st.ModTime().Sub(alive) > 15*time.Second
+	})
+	if text, err := os.ReadFile(dir + "/failed"); err == nil {
+		t.Errorf("requests failed, the processes were dead from %d to %d:\n%s", dead.Unix(), alive.Unix(), text)
+	}
+	if after := lives(); after != before {
+		t.Errorf("containers before\n%s\nand after\n%s", before, after)
+	}
+	if after := fmt.Sprint(m.taskIDs("web")); after != tasks {
+		t.Errorf("tasks before\n%s\nand after\n%s", tasks, after)
+	}
+	if got := m.answering(c, "http://web/", 6); len(got) != 2 {
+		t.Errorf("after the start the requests were answered by %v", got)
+	}
+	m.Docker("service", "rm", "client", "web")
+	kit.Eventually(t, "the containers are removed", func() bool { return m.Docker("ps", "-aq") == "" })
+}
