@@ -3,13 +3,12 @@
 package network
 
 import (
-	"fmt"
 	"net/netip"
+
+	"holdfast/internal/network/bridge"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
-
-	"holdfast/internal/network/dump"
 )
 
 // forgetFlows removes the connection tracking entries of the sandbox's udp ports.
@@ -32,16 +31,7 @@ func (p *parsed) forgetFlows(s Sandbox, published bool) error {
 			f.targets[p.Target] = true
 		}
 	}
-	for _, family := range []netlink.InetFamily{unix.AF_INET, unix.AF_INET6} {
-		err := dump.Repeat(func() error {
-			_, err := netlink.ConntrackDeleteFilters(netlink.ConntrackTable, family, f)
-			return err
-		})
-		if err != nil {
-			return fmt.Errorf("connection tracking: %w", err)
-		}
-	}
-	return nil
+	return bridge.ForgetFlows(f)
 }
 
 // staleFlows matches the flows that lead from the ports to other addresses than

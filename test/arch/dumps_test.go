@@ -21,7 +21,7 @@ var gappy = map[string]string{
 }
 
 // wholly are the functions within whose arguments they may be called.
-var wholly = []string{"Whole", "Repeat", "Ruleset", "listRules"}
+var wholly = []string{"Whole", "Repeat", "Ruleset", "listRules", "listed"}
 
 // Package net lists all interfaces for each of these functions, and ignores the
 // mark of an interrupted listing.

@@ -14,6 +14,7 @@ import (
 
 	"github.com/vishvananda/netlink"
 
+	"holdfast/internal/network/dump"
 	"holdfast/test/kit"
 )
 
@@ -113,7 +114,7 @@ func TestPublishedPortIsOpenOnEveryNodeAndShowsTheClient(t *testing.T) {
 		if _, err := netlink.LinkByName("hf-ingress"); err == nil {
 			t.Error("the interface of the routing mesh is left")
 		}
-		rules, err := netlink.RuleList(netlink.FAMILY_V4)
+		rules, err := dump.Whole(func() ([]netlink.Rule, error) { return netlink.RuleList(netlink.FAMILY_V4) })
 		if err == nil && len(rules) != 3 {
 			t.Errorf("routing rules are left: %v", rules)
 		}
