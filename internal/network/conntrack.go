@@ -5,10 +5,10 @@ package network
 import (
 	"net/netip"
 
-	"holdfast/internal/network/bridge"
-
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"holdfast/internal/network/bridge"
 )
 
 // forgetFlows removes the connection tracking entries of the sandbox's udp ports.
