@@ -9,6 +9,14 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// Settle makes the kernel apply the link states of interfaces of the thread's network
+// namespace at once.
+func Settle(names ...string) {
+	for _, name := range names {
+		settle(name)
+	}
+}
+
 // settle makes the kernel apply the link state of an interface of the thread's
 // network namespace at once. Otherwise it does so on a work queue, some time
 // later. Until then a bridge's port drops the frames that it gets, and a lost ARP

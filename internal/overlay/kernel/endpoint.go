@@ -97,6 +97,10 @@ func (h Host) AddEndpoint(n overlay.Network, e Endpoint) error {
 	if err := in.LinkSetMasterByIndex(port, br.Attrs().Index); err != nil {
 		return fail(fmt.Errorf("add %s to the bridge: %w", port.Attrs().Name, err))
 	}
+	// Until the kernel has applied the states of the interfaces, frames are dropped,
+	// with them the announcement.
+	_ = task.do(func() error { bridge.Settle(e.Name); return nil })
+	_ = in.do(func() error { bridge.Settle(port.Attrs().Name, vxlanName(sub), bridgeName(sub)); return nil })
 	// The other ports may have learned the MAC behind the VXLAN interface, if the
 	// address was used on another host.
 	_ = task.do(func() error { return announce(e.Name, e.MAC, e.Addr.Addr()) })
