@@ -187,7 +187,7 @@ func TestReconcileTable(t *testing.T) {
 						for _, wish := range []struct{ rm, restart bool }{{false, false}, {true, false}, {false, true}} {
 							o := Observation{Shim: shim, Record: rec, Process: proc}
 							v := Reconcile(Rules{Desired: d, LiveRestore: live, AutoRemove: wish.rm, Restart: wish.restart}, o)
-							hasRun := rec > RecordCreated
+							hasRun := rec > RecordCreated && rec != RecordFailed
 							found, shown := Loaded(d, rec, hasRun).Found(v, o, hasRun), Loaded(d, rec, hasRun).Shown(v, o, hasRun)
 							fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s %s\t%s %s\n", d, shim, rec, yes[proc], yes[live], yes[wish.rm], yes[wish.restart], v,
 								found.State, more(found), shown.State, more(shown))

@@ -144,7 +144,9 @@ func (p Phase) observe(in Input, f Facts) Outcome {
 	case SawShim, SawShimGone, SawNoSuccessor, SawSilence:
 		return p.observeLink(in, o)
 	case SawStarted, SawStartFailed:
-		return p.observeStart(in, f, o)
+		return p.observeStart(in, f)
+	case SawFailed:
+		return p.observeFailed(f)
 	case SawEnded, SawEndUnseen, SawGivenBack, SawExited:
 		return p.observeEnd(in, f, o)
 	case SawCommitOver:
@@ -177,22 +179,15 @@ func (p Phase) observeLink(in Input, o Outcome) Outcome {
 }
 
 // observeStart completes the outcome of a start.
-func (p Phase) observeStart(in Input, f Facts, o Outcome) Outcome {
+func (p Phase) observeStart(in Input, f Facts) Outcome {
 	if in == SawStarted {
 		return p.started()
 	}
 	if p.State != Starting && p.Attempt == NoAttempt {
 		return Outcome{p, Accept, ""}
 	}
-	o.Next.Attempt, o.Next.Link = NoAttempt, Unlinked
-	if s := o.Next.State; s == Removing || s == Dead {
-		return o
-	}
-	o.Next.State = Settle(f.HasRun)
-	if f.AutoRemove {
-		o.Do = AutoRemove
-	}
-	return o
+	p.Attempt = NoAttempt
+	return p.failed(f)
 }
 
 // observeEnd completes the outcome of the end of the last run.
@@ -201,6 +196,11 @@ func (p Phase) observeEnd(in Input, f Facts, o Outcome) Outcome {
 	case in == SawEnded && p.Attempt != NoAttempt:
 		o = Outcome{p, Accept, ""}
 		o.Next.Attempt = AttemptEnded
+		return o
+	case in == SawEndUnseen && p.Link == Searching && (p.State == Created || p.State == Exited):
+		// The shim of a start that had failed.
+		o = Outcome{p, Accept, ""}
+		o.Next.Link = Unlinked
 		return o
 	case in == SawEndUnseen && (p.Link == Linked || p.State == Ending || !p.State.Alive()):
 		return Outcome{p, Nothing, ""}
@@ -212,6 +212,35 @@ func (p Phase) observeEnd(in Input, f Facts, o Outcome) Outcome {
 		o.Do = AutoRemove
 	}
 	o.Next.Link = Unlinked
+	return o
+}
+
+// observeFailed is the outcome when a shim reports that the start has failed. An
+// observer may have seen a start that the last daemon had begun.
+func (p Phase) observeFailed(f Facts) Outcome {
+	switch p.State {
+	case Created, Starting, Exited:
+		if p.Attempt == NoAttempt {
+			return p.failed(f)
+		}
+	}
+	return p.observe(SawEnded, f)
+}
+
+// failed is the outcome of a start that has failed: the container is as before it.
+func (p Phase) failed(f Facts) Outcome {
+	o := Outcome{p, Accept, ""}
+	o.Next.Link = Unlinked
+	switch p.State {
+	case Removing, Dead:
+		return o
+	case Created, Exited: // an observer shows that all the time
+	default:
+		o.Next.State = Settle(f.HasRun)
+	}
+	if f.AutoRemove {
+		o.Do = AutoRemove
+	}
 	return o
 }
 
@@ -286,7 +315,7 @@ func (p Phase) Shown(v Verdict, o Observation, hasRun bool) Phase {
 		p.State = Unknown
 	case v == Clear:
 		p.State = Removing
-	case o.Shim == ShimAnswers && (o.Record == RecordNone || o.Record == RecordCreated):
+	case o.Shim == ShimAnswers && (o.Record == RecordNone || o.Record == RecordCreated || o.Record == RecordFailed):
 		p.State, p.Link = Settle(hasRun), Linked
 	case o.Shim == ShimAnswers:
 		p.State, p.Link = alive(o.Record), Linked
@@ -314,7 +343,7 @@ func Loaded(d Desired, r Record, hasRun bool) Phase {
 
 // alive is the state of a container with a shim or a process, according to the
 // shim's record. A container whose end is recorded counts as running until the
-// shim has reported that end.
+// shim has reported that end, unless its start has failed.
 func alive(r Record) State {
 	switch r {
 	case RecordPaused:

@@ -38,12 +38,15 @@ const (
 	RecordExited
 	// RecordRemoved: the container has ended, and the shim has carried --rm out.
 	RecordRemoved
+	// RecordFailed: the start of this life has failed, and the container did not run
+	// in it. The shim may have carried --rm out.
+	RecordFailed
 
 	numRecords
 )
 
 var recordNames = [numRecords]string{
-	"no record", "created", "running", "paused", "restarting", "exited", "removed",
+	"no record", "created", "running", "paused", "restarting", "exited", "removed", "failed",
 }
 
 func (r Record) String() string { return recordNames[r] }
@@ -52,6 +55,12 @@ func (r Record) String() string { return recordNames[r] }
 // record.
 func (r Record) Alive() bool {
 	return r == RecordRunning || r == RecordPaused || r == RecordRestarting
+}
+
+// Over reports whether this life is over, according to the record. The shim may not
+// have reported that yet.
+func (r Record) Over() bool {
+	return r == RecordExited || r == RecordRemoved || r == RecordFailed
 }
 
 // Observation is what a new daemon found of a container.
@@ -80,7 +89,8 @@ const (
 	// Lose: the container ran, and no process observed its end. It is exited, and
 	// its exit code is unknown.
 	Lose
-	// Abort: roll back a start that a crash interrupted before the container ran.
+	// Abort: roll back a start that a crash interrupted before the container ran, or
+	// that has failed while there was no daemon.
 	Abort
 	// Run: start the container because of its restart policy.
 	Run
@@ -124,9 +134,8 @@ func Reconcile(r Rules, o Observation) Verdict {
 		case RecordExited, RecordRemoved:
 			// The shim is about to exit: its last report comes over the subscription.
 			return Adopt
-		case RecordCreated, RecordNone:
-			// The daemon died after the shim had started and before it called the
-			// runtime.
+		case RecordCreated, RecordNone, RecordFailed:
+			// The daemon died after the shim had started and before the container ran.
 			return Abort
 		}
 		if r.LiveRestore {
@@ -145,7 +154,7 @@ func Reconcile(r Rules, o Observation) Verdict {
 	switch o.Record {
 	case RecordRemoved:
 		return Clear
-	case RecordExited:
+	case RecordExited, RecordFailed:
 		if r.AutoRemove {
 			return Clear
 		}

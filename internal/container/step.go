@@ -33,6 +33,7 @@ const (
 	SawPaused
 	SawRestarting
 	SawEnded     // the shim reported the end of the last run
+	SawFailed    // the shim reported that the start has failed
 	SawEndUnseen // the container has ended, and no shim reported it
 	SawGivenBack // what the last run used of the host was given back
 	SawExited    // another daemon has handled the end of the last run
@@ -50,7 +51,7 @@ var inputNames = [numInputs]string{
 	"ask start", "ask stop", "ask kill", "ask pause", "ask unpause", "ask remove", "ask force remove",
 	"ask exec", "ask attach", "ask join", "ask shim", "ask change", "ask network", "ask files", "ask commit",
 	"saw shim", "saw shim gone", "saw silence", "saw no successor", "saw started", "saw start failed",
-	"saw running", "saw paused", "saw restarting", "saw ended", "saw end unseen", "saw given back",
+	"saw running", "saw paused", "saw restarting", "saw ended", "saw failed", "saw end unseen", "saw given back",
 	"saw exited", "saw removing", "saw remove failed", "saw commit over", "saw files returned",
 	"saw restart begin", "saw restart over",
 }

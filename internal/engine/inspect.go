@@ -42,7 +42,7 @@ func (i *inspector) currentView(a *actor) *view {
 		}
 		// A snapshot with the record of an end is still that of a run until the loop has
 		// handled the shim's last report.
-		newer := rec.Seq > v.rec.Seq || recordOf(rec) == container.RecordExited && v.state.Alive()
+		newer := rec.Seq > v.rec.Seq || recordOf(rec).Over() && v.state.Alive()
 		if rec.Life != v.rec.Life || !newer {
 			return v
 		}

@@ -22,7 +22,7 @@ func (l *lag) over(a *actor) bool {
 	switch {
 	case a.rec.Life == l.last.Life && (a.rec.Seq < l.last.Seq || a.phase.State == container.Ending):
 		return false
-	case a.rec.Life == l.last.Life && recordOf(a.rec) == container.RecordExited && a.phase.State.Alive():
+	case a.rec.Life == l.last.Life && recordOf(a.rec).Over() && a.phase.State.Alive():
 		return false // the shim's last report follows
 	}
 	close(l.done)

@@ -17,7 +17,7 @@ func (a *actor) handleEvent(ev proto.Event) {
 		a.ending.acknowledge()
 		return // a late report of an earlier life
 	}
-	a.rec = ev.State
+	a.rec = withLastRun(ev.State, &a.spec)
 	final := ev.Action == proto.ActionDie && ev.State.Status != proto.StatusRestarting
 	before := a.phase
 	if in, ok := seen(ev, before.State); ok {
@@ -40,7 +40,7 @@ func (a *actor) handleEvent(ev proto.Event) {
 		a.waiters.ended(ev.State)
 	case ev.Action == proto.ActionExited:
 		a.recordUserStop()
-		a.ended()
+		a.ended(recordOf(ev.State))
 	}
 	if a.phase != before {
 		a.unpark()
@@ -69,11 +69,20 @@ func seen(ev proto.Event, state container.State) (container.Input, bool) {
 	return 0, false
 }
 
-// ended handles the end of the last run of this life. What the container used is
-// given back, and --rm is carried out.
-func (a *actor) ended() {
-	o := a.phase.Step(container.SawEnded, a.facts())
+// ended handles the shim's last report of this life. What the container used is given
+// back, and --rm is carried out.
+func (a *actor) ended(r container.Record) {
+	in := container.SawEnded
+	if r == container.RecordFailed {
+		in = container.SawFailed
+	}
+	o := a.phase.Step(in, a.facts())
 	a.enter(o.Next)
+	if in == container.SawFailed && o.Next.Attempt == container.NoAttempt && o.Do != container.GiveBack {
+		// An observer saw a start of the last daemon, which rolls nothing back.
+		a.ending.acknowledge()
+		a.waiters.notRunning(a.exit())
+	}
 	a.carryOut(o)
 }
 

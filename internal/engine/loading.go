@@ -202,7 +202,13 @@ func (rd *records) ofShim(spec *container.Spec, files written) (proto.State, con
 	return rec, recordOf(rec)
 }
 
+// recordOf returns what a shim's record says of its life. The record is as the shim
+// wrote it, without the times of earlier lives (see withLastRun).
 func recordOf(rec proto.State) container.Record {
+	ended := rec.Status == proto.StatusExited || rec.Status == proto.StatusRemoved
+	if ended && rec.Started.IsZero() {
+		return container.RecordFailed
+	}
 	switch rec.Status {
 	case proto.StatusCreated:
 		return container.RecordCreated

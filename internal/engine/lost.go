@@ -76,8 +76,12 @@ func (r *restorer) applyRecordedEnd(a *actor, f found) {
 		a.effects.giveBack(a.id, sandbox, mounts)
 		a.post(func() {
 			if a.phase.State != container.Ending {
+				// A removal has begun meanwhile and does the rest, or the container did not
+				// run.
 				a.rec = f.rec
-				r.ingest(a) // a removal has begun meanwhile and does the rest
+				r.ingest(a)
+				a.publish()
+				a.unpark()
 				return
 			}
 			var none sync.WaitGroup
@@ -141,15 +145,16 @@ func (l *losses) clearLost(a *actor) {
 	})
 }
 
-// abort rolls back a start that a crash of the daemon interrupted. If the container's
-// restart policy is always or unless-stopped, it is started again.
-func (l *losses) abort(a *actor, shim Shim) {
-	if shim != nil {
+// abort rolls back a start that a crash of the daemon interrupted, or that has failed
+// while there was no daemon. If it was interrupted, and the container's restart policy
+// is always or unless-stopped, the container is started again.
+func (r *restorer) abort(a *actor, f found) {
+	if f.shim != nil {
 		// The shim may have called the runtime meanwhile.
-		if err := a.effects.stopShim(shim, a.spec); err != nil {
+		if err := a.effects.stopShim(f.shim, a.spec); err != nil {
 			a.log.Warn("the shim of an interrupted start could not be stopped", "error", err)
 		}
-		shim.Close()
+		f.shim.Close()
 	}
 	if err := a.effects.killUnshimmed(a.id); err != nil {
 		a.log.Error("the remains of the interrupted start could not be cleared", "error", err)
@@ -157,7 +162,8 @@ func (l *losses) abort(a *actor, shim Shim) {
 	a.effects.giveBack(a.id, a.sandbox, a.mounts)
 	failpoint.Here("abort.cleared")
 	a.await(func() {
-		again := a.spec.Restart.Name == "always" || a.spec.Restart.Name == "unless-stopped"
+		failed := f.seen.Record == container.RecordFailed
+		again := !failed && (a.spec.Restart.Name == "always" || a.spec.Restart.Name == "unless-stopped")
 		if !again {
 			a.spec.Desired = container.DesiredStopped
 			if !a.hasRun() {
@@ -166,14 +172,22 @@ func (l *losses) abort(a *actor, shim Shim) {
 		}
 		a.spec.Sandbox, a.sandbox = nil, network.Sandbox{}
 		a.spec.Failure = &container.Failure{ExitCode: 128, Error: "the daemon died while it started the container: start it again", Time: time.Now()}
+		if failed {
+			// With --rm the shim may have removed the container meanwhile, and journalled
+			// that.
+			a.rec, _ = r.records.last(&a.spec, r.records.read(&a.spec))
+			r.ingest(a)
+			a.spec.Failure = &container.Failure{ExitCode: f.rec.ExitCode, Error: f.rec.Error, Time: f.rec.Finished}
+		}
 		if err := a.save(); err != nil {
 			a.log.Error("the interrupted start could not be recorded", "error", err)
 		}
 		failpoint.Here("abort.recorded")
 		o := a.step(container.SawStartFailed)
+		a.waiters.notRunning(a.exit())
 		a.carryOut(o)
 		if again && o.Do == container.Accept {
-			l.scheduler.scheduleStart(a)
+			r.scheduler.scheduleStart(a)
 		}
 	})
 }

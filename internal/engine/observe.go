@@ -89,7 +89,7 @@ func (o *Observer) Observe(ctx context.Context) error {
 // applyObserved is apply for an observer: it shows what a daemon would show, and
 // changes nothing. It is called in the actor's loop or before the loop runs.
 func (r *restorer) applyObserved(a *actor, f found) {
-	a.rec = f.rec
+	a.rec = withLastRun(f.rec, &a.spec)
 	for _, x := range f.rec.Execs {
 		r.index.addExec(x.Exec, a.id)
 	}
@@ -100,7 +100,7 @@ func (r *restorer) applyObserved(a *actor, f found) {
 	case f.verdict == container.Clear:
 		// The shim has removed the container, except for what needs a daemon.
 		if a.spec.Desired != container.DesiredRemoved {
-			r.index.remove(a.id, a.spec.Name)
+			r.forget(a)
 		}
 	case f.shim != nil:
 		r.adopter.attach(a, f.shim)

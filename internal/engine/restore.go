@@ -223,7 +223,7 @@ func (r *restorer) apply(a *actor, f found, pending *sync.WaitGroup) {
 		pending.Add(1)
 		go func() {
 			defer pending.Done()
-			r.losses.abort(a, f.shim)
+			r.abort(a, f)
 		}()
 	case container.Run:
 		r.ingest(a)

@@ -37,7 +37,8 @@ import (
 // A line that begins with # is a comment. Commands:
 //
 //	daemon [live-restore]        a daemon starts, and restores
-//	crash                        the daemon dies at once
+//	observer                     a command observes the containers without a daemon
+//	crash                        the daemon dies at once, or the command ends
 //	shutdown                     the daemon is asked to stop, and then dies
 //	reboot                       the machine reboots
 //	create NAME [rm] [restart=POLICY] [volume=PATH] [timeout=SECONDS]
@@ -54,7 +55,8 @@ import (
 //	giveup                       the client of the last request stops waiting
 //	exit NAME CODE               the container's process ends
 //	lingers NAME                 the container's process only ends by SIGKILL
-//	shim NAME killed|silent|answers|cut
+//	shim NAME killed|silent|answers|cut|finishes
+//	shim NAME fails CODE MESSAGE the start fails, and the shim has not finished yet
 //	hold POINT, release POINT    a step of the engine blocks until it is released
 //	fail POINT [CODE] MESSAGE    a step fails once; CODE is the runtime's exit code
 //	broken NAME                  the container's record becomes unreadable
@@ -288,6 +290,10 @@ func (s *player) do(words []string) {
 		}
 		d := s.d
 		s.ask("restore", func(ctx context.Context, _ *daemon) error { return d.Restore(ctx) })
+	case "observer":
+		var o *Observer
+		s.d, o = s.w.observe()
+		s.ask("observe", func(ctx context.Context, _ *daemon) error { return o.Observe(ctx) })
 	case "crash":
 		s.d.kill()
 	case "shutdown":
@@ -442,6 +448,16 @@ func (s *player) do(words []string) {
 		case "silent", "answers":
 			sh.mu.Lock()
 			sh.silent = arg(2) == "silent"
+			sh.mu.Unlock()
+		case "fails":
+			code, err := strconv.Atoi(arg(3))
+			if err != nil {
+				s.t.Fatal(err)
+			}
+			sh.fails(code, strings.Join(words[4:], " "))
+		case "finishes":
+			sh.mu.Lock()
+			sh.finish()
 			sh.mu.Unlock()
 		case "cut":
 			// Its connections end, and it runs on.

@@ -123,7 +123,19 @@ func (w *world) start(live bool) *daemon {
 	w.mu.Lock()
 	w.lives = append(w.lives, event.Life{Number: uint64(len(w.lives) + 1), BootID: fmt.Sprint("boot ", w.boot)})
 	w.mu.Unlock()
-	cfg := &Config{
+	return &daemon{New(w.deps(p), w.config(live)), w, p}
+}
+
+// observe starts a command's observer, which has not observed anything yet.
+func (w *world) observe() (*daemon, *Observer) {
+	p := &ports{w: w}
+	p.killed = make(chan struct{})
+	o := NewObserver(w.deps(p), nil, w.config(true))
+	return &daemon{o.Engine, w, p}, o
+}
+
+func (w *world) config(live bool) *Config {
+	return &Config{
 		Config: &config.Config{
 			LiveRestore: live, ShutdownTimeout: 15,
 			DataRoot: w.dir, ExecRoot: filepath.Join(w.dir, "run"), DefaultRuntime: "runc",
@@ -131,13 +143,15 @@ func (w *world) start(live bool) *daemon {
 		ShimPath: "/nonexistent/holdfast-shim",
 		Defaults: oci.Defaults{CgroupDriver: oci.DriverCgroupfs, Runtime: "runc", Runtimes: []string{"runc"}},
 	}
-	e := New(Deps{
+}
+
+func (w *world) deps(p *ports) Deps {
+	return Deps{
 		Store: fakeStore{p}, Shims: fakeShims{p}, Images: fakeImages{ports: p}, Networks: fakeNetworks{ports: p},
 		Volumes: fakeVolumes{ports: p}, Events: fakeEvents{p}, Lives: fakeLives{w},
 		Host: oci.Host{Caps: []string{"CAP_CHOWN"}, CPUShares: true, Cgroup: oci.Cgroup{Mode: oci.CgroupV2}},
 		Log:  slog.New(slog.NewTextHandler(testWriter{w.t}, nil)), Release: "test", ID: "daemon",
-	}, cfg)
-	return &daemon{e, w, p}
+	}
 }
 
 // kill ends a daemon at once: what it has begun has no effect from now on.
@@ -849,6 +863,16 @@ func (s *fakeShim) leave() {
 		c.end()
 	}
 	s.conns = nil
+}
+
+// fails lets the start fail without a daemon that hears of it. The shim has not
+// cleaned up yet.
+func (s *fakeShim) fails(code int, message string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.asked = true
+	s.st.Status, s.st.Finished, s.st.ExitCode, s.st.Error = proto.StatusExited, time.Now().UTC(), code, message
+	s.write()
 }
 
 // killed is kill -9 of the shim. Its container may run on.
