@@ -7,7 +7,9 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"path/filepath"
 	"runtime/debug"
+	"strconv"
 	"time"
 
 	"go.etcd.io/bbolt"
@@ -52,20 +54,109 @@ func (s *Store) skipNames() error {
 	const long = 1_000_000_000 // more than any database has had
 	return s.bolt.Update(func(tx *bbolt.Tx) error {
 		for _, driver := range driverNames(s.layers.drivers) {
-			b := tx.Bucket([]byte("v1"))
-			for _, name := range []string{namespace, "snapshots", driver} {
-				var err error
-				if b, err = b.CreateBucketIfNotExists([]byte(name)); err != nil {
-					return err
-				}
+			b, err := makeBucket(tx, "v1", namespace, "snapshots", driver)
+			if err == nil && b.Sequence() < long {
+				err = b.SetSequence(uint64(time.Now().Unix()))
 			}
-			if b.Sequence() < long {
-				if err := b.SetSequence(uint64(time.Now().Unix())); err != nil {
-					return err
-				}
+			if err != nil {
+				return err
 			}
 		}
 		return nil
+	})
+}
+
+func makeBucket(tx *bbolt.Tx, path ...string) (b *bbolt.Bucket, err error) {
+	b, err = tx.CreateBucketIfNotExists([]byte(path[0]))
+	for _, name := range path[1:] {
+		if err != nil {
+			return nil, err
+		}
+		b, err = b.CreateBucketIfNotExists([]byte(name))
+	}
+	return b, err
+}
+
+// checkDriver sets the database of a storage driver aside if it is damaged. The
+// directories of its layers stay, because containers use them.
+func (s *Store) checkDriver(name, dir string) error {
+	path := filepath.Join(dir, databaseFile)
+	if _, err := os.Lstat(path); errors.Is(err, fs.ErrNotExist) {
+		if _, err := os.Lstat(path + damagedSuffix); err != nil {
+			return nil // it has no layers yet
+		}
+		return s.beginDriver(name, path) // the last start was interrupted below
+	}
+	db, damaged, err := tryDatabase(path)
+	switch {
+	case damaged:
+		s.log.Error("the database of a storage driver is damaged: it is set aside, and images have to be pulled or loaded again before containers can start from them", "driver", name, "path", path, "aside", path+damagedSuffix, "error", err)
+		if err := os.Rename(path, path+damagedSuffix); err != nil {
+			return err
+		}
+		return s.beginDriver(name, path)
+	case err != nil:
+		return err
+	}
+	return db.Close()
+}
+
+// beginDriver makes the database of a storage driver that has directories of layers
+// already: new layers get other numbers, and no image counts as unpacked. Source of the
+// names: containerd, core/snapshots/storage.
+func (s *Store) beginDriver(name, path string) error {
+	if err := s.forgetLayers(name); err != nil {
+		return err
+	}
+	entries, err := os.ReadDir(filepath.Join(filepath.Dir(path), "snapshots"))
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	last := uint64(0)
+	for _, e := range entries {
+		if n, err := strconv.ParseUint(e.Name(), 10, 63); err == nil {
+			last = max(last, n)
+		}
+	}
+	db, _, err := tryDatabase(path)
+	if err != nil {
+		return err
+	}
+	err = db.Update(func(tx *bbolt.Tx) error {
+		b, err := makeBucket(tx, "v1", "snapshots")
+		if err != nil {
+			return err
+		}
+		return b.SetSequence(last)
+	})
+	return errors.Join(err, db.Close())
+}
+
+// aside returns the databases that were set aside and still exist.
+func (s *Store) aside() (paths []string) {
+	for _, path := range []string{
+		s.path(databaseFile), s.path("snapshots", Overlay, databaseFile), s.path("snapshots", Native, databaseFile),
+	} {
+		if _, err := os.Lstat(path + damagedSuffix); err == nil {
+			paths = append(paths, path+damagedSuffix)
+		}
+	}
+	return paths
+}
+
+// forgetLayers removes what the database of images has of a driver's layers.
+func (s *Store) forgetLayers(driver string) error {
+	return s.bolt.Update(func(tx *bbolt.Tx) error {
+		b := tx.Bucket([]byte("v1"))
+		for _, name := range []string{namespace, "snapshots"} {
+			if b != nil {
+				b = b.Bucket([]byte(name))
+			}
+		}
+		if b == nil || b.Bucket([]byte(driver)) == nil {
+			return nil
+		}
+		return b.DeleteBucket([]byte(driver))
 	})
 }
 

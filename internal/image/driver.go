@@ -73,7 +73,11 @@ func (s *Store) openDrivers(want string) (map[string]snapshots.Snapshotter, erro
 		if _, err := os.Stat(dir); name != want && errors.Is(err, os.ErrNotExist) {
 			continue
 		}
-		sn, err := openDriver(name, dir)
+		var sn snapshots.Snapshotter
+		err := s.checkDriver(name, dir)
+		if err == nil {
+			sn, err = openDriver(name, dir)
+		}
 		if err != nil {
 			if name != want {
 				s.log.Error("storage driver of older containers can't be opened", "driver", name, "error", err)

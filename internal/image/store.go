@@ -29,6 +29,8 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/containerd/containerd/v2/core/content"
@@ -192,9 +194,10 @@ func (s *Store) openMetadata(ctx context.Context, blobs content.Store) error {
 	if err != nil {
 		return err
 	}
-	if _, err := os.Lstat(s.path(databaseFile + damagedSuffix)); err == nil && p.unread == "" {
-		p.unread = s.path(databaseFile + damagedSuffix)
-		s.log.Error("the database of images was damaged and is set aside: layers are not garbage-collected until the file is removed and the daemon is restarted. Remove it when no container is left that was made before", "path", p.unread)
+	aside := s.aside()
+	if len(aside) > 0 && p.unread == "" {
+		p.unread = aside[0]
+		s.log.Error("a database of images or layers was damaged and is set aside: layers are not garbage-collected until the file is removed and the daemon is restarted. Remove it when no container is left that was made before", "path", strings.Join(aside, ", "))
 	} else if p.unread != "" {
 		s.log.Error("an entry is not a link to a container's rootfs: layers are not garbage-collected until the entry is removed and the daemon is restarted", "path", p.unread)
 	}
@@ -203,7 +206,7 @@ func (s *Store) openMetadata(ctx context.Context, blobs content.Store) error {
 	if err := db.Init(s.ctx(ctx)); err != nil {
 		return fmt.Errorf("image store: %w", err)
 	}
-	if p.unread == s.path(databaseFile+damagedSuffix) {
+	if slices.Contains(aside, s.path(databaseFile+damagedSuffix)) {
 		if err := s.skipNames(); err != nil {
 			return fmt.Errorf("image store: %w", err)
 		}
