@@ -294,6 +294,17 @@ func (a *actor) saveEnding() error {
 	return err
 }
 
+// saveStop is saveEnding before a stop: a container can be stopped although the disk has
+// failed, too.
+func (a *actor) saveStop() error {
+	err := a.saveEnding()
+	if errors.Is(err, unix.EIO) || errors.Is(err, unix.EROFS) {
+		a.log.Warn("the disk has failed: the container is stopped without a record of it", "error", err)
+		return nil
+	}
+	return err
+}
+
 // attributesOf returns the attributes that every event of a container has.
 func attributesOf(spec container.Spec, req request) map[string]string {
 	at := make(map[string]string, len(req.Config.Labels)+2)

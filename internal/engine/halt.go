@@ -176,7 +176,7 @@ func (a *actor) persistDesired(d container.Desired) error {
 	a.spec.Desired = d
 	save := a.save
 	if d != container.DesiredRunning {
-		save = a.saveEnding
+		save = a.saveStop
 	}
 	err := save()
 	if err != nil {

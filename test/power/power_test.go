@@ -19,6 +19,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/containerd/errdefs"
 	"github.com/moby/moby/client"
 
 	"holdfast/test/kit"
@@ -44,8 +45,15 @@ type recording struct {
 	known  contents
 }
 
-// record runs clients on a machine and records what reaches the disk.
-func (m *machine) record(r *rand.Rand, operations int) *recording {
+// trouble is how a disk fails after a third of a recording's operations: so many of a
+// hundred writes, for some time or for good.
+type trouble struct {
+	percent int
+	lasts   time.Duration // 0 is for good
+}
+
+// record runs clients on a machine and records what reaches the disk, which may fail.
+func (m *machine) record(r *rand.Rand, operations int, fails trouble) *recording {
 	t := m.t
 	t.Helper()
 	path := m.d.Root + "/empty"
@@ -75,6 +83,7 @@ func (m *machine) record(r *rand.Rand, operations int) *recording {
 	ctx := context.Background()
 
 	img, f := newImage(t, r, "base")
+	const workers = 3
 	o := l.ask("tag "+baseTag, anything)
 	if err := load(ctx, api, kit.Archive(t, baseTag, img)); err != nil {
 		t.Fatal(err)
@@ -83,16 +92,38 @@ func (m *machine) record(r *rand.Rand, operations int) *recording {
 	if err := first.hasImage(ctx, o, baseTag, f); err != nil {
 		t.Fatal(err)
 	}
+	if fails.percent > 0 {
+		first.r, first.name = rand.New(rand.NewPCG(r.Uint64(), workers)), "z"
+		for running := false; !running; _, running = first.runner() {
+			if err := errors.Join(first.create(ctx), first.start(ctx)); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
 	registry := kit.StartRegistry(t, nil)
 	defer m.forward(registry.Host).Close()
-	const workers = 3
+	users := []*worker{first}
 	var wg sync.WaitGroup
-	var failed atomic.Bool
+	var failed, troubled atomic.Bool
+	var steps, refused atomic.Int64
 	for n := range workers {
-		w := &worker{t: t, api: api, shared: shared, l: l, r: rand.New(rand.NewPCG(r.Uint64(), uint64(n))), name: string(rune('a' + n)), from: registry}
+		w := &worker{t: t, api: api, shared: shared, l: l, r: rand.New(rand.NewPCG(r.Uint64(), uint64(n))), name: string(rune('a' + n)), from: registry, troubled: &troubled}
+		users = append(users, w)
 		wg.Go(func() {
 			for range operations / workers {
-				if err := w.step(ctx); err != nil {
+				if steps.Add(1) == int64(operations/3) && fails.percent > 0 {
+					troubled.Store(true)
+					rec.Fail(fails.percent)
+					if fails.lasts > 0 {
+						time.AfterFunc(fails.lasts, func() { rec.Fail(0) })
+					}
+				}
+				err := w.step(ctx)
+				if err != nil && troubled.Load() && !errors.Is(err, context.DeadlineExceeded) {
+					refused.Add(1)
+					continue
+				}
+				if err != nil {
 					t.Errorf("client %s: %v", w.name, err)
 					failed.Store(true)
 					return
@@ -101,6 +132,13 @@ func (m *machine) record(r *rand.Rand, operations int) *recording {
 		})
 	}
 	wg.Wait()
+	if troubled.Load() {
+		t.Logf("%d writes failed, and %d operations were refused", rec.Failed(), refused.Load())
+		if rec.Failed() == 0 {
+			t.Error("no write failed")
+		}
+		m.survived(users)
+	}
 	out := &recording{log: rec.Log(), ledger: l, known: shared.byID}
 	shut()
 	// Cuts that failed before do not matter here.
@@ -108,6 +146,30 @@ func (m *machine) record(r *rand.Rand, operations int) *recording {
 		t.FailNow()
 	}
 	return out
+}
+
+// survived checks that containers can be seen and stopped although the disk has failed.
+func (m *machine) survived(users []*worker) {
+	m.t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	for _, w := range users {
+		if _, err := w.api.ContainerList(ctx, client.ContainerListOptions{}); err != nil {
+			m.t.Errorf("the daemon has not survived its disk: %v\n%s", err, m.d.Log())
+			return
+		}
+		c, ok := w.runner()
+		if w == users[0] && !ok {
+			m.t.Error("no container runs that could be stopped")
+		}
+		if !ok {
+			continue
+		}
+		w.l.ask(c.is("life"), anything, c.is("exit"), anything, c.is("finished"), anything)
+		if _, err := w.api.ContainerStop(ctx, c.id, client.ContainerStopOptions{}); err != nil && !errdefs.IsNotFound(err) {
+			m.t.Errorf("a container can't be stopped: %v", err)
+		}
+	}
 }
 
 // cut is a place where the power is lost, and what is lost with it.
@@ -230,6 +292,28 @@ func TestNothingAcknowledgedIsLostWithThePower(t *testing.T) {
 	}
 }
 
+// TestNothingAcknowledgedIsLostWithAFailingDisk lets writes fail with EIO while clients
+// work: the daemon lives on and says what can't be done, and all that it has
+// acknowledged is there when the machine boots again.
+func TestNothingAcknowledgedIsLostWithAFailingDisk(t *testing.T) {
+	seed := *seedFlag
+	if seed == 0 {
+		seed = uint64(time.Now().UnixNano())
+	}
+	for _, fs := range chosen(t) {
+		for _, fails := range []trouble{{100, 0}, {100, 300 * time.Millisecond}, {30, time.Second}} {
+			t.Run(fmt.Sprintf("%s, %d%% of the writes for %s", fs.name, fails.percent, fails.lasts), func(t *testing.T) {
+				t.Logf("seed %d", seed)
+				r := rand.New(rand.NewPCG(seed, 0))
+				s := &session{m: newMachine(t, fs, nil), seed: seed, kinds: map[string]int{}}
+				rec := s.m.record(r, *opsFlag, fails)
+				end := cut{len(rec.log.Requests), disk.KeepAll}
+				s.cut(rec, end, disk.NewCutter(rec.log).Cut(end.at, end.fate, r))
+			})
+		}
+	}
+}
+
 // chosen returns the file systems that -fs names.
 func chosen(t *testing.T) (on []filesystem) {
 	t.Helper()
@@ -262,7 +346,7 @@ const batch = 8
 // round makes a recording and plays cuts of it. The first recording gets a batch
 // however late it is.
 func (s *session) round(r *rand.Rand, first bool) {
-	rec := s.m.record(r, *opsFlag)
+	rec := s.m.record(r, *opsFlag, trouble{})
 	s.recordings++
 	s.requests += len(rec.log.Requests)
 	for n := 0; n < *cutsFlag; n += batch {

@@ -21,6 +21,7 @@ package disk
 import (
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"os"
 	"sync"
 
@@ -42,6 +43,9 @@ type Recorder struct {
 	mu   sync.Mutex
 	data []byte
 	log  Log
+	// failing is how many of a hundred writes and flushes fail.
+	failing int
+	failed  int // how many have failed
 }
 
 // Record starts a recorder whose first content is that of the disk image at path.
@@ -76,6 +80,30 @@ func (r *Recorder) Position() int {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return len(r.log.Requests)
+}
+
+// Fail makes so many of a hundred writes and flushes fail with EIO from now on. They
+// are not recorded, and have no effect.
+func (r *Recorder) Fail(percent int) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.failing = percent
+}
+
+// Failed is the number of requests that have failed.
+func (r *Recorder) Failed() int {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.failed
+}
+
+// fails reports whether the next request fails. It is called with the lock held.
+func (r *Recorder) fails() bool {
+	if rand.IntN(100) >= r.failing {
+		return false
+	}
+	r.failed++
+	return true
 }
 
 // Log returns the requests so far. It is not changed by later ones.
@@ -237,6 +265,9 @@ func (d *device) Fallocate(_ <-chan struct{}, in *fuse.FallocateIn) fuse.Status 
 func (d *device) Fsync(<-chan struct{}, *fuse.FsyncIn) fuse.Status {
 	d.r.mu.Lock()
 	defer d.r.mu.Unlock()
+	if d.r.fails() {
+		return fuse.EIO
+	}
 	d.r.log.Requests = append(d.r.log.Requests, Request{})
 	return fuse.OK
 }
@@ -246,6 +277,9 @@ func (r *Recorder) write(at uint64, data []byte) fuse.Status {
 	defer r.mu.Unlock()
 	if at > uint64(len(r.data)) || uint64(len(data)) > uint64(len(r.data))-at {
 		return fuse.Status(unix.ENOSPC)
+	}
+	if r.fails() {
+		return fuse.EIO
 	}
 	copy(r.data[at:], data)
 	r.log.Requests = append(r.log.Requests, Request{At: int64(at), Data: append([]byte(nil), data...)})
