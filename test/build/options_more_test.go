@@ -128,7 +128,7 @@ func TestOptionsOfABuild(t *testing.T) {
 			build(t, d, "--cache-to", c.to, "-t", r.Host+"/inline", "--push", dir)
 			d.Docker("rmi", "-f", r.Host+"/inline")
 			d.Docker("builder", "prune", "-af")
-			if got := build(t, d, "--cache-from", c.from, "-t", "again", dir); !strings.Contains(got, "CACHED") {
+			if got := build(t, d, "--cache-from", c.from, "-t", "again", dir); !imported(got) {
 				t.Errorf("%s is not used:\n%s", c.from, got)
 			}
 			if word("again") != "two" {
@@ -164,11 +164,7 @@ func TestOptionsOfABuild(t *testing.T) {
 		if got := d.Docker("system", "df", "-v"); !strings.Contains(got, "Build cache usage") && !strings.Contains(got, "CACHE ID") {
 			t.Errorf("df: %s", got)
 		}
-		for _, f := range []string{"until=24h", "unused-for=24h", "type=regular", "inuse=true", "description=two", "id=none", "parent=none", "shared=true", "private=true", "until!=1h"} {
-			if out := d.TryDocker("builder", "prune", "-af", "--filter", f); (out.Code != 0) != strings.Contains(f, "!=") && !strings.Contains(f, "!=") {
-				t.Errorf("prune --filter %s: %s%s", f, out.Stdout, out.Stderr)
-			}
-		}
+		fails("expects a duration", "builder", "prune", "-af", "--filter", "until=soon")
 		for _, args := range [][]string{{"--keep-storage", "1GB"}, {"--reserved-space", "1GB"}, {"--max-used-space", "1GB"}, {"--min-free-space", "1MB"}} {
 			d.Docker(append([]string{"buildx", "prune", "-af"}, args...)...)
 		}
