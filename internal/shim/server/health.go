@@ -103,16 +103,9 @@ func (c *healthChecker) run() {
 	timer := time.NewTimer(0)
 	<-timer.C
 	defer timer.Stop()
+	var last time.Time
 	for {
-		st := rec.snapshot()
-		last := c.started
-		if n := len(st.Health.Log); n > 0 {
-			// The result may be from an earlier shim, or of an earlier run.
-			if end := st.Health.Log[n-1].End; end.After(last) {
-				last = end
-			}
-		}
-		timer.Reset(max(healthPause(c.health, st.Health, time.Since(c.started))-time.Since(last), 0))
+		timer.Reset(c.due(rec.snapshot().Health, last))
 		select {
 		case <-timer.C:
 		case <-c.exited:
@@ -126,7 +119,25 @@ func (c *healthChecker) run() {
 		if !c.check(st.Health) {
 			return
 		}
+		last = time.Now()
 	}
+}
+
+// due returns how long to wait for the next check. last is the end of the last one, if
+// this checker has made it. Otherwise an earlier shim may have checked, whose record
+// has the time of day, and the clock may have been set since.
+func (c *healthChecker) due(st *proto.HealthState, last time.Time) time.Duration {
+	if last.IsZero() {
+		last = c.started
+		if n := len(st.Log); n > 0 {
+			// The result may be of an earlier run.
+			if end := st.Log[n-1].End; end.After(last) {
+				last = end
+			}
+		}
+	}
+	pause := healthPause(c.health, st, time.Since(c.started))
+	return min(max(pause-time.Since(last), 0), pause)
 }
 
 // check runs one check. It reports false if the container has ended.

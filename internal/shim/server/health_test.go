@@ -80,3 +80,28 @@ func TestHealthChecksMoreOftenWhileStarting(t *testing.T) {
 		}
 	}
 }
+
+// TestClockThatIsSetDelaysNoHealthCheck: the pause counts from the last check, and is
+// never longer than the interval.
+func TestClockThatIsSetDelaysNoHealthCheck(t *testing.T) {
+	const interval = time.Second
+	now := time.Now().Round(0) // the time of day alone, as in a record
+	for name, tt := range map[string]struct {
+		started, recorded time.Time
+		last              time.Time
+		least, most       time.Duration
+	}{
+		"the last check":                       {now.Add(-time.Hour), now.Add(-time.Minute), time.Now(), interval / 2, interval},
+		"the last check, set back":             {now.Add(24 * time.Hour), now, time.Now(), interval / 2, interval},
+		"the last check, set forward":          {now.Add(-24 * time.Hour), now.Add(-24 * time.Hour), time.Now(), interval / 2, interval},
+		"that of an earlier shim":              {now.Add(-time.Hour), now.Add(-interval / 2), time.Time{}, 0, interval / 2},
+		"that of an earlier shim, set back":    {now.Add(23 * time.Hour), now.Add(24 * time.Hour), time.Time{}, interval, interval},
+		"that of an earlier shim, set forward": {now.Add(-25 * time.Hour), now.Add(-24 * time.Hour), time.Time{}, 0, 0},
+	} {
+		c := &healthChecker{health: proto.Health{Interval: interval}, started: tt.started}
+		st := &proto.HealthState{Log: []proto.HealthResult{{End: tt.recorded}}}
+		if due := c.due(st, tt.last); due < tt.least || due > tt.most {
+			t.Errorf("%s: the next check is in %s", name, due)
+		}
+	}
+}
