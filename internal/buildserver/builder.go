@@ -13,6 +13,7 @@ import (
 	"sync"
 
 	"github.com/containerd/containerd/v2/core/leases"
+	"github.com/containerd/containerd/v2/core/mount"
 	"github.com/containerd/containerd/v2/core/remotes/docker"
 	"github.com/containerd/containerd/v2/pkg/gc"
 	"github.com/containerd/containerd/v2/plugins/diff/walking"
@@ -91,6 +92,9 @@ func openBuilder(ctx context.Context, o beside.Options, remote *stores.Client) (
 	at := placesOf(o, state)
 	if err := at.sweep(conf.Runtime); err != nil {
 		return nil, fmt.Errorf("remove what a build left that was killed: %w", err)
+	}
+	if err := mount.SetTempMountLocation(at.layers); err != nil {
+		return nil, err
 	}
 	bkversion.Version = linkedVersion()
 	boot, err := os.ReadFile("/proc/sys/kernel/random/boot_id")

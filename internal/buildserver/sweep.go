@@ -24,12 +24,13 @@ type places struct {
 	runc     string // the OCI runtime's own state
 	wrapper  string // the program that calls the OCI runtime with that state
 	mounts   string // of cache mounts
+	layers   string // of layers that are compared to pack one
 	parents  string // records of the parent cgroups of steps
 }
 
 func placesOf(o beside.Options, state string) places {
 	return places{
-		executor: filepath.Join(state, "executor"), mounts: filepath.Join(state, "cachemounts"),
+		executor: filepath.Join(state, "executor"), mounts: filepath.Join(state, "cachemounts"), layers: filepath.Join(state, "layers"),
 		runc: runcDir(o.ExecRoot), wrapper: filepath.Join(state, "runc"), parents: filepath.Join(build.Dir(o.ExecRoot), "parents"),
 	}
 }
@@ -46,8 +47,8 @@ func (p places) writeWrapper(runtime string) error {
 	return os.Rename(p.wrapper+".new", p.wrapper)
 }
 
-// sweep removes what a process left that was killed in the middle of a RUN step: the
-// step's container, its mounts and its bundle.
+// sweep removes what a process left that was killed in the middle of a RUN step, or while
+// it packed a layer: the step's container, mounts, and the step's bundle.
 func (p places) sweep(runtime string) error {
 	var errs []error
 	ids, err := os.ReadDir(p.runc)
@@ -60,7 +61,7 @@ func (p places) sweep(runtime string) error {
 			errs = append(errs, fmt.Errorf("remove build step %s: %w: %s", id.Name(), err, strings.TrimSpace(string(out))))
 		}
 	}
-	for _, dir := range []string{p.executor, p.mounts} {
+	for _, dir := range []string{p.executor, p.mounts, p.layers} {
 		points, err := mountinfo.GetMounts(mountinfo.PrefixFilter(dir))
 		if err != nil {
 			return err
@@ -75,5 +76,5 @@ func (p places) sweep(runtime string) error {
 	if len(errs) > 0 {
 		return errors.Join(errs...) // what is mounted must not be deleted
 	}
-	return errors.Join(os.RemoveAll(p.executor), sweepParents(p.parents))
+	return errors.Join(os.RemoveAll(p.executor), os.RemoveAll(p.layers), sweepParents(p.parents))
 }

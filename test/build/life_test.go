@@ -318,6 +318,27 @@ func TestNothingIsLeftOfAKilledBuildProcess(t *testing.T) {
 	kit.Eventually(t, "the step ends", func() bool { return len(processes(t, "98762")) == 0 })
 }
 
+func TestNothingIsLeftOfABuildProcessThatIsKilledWhileItPacksALayer(t *testing.T) {
+	t.Parallel()
+	d := start(t, kit.Options{})
+	mounted := func() bool {
+		mounts, err := os.ReadFile("/proc/self/mountinfo")
+		if err != nil {
+			t.Fatal(err)
+		}
+		return strings.Contains(string(mounts), d.DataRoot+"/build/layers/")
+	}
+	b := begin(t, d, nil, "-t", "made", files(t, map[string]string{"Dockerfile": "FROM base\nRUN head -c 150000000 /dev/urandom >/big\n"}))
+	kit.Eventually(t, "the layer is packed", mounted)
+	kit.Kill(t, builder(t, d))
+	if err := b.end(); err == nil {
+		t.Error("the build reports success")
+	}
+	build(t, d, files(t, map[string]string{"Dockerfile": "FROM base\nRUN true\n"}))
+	kit.Eventually(t, "its mounts are removed", func() bool { return !mounted() })
+	nothingLeft(t, d)
+}
+
 // read reads up to the line that the last step prints.
 func (b *running) read(t *testing.T) string {
 	t.Helper()
