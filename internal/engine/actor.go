@@ -284,25 +284,19 @@ func (a *actor) save() error {
 
 // saveEnding is save before a stop or a removal. A full disk must not prevent what
 // frees space, so the container is then stopped or removed without a record. If
-// the daemon dies meanwhile, the user has to repeat the request.
-func (a *actor) saveEnding() error {
+// the daemon dies meanwhile, the user has to repeat the request. A container can be
+// stopped although the disk has failed, too.
+func (a *actor) saveEnding(stop bool) error {
 	err := a.save()
-	if errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) {
+	switch {
+	case errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT):
 		a.log.Warn("the disk is full: the container is stopped or removed without a record of it", "error", err)
-		return nil
-	}
-	return err
-}
-
-// saveStop is saveEnding before a stop: a container can be stopped although the disk has
-// failed, too.
-func (a *actor) saveStop() error {
-	err := a.saveEnding()
-	if errors.Is(err, unix.EIO) || errors.Is(err, unix.EROFS) {
+	case stop && (errors.Is(err, unix.EIO) || errors.Is(err, unix.EROFS)):
 		a.log.Warn("the disk has failed: the container is stopped without a record of it", "error", err)
-		return nil
+	default:
+		return err
 	}
-	return err
+	return nil
 }
 
 // attributesOf returns the attributes that every event of a container has.

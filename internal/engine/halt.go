@@ -174,11 +174,12 @@ func (a *actor) persistDesired(d container.Desired) error {
 		return nil
 	}
 	a.spec.Desired = d
-	save := a.save
-	if d != container.DesiredRunning {
-		save = a.saveStop
+	var err error
+	if d == container.DesiredRunning {
+		err = a.save()
+	} else {
+		err = a.saveEnding(true)
 	}
-	err := save()
 	if err != nil {
 		a.spec.Desired = was
 	}

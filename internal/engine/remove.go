@@ -46,7 +46,7 @@ func (e *Engine) ContainerRemove(ctx context.Context, ref string, o RemoveOption
 func (a *actor) remove(o RemoveOptions, done func(error)) {
 	was := a.spec
 	a.spec.Desired, a.spec.RemoveVolumes = container.DesiredRemoved, o.Volumes
-	if err := a.saveEnding(); err != nil {
+	if err := a.saveEnding(false); err != nil {
 		a.spec = was
 		a.step(container.SawRemoveFailed) // the state is Removing if a crash interrupted the removal
 		done(fmt.Errorf("remove %s: %w", a.spec.Name, err))
