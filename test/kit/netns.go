@@ -5,6 +5,8 @@ package kit
 import (
 	"fmt"
 	"os"
+	"os/exec"
+	"strings"
 	"syscall"
 	"testing"
 
@@ -109,6 +111,31 @@ func Isolate(more int) {
 		fmt.Fprintln(os.Stderr, "set the interface lo up:", err)
 		os.Exit(1)
 	}
+}
+
+// aloneEnv is set in the environment of a test process that Alone has started.
+const aloneEnv = "HOLDFAST_TEST_ALONE"
+
+// Alone reports whether the test has the namespaces of Isolate to itself. If not, it
+// runs the test in a process that has. It is for a test after which the kernel treats
+// a namespace differently for good, even if everything is removed again.
+func Alone(t *testing.T) bool {
+	t.Helper()
+	if os.Getenv(aloneEnv) == t.Name() {
+		return true
+	}
+	cmd := exec.CommandContext(t.Context(), "/proc/self/exe", "-test.run=^"+t.Name()+"$", "-test.v")
+	for _, v := range os.Environ() {
+		if !strings.HasPrefix(v, isolatedEnv+"=") {
+			cmd.Env = append(cmd.Env, v)
+		}
+	}
+	cmd.Env = append(cmd.Env, aloneEnv+"="+t.Name())
+	out, err := cmd.CombinedOutput()
+	if err != nil || !strings.Contains(string(out), "--- PASS: "+t.Name()+" ") {
+		t.Errorf("%v:\n%s", err, out)
+	}
+	return false
 }
 
 func setLoopbackUp() error {

@@ -17,11 +17,16 @@ import (
 	"holdfast/internal/overlay/kernel"
 	"holdfast/internal/swarmlb"
 	lb "holdfast/internal/swarmlb/kernel"
+	"holdfast/test/kit"
 )
 
 // TestPublishedPortsOfASwarmPassAProgramThatDropsForwardedPackets: the swarm process
 // makes the host an entry while the daemon runs, and the daemon ends.
 func TestPublishedPortsOfASwarmPassAProgramThatDropsForwardedPackets(t *testing.T) {
+	// Once a namespace has had a routing rule, the kernel checks sources more strictly.
+	if !kit.Alone(t) {
+		return
+	}
 	for _, kind := range []string{"nft", "legacy"} {
 		t.Run(kind, func(t *testing.T) {
 			clean(t)

@@ -54,7 +54,7 @@ func modeTable(t *testing.T, d *kit.Daemon) []*modeRow {
 		}
 		expr := regexp.QuoteMeta(path)
 		expr = strings.NewReplacer("DATA", regexp.QuoteMeta(d.DataRoot), "EXEC", regexp.QuoteMeta(d.ExecRoot),
-			"ID", "[0-9a-f]{64}", "NAME", "[^/]+", `\*`, "[^/]*").Replace(expr)
+			"ID", "(?:[0-9a-f]{64}|[0-9a-z]{25})", "NAME", "[^/]+", `\*`, "[^/]*").Replace(expr)
 		rows = append(rows, &modeRow{pattern: path, match: regexp.MustCompile("^" + expr + "$"), mode: mode, api: group == "API"})
 	}
 	return rows
@@ -86,6 +86,11 @@ func TestModesOfAllFilesAreThoseThatAreDocumented(t *testing.T) {
 	const manager = "127.0.0.1:23766"
 	d.Docker("swarm", "init", "--listen-addr", manager, "--advertise-addr", manager)
 	t.Cleanup(func() { d.Docker("swarm", "leave", "--force") })
+	d.Docker("network", "create", "-d", "overlay", "mesh")
+	d.Docker("service", "create", "-d", "--name", "web", "--network", "mesh", image, "sleep", "1000")
+	kit.Eventually(t, "a task is on the overlay network", func() bool {
+		return strings.HasPrefix(d.Docker("service", "ps", "--format", "{{.CurrentState}}", "web"), "Running")
+	})
 	d.Docker("pause", "whole")
 	d.Docker("unpause", "whole")
 	rows := modeTable(t, d)

@@ -122,9 +122,11 @@ func (n *networks) list(w http.ResponseWriter, r *wire.Request, own handle) erro
 }
 
 func idOf(one json.RawMessage) string {
-	var n struct{ Id string } //nolint:revive // the name of the API
+	var n struct {
+		ID string `json:"Id"`
+	}
 	_ = json.Unmarshal(one, &n)
-	return n.Id
+	return n.ID
 }
 
 // inspect shows a network of the host, or else one of the swarm.
@@ -149,18 +151,18 @@ func (n *networks) move(w http.ResponseWriter, r *wire.Request) error {
 	return wire.MoveTo(w, r, n.backend.Give)
 }
 
-// maxRequest is the size in bytes of the largest request to create a network.
-const maxRequest = 1 << 20
-
 // create passes requests for networks of the swarm. Which those are is in the body.
 func (n *networks) create(own handle) handle {
 	return func(w http.ResponseWriter, r *wire.Request) error {
 		if n.backend == nil {
 			return own(w, r)
 		}
-		text, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxRequest))
+		text, err := r.ReadBody(w)
 		if err != nil {
 			return err
+		}
+		if text == nil {
+			return own(w, r)
 		}
 		r.Body = io.NopCloser(bytes.NewReader(text))
 		var req network.CreateRequest
