@@ -219,6 +219,12 @@ func usable(t *testing.T, d *kit.Daemon, api *client.Client, rel string) {
 			t.Errorf("container %s can't be started: %v", name, err)
 		}
 	}
+	// Both end at once. The caller removes the run directory, in which their network
+	// namespaces are mounted until the daemon has dealt with the ends.
+	kit.Eventually(t, "the containers have given back their namespaces", func() bool {
+		left, err := filepath.Glob(d.ExecRoot + "/shim/*/netns")
+		return err == nil && len(left) == 0
+	})
 }
 
 // restoreAll makes a folder the copy of another.
