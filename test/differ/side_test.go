@@ -90,7 +90,8 @@ func startSides(t *testing.T, base map[string]v1.Image) [2]*side {
 	for k, v := range config {
 		ours[k] = v
 	}
-	d := kit.New(t, kit.Options{Config: ours, Env: []string{"PATH=" + peer + ":" + os.Getenv("PATH")}})
+	// Sizes of folders depend on the file system.
+	d := kit.New(t, kit.Options{Disk: true, Config: ours, Env: []string{"PATH=" + peer + ":" + os.Getenv("PATH")}})
 	ns := kit.NewNetns(t)
 	if err := ns.Run(d.TryStart); err != nil {
 		t.Fatal(err)

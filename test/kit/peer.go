@@ -70,7 +70,7 @@ func StartPeer(t testing.TB, o PeerOptions) *Peer {
 		o.Programs = peerPrograms(t)
 	}
 	p := &Peer{programs: o.Programs, Netns: NewNetns(t)}
-	p.Daemon = New(t, Options{Binary: filepath.Join(o.Programs, "dockerd"), Config: o.Config, Flags: o.Flags})
+	p.Daemon = New(t, Options{Binary: filepath.Join(o.Programs, "dockerd"), Config: o.Config, Flags: o.Flags, Disk: true})
 	p.Socket = p.Root + "/docker.sock"
 	p.Host = "unix://" + p.Socket
 	p.peer = p
