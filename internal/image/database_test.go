@@ -31,9 +31,7 @@ func TestDamagedDatabaseIsSetAsideAndNothingIsCollected(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	half := append([]byte(nil), whole...)
-	clear(half[len(half)/4:])
-	for name, b := range map[string][]byte{"empty": nil, "cut short": whole[:len(whole)/4], "zeroed": make([]byte, len(whole)), "half zeroed": half} {
+	for name, b := range damages(whole) {
 		t.Run(name, func(t *testing.T) {
 			if err := os.RemoveAll(path + damagedSuffix); err != nil {
 				t.Fatal(err)
@@ -105,9 +103,7 @@ func TestDamagedDatabaseOfAStorageDriverIsSetAside(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	half := append([]byte(nil), whole...)
-	clear(half[len(half)/4:])
-	for name, b := range map[string][]byte{"empty": nil, "cut short": whole[:len(whole)/4], "zeroed": make([]byte, len(whole)), "half zeroed": half} {
+	for name, b := range damages(whole) {
 		t.Run(name, func(t *testing.T) {
 			if err := os.RemoveAll(path + damagedSuffix); err != nil {
 				t.Fatal(err)
@@ -151,4 +147,11 @@ func TestDamagedDatabaseOfAStorageDriverIsSetAside(t *testing.T) {
 			}
 		})
 	}
+}
+
+// damages are what a loss of power may leave of a file.
+func damages(whole []byte) map[string][]byte {
+	half := append([]byte(nil), whole...)
+	clear(half[len(half)/4:])
+	return map[string][]byte{"empty": nil, "cut short": whole[:len(whole)/4], "zeroed": make([]byte, len(whole)), "half zeroed": half}
 }
