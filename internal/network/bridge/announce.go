@@ -73,7 +73,10 @@ func SendFrame(index int, frame []byte) error {
 	if err != nil {
 		return err
 	}
-	defer unix.Close(fd)
+	// The kernel ends a packet socket only after an RCU grace period (packet_release in
+	// net/packet/af_packet.c): 4 to 20 ms, more the more namespaces there are. The start
+	// of a container does not wait for it.
+	defer func() { go unix.Close(fd) }()
 	return unix.Sendto(fd, frame, 0, &unix.SockaddrLinklayer{Ifindex: index, Halen: 6})
 }
 
