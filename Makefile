@@ -169,7 +169,7 @@ bench-compare: ## compare the Go benchmarks of the work tree with those of REF (
 bench: root packages ## run all benchmarks, also on a current dockerd, and on podman if it is installed (root)
 	.ci/need iperf3
 	@$(MAKE) --no-print-directory build tools
-	PATH="$$PATH:$(CURDIR)/.cache/debian/usr/sbin:$(CURDIR)/.cache/debian/usr/bin"; $(ROOTTEST) -timeout 25m -v ./test/bench -full -write $(CURDIR)/docs/benchmarks.md
+	PATH="$$PATH:$(CURDIR)/.cache/debian/usr/sbin:$(CURDIR)/.cache/debian/usr/bin"; $(ROOTTEST) -timeout 60m -v ./test/bench -full -write $(CURDIR)/docs/benchmarks.md
 
 picture: root ## the picture of the front page: a timeline around a kill -9 (root)
 	.ci/need runc chromium nft:nftables ip:iproute2
