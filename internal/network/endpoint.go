@@ -17,7 +17,7 @@ import (
 	"holdfast/internal/errs"
 	"holdfast/internal/network/bridge"
 	"holdfast/internal/network/ipam"
-	"holdfast/internal/overlay"
+	"holdfast/internal/network/overlay"
 )
 
 // endpoint allocates an endpoint with addresses. After an error it returns what it

@@ -13,7 +13,7 @@ import (
 	"holdfast/internal/network/bridge"
 	"holdfast/internal/network/firewall"
 	"holdfast/internal/network/nft"
-	"holdfast/internal/swarmlb"
+	"holdfast/internal/network/swarmlb"
 )
 
 // busPatience bounds the wait for firewalld, which does not answer while it

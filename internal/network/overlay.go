@@ -16,10 +16,10 @@ import (
 
 	"holdfast/internal/errs"
 	"holdfast/internal/network/bridge"
-	"holdfast/internal/overlay"
-	"holdfast/internal/overlay/kernel"
-	"holdfast/internal/swarmlb"
-	lbkernel "holdfast/internal/swarmlb/kernel"
+	"holdfast/internal/network/overlay"
+	"holdfast/internal/network/overlay/kernel"
+	"holdfast/internal/network/swarmlb"
+	lbkernel "holdfast/internal/network/swarmlb/kernel"
 )
 
 // driverOverlay is the driver of networks that span the nodes of a swarm. The process

@@ -13,7 +13,7 @@ import (
 	"time"
 
 	"holdfast/internal/durable"
-	"holdfast/internal/overlay"
+	"holdfast/internal/network/overlay"
 )
 
 // recordSchema is the schema number of networks/<id>.json.

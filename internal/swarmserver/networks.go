@@ -65,11 +65,7 @@ func (s *onManagers) listNetworks(r *wire.Request, _ http.ResponseWriter) (any, 
 		return found, nil
 	}
 	return s.onManager(r, func(ctx context.Context, v view) (any, error) {
-		list, err := v.control.ListNetworks(ctx, &api.ListNetworksRequest{}, large)
-		if err != nil {
-			return nil, err
-		}
-		used, err := usedNetworks(ctx, v.control)
+		list, used, err := clusterNetworks(ctx, v.control)
 		if err != nil {
 			return nil, err
 		}
@@ -77,9 +73,9 @@ func (s *onManagers) listNetworks(r *wire.Request, _ http.ResponseWriter) (any, 
 		if err != nil {
 			return nil, errs.Invalid("%v", err)
 		}
-		for _, n := range list.Networks {
+		for _, n := range list {
 			shown := convert.BasicNetworkFromGRPC(*n)
-			if nets.Own(n) || only && dangling == (used[n.ID] || shown.Ingress) {
+			if only && dangling == (used[n.ID] || shown.Ingress) {
 				continue
 			}
 			if f.Exact("driver", shown.Driver) && f.Prefix("id", n.ID) && f.Match("name", shown.Name) &&
@@ -89,6 +85,17 @@ func (s *onManagers) listNetworks(r *wire.Request, _ http.ResponseWriter) (any, 
 		}
 		return found, nil
 	})
+}
+
+// clusterNetworks returns the networks that users have made, and the IDs of those that
+// services or tasks are on.
+func clusterNetworks(ctx context.Context, c api.ControlClient) ([]*api.Network, map[string]bool, error) {
+	res, err := c.ListNetworks(ctx, &api.ListNetworksRequest{}, large)
+	if err != nil {
+		return nil, nil, err
+	}
+	used, err := usedNetworks(ctx, c)
+	return slices.DeleteFunc(res.Networks, nets.Own), used, err
 }
 
 // usedNetworks are the IDs of the networks that services or tasks are on.
@@ -179,16 +186,12 @@ func (s *onManagers) pruneNetworks(r *wire.Request, _ http.ResponseWriter) (any,
 		return report, nil
 	}
 	return s.onManager(r, func(ctx context.Context, v view) (any, error) {
-		list, err := v.control.ListNetworks(ctx, &api.ListNetworksRequest{}, large)
+		list, used, err := clusterNetworks(ctx, v.control)
 		if err != nil {
 			return nil, err
 		}
-		used, err := usedNetworks(ctx, v.control)
-		if err != nil {
-			return nil, err
-		}
-		for _, n := range list.Networks {
-			if nets.Own(n) || used[n.ID] || !prunable(convert.BasicNetworkFromGRPC(*n), f, until) {
+		for _, n := range list {
+			if used[n.ID] || !prunable(convert.BasicNetworkFromGRPC(*n), f, until) {
 				continue
 			}
 			if _, err := v.control.RemoveNetwork(ctx, &api.RemoveNetworkRequest{NetworkID: n.ID}); err == nil {

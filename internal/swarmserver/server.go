@@ -24,7 +24,7 @@ import (
 
 	"holdfast/internal/beside"
 	"holdfast/internal/durable"
-	"holdfast/internal/overlay/kernel"
+	"holdfast/internal/network/overlay/kernel"
 	"holdfast/internal/swarm"
 	"holdfast/internal/swarmserver/local"
 	"holdfast/internal/swarmserver/mesh"

@@ -84,7 +84,7 @@ var rooms = []room{
 
 	{path: "internal/store", sees: ground},
 	{path: "internal/image", sees: ground},
-	{path: "internal/network", sees: append([]string{"internal/overlay", "internal/overlay/kernel", "internal/swarmlb", "internal/swarmlb/kernel"}, ground...)},
+	{path: "internal/network", sees: append([]string{"internal/network/overlay", "internal/network/overlay/kernel", "internal/network/swarmlb", "internal/network/swarmlb/kernel"}, ground...)},
 	{path: "internal/volume", sees: ground},
 	{path: "internal/archive", sees: ground},
 	{path: "internal/shim/client", sees: ground},
@@ -122,22 +122,22 @@ var rooms = []room{
 	{path: "internal/buildserver", sees: append([]string{"internal/build", "internal/build/stores", "internal/image", "internal/shim/names"}, ground...)},
 	// Overlay networks and the load balancing of services: what the kernel needs, and
 	// how it gets it.
-	{path: "internal/overlay", only: stdOnly, pure: true},
-	{path: "internal/overlay/kernel", sees: []string{"internal/overlay", "internal/network", "internal/network/dump", "internal/osthread"}},
-	{path: "internal/swarmlb", only: stdOnly, pure: true},
-	{path: "internal/swarmlb/kernel", sees: []string{"internal/swarmlb", "internal/network", "internal/network/dump", "internal/osthread"}},
+	{path: "internal/network/overlay", only: stdOnly, pure: true},
+	{path: "internal/network/overlay/kernel", sees: []string{"internal/network/overlay", "internal/network", "internal/network/dump", "internal/osthread"}},
+	{path: "internal/network/swarmlb", only: stdOnly, pure: true},
+	{path: "internal/network/swarmlb/kernel", sees: []string{"internal/network/swarmlb", "internal/network", "internal/network/dump", "internal/osthread"}},
 	// The daemon's side of swarm mode, and the process that runs the node, which alone
 	// imports swarmkit.
 	{path: "internal/swarm", sees: ground},
 	{path: "internal/swarmserver", sees: append([]string{
-		"internal/swarm", "internal/api/wire", "internal/overlay/kernel",
+		"internal/swarm", "internal/api/wire", "internal/network/overlay/kernel",
 		"internal/swarmserver/local", "internal/swarmserver/mesh", "internal/swarmserver/nets", "internal/swarmserver/task",
 	}, ground...)},
 	{path: "internal/swarmserver/local", sees: append([]string{"internal/shim/client"}, ground...)},
 	{path: "internal/swarmserver/nets"},
-	{path: "internal/swarmserver/mesh", sees: append([]string{"internal/overlay", "internal/overlay/kernel", "internal/swarmlb", "internal/swarmlb/kernel", "internal/shim/names"}, ground...)},
+	{path: "internal/swarmserver/mesh", sees: append([]string{"internal/network/overlay", "internal/network/overlay/kernel", "internal/network/swarmlb", "internal/network/swarmlb/kernel", "internal/shim/names"}, ground...)},
 	{path: "internal/swarmserver/task", sees: append([]string{
-		"internal/swarm", "internal/overlay", "internal/swarmserver/local", "internal/swarmserver/mesh", "internal/swarmserver/nets",
+		"internal/swarm", "internal/network/overlay", "internal/swarmserver/local", "internal/swarmserver/mesh", "internal/swarmserver/nets",
 	}, ground...)},
 	{path: "internal/buildserver/classic", only: stdOnly, pure: true},
 
@@ -145,7 +145,7 @@ var rooms = []room{
 
 	// The packages that serve the API declare the interfaces that they need
 	// from the engine.
-	{path: "internal/api", sees: append([]string{"internal/engine", "internal/engine/objects", "internal/engine/sysinfo", "internal/swarm", "internal/overlay", "internal/api/wire"}, ground...)},
+	{path: "internal/api", sees: append([]string{"internal/engine", "internal/engine/objects", "internal/engine/sysinfo", "internal/swarm", "internal/network/overlay", "internal/api/wire"}, ground...)},
 	{path: "internal/api/wire", sees: ground},
 
 	// The command line reaches the daemon only over the API. Drawing the

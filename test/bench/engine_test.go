@@ -4,6 +4,7 @@ package bench
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"io"
 	"os"
@@ -16,6 +17,7 @@ import (
 	"time"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
+	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
 	"holdfast/test/kit"
@@ -82,6 +84,41 @@ func (h *holdfast) bareExec(id string, command ...string) {
 	if out, err := exec.Command("runc", args...).CombinedOutput(); err != nil {
 		h.t.Errorf("runc exec: %v: %s", err, out)
 	}
+}
+
+// bareRun calls the runtime directly to start a container with the configuration and the
+// root file system of a running one. It returns how long the call took.
+func (h *holdfast) bareRun(id string) time.Duration {
+	h.t.Helper()
+	text, err := os.ReadFile(filepath.Join(h.ExecRoot, "shim", id, "bundle", "config.json"))
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	var spec specs.Spec
+	if err := json.Unmarshal(text, &spec); err != nil {
+		h.t.Fatal(err)
+	}
+	name := filepath.Base(h.ExecRoot) + "-bare"
+	spec.Linux.CgroupsPath = "/" + name
+	bundle := h.t.TempDir()
+	if text, err = json.Marshal(spec); err == nil {
+		err = os.WriteFile(filepath.Join(bundle, "config.json"), text, 0o600)
+	}
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	runc := func(args ...string) {
+		h.t.Helper()
+		// Without an output: the container would have it open.
+		if err := exec.Command("runc", append([]string{"--root", bundle}, args...)...).Run(); err != nil {
+			h.t.Errorf("runc %s: %v", args[0], err)
+		}
+	}
+	begin := time.Now()
+	runc("run", "--detach", "--pid-file", filepath.Join(bundle, "pid"), "--bundle", bundle, name)
+	took := time.Since(begin)
+	runc("delete", "--force", name)
+	return took
 }
 
 func (*holdfast) name() string       { return "Holdfast" }

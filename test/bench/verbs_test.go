@@ -40,6 +40,7 @@ const (
 	rowVerbVolume  = verbPrefix + "`volume create` and `volume rm` (ms)"
 	rowVerbCycle   = verbPrefix + "`create`, `start` and `rm -f` by %d clients at once (containers/s)"
 	rowVerbCreate  = verbPrefix + "`create` and `start` with %d running (ms)"
+	rowVerbNear    = verbPrefix + "`create` and `start` with %d running, over the bare `runc run` of the same configuration (ms)"
 )
 
 // work is the amount of data that the verbs process.
@@ -274,18 +275,29 @@ func measureCycle(t *testing.T, s scale, w work, table *table, subjects []*subje
 	}
 }
 
-// measureCreate measures the start of one more container beside n others.
+// measureCreate measures the start of one more container beside n others, and what of it
+// is not the runtime's.
 func measureCreate(t *testing.T, s scale, table *table, x *subject, n int) {
-	var times []time.Duration
+	var times, bare []time.Duration
+	h, ours := x.engine.(*holdfast)
 	for round := range s.rounds/2 + 1 {
 		begin := time.Now()
 		id := x.api.started(t, idler())
+		took := time.Since(begin)
 		if round > 0 {
-			times = append(times, time.Since(begin))
+			times = append(times, took)
+		}
+		if ours {
+			if took := h.bareRun(id); round > 0 {
+				bare = append(bare, took)
+			}
 		}
 		x.api.must(t, "DELETE", "/containers/"+id+"?force=1", nil, nil)
 	}
 	table.set(fmt.Sprintf(rowVerbCreate, n), x.name(), ms(median(times)))
+	if ours {
+		table.set(fmt.Sprintf(rowVerbNear, n), x.name(), ms(median(times)-median(bare)))
+	}
 }
 
 // exec runs a command in a container to its end. If megabytes is set, that many

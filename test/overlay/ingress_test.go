@@ -15,10 +15,10 @@ import (
 
 	"holdfast/internal/network/bridge"
 	"holdfast/internal/network/dump"
-	"holdfast/internal/overlay"
-	"holdfast/internal/overlay/kernel"
-	"holdfast/internal/swarmlb"
-	lb "holdfast/internal/swarmlb/kernel"
+	"holdfast/internal/network/overlay"
+	"holdfast/internal/network/overlay/kernel"
+	"holdfast/internal/network/swarmlb"
+	lb "holdfast/internal/network/swarmlb/kernel"
 	"holdfast/test/kit"
 )
 

@@ -22,8 +22,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"holdfast/internal/network/bridge"
-	"holdfast/internal/overlay"
-	"holdfast/internal/overlay/kernel"
+	"holdfast/internal/network/overlay"
+	"holdfast/internal/network/overlay/kernel"
 	"holdfast/test/kit"
 )
 

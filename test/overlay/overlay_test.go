@@ -19,8 +19,8 @@ import (
 
 	"holdfast/internal/network/bridge"
 	"holdfast/internal/network/dump"
-	"holdfast/internal/overlay"
-	"holdfast/internal/overlay/kernel"
+	"holdfast/internal/network/overlay"
+	"holdfast/internal/network/overlay/kernel"
 	"holdfast/test/kit"
 )
 

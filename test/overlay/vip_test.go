@@ -18,9 +18,9 @@ import (
 	"golang.org/x/sys/unix"
 
 	"holdfast/internal/network/dump"
-	"holdfast/internal/overlay"
-	"holdfast/internal/swarmlb"
-	lb "holdfast/internal/swarmlb/kernel"
+	"holdfast/internal/network/overlay"
+	"holdfast/internal/network/swarmlb"
+	lb "holdfast/internal/network/swarmlb/kernel"
 	"holdfast/test/kit"
 )
 

@@ -18,7 +18,7 @@ import (
 	"holdfast/internal/engine"
 	"holdfast/internal/errs"
 	"holdfast/internal/event"
-	"holdfast/internal/overlay"
+	"holdfast/internal/network/overlay"
 	"holdfast/internal/swarm"
 )
 

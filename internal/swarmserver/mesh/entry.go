@@ -12,10 +12,10 @@ import (
 	"github.com/moby/swarmkit/v2/log"
 	"github.com/moby/swarmkit/v2/manager/allocator/networkallocator"
 
-	"holdfast/internal/overlay"
-	"holdfast/internal/overlay/kernel"
-	"holdfast/internal/swarmlb"
-	lbkernel "holdfast/internal/swarmlb/kernel"
+	"holdfast/internal/network/overlay"
+	"holdfast/internal/network/overlay/kernel"
+	"holdfast/internal/network/swarmlb"
+	lbkernel "holdfast/internal/network/swarmlb/kernel"
 )
 
 // entry is this node as an entry to the ports that the routing mesh publishes.

@@ -29,8 +29,8 @@ import (
 	"github.com/moby/swarmkit/v2/log"
 
 	"holdfast/internal/durable"
-	"holdfast/internal/overlay"
-	"holdfast/internal/overlay/kernel"
+	"holdfast/internal/network/overlay"
+	"holdfast/internal/network/overlay/kernel"
 )
 
 const (

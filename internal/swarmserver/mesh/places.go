@@ -19,7 +19,7 @@ import (
 	"github.com/moby/swarmkit/v2/api"
 	"github.com/moby/swarmkit/v2/manager/allocator/networkallocator"
 
-	"holdfast/internal/overlay"
+	"holdfast/internal/network/overlay"
 )
 
 // place is a task of this node on its overlay networks.

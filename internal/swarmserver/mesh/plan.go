@@ -8,9 +8,9 @@ import (
 	"slices"
 	"strings"
 
-	"holdfast/internal/overlay"
+	"holdfast/internal/network/overlay"
+	"holdfast/internal/network/swarmlb"
 	"holdfast/internal/shim/names"
-	"holdfast/internal/swarmlb"
 )
 
 // What follows is computed from the records of a network, without any state.

@@ -9,7 +9,7 @@ import (
 	"testing"
 	"time"
 
-	"holdfast/internal/overlay"
+	"holdfast/internal/network/overlay"
 )
 
 // at is a member with an address.

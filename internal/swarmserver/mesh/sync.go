@@ -14,9 +14,9 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/moby/swarmkit/v2/log"
 
-	"holdfast/internal/overlay"
-	"holdfast/internal/swarmlb"
-	lbkernel "holdfast/internal/swarmlb/kernel"
+	"holdfast/internal/network/overlay"
+	"holdfast/internal/network/swarmlb"
+	lbkernel "holdfast/internal/network/swarmlb/kernel"
 )
 
 // sighting is an endpoint of another node.

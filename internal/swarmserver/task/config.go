@@ -18,7 +18,7 @@ import (
 	"github.com/moby/swarmkit/v2/api"
 	"github.com/moby/swarmkit/v2/api/genericresource"
 
-	"holdfast/internal/overlay"
+	"holdfast/internal/network/overlay"
 	"holdfast/internal/swarmserver/nets"
 )
 

@@ -324,17 +324,12 @@ func (c *controller) end(ctx context.Context, found *local.Container, byDaemon f
 
 // Shutdown stops the container, with its signal and its grace period.
 func (c *controller) Shutdown(ctx context.Context) error {
-	if err := c.x.touch(); err != nil {
-		return err
-	}
-	c.cancelPull()
-	found, err := c.container()
+	found, err := c.drained(ctx)
 	if errdefs.IsNotFound(err) {
 		return nil
 	} else if err != nil {
 		return err
 	}
-	c.x.mesh.Drain(ctx, c.task.ID)
 	failpoint.Here("task.stopping")
 	if err := c.stop(ctx, found); err != nil {
 		return err
@@ -343,19 +338,28 @@ func (c *controller) Shutdown(ctx context.Context) error {
 	return nil
 }
 
-// Terminate kills the container.
-func (c *controller) Terminate(ctx context.Context) error {
+// drained ends a pull, and returns the container once it gets no new connections. The
+// error is ErrNotFound if there is no container.
+func (c *controller) drained(ctx context.Context) (*local.Container, error) {
 	if err := c.x.touch(); err != nil {
-		return err
+		return nil, err
 	}
 	c.cancelPull()
 	found, err := c.container()
+	if err == nil {
+		c.x.mesh.Drain(ctx, c.task.ID)
+	}
+	return found, err
+}
+
+// Terminate kills the container.
+func (c *controller) Terminate(ctx context.Context) error {
+	found, err := c.drained(ctx)
 	if errdefs.IsNotFound(err) {
 		return nil
 	} else if err != nil {
 		return err
 	}
-	c.x.mesh.Drain(ctx, c.task.ID)
 	return c.end(ctx, found, c.x.engine.kill, found.Kill)
 }
 

@@ -24,7 +24,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"holdfast/internal/event"
-	"holdfast/internal/overlay"
+	"holdfast/internal/network/overlay"
 	"holdfast/internal/swarm"
 )
 

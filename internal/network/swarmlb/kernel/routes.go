@@ -12,8 +12,8 @@ import (
 
 	"holdfast/internal/network/bridge"
 	"holdfast/internal/network/dump"
+	"holdfast/internal/network/swarmlb"
 	"holdfast/internal/osthread"
-	"holdfast/internal/swarmlb"
 )
 
 // Priorities of our routing rules. They come after the table of local addresses and

@@ -14,8 +14,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"holdfast/internal/network/dump"
+	"holdfast/internal/network/swarmlb"
 	"holdfast/internal/osthread"
-	"holdfast/internal/swarmlb"
 )
 
 // maxTargets is the number of targets whose map fits into one message.

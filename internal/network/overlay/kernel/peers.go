@@ -13,7 +13,7 @@ import (
 
 	"holdfast/internal/network/bridge"
 	"holdfast/internal/network/dump"
-	"holdfast/internal/overlay"
+	"holdfast/internal/network/overlay"
 )
 
 // SetPeers compares the kernel's entries with those that the network's endpoints on
@@ -23,16 +23,11 @@ func (h Host) SetPeers(n overlay.Network, peers []overlay.Peer, complete bool) (
 	fail := func(err error) (overlay.Changes, error) {
 		return overlay.Changes{}, fmt.Errorf("peers of overlay network %s: %w", n.ID, err)
 	}
-	unlock, err := h.lock()
+	in, done, err := h.openNetwork(n.ID)
 	if err != nil {
 		return fail(err)
 	}
-	defer unlock()
-	in, err := openSpace(h.path(n.ID))
-	if err != nil {
-		return fail(err)
-	}
-	defer in.close()
+	defer done()
 	index := map[uint32]int{}
 	var have overlay.Tables
 	for _, s := range n.Subnets {

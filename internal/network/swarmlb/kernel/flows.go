@@ -13,7 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"holdfast/internal/network/dump"
-	"holdfast/internal/swarmlb"
+	"holdfast/internal/network/swarmlb"
 )
 
 // flow is a tracked connection: where its client sent it to, and which address

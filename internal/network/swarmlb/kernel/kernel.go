@@ -21,8 +21,8 @@ import (
 	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
 
+	"holdfast/internal/network/swarmlb"
 	"holdfast/internal/osthread"
-	"holdfast/internal/swarmlb"
 )
 
 // socketBuffer has room for a transaction of thousands of chains and the answers to

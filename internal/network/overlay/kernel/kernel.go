@@ -26,8 +26,8 @@ import (
 
 	"holdfast/internal/network/bridge"
 	"holdfast/internal/network/dump"
+	"holdfast/internal/network/overlay"
 	"holdfast/internal/osthread"
-	"holdfast/internal/overlay"
 )
 
 // ErrInUse is the error of Remove for a network that has endpoints.
@@ -89,6 +89,20 @@ func hostSpace() (space, error) { return openSpace("/proc/thread-self/ns/net") }
 func (s space) close() {
 	s.Close()
 	s.file.Close()
+}
+
+// openNetwork opens the namespace of a network, and locks the host's networks until
+// done is called.
+func (h Host) openNetwork(id string) (in space, done func(), err error) {
+	unlock, err := h.lock()
+	if err != nil {
+		return space{}, nil, err
+	}
+	if in, err = openSpace(h.path(id)); err != nil {
+		unlock()
+		return space{}, nil, err
+	}
+	return in, func() { in.close(); unlock() }, nil
 }
 
 // do calls f on a thread in the namespace.
@@ -352,16 +366,16 @@ func removeVXLANs(path string) error {
 		return err
 	}
 	defer in.close()
-	links, err := dump.Whole(in.LinkList)
+	interfaces, err := dump.Whole(in.LinkList)
 	if err != nil {
 		return fmt.Errorf("list interfaces: %w", err)
 	}
-	for _, l := range links {
+	for _, l := range interfaces {
 		if l.Type() == "veth" {
 			return ErrInUse
 		}
 	}
-	for _, l := range links {
+	for _, l := range interfaces {
 		if l.Type() != "vxlan" {
 			continue
 		}

@@ -14,7 +14,7 @@ import (
 
 	"holdfast/internal/network/bridge"
 	"holdfast/internal/network/dump"
-	"holdfast/internal/overlay"
+	"holdfast/internal/network/overlay"
 )
 
 // Endpoint is an interface on an overlay network.
@@ -70,16 +70,11 @@ func (h Host) AddEndpoint(n overlay.Network, e Endpoint) error {
 		return fail(err)
 	}
 	defer task.close()
-	unlock, err := h.lock()
+	in, done, err := h.openNetwork(n.ID)
 	if err != nil {
 		return fail(err)
 	}
-	defer unlock()
-	in, err := openSpace(h.path(n.ID))
-	if err != nil {
-		return fail(err)
-	}
-	defer in.close()
+	defer done()
 	br, err := in.find(bridgeName(sub))
 	if err != nil {
 		return fail(err)
@@ -274,12 +269,12 @@ func (h Host) Endpoints(network string) ([]string, error) {
 		return nil, fmt.Errorf("overlay network %s: %w", network, err)
 	}
 	defer in.close()
-	links, err := dump.Whole(in.LinkList)
+	interfaces, err := dump.Whole(in.LinkList)
 	if err != nil {
 		return nil, fmt.Errorf("overlay network %s: list interfaces: %w", network, err)
 	}
 	var ids []string
-	for _, l := range links {
+	for _, l := range interfaces {
 		if l.Type() == "veth" && l.Attrs().Alias != "" {
 			ids = append(ids, l.Attrs().Alias)
 		}

@@ -10,7 +10,7 @@ import (
 	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
 
-	"holdfast/internal/swarmlb"
+	"holdfast/internal/network/swarmlb"
 )
 
 // message returns a flow of udp from 10.0.1.5 to 10.0.1.2, port 53, that 10.0.1.6
