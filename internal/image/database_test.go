@@ -16,14 +16,7 @@ func TestDamagedDatabaseIsSetAsideAndNothingIsCollected(t *testing.T) {
 	root := filepath.Join(t.TempDir(), "images")
 	path := filepath.Join(root, databaseFile)
 	var log bytes.Buffer
-	open := func() *Store {
-		t.Helper()
-		s, err := Open(context.Background(), Options{Root: root, Snapshotter: Native, Log: slog.New(slog.NewTextHandler(&log, nil))})
-		if err != nil {
-			t.Fatal(err)
-		}
-		return s
-	}
+	open := func() *Store { return openLogged(t, root, &log) }
 	if err := open().Close(); err != nil {
 		t.Fatal(err)
 	}
@@ -66,24 +59,8 @@ func TestDamagedDatabaseOfAStorageDriverIsSetAside(t *testing.T) {
 	root := filepath.Join(t.TempDir(), "images")
 	path := filepath.Join(root, "snapshots", Native, databaseFile)
 	var log bytes.Buffer
-	open := func() *Store {
-		t.Helper()
-		s, err := Open(context.Background(), Options{Root: root, Snapshotter: Native, Log: slog.New(slog.NewTextHandler(&log, nil))})
-		if err != nil {
-			t.Fatal(err)
-		}
-		return s
-	}
-	layer := tarOf(t, fileEntry("file", "what a container reads"))
-	config := configOf(t, layer)
-	manifest := jsonOf(t, map[string]any{
-		"schemaVersion": 2, "mediaType": "application/vnd.oci.image.manifest.v1+json",
-		"config": descOf("application/vnd.oci.image.config.v1+json", config),
-		"layers": []any{descOf("application/vnd.oci.image.layer.v1.tar", string(layer))},
-	})
-	top := descOf("application/vnd.oci.image.manifest.v1+json", manifest)
-	top["annotations"] = map[string]string{"io.containerd.image.name": "docker.io/library/a:1"}
-	archive := ociArchive(t, jsonOf(t, map[string]any{"schemaVersion": 2, "manifests": []any{top}}), manifest, config, string(layer))
+	open := func() *Store { return openLogged(t, root, &log) }
+	archive := archiveOfOne(t, "what a container reads")
 	load := func(t *testing.T, s *Store) {
 		t.Helper()
 		if err := s.Load(ctx, bytes.NewReader(archive), nil, nil); err != nil {
@@ -154,4 +131,29 @@ func damages(whole []byte) map[string][]byte {
 	half := append([]byte(nil), whole...)
 	clear(half[len(half)/4:])
 	return map[string][]byte{"empty": nil, "cut short": whole[:len(whole)/4], "zeroed": make([]byte, len(whole)), "half zeroed": half}
+}
+
+// archiveOfOne is an archive of the image a:1, whose file "file" has a content.
+func archiveOfOne(t *testing.T, content string) []byte {
+	t.Helper()
+	layer := tarOf(t, fileEntry("file", content))
+	config := configOf(t, layer)
+	manifest := jsonOf(t, map[string]any{
+		"schemaVersion": 2, "mediaType": "application/vnd.oci.image.manifest.v1+json",
+		"config": descOf("application/vnd.oci.image.config.v1+json", config),
+		"layers": []any{descOf("application/vnd.oci.image.layer.v1.tar", string(layer))},
+	})
+	top := descOf("application/vnd.oci.image.manifest.v1+json", manifest)
+	top["annotations"] = map[string]string{"io.containerd.image.name": "docker.io/library/a:1"}
+	return ociArchive(t, jsonOf(t, map[string]any{"schemaVersion": 2, "manifests": []any{top}}), manifest, config, string(layer))
+}
+
+// openLogged opens a store that logs into a buffer.
+func openLogged(t *testing.T, root string, log *bytes.Buffer) *Store {
+	t.Helper()
+	s, err := Open(context.Background(), Options{Root: root, Snapshotter: Native, Log: slog.New(slog.NewTextHandler(log, nil))})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s
 }

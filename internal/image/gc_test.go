@@ -31,18 +31,9 @@ func TestRemovedImageIsNotCounted(t *testing.T) {
 		}
 		return du.TotalSize
 	}
-	layer := tarOf(t, fileEntry("file", "what takes space"))
-	config := configOf(t, layer)
-	manifest := jsonOf(t, map[string]any{
-		"schemaVersion": 2, "mediaType": "application/vnd.oci.image.manifest.v1+json",
-		"config": descOf("application/vnd.oci.image.config.v1+json", config),
-		"layers": []any{descOf("application/vnd.oci.image.layer.v1.tar", string(layer))},
-	})
-	top := descOf("application/vnd.oci.image.manifest.v1+json", manifest)
-	top["annotations"] = map[string]string{"io.containerd.image.name": "docker.io/library/a:1"}
-	index := jsonOf(t, map[string]any{"schemaVersion": 2, "manifests": []any{top}})
+	archive := archiveOfOne(t, "what takes space")
 	for range 3 {
-		if err := s.Load(ctx, bytes.NewReader(ociArchive(t, index, manifest, config, string(layer))), nil, nil); err != nil {
+		if err := s.Load(ctx, bytes.NewReader(archive), nil, nil); err != nil {
 			t.Fatal(err)
 		}
 		if used() == 0 {

@@ -39,20 +39,7 @@ func prepare(t *testing.T, d *kit.Daemon) {
 }
 
 // files writes the files of a build's context and returns their directory.
-func files(t *testing.T, all map[string]string) string {
-	t.Helper()
-	dir := t.TempDir()
-	for name, text := range all {
-		path := filepath.Join(dir, name)
-		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
-			t.Fatal(err)
-		}
-		if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
-			t.Fatal(err)
-		}
-	}
-	return dir
-}
+func files(t *testing.T, all map[string]string) string { return kit.Files(t, all) }
 
 // build runs buildx build and returns what it prints.
 func build(t *testing.T, d *kit.Daemon, args ...string) string {

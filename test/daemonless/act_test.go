@@ -144,37 +144,37 @@ func TestTerminalsWorkWithoutADaemon(t *testing.T) {
 	d.Holdfast("run", "-dit", "--name", "shell", "busybox", "sh")
 	// Docker decides how the client ends after its detach keys.
 	detached := inTerminal(t, d, "attach", "shell")
-	detached.say("echo ear''ly\r")
-	detached.expect("early")
-	detached.say("\x10\x11")
-	want := detached.end()
+	detached.Type("echo ear''ly\r")
+	detached.Shows("early")
+	detached.Type("\x10\x11")
+	want := detached.ExitCode()
 	d.Kill9()
 
 	exec := inTerminal(t, d, "exec", "-it", "shell", "sh")
-	exec.expect("/ # ")
-	exec.say("echo $((6*7))\r")
-	exec.expect("42")
-	exec.say("stty size\r")
-	exec.expect("30 100")
-	exec.resize(20, 77)
+	exec.Shows("/ # ")
+	exec.Type("echo $((6*7))\r")
+	exec.Shows("42")
+	exec.Type("stty size\r")
+	exec.Shows("30 100")
+	exec.Resize(20, 77)
 	kit.Eventually(t, "the new size", func() bool {
 		return strings.Contains(ok(t, d, "exec", "shell", "sh", "-c", "for p in /proc/[0-9]*; do stty size < $p/fd/0; done 2>/dev/null"), "20 77")
 	})
-	exec.say("exit 9\r")
-	if code := exec.end(); code != 9 {
+	exec.Type("exit 9\r")
+	if code := exec.ExitCode(); code != 9 {
 		t.Errorf("exec ended with %d", code)
 	}
 
 	attach := inTerminal(t, d, "attach", "shell")
-	attach.say("echo att''ached\r")
-	attach.expect("attached")
-	attach.say("\x10\x11")
-	if code := attach.end(); code != want {
+	attach.Type("echo att''ached\r")
+	attach.Shows("attached")
+	attach.Type("\x10\x11")
+	if code := attach.ExitCode(); code != want {
 		t.Errorf("after the detach keys attach exited with %d; with a daemon it exits with %d", code, want)
 	}
 	attach = inTerminal(t, d, "attach", "shell")
-	attach.say("exit 4\r")
-	if code := attach.end(); code != 4 {
+	attach.Type("exit 4\r")
+	if code := attach.ExitCode(); code != 4 {
 		t.Errorf("attach ended with %d", code)
 	}
 	if got := ok(t, d, "inspect", "-f", "{{.State.ExitCode}}", "shell"); got != "4" {

@@ -5,18 +5,11 @@
 package daemonless
 
 import (
-	"bytes"
 	"context"
-	"io"
-	"os"
-	"os/exec"
 	"regexp"
 	"strings"
-	"sync"
 	"testing"
 	"time"
-
-	"github.com/creack/pty"
 
 	"holdfast/test/kit"
 )
@@ -60,85 +53,8 @@ func ok(t *testing.T, d *kit.Daemon, args ...string) string {
 	return strings.TrimSuffix(r.Stdout, "\n")
 }
 
-// session is a command in a pseudo-terminal.
-type session struct {
-	t   *testing.T
-	tty *os.File
-	cmd *exec.Cmd
-
-	mu   sync.Mutex
-	got  bytes.Buffer
-	more chan struct{} // closed and replaced when output arrives
-}
-
 // inTerminal starts holdfast in a pseudo-terminal of 30 rows and 100 columns.
-func inTerminal(t *testing.T, d *kit.Daemon, args ...string) *session {
+func inTerminal(t *testing.T, d *kit.Daemon, args ...string) *kit.Terminal {
 	t.Helper()
-	cmd := d.HoldfastCommand(context.Background(), args...)
-	tty, err := pty.StartWithSize(cmd, &pty.Winsize{Rows: 30, Cols: 100})
-	if err != nil {
-		t.Fatal(err)
-	}
-	s := &session{t: t, tty: tty, cmd: cmd, more: make(chan struct{})}
-	go func() {
-		buf := make([]byte, 4096)
-		for {
-			n, err := tty.Read(buf)
-			s.mu.Lock()
-			s.got.Write(buf[:n])
-			close(s.more)
-			s.more = make(chan struct{})
-			s.mu.Unlock()
-			if err != nil {
-				return
-			}
-		}
-	}()
-	t.Cleanup(func() {
-		cmd.Process.Kill()
-		tty.Close()
-	})
-	return s
-}
-
-func (s *session) say(text string) {
-	s.t.Helper()
-	if _, err := io.WriteString(s.tty, text); err != nil {
-		s.t.Fatal(err)
-	}
-}
-
-// expect waits until the terminal shows a text.
-func (s *session) expect(text string) {
-	s.t.Helper()
-	deadline := time.After(patience)
-	for {
-		s.mu.Lock()
-		got, more := s.got.String(), s.more
-		s.mu.Unlock()
-		if strings.Contains(got, text) {
-			return
-		}
-		select {
-		case <-more:
-		case <-deadline:
-			s.t.Fatalf("the terminal does not show %q, but %q", text, got)
-		}
-	}
-}
-
-func (s *session) resize(rows, columns uint16) {
-	s.t.Helper()
-	if err := pty.Setsize(s.tty, &pty.Winsize{Rows: rows, Cols: columns}); err != nil {
-		s.t.Fatal(err)
-	}
-}
-
-// end waits for the command's end and returns its exit code.
-func (s *session) end() int {
-	s.t.Helper()
-	timer := time.AfterFunc(patience, func() { s.cmd.Process.Kill() })
-	defer timer.Stop()
-	s.cmd.Wait()
-	return s.cmd.ProcessState.ExitCode()
+	return kit.InTerminal(t, d.HoldfastCommand(context.Background(), args...), 30, 100)
 }

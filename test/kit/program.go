@@ -48,3 +48,19 @@ func ProgramImage(t testing.TB, pkg string) v1.Image {
 	}
 	return Image(t, Busybox(t, nil), nil, Layer(t, File{Name: "bin/" + name, Body: body, Mode: 0o755}))
 }
+
+// Files writes files, by their paths, and returns their directory.
+func Files(t testing.TB, all map[string]string) string {
+	t.Helper()
+	dir := t.TempDir()
+	for name, text := range all {
+		path := filepath.Join(dir, name)
+		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return dir
+}

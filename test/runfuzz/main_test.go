@@ -5,32 +5,17 @@ package main
 import (
 	"context"
 	"errors"
-	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
 	"time"
+
+	"holdfast/test/kit"
 )
 
-// module makes a module of files, by name.
-func module(t *testing.T, files map[string]string) string {
-	t.Helper()
-	dir := t.TempDir()
-	for name, text := range files {
-		path := filepath.Join(dir, name)
-		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
-			t.Fatal(err)
-		}
-		if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
-			t.Fatal(err)
-		}
-	}
-	return dir
-}
-
 func TestFailingTargetIsNamedWithItsInput(t *testing.T) {
-	dir := module(t, map[string]string{
+	dir := kit.Files(t, map[string]string{
 		"go.mod":      "module example\n\ngo 1.26\n",
 		"good/a.go":   "package good\n",
 		"good/a_test": "package good\n\nfunc FuzzNothing(f *testing.F) {}\n",

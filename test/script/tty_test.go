@@ -4,18 +4,13 @@ package script
 
 import (
 	"bufio"
-	"bytes"
 	"context"
 	"fmt"
 	"io"
-	"os"
 	"os/exec"
 	"strings"
-	"sync"
 	"testing"
 	"time"
-
-	"github.com/creack/pty"
 
 	"holdfast/test/kit"
 )
@@ -41,118 +36,32 @@ func clients(t *testing.T, test func(t *testing.T, d *kit.Daemon, run func(args 
 	}
 }
 
-// screen is a client in a terminal.
-type screen struct {
-	t    *testing.T
-	cmd  *exec.Cmd
-	tty  *os.File
-	mu   sync.Mutex
-	seen bytes.Buffer
-	more chan struct{}
-	done chan struct{} // closed when all output was read
-}
-
-func atTerminal(t *testing.T, cmd *exec.Cmd, rows, cols uint16) *screen {
+func atTerminal(t *testing.T, cmd *exec.Cmd, rows, columns uint16) *kit.Terminal {
 	t.Helper()
 	cmd.Env = append(cmd.Env, "TERM=xterm")
-	tty, err := pty.StartWithSize(cmd, &pty.Winsize{Rows: rows, Cols: cols})
-	if err != nil {
-		t.Fatal(err)
-	}
-	s := &screen{t: t, cmd: cmd, tty: tty, more: make(chan struct{}, 1), done: make(chan struct{})}
-	go func() {
-		defer close(s.done)
-		b := make([]byte, 4096)
-		for {
-			n, err := tty.Read(b)
-			s.mu.Lock()
-			s.seen.Write(b[:n])
-			s.mu.Unlock()
-			select {
-			case s.more <- struct{}{}:
-			default:
-			}
-			if err != nil {
-				return
-			}
-		}
-	}()
-	t.Cleanup(func() {
-		cmd.Process.Kill()
-		tty.Close()
-	})
-	return s
-}
-
-func (s *screen) text() string {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.seen.String()
-}
-
-// wait waits until the screen shows a text, and discards the output up to its
-// end.
-func (s *screen) wait(want string) {
-	s.t.Helper()
-	enough := time.After(patience)
-	for {
-		s.mu.Lock()
-		if i := bytes.Index(s.seen.Bytes(), []byte(want)); i >= 0 {
-			s.seen.Next(i + len(want))
-			s.mu.Unlock()
-			return
-		}
-		s.mu.Unlock()
-		select {
-		case <-s.more:
-		case <-enough:
-			s.t.Fatalf("%v never shows %q, but %q", s.cmd.Args[1:], want, s.text())
-		}
-	}
-}
-
-func (s *screen) typ(text string) {
-	s.t.Helper()
-	if _, err := io.WriteString(s.tty, text); err != nil {
-		s.t.Fatal(err)
-	}
-}
-
-// end waits for the client's end and returns its exit code.
-func (s *screen) end() int {
-	s.t.Helper()
-	ended := make(chan error, 1)
-	go func() { ended <- s.cmd.Wait() }()
-	select {
-	case <-ended:
-	case <-time.After(patience):
-		s.t.Fatalf("%v does not end: %q", s.cmd.Args[1:], s.text())
-	}
-	return s.cmd.ProcessState.ExitCode()
+	return kit.InTerminal(t, cmd, rows, columns)
 }
 
 func TestShellAtATerminalKnowsItsSizeAndItsEnd(t *testing.T) {
 	clients(t, func(t *testing.T, d *kit.Daemon, run func(...string) *exec.Cmd) {
 		s := atTerminal(t, run("run", "--rm", "-it", "--name", "shell", image), 33, 101)
-		s.wait("# ")
-		s.typ("tty; stty size; echo $TERM\r")
-		s.wait("/dev/")
-		s.wait("33 101")
-		s.wait("xterm")
-		if err := pty.Setsize(s.tty, &pty.Winsize{Rows: 20, Cols: 60}); err != nil {
-			t.Fatal(err)
-		}
-		s.typ("until [ \"$(stty size)\" = '20 60' ]; do :; done; echo re''sized\r")
-		s.wait("resized")
+		s.Next("# ")
+		s.Type("tty; stty size; echo $TERM\r")
+		s.Next("/dev/")
+		s.Next("33 101")
+		s.Next("xterm")
+		s.Resize(20, 60)
+		s.Type("until [ \"$(stty size)\" = '20 60' ]; do :; done; echo re''sized\r")
+		s.Next("resized")
 		// Ctrl-C is sent to the container.
-		s.typ("sh -c 'echo beg\"\"un; exec sleep 1000'\r")
-		s.wait("begun")
-		s.typ("\x03")
-		s.wait("# ")
-		s.typ("echo inter''rupted\r")
-		s.wait("interrupted")
-		s.typ("exit 9\r")
-		if code := s.end(); code != 9 {
+		s.Type("sh -c 'echo beg\"\"un; exec sleep 1000'\r")
+		s.Next("begun")
+		s.Type("\x03")
+		s.Next("# ")
+		s.Type("echo inter''rupted\r")
+		s.Next("interrupted")
+		s.Type("exit 9\r")
+		if code := s.ExitCode(); code != 9 {
 			t.Errorf("exit code %d", code)
 		}
 	})
@@ -161,35 +70,35 @@ func TestShellAtATerminalKnowsItsSizeAndItsEnd(t *testing.T) {
 func TestTerminalsAreLeftByTheirKeysAndTheContainerStays(t *testing.T) {
 	clients(t, func(t *testing.T, d *kit.Daemon, run func(...string) *exec.Cmd) {
 		s := atTerminal(t, run("run", "-it", "--name", "shell", image), 24, 80)
-		s.wait("# ")
-		s.typ("\x10\x11")
-		if code := s.end(); code != 0 {
+		s.Next("# ")
+		s.Type("\x10\x11")
+		if code := s.ExitCode(); code != 0 {
 			t.Errorf("detached: exit code %d", code)
 		}
 		s = atTerminal(t, run("attach", "--detach-keys", "ctrl-x,x", "shell"), 24, 80)
-		s.typ("echo aft''er\r")
-		s.wait("after")
-		s.typ("\x18x")
-		if code := s.end(); code != 0 && code != 1 {
+		s.Type("echo aft''er\r")
+		s.Next("after")
+		s.Type("\x18x")
+		if code := s.ExitCode(); code != 0 && code != 1 {
 			t.Errorf("detached by other keys: exit code %d", code)
 		}
 		s = atTerminal(t, run("exec", "-it", "shell", "sh"), 24, 80)
-		s.wait("# ")
-		s.typ("\x10\x11")
-		s.end()
+		s.Next("# ")
+		s.Type("\x10\x11")
+		s.ExitCode()
 		if got := d.Docker("inspect", "-f", "{{.State.Running}} {{len .ExecIDs}}", "shell"); got != "true 1" {
 			t.Errorf("%s", got)
 		}
 		// Two clients attached to one terminal see the same output.
 		one := atTerminal(t, run("attach", "shell"), 24, 80)
 		two := atTerminal(t, run("attach", "shell"), 24, 80)
-		two.typ("\r")
-		two.wait("# ")
-		one.wait("# ")
-		one.typ("echo fr''om one\r")
-		two.wait("from one")
-		one.typ("exit 3\r")
-		if one, two := one.end(), two.end(); one != 3 || two != 3 {
+		two.Type("\r")
+		two.Next("# ")
+		one.Next("# ")
+		one.Type("echo fr''om one\r")
+		two.Next("from one")
+		one.Type("exit 3\r")
+		if one, two := one.ExitCode(), two.ExitCode(); one != 3 || two != 3 {
 			t.Errorf("exit codes %d and %d", one, two)
 		}
 	})
@@ -199,14 +108,14 @@ func TestExecAtATerminalTellsItsExitCode(t *testing.T) {
 	clients(t, func(t *testing.T, d *kit.Daemon, run func(...string) *exec.Cmd) {
 		d.Docker("run", "-d", "--name", "host", image, "sleep", "1000")
 		s := atTerminal(t, run("exec", "-it", "-u", "app", "-w", "/tmp", "-e", "COLOUR=blue", "host", "sh"), 40, 90)
-		s.wait("$ ")
-		s.typ("id -un; pwd; echo $COLOUR; stty size\r")
-		s.wait("app")
-		s.wait("/tmp")
-		s.wait("blue")
-		s.wait("40 90")
-		s.typ("exit 12\r")
-		if code := s.end(); code != 12 {
+		s.Next("$ ")
+		s.Type("id -un; pwd; echo $COLOUR; stty size\r")
+		s.Next("app")
+		s.Next("/tmp")
+		s.Next("blue")
+		s.Next("40 90")
+		s.Type("exit 12\r")
+		if code := s.ExitCode(); code != 12 {
 			t.Errorf("exit code %d", code)
 		}
 	})
@@ -217,9 +126,8 @@ func TestPullDrawsItsProgress(t *testing.T) {
 		reg := kit.StartRegistry(t, nil)
 		ref := reg.Push("team/app:1", kit.Image(t, kit.Busybox(t, nil), nil, kit.Layer(t, kit.File{Name: "noise", Body: noise(1 << 20)})))
 		s := atTerminal(t, run("pull", ref), 24, 80)
-		code := s.end()
-		<-s.done
-		screen := s.text()
+		code := s.ExitCode()
+		screen := s.End()
 		for _, want := range []string{"1: Pulling from team/app", "Pulling fs layer", "Pull complete", "Digest: sha256:", "Status: Downloaded newer image for " + ref} {
 			if !strings.Contains(screen, want) {
 				t.Errorf("no %q in %q", want, screen)

@@ -37,16 +37,16 @@ func TestEventsGoOnThroughKillRestartAndTakeover(t *testing.T) {
 			}
 			step := func(n int) {
 				d.Docker("volume", "create", fmt.Sprintf("v%d", n))
-				s.shows(fmt.Sprintf("volume create v%d\n", n))
+				s.Shows(fmt.Sprintf("volume create v%d\n", n))
 			}
 			step(1)
 			d.Docker("run", "-d", "--name", "box", image, "sh", "-c", `while ! [ -e /go ]; do usleep 10000; done; exit 3`)
-			s.shows("container start")
+			s.Shows("container start")
 			touch := toTouch(t, d, "box", "/go")
 			d.Kill9()
 			touch()
 			d.Start()
-			s.shows("container die")
+			s.Shows("container die")
 			step(2)
 			d.Restart()
 			step(3)
@@ -84,9 +84,9 @@ func TestEventsOverPlainTCPGoOnToo(t *testing.T) {
 	}
 	awaitEventServer(t, d)
 	d.Docker("volume", "create", "one")
-	s.shows("volume create one\n")
+	s.Shows("volume create one\n")
 	d.Kill9()
-	if code := exits(t, cmd, s.String); code != 0 {
+	if code := kit.ExitCode(t, cmd, s); code != 0 {
 		t.Errorf("docker events ended with %d:\n%s", code, s)
 	}
 	if time.Now().Before(until.Truncate(time.Second)) {

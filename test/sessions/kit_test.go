@@ -6,21 +6,16 @@ package sessions
 
 import (
 	"bufio"
-	"bytes"
 	"context"
 	"encoding/binary"
 	"io"
 	"net"
 	"net/http"
-	"os"
 	"os/exec"
 	"regexp"
 	"strings"
-	"sync"
 	"testing"
 	"time"
-
-	"github.com/creack/pty"
 
 	"holdfast/test/kit"
 )
@@ -45,163 +40,31 @@ var clients = map[string]func(*kit.Daemon, ...string) *exec.Cmd{
 	"holdfast": func(d *kit.Daemon, args ...string) *exec.Cmd { return d.HoldfastCommand(context.Background(), args...) },
 }
 
-// screen collects a client's output, and lets a test wait for a part of it.
-type screen struct {
-	t       *testing.T
-	mu      sync.Mutex
-	text    bytes.Buffer
-	changed chan struct{} // closed and replaced when output arrives
-	ended   bool
-}
-
-func newScreen(t *testing.T, r io.Reader) *screen {
-	s := &screen{t: t, changed: make(chan struct{})}
-	go func() {
-		buf := make([]byte, 32<<10)
-		for {
-			n, err := r.Read(buf)
-			s.mu.Lock()
-			s.text.Write(buf[:n])
-			s.ended = err != nil
-			close(s.changed)
-			s.changed = make(chan struct{})
-			s.mu.Unlock()
-			if err != nil {
-				return
-			}
-		}
-	}()
-	return s
-}
-
-func (s *screen) String() string {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.text.String()
-}
-
-// await waits until the output fulfils a condition.
-func (s *screen) await(what string, ok func(text string) bool) {
-	s.t.Helper()
-	deadline := time.After(patience)
-	for {
-		s.mu.Lock()
-		text, changed, ended := s.text.String(), s.changed, s.ended
-		s.mu.Unlock()
-		if ok(text) {
-			return
-		}
-		if ended {
-			s.t.Fatalf("the output ended without %s:\n%s", what, last(text))
-		}
-		select {
-		case <-changed:
-		case <-deadline:
-			s.t.Fatalf("no %s in the output:\n%s", what, last(text))
-		}
-	}
-}
-
-func (s *screen) shows(part string) {
-	s.t.Helper()
-	s.await(part, func(text string) bool { return strings.Contains(text, part) })
-}
-
-// end waits for the end of the output and returns all of it.
-func (s *screen) end() string {
-	s.t.Helper()
-	deadline := time.After(patience)
-	for {
-		s.mu.Lock()
-		text, changed, ended := s.text.String(), s.changed, s.ended
-		s.mu.Unlock()
-		if ended {
-			return text
-		}
-		select {
-		case <-changed:
-		case <-deadline:
-			s.t.Fatalf("the output does not end:\n%s", last(text))
-		}
-	}
-}
-
-func last(text string) string { return text[max(0, len(text)-2000):] }
-
 // terminal is a client in a terminal.
-type terminal struct {
-	*screen
-	cmd *exec.Cmd
-	pty *os.File
-}
+type terminal struct{ *kit.Terminal }
 
-func inTerminal(t *testing.T, cmd *exec.Cmd) *terminal {
+func inTerminal(t *testing.T, cmd *exec.Cmd) terminal {
 	t.Helper()
-	f, err := pty.StartWithSize(cmd, &pty.Winsize{Rows: 24, Cols: 80})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		f.Close()
-		if cmd.ProcessState == nil {
-			cmd.Process.Kill()
-			cmd.Wait()
-		}
-	})
-	return &terminal{newScreen(t, f), cmd, f}
-}
-
-func (x *terminal) types(s string) {
-	x.t.Helper()
-	if _, err := io.WriteString(x.pty, s); err != nil {
-		x.t.Fatal(err)
-	}
-}
-
-func (x *terminal) resizes(rows, cols uint16) {
-	x.t.Helper()
-	if err := pty.Setsize(x.pty, &pty.Winsize{Rows: rows, Cols: cols}); err != nil {
-		x.t.Fatal(err)
-	}
+	return terminal{kit.InTerminal(t, cmd, 24, 80)}
 }
 
 var size = regexp.MustCompile(`\d+ \d+\r\n`)
 
 // settled waits until the client has sent its last request. Requests for the
 // terminal's size come after all others.
-func (x *terminal) settled() {
-	x.t.Helper()
+func (x terminal) settled(t *testing.T) {
+	t.Helper()
 	deadline := time.Now().Add(patience)
 	// The client may not handle SIGWINCH yet, so each round sets another size.
 	for rows := uint16(30); !strings.Contains(x.String(), " 90\r\n"); rows = 61 - rows {
 		if time.Now().After(deadline) {
-			x.t.Fatalf("the container does not get the terminal's size:\n%s", last(x.String()))
+			t.Fatalf("the container does not get the terminal's size:\n%s", x)
 		}
-		x.resizes(rows, 90)
+		x.Resize(rows, 90)
 		n := len(size.FindAllString(x.String(), -1))
-		x.types("stty size\n")
-		x.await("a size", func(text string) bool { return len(size.FindAllString(text, -1)) > n })
+		x.Type("stty size\n")
+		x.Await("a size", func(text string) bool { return len(size.FindAllString(text, -1)) > n })
 	}
-}
-
-// exits waits for the client's end and returns its exit code.
-func (x *terminal) exits() int {
-	x.t.Helper()
-	return exits(x.t, x.cmd, x.String)
-}
-
-func exits(t *testing.T, cmd *exec.Cmd, said func() string) int {
-	t.Helper()
-	done := make(chan struct{})
-	go func() { cmd.Wait(); close(done) }()
-	select {
-	case <-done:
-	case <-time.After(patience):
-		cmd.Process.Kill()
-		<-done
-		t.Fatalf("%s does not end:\n%s", strings.Join(cmd.Args, " "), last(said()))
-	}
-	return cmd.ProcessState.ExitCode()
 }
 
 // request sends a request and returns the answer, whose body is not read yet.
@@ -269,12 +132,12 @@ func (w *waiting) answer() string {
 }
 
 // follow collects a command's output, stdout and stderr together.
-func follow(t *testing.T, cmd *exec.Cmd) *screen {
+func follow(t *testing.T, cmd *exec.Cmd) *kit.Screen {
 	t.Helper()
 	r, w := io.Pipe()
 	cmd.Stdout, cmd.Stderr = w, w
 	t.Cleanup(func() { w.Close() })
-	return newScreen(t, r)
+	return kit.NewScreen(t, r)
 }
 
 // awaitExec waits until a container has a running exec session whose client's
@@ -360,6 +223,6 @@ func toTouch(t *testing.T, d *kit.Daemon, container, file string) (touch func())
 			t.Fatal(err)
 		}
 		in.Close()
-		exits(t, cmd, said.String)
+		kit.ExitCode(t, cmd, said)
 	}
 }

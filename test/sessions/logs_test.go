@@ -11,6 +11,8 @@ import (
 	"strings"
 	"testing"
 
+	"holdfast/test/kit"
+
 	"github.com/moby/moby/api/pkg/stdcopy"
 )
 
@@ -51,15 +53,15 @@ func TestFollowedLogGoesOnWhileNoDaemonLives(t *testing.T) {
 				t.Fatal(err)
 			}
 			w.Close()
-			s := newScreen(t, r)
-			s.shows("first\n")
+			s := kit.NewScreen(t, r)
+			s.Shows("first\n")
 			touch := toTouch(t, d, "box", "/go")
 			d.Kill9()
 			touch()
-			if got, want := s.end(), "first\nsecond\n"; got != want {
+			if got, want := s.End(), "first\nsecond\n"; got != want {
 				t.Errorf("followed %q, want %q", got, want)
 			}
-			if code := exits(t, cmd, s.String); code != 0 {
+			if code := kit.ExitCode(t, cmd, s); code != 0 {
 				t.Errorf("the client ended with %d", code)
 			}
 		})
@@ -126,7 +128,7 @@ func TestNotALineIsLostOrDoubledWhereTheShimTakesOver(t *testing.T) {
 				case strings.HasSuffix(got.text, "\n"):
 					numbered(t, got.text, strings.Count(got.text, "\n"))
 				case got.text != "":
-					t.Errorf("a line was cut: %q", last(got.text))
+					t.Errorf("a line was cut: %q", got.text[max(0, len(got.text)-2000):])
 				}
 			}
 			attach.Body.Close()

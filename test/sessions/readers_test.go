@@ -177,7 +177,7 @@ func TestFollowerThatIsTooSlowForTheRotationIsTold(t *testing.T) {
 		n, gap = at, false
 	}
 	if gaps == 0 {
-		t.Errorf("the follower got no message:\n%s", last(got))
+		t.Errorf("the follower got no message:\n%s", got[max(0, len(got)-2000):])
 	}
 	if n != all || gap {
 		t.Errorf("the stream ends with line %d, want %d", n, all)
@@ -300,20 +300,20 @@ func TestDetachKeysLeaveTheContainerRunningWhileNoDaemonLives(t *testing.T) {
 	t.Parallel()
 	d := live(t, nil)
 	x := inTerminal(t, d.DockerCommand(t.Context(), "run", "-it", "--name", "box", "--detach-keys", "ctrl-x,d", image, "sh"))
-	x.shows("# ")
-	x.settled()
+	x.Shows("# ")
+	x.settled(t)
 	d.Kill9()
-	x.types("echo st''ill\n")
-	x.shows("still")
-	x.types("\x18d")
-	x.exits()
+	x.Type("echo st''ill\n")
+	x.Shows("still")
+	x.Type("\x18d")
+	x.ExitCode()
 	d.Start()
 	if got := d.Docker("inspect", "-f", "{{.State.Status}} {{.RestartCount}}", "box"); got != "running 0" {
 		t.Errorf("after the detach keys: %s", got)
 	}
 	y := inTerminal(t, d.DockerCommand(t.Context(), "attach", "box"))
-	y.types("echo ba''ck\n")
-	y.shows("back")
+	y.Type("echo ba''ck\n")
+	y.Shows("back")
 }
 
 func TestExecGoesOnWhileNoDaemonLives(t *testing.T) {
@@ -323,16 +323,16 @@ func TestExecGoesOnWhileNoDaemonLives(t *testing.T) {
 			d := live(t, nil)
 			d.Docker("run", "-d", "--name", "box", image, "sleep", "1000")
 			x := inTerminal(t, client(d, "exec", "-it", "box", "sh"))
-			x.shows("# ")
-			x.settled()
+			x.Shows("# ")
+			x.settled(t)
 			d.Kill9()
-			x.types("echo st''ill\n")
-			x.shows("still")
+			x.Type("echo st''ill\n")
+			x.Shows("still")
 			// The client requests the exit code afterwards, so a daemon must
 			// run.
 			d.Start()
-			x.types("exit 5\n")
-			if code := x.exits(); code != 5 {
+			x.Type("exit 5\n")
+			if code := x.ExitCode(); code != 5 {
 				t.Errorf("exit code %d, want 5:\n%s", code, x)
 			}
 		})

@@ -19,19 +19,19 @@ func TestTerminalGoesOnAndEndsWithItsExitCodeWhileNoDaemonLives(t *testing.T) {
 				t.Parallel()
 				d := live(t, nil)
 				x := inTerminal(t, client(d, append(args, image, "sh")...))
-				x.shows("# ")
-				x.settled()
-				x.types("echo be''fore\n")
-				x.shows("before")
+				x.Shows("# ")
+				x.settled(t)
+				x.Type("echo be''fore\n")
+				x.Shows("before")
 				d.Kill9()
-				x.types("echo af''ter\n")
-				x.shows("after")
-				x.resizes(40, 100) // no daemon can pass the size on
-				x.types("echo st''ill; echo $((6*7)) >/there; cat /there\n")
-				x.shows("still")
-				x.shows("42")
-				x.types("exit 7\n")
-				if code := x.exits(); code != 7 {
+				x.Type("echo af''ter\n")
+				x.Shows("after")
+				x.Resize(40, 100) // no daemon can pass the size on
+				x.Type("echo st''ill; echo $((6*7)) >/there; cat /there\n")
+				x.Shows("still")
+				x.Shows("42")
+				x.Type("exit 7\n")
+				if code := x.ExitCode(); code != 7 {
 					t.Errorf("exit code %d, want 7:\n%s", code, x)
 				}
 				if d.Running() {

@@ -126,23 +126,23 @@ func TestSessionsOverPlainTCPGoOnToo(t *testing.T) {
 	d, over := overTCP(t)
 	d.Load(image, kit.Busybox(t, nil))
 	x := inTerminal(t, over("run", "-it", "--name", "shell", image, "sh"))
-	x.shows("# ")
-	x.settled()
+	x.Shows("# ")
+	x.settled(t)
 	log := over("logs", "-f", "shell")
 	said := follow(t, log)
 	if err := log.Start(); err != nil {
 		t.Fatal(err)
 	}
-	said.shows("BusyBox")
+	said.Shows("BusyBox")
 	d.Kill9()
-	x.types("echo st''ill\n")
-	x.shows("still")
-	said.shows("still")
-	x.types("exit 7\n")
-	if code := x.exits(); code != 7 {
+	x.Type("echo st''ill\n")
+	x.Shows("still")
+	said.Shows("still")
+	x.Type("exit 7\n")
+	if code := x.ExitCode(); code != 7 {
 		t.Errorf("exit code %d, want 7:\n%s", code, x)
 	}
-	if code := exits(t, log, said.String); code != 0 {
+	if code := kit.ExitCode(t, log, said); code != 0 {
 		t.Errorf("docker logs ended with %d:\n%s", code, said)
 	}
 }

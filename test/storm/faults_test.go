@@ -6,11 +6,9 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
-	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -195,22 +193,11 @@ func (s *storm) killShim(v victim) {
 	unix.Kill(v.state.ShimPid, unix.SIGKILL)
 }
 
-var failpointNames = sync.OnceValue(func() (names []string) {
-	here := regexp.MustCompile(`failpoint\.Here\("([^"]+)"\)`)
-	err := filepath.WalkDir("../../internal", func(path string, e fs.DirEntry, err error) error {
-		if err != nil || e.IsDir() || !strings.HasSuffix(path, ".go") || strings.HasSuffix(path, "_test.go") {
-			return err
-		}
-		text, err := os.ReadFile(path)
-		for _, m := range here.FindAllStringSubmatch(string(text), -1) {
-			names = append(names, m[1])
-		}
-		return err
-	})
+var failpointNames = sync.OnceValue(func() []string {
+	names, err := kit.Failpoints()
 	if err != nil {
 		panic(err)
 	}
-	slices.Sort(names)
 	return names
 })
 

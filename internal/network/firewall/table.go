@@ -224,6 +224,21 @@ func chain(table *nftables.Table, c nft.Chain) *nftables.Chain {
 	return nc
 }
 
+// MatchInterface returns expressions that match packets that come in, or go out, by an
+// interface, or with not by any other.
+func MatchInterface(name string, out, not bool) []expr.Any {
+	key, op := expr.MetaKeyIIFNAME, expr.CmpOpEq
+	if out {
+		key = expr.MetaKeyOIFNAME
+	}
+	if not {
+		op = expr.CmpOpNeq
+	}
+	padded := make([]byte, unix.IFNAMSIZ)
+	copy(padded, name)
+	return []expr.Any{&expr.Meta{Key: key, Register: 1}, &expr.Cmp{Op: op, Register: 1, Data: padded}}
+}
+
 // lower translates a rule into the kernel's expressions. Register 1 is 16 bytes
 // wide and overlaps the 4-byte registers 8 to 11; register 2 overlaps 12 to 15.
 // The parts of a key or value are adjacent.
@@ -233,16 +248,7 @@ func lower(r nft.Rule) []expr.Any {
 	for _, e := range r {
 		switch e := e.(type) {
 		case nft.Interface:
-			key, op := expr.MetaKeyIIFNAME, expr.CmpOpEq
-			if e.Out {
-				key = expr.MetaKeyOIFNAME
-			}
-			if e.Not {
-				op = expr.CmpOpNeq
-			}
-			name := make([]byte, unix.IFNAMSIZ)
-			copy(name, e.Name)
-			add(&expr.Meta{Key: key, Register: 1}, &expr.Cmp{Op: op, Register: 1, Data: name})
+			add(MatchInterface(e.Name, e.Out, e.Not)...)
 		case nft.Family:
 			add(family(e.V6)...)
 		case nft.Address:

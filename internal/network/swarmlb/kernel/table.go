@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"holdfast/internal/network/dump"
+	"holdfast/internal/network/firewall"
 	"holdfast/internal/network/swarmlb"
 	"holdfast/internal/osthread"
 )
@@ -377,7 +378,7 @@ func lower(e swarmlb.Expr) []expr.Any {
 	setConnMark := &expr.Ct{Key: expr.CtKeyMARK, SourceRegister: true, Register: 1}
 	switch e := e.(type) {
 	case swarmlb.Interface:
-		return lowerInterface(e)
+		return firewall.MatchInterface(e.Name, e.Out, e.Not)
 	case swarmlb.Proto:
 		return equal(&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: 1}, e.Number)
 	case swarmlb.Loopback:
@@ -452,19 +453,6 @@ func client(from bool) []expr.Any {
 
 // icmpPortUnreachable is ICMP_PORT_UNREACH of linux/icmp.h.
 const icmpPortUnreachable = 3
-
-func lowerInterface(e swarmlb.Interface) []expr.Any {
-	key, op := expr.MetaKeyIIFNAME, expr.CmpOpEq
-	if e.Out {
-		key = expr.MetaKeyOIFNAME
-	}
-	if e.Not {
-		op = expr.CmpOpNeq
-	}
-	name := make([]byte, unix.IFNAMSIZ)
-	copy(name, e.Name)
-	return []expr.Any{&expr.Meta{Key: key, Register: 1}, &expr.Cmp{Op: op, Register: 1, Data: name}}
-}
 
 func lowerDispatch(e swarmlb.Dispatch) []expr.Any {
 	lookup := &expr.Lookup{SourceRegister: 1, IsDestRegSet: true, SetName: e.Map}
