@@ -129,7 +129,7 @@ func (g *gossip) setKeys(all []*api.EncryptionKey) {
 	g.keys = keys
 }
 
-// listen makes this node hear of a network.
+// listen subscribes to the records of a network.
 func (g *gossip) listen(network string) error {
 	if g.joined[network] {
 		return nil

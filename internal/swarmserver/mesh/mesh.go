@@ -50,8 +50,8 @@ const (
 	// swarm process may have been killed, and its tasks run on. Managers start the
 	// tasks elsewhere after 15 seconds.
 	linger = 20 * time.Second
-	// spread is how long the word that a task is about to end takes to the other
-	// nodes.
+	// spread is how long the gossip takes to inform the other nodes that a task is
+	// about to end.
 	spread = time.Second
 	// unused is for how long a network stays on a node without tasks on it.
 	unused = 3 * time.Second
@@ -74,7 +74,8 @@ type Options struct {
 	StateDir string // <data-root>/swarm
 	Host     kernel.Host
 	Daemon   Daemon
-	// Where tells where this node is. The zero Address: it is in no swarm.
+	// Where returns the addresses of this node. They are zero if the node is in no
+	// swarm.
 	Where func() Address
 }
 
@@ -102,7 +103,7 @@ type Mesh struct {
 	settled bool // the tasks of this node are known
 }
 
-// New returns the mesh of a node. Run keeps it.
+// New returns the mesh of a node. Run does its work.
 func New(o Options) *Mesh {
 	m := &Mesh{
 		o: o, kick: make(chan struct{}, 1), seen: map[string]map[string]*sighting{}, files: map[string]string{}, idle: map[string]time.Time{},
@@ -149,7 +150,7 @@ func (m *Mesh) Kick() {
 	}
 }
 
-// Run compares after each change, and now and then, until the context ends.
+// Run compares after each change, and periodically, until the context ends.
 func (m *Mesh) Run(ctx context.Context) {
 	timer := time.NewTimer(merge)
 	defer timer.Stop()
@@ -182,7 +183,7 @@ func (m *Mesh) next() time.Duration {
 	for _, net := range m.seen {
 		for _, s := range net {
 			if !s.live {
-				return joinEach // it ends to linger
+				return joinEach // its time to linger ends without a change that would be noticed
 			}
 		}
 	}

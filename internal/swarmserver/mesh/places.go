@@ -40,7 +40,7 @@ type Inside struct {
 	Names map[string]string
 }
 
-// phase is what other nodes are told of a task.
+// phase is the state of a task as other nodes see it.
 type phase int
 
 const (
@@ -218,7 +218,8 @@ func (m *Mesh) place(t *api.Task, name string) error {
 	return nil
 }
 
-// Started notes the container of a task, before it can be used: it may use others.
+// Started records the container of a task that is not healthy yet. The container can use
+// other services from now on; none of its own names lead to it.
 func (m *Mesh) Started(ctx context.Context, t *api.Task, name string, in Inside) error {
 	return m.advance(ctx, t, name, "", in, joined)
 }
@@ -274,9 +275,9 @@ func (m *Mesh) Drain(ctx context.Context, task string) {
 	}
 }
 
-// Leave ends the place of a task whose container has ended. Other nodes are told first
-// that it is not used any more, and a moment later that it is gone: what vanishes
-// without a word is taken for the silence of a node.
+// Leave ends the place of a task whose container has ended. Its records are first marked
+// as disabled, and deleted a moment later: other nodes take a record that is deleted
+// without the mark for one of a node that no longer answers, and keep using it.
 func (m *Mesh) Leave(t *api.Task) {
 	if len(Overlays(t)) == 0 {
 		return

@@ -59,7 +59,7 @@ func servicesOf(members []member) (services []swarmlb.Service) {
 		if byVIP[vip] == nil {
 			byVIP[vip] = &swarmlb.Service{VIP: vip}
 		}
-		// A service that has only tasks that end keeps its address: it refuses.
+		// A service whose tasks are all about to end keeps its address, which refuses connections.
 		if addr, err := parseAddr(m.Endpoint.EndpointIP); err == nil && !m.Endpoint.Disabled && !slices.Contains(byVIP[vip].Backends, addr) {
 			byVIP[vip].Backends = append(byVIP[vip].Backends, addr)
 		}

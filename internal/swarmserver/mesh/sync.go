@@ -22,7 +22,8 @@ import (
 // sighting is an endpoint of another node.
 type sighting struct {
 	member member
-	// live: the gossip has it now. Otherwise it had it at last.
+	// live reports whether the gossip has the endpoint now. Otherwise last is when the
+	// gossip had it last.
 	live bool
 	last time.Time
 }
@@ -142,7 +143,7 @@ func (m *Mesh) look(id string, now map[string]member, complete bool) {
 		}
 		s.live = false
 		if !complete {
-			s.last = at // nothing is concluded from what was not heard yet
+			s.last = at // the records are incomplete, so that absence proves nothing
 		}
 		if s.member.Endpoint.Disabled || at.Sub(s.last) > linger {
 			delete(seen, key)

@@ -83,7 +83,7 @@ func (c *controller) container() (*local.Container, error) {
 	return found, err
 }
 
-// Update gets a changed task. Nothing of a running container can be changed by it.
+// Update is called with a changed task. Nothing in it changes a running container.
 func (c *controller) Update(context.Context, *api.Task) error { return nil }
 
 // Prepare pulls the image and creates the container.
@@ -118,8 +118,8 @@ func (c *controller) Prepare(ctx context.Context) error {
 	return err
 }
 
-// pull pulls the image, unless the task names it by its digest and it is here. If that
-// fails, an image of this name that is here serves.
+// pull pulls the image, unless the task names it by its digest and this host has it. If
+// the pull fails and this host has an image of that name, that image is used.
 func (c *controller) pull(ctx context.Context) error {
 	spec := c.task.Spec.GetContainer()
 	image := imageOf(spec.Image)
@@ -216,7 +216,7 @@ func (c *controller) Start(ctx context.Context) error {
 	return nil
 }
 
-// serve gives the task to those that use its service.
+// serve adds the task to the backends of its service.
 func (c *controller) serve(ctx context.Context, found *local.Container) error {
 	if err := c.x.mesh.Serve(ctx, c.task, nameOf(c.task), found.ID, inside(found)); err != nil {
 		return exec.MakeTemporary(err)
@@ -384,7 +384,7 @@ func (c *controller) Remove(ctx context.Context) error {
 	return nil
 }
 
-// Close ends the controller, and not the container.
+// Close ends the controller. The container runs on.
 func (c *controller) Close() error {
 	c.closing.Do(func() {
 		c.cancelPull()
