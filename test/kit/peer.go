@@ -26,6 +26,9 @@ type PeerOptions struct {
 	// containerd-shim-runc-v2, docker-proxy and runc. Empty means the one into
 	// which make peer installs them.
 	Programs string
+	// Netns is the network namespace in which both run. A zero Netns makes one
+	// without a route to the outside.
+	Netns Netns
 }
 
 // Peer is a private dockerd with its own containerd, as a reference. It has the
@@ -33,8 +36,7 @@ type PeerOptions struct {
 // leaks.
 //
 // Both run in a network namespace of their own, so that their bridges,
-// addresses and packet filters do not touch the host's. The namespace has no
-// route to the outside.
+// addresses and packet filters do not touch the host's.
 type Peer struct {
 	*Daemon
 	Netns Netns
@@ -69,7 +71,10 @@ func StartPeer(t testing.TB, o PeerOptions) *Peer {
 		PeerProgram(t, "dockerd")
 		o.Programs = peerPrograms(t)
 	}
-	p := &Peer{programs: o.Programs, Netns: NewNetns(t)}
+	if o.Netns == (Netns{}) {
+		o.Netns = NewNetns(t)
+	}
+	p := &Peer{programs: o.Programs, Netns: o.Netns}
 	p.Daemon = New(t, Options{Binary: filepath.Join(o.Programs, "dockerd"), Config: o.Config, Flags: o.Flags, Disk: true})
 	p.Socket = p.Root + "/docker.sock"
 	p.Host = "unix://" + p.Socket
