@@ -155,6 +155,9 @@ func TestEnginesSideBySide(t *testing.T) {
 	if part("logs") {
 		measureLogs(t, s, table, subjects)
 	}
+	if part("swarm") {
+		measureSwarm(t, s, table)
+	}
 	if part("net") {
 		measureNet(t, s, table)
 	}

@@ -493,8 +493,14 @@ func processesIn(n kit.Netns, programs []string) []int {
 // pss is the sum of the programs' proportional set sizes, in kB.
 func pss(t testing.TB, programs []string) int {
 	t.Helper()
+	return pssOf(t, processes(programs))
+}
+
+// pssOf returns the proportional memory of processes in kB.
+func pssOf(t testing.TB, pids []int) int {
+	t.Helper()
 	sum := 0
-	for _, pid := range processes(programs) {
+	for _, pid := range pids {
 		b, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/smaps_rollup")
 		if err != nil {
 			continue // the process has exited
@@ -507,7 +513,7 @@ func pss(t testing.TB, programs []string) int {
 		}
 	}
 	if sum == 0 {
-		t.Fatalf("no process of %v found", programs)
+		t.Fatal("no process of the engine was found")
 	}
 	return sum
 }

@@ -14,7 +14,7 @@ import (
 var (
 	full  = flag.Bool("full", false, "measure with as many rounds and containers as the targets speak of, and beside other engines")
 	write = flag.String("write", "", "`file` that gets the report")
-	only  = flag.String("only", "", "comma separated parts to measure; empty is all: run, verbs, many, size, ps, restart, gaps, builds, most, health, pull, logs, net")
+	only  = flag.String("only", "", "comma separated parts to measure; empty is all: run, verbs, many, size, ps, restart, gaps, builds, most, health, pull, logs, swarm, net")
 	alone = flag.Bool("alone", false, "measure no other engine")
 	short = flag.Bool("short-beside", false, "measure beside other engines, as little as without -full")
 )

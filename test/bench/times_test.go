@@ -2,7 +2,10 @@
 
 package bench
 
-import "testing"
+import (
+	"strings"
+	"testing"
+)
 
 func TestTheReportSaysHowManyTimesFaster(t *testing.T) {
 	for _, c := range []struct {
@@ -21,6 +24,21 @@ func TestTheReportSaysHowManyTimesFaster(t *testing.T) {
 	} {
 		if got := times(c.row, c.ratio); got != c.want {
 			t.Errorf("%s, %g: %s, want %s", c.row, c.ratio, got, c.want)
+		}
+	}
+}
+
+func TestEachRowIsInOneTable(t *testing.T) {
+	table := newTable()
+	table.engines = []string{"Holdfast"}
+	rows := []string{rowRun, rowVerbStop, rowGapAPI, rowBuildCold, rowSwarmVirtual, rowStream}
+	for _, row := range rows {
+		table.set(row, "Holdfast", 1)
+	}
+	text := table.String()
+	for _, row := range rows {
+		if n := strings.Count(text, strings.TrimPrefix(row, sectionOf(row))); n != 1 {
+			t.Errorf("%q is there %d times:\n%s", row, n, text)
 		}
 	}
 }
