@@ -143,6 +143,9 @@ func (b *Builder) Ready(ctx context.Context) error {
 	if err := b.lend(); err != nil {
 		return err
 	}
+	// Those of a process that an earlier daemon has started. The next process could wait
+	// for them for ever.
+	b.server.CloseWriters()
 	return b.process.Start(ctx)
 }
 

@@ -33,7 +33,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/containerd/containerd/v2/core/content"
 	"github.com/containerd/containerd/v2/core/metadata"
 	"github.com/containerd/containerd/v2/pkg/namespaces"
 	"github.com/containerd/containerd/v2/plugins/content/local"
@@ -157,9 +156,13 @@ func Open(ctx context.Context, o Options) (_ *Store, err error) {
 	if err := dropUnnamedIngests(s.path("content")); err != nil {
 		return nil, fmt.Errorf("image store: %w", err)
 	}
-	blobs, err := local.NewStore(s.path("content"))
+	store, err := local.NewStore(s.path("content"))
 	if err != nil {
 		return nil, fmt.Errorf("image store: %w", err)
+	}
+	blobs, ok := store.(blobStore)
+	if !ok {
+		return nil, fmt.Errorf("image store: %T can't list the blobs that are being written", store)
 	}
 	if s.layers.drivers, err = s.openDrivers(want); err != nil {
 		return nil, err
@@ -188,8 +191,8 @@ func newStore(e env, onEvent func(action, id, name string, attrs map[string]stri
 }
 
 // openMetadata opens the metadata of blobs and layers.
-func (s *Store) openMetadata(ctx context.Context, blobs content.Store) error {
-	db := metadata.NewDB(s.bolt, blobs, s.layers.drivers)
+func (s *Store) openMetadata(ctx context.Context, blobs blobStore) error {
+	db := metadata.NewDB(s.bolt, noting{blobs}, s.layers.drivers)
 	p, err := openPins(s.path("rootfs"), driverNames(s.layers.drivers))
 	if err != nil {
 		return err
@@ -211,7 +214,7 @@ func (s *Store) openMetadata(ctx context.Context, blobs content.Store) error {
 			return fmt.Errorf("image store: %w", err)
 		}
 	}
-	s.contents.db, s.contents.content, s.contents.blobsOnDisk = db, db.ContentStore(), blobs
+	s.contents.db, s.contents.content, s.contents.blobsOnDisk = db, closing{db.ContentStore()}, blobs
 	s.catalog.images = metadata.NewImageStore(db)
 	s.leasing.leases = metadata.NewLeaseManager(db)
 	if err := s.leasing.dropLeases(s.ctx(ctx)); err != nil {

@@ -22,24 +22,16 @@ type writers struct {
 }
 
 type writer struct {
-	mu sync.Mutex // held during a call
+	mu sync.Mutex // held during a call; never taken with writers.mu held
 	w  content.Writer
 }
 
 // with runs fn with an open writer, which it opens if need be. A writer whose fn
-// fails is closed.
+// fails is closed. So is one whose client has left meanwhile: an open writer keeps
+// others from writing the same blob, and the client may have closed it before the
+// call was carried out.
 func (ws *writers) with(ctx context.Context, wr writing, fn func(content.Writer) error) error {
-	ws.mu.Lock()
-	if ws.byName == nil {
-		ws.byName = map[string]*writer{}
-	}
-	w := ws.byName[wr.Writer]
-	if w == nil {
-		w = &writer{}
-		ws.byName[wr.Writer] = w
-	}
-	w.mu.Lock()
-	ws.mu.Unlock()
+	w := ws.enter(wr.Writer)
 	defer w.mu.Unlock()
 	if w.w == nil {
 		opened, err := ws.store.Writer(ctx, content.WithRef(wr.Ref), content.WithDescriptor(wr.Desc))
@@ -50,12 +42,40 @@ func (ws *writers) with(ctx context.Context, wr writing, fn func(content.Writer)
 		w.w = opened
 	}
 	err := fn(w.w)
+	if err == nil {
+		err = ctx.Err()
+	}
 	if err != nil {
 		w.w.Close()
 		w.w = nil
 		ws.forget(wr.Writer, w)
 	}
 	return err
+}
+
+// enter locks the writer with a name. It does not hold ws.mu while it waits for the
+// writer, because a call that fails takes ws.mu while it has the writer.
+func (ws *writers) enter(name string) *writer {
+	for {
+		ws.mu.Lock()
+		if ws.byName == nil {
+			ws.byName = map[string]*writer{}
+		}
+		w := ws.byName[name]
+		if w == nil {
+			w = &writer{}
+			ws.byName[name] = w
+		}
+		ws.mu.Unlock()
+		w.mu.Lock()
+		ws.mu.Lock()
+		current := ws.byName[name] == w
+		ws.mu.Unlock()
+		if current {
+			return w
+		}
+		w.mu.Unlock() // it was closed meanwhile
+	}
 }
 
 func (ws *writers) forget(name string, w *writer) {
