@@ -47,10 +47,16 @@ func (b *builder) admit(ctx context.Context, req any, _ *grpc.UnaryServerInfo, n
 		if err := moveNetwork(r.FrontendAttrs); err != nil {
 			return nil, err
 		}
+		defer b.worker.solves.begin()()
+	}
+	if r, ok := req.(*controlapi.UpdateBuildHistoryRequest); ok && r.Delete {
+		err := b.forget(ctx, r.Ref, func() error { _, err := next(ctx, req); return err })
+		return &controlapi.UpdateBuildHistoryResponse{}, err
 	}
 	resp, err := next(ctx, req)
-	if err != nil && strings.Contains(err.Error(), unix.ENOSPC.Error()) {
-		go b.clear(context.WithoutCancel(ctx))
+	full := err != nil && strings.Contains(err.Error(), unix.ENOSPC.Error())
+	if _, solve := req.(*controlapi.SolveRequest); full || err != nil && solve {
+		go b.clear(context.WithoutCancel(ctx), full)
 	}
 	return resp, err
 }

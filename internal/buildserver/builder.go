@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"runtime"
 	"runtime/debug"
 	"sync"
 
@@ -17,7 +16,6 @@ import (
 	"github.com/containerd/containerd/v2/core/remotes/docker"
 	"github.com/containerd/containerd/v2/pkg/gc"
 	"github.com/containerd/containerd/v2/plugins/diff/walking"
-	"github.com/containerd/platforms"
 	"github.com/moby/buildkit/cache/metadata"
 	"github.com/moby/buildkit/cache/remotecache"
 	"github.com/moby/buildkit/cache/remotecache/gha"
@@ -46,7 +44,6 @@ import (
 	"github.com/moby/buildkit/worker"
 	"github.com/moby/buildkit/worker/base"
 	"github.com/moby/buildkit/worker/label"
-	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"go.etcd.io/bbolt"
 	"google.golang.org/grpc"
 
@@ -93,6 +90,9 @@ func openBuilder(ctx context.Context, o beside.Options, remote *stores.Client) (
 	if err := at.sweep(conf.Runtime); err != nil {
 		return nil, fmt.Errorf("remove what a build left that was killed: %w", err)
 	}
+	if err := at.useTemp(); err != nil {
+		return nil, err
+	}
 	if err := mount.SetTempMountLocation(at.layers); err != nil {
 		return nil, err
 	}
@@ -112,6 +112,9 @@ func openBuilder(ctx context.Context, o beside.Options, remote *stores.Client) (
 		return nil, err
 	}
 	b.grpc = newGRPC(b.controller, b.admit)
+	if err := b.clearKilled(ctx); err != nil {
+		logf("what a process has written that was killed can't be removed: %v", err)
+	}
 	go func() { _ = b.grpc.Serve(b.conns) }() // it ends with the process
 	return b, nil
 }
@@ -182,6 +185,7 @@ func (b *builder) newWorker(ctx context.Context, state string, at places) (*step
 	if err != nil {
 		return nil, err
 	}
+	archutil.CacheMaxAge = 0 // stepWorker.host has the only cache
 	blobs := containerdsnapshot.NewContentStore(image.Documents(b.remote.Content(b.conf.ContentDir)), namespace)
 	leasing := leaseutil.WithNamespace(leaseNames{b.remote.Leases()}, namespace)
 	w, err := base.NewWorker(ctx, base.WorkerOpt{
@@ -191,7 +195,6 @@ func (b *builder) newWorker(ctx context.Context, state string, at places) (*step
 			label.OCIProcessMode: "sandbox", label.SELinuxEnabled: "false", label.ApparmorProfile: b.conf.AppArmor,
 			"org.mobyproject.buildkit.worker.moby.host-gateway-ip": b.conf.HostGateway,
 		},
-		Platforms: supportedPlatforms(),
 		BuildkitVersion: bkclient.BuildkitVersion{
 			Package: bkversion.Package, Version: bkversion.Version, Revision: bkversion.Revision,
 		},
@@ -227,18 +230,6 @@ func collect(ctx context.Context, lm leases.Manager) error {
 		return err
 	}
 	return lm.Delete(ctx, lease, leases.SynchronousDelete)
-}
-
-// supportedPlatforms are the host's platform, and those that it can run by
-// binfmt_misc.
-func supportedPlatforms() []ocispec.Platform {
-	all := []ocispec.Platform{platforms.Normalize(platforms.DefaultSpec())}
-	for _, p := range archutil.SupportedPlatforms(true) {
-		if !platforms.Only(all[0]).Match(p) || p.Architecture != runtime.GOARCH {
-			all = append(all, p)
-		}
-	}
-	return all
 }
 
 // gcPolicy translates the configured policy, or makes BuildKit's default one.

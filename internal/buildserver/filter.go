@@ -25,7 +25,14 @@ var (
 // its ID as well. Options that match no record are left out.
 func pruned(opts []client.PruneInfo, records []*client.UsageInfo, spared map[string]bool) ([]client.PruneInfo, error) {
 	var out []client.PruneInfo
+	var uncounted int64
+	for _, r := range records {
+		if spared[r.ID] {
+			uncounted += max(r.Size, 0)
+		}
+	}
 	for _, o := range opts {
+		o = shifted(o, uncounted)
 		own := slices.ContainsFunc(o.Filter, ownTerm.MatchString)
 		if !own {
 			out = append(out, o)
@@ -50,6 +57,29 @@ func pruned(opts []client.PruneInfo, records []*client.UsageInfo, spared map[str
 		}
 	}
 	return out, nil
+}
+
+// shifted lowers the bounds of a prune by the bytes that BuildKit does not count, because
+// it takes the records for shared. A bound may become negative, but not 0, which is
+// none. BuildKit counts what it removes of these records, so that it ends where it
+// should.
+func shifted(o client.PruneInfo, uncounted int64) client.PruneInfo {
+	if uncounted == 0 || o.ReservedSpace == 0 && o.MaxUsedSpace == 0 && o.MinFreeSpace == 0 {
+		return o
+	}
+	lower := func(bound int64) int64 {
+		if bound == uncounted {
+			return -1
+		}
+		return bound - uncounted
+	}
+	if o.MaxUsedSpace != 0 {
+		o.MaxUsedSpace = lower(o.MaxUsedSpace)
+	} else if o.MinFreeSpace == 0 {
+		o.MaxUsedSpace = lower(o.ReservedSpace)
+	}
+	o.ReservedSpace = lower(o.ReservedSpace)
+	return o
 }
 
 // kept reports whether a prune without the option all leaves a record.

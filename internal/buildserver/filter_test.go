@@ -102,3 +102,25 @@ func TestStepThatWasNeverExportedIsNotShared(t *testing.T) {
 		t.Errorf("wrongly shared are %q, shared %q", got, shared)
 	}
 }
+
+func TestBoundsOfACollectionAreLoweredByWhatIsNotCounted(t *testing.T) {
+	records := []*client.UsageInfo{{ID: "a", Size: 30}, {ID: "b", Size: 70}, {ID: "not packed", Size: 50}}
+	spared := map[string]bool{"not packed": true}
+	for _, c := range []struct {
+		o                       client.PruneInfo
+		reserved, used, minfree int64
+	}{
+		{client.PruneInfo{MaxUsedSpace: 80}, -50, 30, 0},
+		{client.PruneInfo{MaxUsedSpace: 20}, -50, -30, 0},
+		{client.PruneInfo{MaxUsedSpace: 50, ReservedSpace: 60}, 10, -1, 0},
+		{client.PruneInfo{ReservedSpace: 20}, -30, -30, 0},
+		{client.PruneInfo{ReservedSpace: 90}, 40, 40, 0},
+		{client.PruneInfo{MinFreeSpace: 7}, -50, 0, 7},
+		{client.PruneInfo{All: true}, 0, 0, 0},
+	} {
+		got, err := pruned([]client.PruneInfo{c.o}, records, spared)
+		if err != nil || got[0].ReservedSpace != c.reserved || got[0].MaxUsedSpace != c.used || got[0].MinFreeSpace != c.minfree {
+			t.Errorf("%+v becomes %+v, %v", c.o, got, err)
+		}
+	}
+}

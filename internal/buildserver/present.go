@@ -46,13 +46,6 @@ func (p *present) now(ctx context.Context) stores.Config {
 	return p.last
 }
 
-// latest returns what the daemon answered last.
-func (p *present) latest() stores.Config {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	return p.last
-}
-
 // stepExecutor runs RUN steps by the present configuration. It makes a new executor of
 // BuildKit's when what an executor is made from has changed. It counts the steps.
 type stepExecutor struct {

@@ -10,6 +10,7 @@ import (
 	"maps"
 	"net/http"
 	"net/url"
+	"regexp"
 	"slices"
 	"strconv"
 	"time"
@@ -182,48 +183,69 @@ func (b *builder) remove(ctx context.Context, opts ...client.PruneInfo) error {
 	return b.worker.Prune(ctx, removed, opts...)
 }
 
-// BuildKit lets go of what a failed build has written some time after the build.
+// BuildKit lets go of what a failed build has written some time after the build. The
+// pause between two looks doubles.
 const (
-	clearEvery  = 100 * time.Millisecond
+	clearFirst  = 100 * time.Millisecond
+	clearLast   = 2 * time.Second
 	clearWithin = time.Minute
 )
 
 // clear removes what builds have written and no build can find again. BuildKit keeps
-// what a failed COPY has written as if it were a result, which must not be on a disk that
-// is full.
-func (b *builder) clear(ctx context.Context) {
+// what a COPY has written that failed as if it were a result. On a disk that is full,
+// layers of base images are removed as well.
+func (b *builder) clear(ctx context.Context, full bool) {
+	may := hasCopy
+	if full {
+		may = func(*client.UsageInfo) bool { return true }
+	}
 	if !b.clearing.TryLock() {
 		return // it goes on as long as anything of a build is in use
 	}
 	defer b.clearing.Unlock()
 	ctx, cancel := context.WithTimeout(ctx, clearWithin)
 	defer cancel()
-	tick := time.NewTicker(clearEvery)
-	defer tick.Stop()
-	for {
-		ids, more, err := b.lost(ctx)
+	for pause := clearFirst; ; pause = min(2*pause, clearLast) {
+		ids, more, err := b.lost(ctx, may)
 		if err == nil && len(ids) > 0 {
 			err = b.remove(ctx, client.PruneInfo{All: true, Filter: ids})
 		}
 		if err != nil {
-			logf("the disk is full, and what a build has written can't be removed: %v", err)
+			logf("what a failed build has written can't be removed: %v", err)
 		}
 		if err != nil || !more {
 			return
 		}
+		timer := time.NewTimer(pause)
 		select {
-		case <-tick.C:
+		case <-timer.C:
+			continue
 		case <-ctx.Done():
-			return
 		case <-b.graceful:
-			return
 		}
+		timer.Stop()
+		return
 	}
 }
 
-// lost returns filters for the records of steps that no key of the cache leads to, and
-// whether there are more that are in use.
-func (b *builder) lost(ctx context.Context) (ids []string, more bool, _ error) {
+// copied matches the description of what a COPY or ADD has written.
+var copied = regexp.MustCompile(`\] (COPY|ADD) `)
+
+func hasCopy(r *client.UsageInfo) bool { return copied.MatchString(r.Description) }
+
+// clearKilled removes what steps had written when an earlier process was killed. Nothing
+// is built yet.
+func (b *builder) clearKilled(ctx context.Context) error {
+	ids, _, err := b.lost(ctx, func(r *client.UsageInfo) bool { return r.Mutable })
+	if err != nil || len(ids) == 0 {
+		return err
+	}
+	return b.remove(ctx, client.PruneInfo{All: true, Filter: ids})
+}
+
+// lost returns filters for the records of steps that may be removed and that no key of the
+// cache leads to, and whether there are more that are in use.
+func (b *builder) lost(ctx context.Context, may func(*client.UsageInfo) bool) (ids []string, more bool, _ error) {
 	found, err := b.found()
 	if err != nil {
 		return nil, false, err
@@ -233,7 +255,7 @@ func (b *builder) lost(ctx context.Context) (ids []string, more bool, _ error) {
 		return nil, false, err
 	}
 	lost := slices.DeleteFunc(records, func(r *client.UsageInfo) bool {
-		return r.Shared || r.RecordType != client.UsageRecordTypeRegular || found(r.ID)
+		return r.Shared || r.RecordType != client.UsageRecordTypeRegular || !may(r) || found(r.ID)
 	})
 	used := len(lost)
 	lost = slices.DeleteFunc(lost, func(r *client.UsageInfo) bool { return r.InUse })

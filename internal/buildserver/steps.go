@@ -46,3 +46,33 @@ func (s *steps) wait(within time.Duration) {
 	case <-timer.C:
 	}
 }
+
+// solves knows whether anything is being built.
+type solves struct {
+	mu    sync.Mutex
+	n     int
+	ended time.Time // of the last one
+}
+
+func (s *solves) begin() (end func()) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.n++
+	return func() {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		s.n--
+		s.ended = time.Now()
+	}
+}
+
+// settleWithin bounds how long BuildKit may take to let go of what a build has used. It
+// does so some time after the build's client has got the result.
+const settleWithin = 5 * time.Second
+
+// settling reports whether a build has ended recently, and none runs.
+func (s *solves) settling() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.n == 0 && time.Since(s.ended) < settleWithin
+}

@@ -26,13 +26,33 @@ type places struct {
 	mounts   string // of cache mounts
 	layers   string // of layers that are compared to pack one
 	parents  string // records of the parent cgroups of steps
+	temp     string // TMPDIR: mounts of layers, secrets and sockets of agents
 }
 
 func placesOf(o beside.Options, state string) places {
-	return places{
+	p := places{
 		executor: filepath.Join(state, "executor"), mounts: filepath.Join(state, "cachemounts"), layers: filepath.Join(state, "layers"),
 		runc: runcDir(o.ExecRoot), wrapper: filepath.Join(state, "runc"), parents: filepath.Join(build.Dir(o.ExecRoot), "parents"),
+		temp: filepath.Join(state, "tmp"),
 	}
+	if len(p.temp) > maxTemp {
+		p.temp = filepath.Join(build.Dir(o.ExecRoot), "tmp")
+	}
+	return p
+}
+
+// maxTemp bounds the length of the directory of temporary files, in bytes: the socket of
+// an ssh agent is in a directory there, and the path of a socket has at most 107.
+const maxTemp = 107 - len("/.buildkit-ssh-sock") - len("4294967295") - len("/ssh_auth_sock")
+
+// useTemp makes the directory of temporary files, and lets the process use it. BuildKit
+// mounts layers and secrets there, and leaves directories behind. In the host's own
+// directory nobody would find them after a kill.
+func (p places) useTemp() error {
+	if err := os.MkdirAll(p.temp, 0o700); err != nil {
+		return err
+	}
+	return os.Setenv("TMPDIR", p.temp)
 }
 
 // writeWrapper writes the program. BuildKit's executor calls an OCI runtime without
@@ -47,8 +67,8 @@ func (p places) writeWrapper(runtime string) error {
 	return os.Rename(p.wrapper+".new", p.wrapper)
 }
 
-// sweep removes what a process left that was killed in the middle of a RUN step, or while
-// it packed a layer: the step's container, mounts, and the step's bundle.
+// sweep removes what a process left that was killed in the middle of a RUN step, of a
+// COPY, or while it packed a layer: the step's container, mounts, and the step's bundle.
 func (p places) sweep(runtime string) error {
 	var errs []error
 	ids, err := os.ReadDir(p.runc)
@@ -61,7 +81,7 @@ func (p places) sweep(runtime string) error {
 			errs = append(errs, fmt.Errorf("remove build step %s: %w: %s", id.Name(), err, strings.TrimSpace(string(out))))
 		}
 	}
-	for _, dir := range []string{p.executor, p.mounts, p.layers} {
+	for _, dir := range []string{p.executor, p.mounts, p.layers, p.temp} {
 		points, err := mountinfo.GetMounts(mountinfo.PrefixFilter(dir))
 		if err != nil {
 			return err
@@ -76,5 +96,5 @@ func (p places) sweep(runtime string) error {
 	if len(errs) > 0 {
 		return errors.Join(errs...) // what is mounted must not be deleted
 	}
-	return errors.Join(os.RemoveAll(p.executor), os.RemoveAll(p.layers), sweepParents(p.parents))
+	return errors.Join(os.RemoveAll(p.executor), os.RemoveAll(p.layers), os.RemoveAll(p.temp), sweepParents(p.parents))
 }

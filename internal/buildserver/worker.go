@@ -11,22 +11,16 @@ import (
 	"strings"
 	"time"
 
-	"github.com/containerd/platforms"
 	"github.com/distribution/reference"
 	"github.com/moby/buildkit/cache"
 	cacheconfig "github.com/moby/buildkit/cache/config"
 	"github.com/moby/buildkit/client"
 	"github.com/moby/buildkit/exporter"
 	"github.com/moby/buildkit/exporter/containerimage/exptypes"
-	"github.com/moby/buildkit/frontend"
 	"github.com/moby/buildkit/session"
-	"github.com/moby/buildkit/solver"
-	"github.com/moby/buildkit/solver/pb"
-	"github.com/moby/buildkit/worker"
 	"github.com/moby/buildkit/worker/base"
 	"github.com/opencontainers/go-digest"
 	"github.com/opencontainers/image-spec/identity"
-	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"golang.org/x/sys/unix"
 
 	"holdfast/internal/build/stores"
@@ -40,10 +34,14 @@ type stepWorker struct {
 	remote  *stores.Client
 	present *present
 	state   string // directory of BuildKit's databases
+	host    hostPlatforms
+	solves  solves
 }
 
 // GCPolicy is what the cache is collected by, in the present configuration.
-func (w *stepWorker) GCPolicy() []client.PruneInfo { return gcPolicy(w.present.latest().GC, w.state) }
+func (w *stepWorker) GCPolicy() []client.PruneInfo {
+	return gcPolicy(w.present.now(context.Background()).GC, w.state)
+}
 
 // DiskUsage returns the records of the cache.
 func (w *stepWorker) DiskUsage(ctx context.Context, o client.DiskUsageInfo) ([]*client.UsageInfo, error) {
@@ -59,20 +57,40 @@ func (w *stepWorker) DiskUsage(ctx context.Context, o client.DiskUsageInfo) ([]*
 }
 
 // records returns all records of the cache, and the IDs of those that BuildKit takes for
-// shared with an image and that are not.
+// shared with an image and that are not. What nothing uses but a build that has ended is
+// not in use.
 func (w *stepWorker) records(ctx context.Context) ([]*client.UsageInfo, map[string]bool, error) {
-	records, err := w.Worker.DiskUsage(ctx, client.DiskUsageInfo{})
-	if err != nil && strings.Contains(err.Error(), unix.ENOSPC.Error()) { // it records sizes
-		defer w.spend()()
-		records, err = w.Worker.DiskUsage(ctx, client.DiskUsageInfo{})
+	tick := time.NewTicker(settlePoll)
+	defer tick.Stop()
+	for {
+		settling := w.solves.settling()
+		records, err := w.Worker.DiskUsage(ctx, client.DiskUsageInfo{})
+		if err != nil && strings.Contains(err.Error(), unix.ENOSPC.Error()) { // it records sizes
+			end := w.spend()
+			records, err = w.Worker.DiskUsage(ctx, client.DiskUsageInfo{})
+			end()
+		}
+		if err != nil {
+			return nil, nil, err
+		}
+		if !settling || !slices.ContainsFunc(records, func(r *client.UsageInfo) bool { return r.InUse }) {
+			return records, unshare(records, w.packed), nil
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return nil, nil, context.Cause(ctx)
+		}
 	}
-	if err != nil {
-		return nil, nil, err
-	}
-	return records, unshare(records, func(id string) bool {
-		item, ok := w.MetadataStore.Get(id)
-		return ok && item.Get("cache.blob") != nil
-	}), nil
+}
+
+// settlePoll is how often the records are read while a build lets go of them.
+const settlePoll = 20 * time.Millisecond
+
+// packed reports whether the layer of a record was packed.
+func (w *stepWorker) packed(id string) bool {
+	item, ok := w.MetadataStore.Get(id)
+	return ok && item.Get("cache.blob") != nil
 }
 
 // Prune removes records of the cache, also if the disk is full: BuildKit writes to its
@@ -138,31 +156,6 @@ func (w *stepWorker) Exporter(name string, sm *session.Manager) (exporter.Export
 		return nil, err
 	}
 	return &imageExporter{e, w}, nil
-}
-
-// ResolveOp refuses a step for a platform that this host can't run, which would fail
-// with "exec format error".
-func (w *stepWorker) ResolveOp(v solver.Vertex, s frontend.FrontendLLBBridge, sm *session.Manager, o worker.ProxyOpt) (solver.Op, error) {
-	op, ok := v.Sys().(*pb.Op)
-	if !ok || op.GetExec() == nil || op.Platform == nil {
-		return w.Worker.ResolveOp(v, s, sm, o)
-	}
-	want := platforms.Normalize(ocispec.Platform{OS: op.Platform.OS, Architecture: op.Platform.Architecture, Variant: op.Platform.Variant})
-	for _, have := range w.Platforms(true) {
-		if platforms.Only(have).Match(want) {
-			return w.Worker.ResolveOp(v, s, sm, o)
-		}
-	}
-	return nil, errs.Unmet("this host can't run programs for %s: install qemu-user-static, or another handler %s of binfmt_misc", platforms.Format(want), handlerOf(want))
-}
-
-// handlerOf is the name of the handler in /proc/sys/fs/binfmt_misc.
-func handlerOf(p ocispec.Platform) string {
-	names := map[string]string{"amd64": "x86_64", "arm64": "aarch64", "386": "i386", "ppc64le": "ppc64le", "loong64": "loongarch64"}
-	if name, ok := names[p.Architecture]; ok {
-		return "qemu-" + name
-	}
-	return "qemu-" + p.Architecture
 }
 
 // imageExporter writes an image into the daemon's store. The snapshots of the
