@@ -5,11 +5,13 @@ package cli
 import (
 	"fmt"
 	"os"
+	"path/filepath"
 	"strconv"
 	"strings"
 
 	"github.com/docker/cli/cli-plugins/manager"
 	"github.com/docker/cli/cli/command"
+	"github.com/docker/cli/cli/config"
 	"github.com/spf13/cobra"
 )
 
@@ -32,8 +34,10 @@ func withBuildx(docker command.Cli, root *cobra.Command, args []string) ([]strin
 	if on, err := strconv.ParseBool(os.Getenv("DOCKER_BUILDKIT")); err == nil && !on {
 		return nil, false
 	}
+	findPlugins(docker)
 	if _, err := manager.GetPlugin(buildx, docker, root); err != nil {
-		fmt.Fprintln(docker.Err(), "note: the plugin docker-buildx is not installed: without it, builds can use no secrets, ssh agents, named contexts or exported caches")
+		fmt.Fprintf(docker.Err(), "note: the plugin docker-buildx is not installed: without it, builds can use no secrets, ssh agents, named contexts or exported caches. Install it in %s or %s\n",
+			filepath.Join(config.Dir(), "cli-plugins"), ownPlugins())
 		return nil, false
 	}
 	return append([]string{buildx}, onNetwork(build)...), true

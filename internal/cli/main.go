@@ -93,6 +93,7 @@ func run(ctx context.Context, docker *command.DockerCli) error {
 		// An unknown command may be a plugin: holdfast compose, holdfast
 		// buildx.
 		if found, _, err := root.Find(args); err != nil || isPlugin(found) {
+			findPlugins(docker)
 			err := runPlugin(ctx, docker, root, args[0], target)
 			if err == nil || !errdefs.IsNotFound(err) {
 				return err

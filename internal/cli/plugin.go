@@ -5,20 +5,43 @@ package cli
 import (
 	"context"
 	"errors"
+	"os"
 	"os/exec"
+	"path/filepath"
+	"slices"
 
 	"github.com/docker/cli/cli"
 	"github.com/docker/cli/cli-plugins/manager"
 	"github.com/docker/cli/cli-plugins/socket"
 	"github.com/docker/cli/cli/command"
+	"github.com/docker/cli/cli/config"
 	"github.com/moby/moby/client"
 	"github.com/spf13/cobra"
 )
 
 // Plugins are Docker's: programs named docker-compose, docker-buildx and so on
-// in Docker's plugin directories.
+// in Docker's plugin directories, or in our own.
+
+// ownPlugins is our own directory of plugins, for a package that brings some: with
+// PREFIX/bin/holdfast it is PREFIX/lib/holdfast/cli-plugins.
+func ownPlugins() string {
+	self, err := os.Executable()
+	if err != nil {
+		return ""
+	}
+	return filepath.Join(filepath.Dir(filepath.Dir(self)), "lib", "holdfast", "cli-plugins")
+}
+
+// findPlugins has plugins searched for in our own directory, after the user's. Only
+// commands that need plugins may call it: commands that change the configuration file
+// would write our directory into it.
+func findPlugins(docker command.Cli) {
+	conf := docker.ConfigFile()
+	conf.CLIPluginsExtraDirs = append(slices.Clone(conf.CLIPluginsExtraDirs), filepath.Join(config.Dir(), "cli-plugins"), ownPlugins())
+}
 
 func addPluginStubs(docker command.Cli, root *cobra.Command) error {
+	findPlugins(docker)
 	return manager.AddPluginCommandStubs(docker, root)
 }
 
