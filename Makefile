@@ -31,7 +31,7 @@ BENCHSTAT   := golang.org/x/perf/cmd/benchstat@v0.0.0-20260908200009-22c9c6c9d4d
 
 .DEFAULT_GOAL := help
 .PHONY: help build image demo check vet unit lint test race raceunit crash storm soak powerloss upgrade fuzz differ vuln bench bench-compare \
-	picture release pack packages peer root tools install clean
+	picture release pack packages peer root tools clients install clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
@@ -84,7 +84,7 @@ ROOTED   = $(filter-out $(ROOTLESS) ./test/storm,$(patsubst $(shell go list -m)/
 
 test: PACKAGES_AT_ONCE = 2
 test: root packages ## everything; installs what is missing (root)
-	@$(MAKE) --no-print-directory build tools vet unit
+	@$(MAKE) --no-print-directory build tools clients vet unit
 	@$(MAKE) --no-print-directory vuln
 	@$(MAKE) --no-print-directory raceunit RACED='$(RACEMOST)'
 	$(ROOTTEST) -timeout 20m $(ROOTED)
@@ -194,14 +194,27 @@ peer: ## a current dockerd and runc to compare with, into ~/.cache/holdfast/peer
 # command line requires anyway, as is BuildKit's frontend for Dockerfiles. The plugin's module requires newer versions than ours
 # does, so it is built by its own.
 BUILDX  := github.com/docker/buildx/cmd/buildx@v0.38.2
+# A file with the version's name is beside the plugin: compose refuses one without a version.
+BUILDX_IS = $(lastword $(subst @, ,$(BUILDX)))
 PLUGINS := /usr/libexec/docker/cli-plugins /usr/lib/docker/cli-plugins /usr/local/lib/docker/cli-plugins
 tools:
 	@mkdir -p .cache/bin
 	@command -v docker >/dev/null || go build -trimpath -gcflags=github.com/docker/cli/cmd/docker=-lang=go1.26 \
 		-o .cache/bin/docker github.com/docker/cli/cmd/docker
-	@[ -e .cache/bin/docker-buildx ] || ls $(addsuffix /docker-buildx,$(PLUGINS)) >/dev/null 2>&1 || { \
-		GOFLAGS=-trimpath GOBIN=$(CURDIR)/.cache/bin go install -ldflags "-X github.com/docker/buildx/version.Version=$(lastword $(subst @, ,$(BUILDX)))" $(BUILDX) && mv .cache/bin/buildx .cache/bin/docker-buildx; }
+	@[ -e .cache/bin/.buildx-$(BUILDX_IS) ] || ls $(addsuffix /docker-buildx,$(PLUGINS)) >/dev/null 2>&1 || { \
+		GOFLAGS=-trimpath GOBIN=$(CURDIR)/.cache/bin go install -ldflags "-X github.com/docker/buildx/version.Version=$(BUILDX_IS)" $(BUILDX) && mv .cache/bin/buildx .cache/bin/docker-buildx && \
+		rm -f .cache/bin/.buildx-* && touch .cache/bin/.buildx-$(BUILDX_IS); }
 	@CGO_ENABLED=0 go build -trimpath -o .cache/bin/dockerfile-frontend github.com/moby/buildkit/frontend/dockerfile/cmd/dockerfile-frontend
+
+# Other clients that build images, for test/build, and programs for another
+# architecture than this machine's. npm may not run what packages bring.
+COMPOSE   := v2.40.3
+DOCKERODE := 5.0.1
+clients:
+	.ci/need node:nodejs npm python3 /usr/lib/python3/dist-packages/docker:python3-docker
+	.ci/unpack qemu-aarch64-static:qemu-user-static
+	@[ -e .cache/bin/docker-compose ] || ls $(addsuffix /docker-compose,$(PLUGINS)) >/dev/null 2>&1 || .ci/compose $(COMPOSE)
+	@[ -e .cache/node/node_modules/dockerode ] || npm install --silent --ignore-scripts --no-audit --no-fund --no-package-lock --prefix .cache/node dockerode@$(DOCKERODE)
 
 # The version is the newest of CHANGELOG.md, unless VERSION is set on the command
 # line.

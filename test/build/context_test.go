@@ -3,6 +3,7 @@
 package build
 
 import (
+	"archive/tar"
 	"bytes"
 	"io"
 	"os"
@@ -158,4 +159,68 @@ func TestHostileContextsAreRefused(t *testing.T) {
 			})
 		}
 	}
+}
+
+// TestArchiveOfAContextNeverLeadsToTheHost sends archives whose later entries use what the
+// earlier ones have made. They may be refused, or stay within the context.
+func TestArchiveOfAContextNeverLeadsToTheHost(t *testing.T) {
+	t.Parallel()
+	d := start(t, kit.Options{})
+	host := t.TempDir()
+	secret := filepath.Join(host, "secret")
+	if err := os.WriteFile(secret, []byte("of the host\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	up := strings.Repeat("../", 20)
+	link := func(name, to string) tar.Header {
+		return tar.Header{Name: name, Linkname: to, Typeflag: tar.TypeSymlink, Mode: 0o777}
+	}
+	hard := func(name, to string) tar.Header {
+		return tar.Header{Name: name, Linkname: to, Typeflag: tar.TypeLink, Mode: 0o644}
+	}
+	file := func(name string) tar.Header {
+		return tar.Header{Name: name, Typeflag: tar.TypeReg, Mode: 0o644}
+	}
+	for name, entries := range map[string][]tar.Header{
+		"a file below a link":              {link("l", host), file("l/made")},
+		"a file below a link that climbs":  {link("l", up+host), file("l/made")},
+		"a file in the place of a link":    {link("l", filepath.Join(host, "made")), file("l")},
+		"a link to a host's file":          {link("taken", secret)},
+		"a hard link to a host's file":     {hard("taken", secret)},
+		"a hard link that climbs":          {hard("taken", up+secret)},
+		"a hard link through a link":       {link("l", host), hard("taken", "l/secret")},
+		"an absolute name":                 {file(filepath.Join(host, "made"))},
+		"a name that climbs in the middle": {file("a/" + up + filepath.Join(host, "made"))},
+		"a device":                         {{Name: "taken", Typeflag: tar.TypeChar, Devmajor: 1, Devminor: 5, Mode: 0o666}},
+	} {
+		var b bytes.Buffer
+		w := tar.NewWriter(&b)
+		text := "FROM base\nCOPY . /x/\nRUN if [ -e /x/taken ]; then head -c 100 /x/taken; fi; find /x -type f -exec cat {} +\n"
+		for i, h := range append([]tar.Header{{Name: "Dockerfile", Typeflag: tar.TypeReg, Mode: 0o644, Size: int64(len(text))}}, entries...) {
+			if err := w.WriteHeader(&h); err != nil {
+				t.Fatal(err)
+			}
+			if i == 0 {
+				_, _ = io.WriteString(w, text)
+			}
+		}
+		if err := w.Close(); err != nil {
+			t.Fatal(err)
+		}
+		for _, client := range []string{"buildx", "old client"} {
+			cmd := buildCommand(t, d, "--no-cache", "-")
+			if client == "old client" {
+				cmd = classicCommand(d, "--no-cache", "-")
+			}
+			cmd.Stdin = bytes.NewReader(b.Bytes())
+			if r := d.Run(cmd); strings.Contains(r.Stdout+r.Stderr, "of the host") {
+				t.Errorf("%s, %s: the step sees the host's file:\n%s%s", name, client, r.Stdout, r.Stderr)
+			}
+			if left, err := os.ReadDir(host); err != nil || len(left) != 1 {
+				t.Errorf("%s, %s: %v was made on the host, %v", name, client, left, err)
+			}
+		}
+	}
+	build(t, d, files(t, map[string]string{"Dockerfile": "FROM base\nRUN true\n"}))
+	nothingLeft(t, d)
 }

@@ -7,6 +7,7 @@ import (
 	"io"
 	"net/http"
 	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 
@@ -120,6 +121,21 @@ func TestFrontendThatLiesEndsItsBuildAlone(t *testing.T) {
 	nothingLeft(t, d)
 }
 
+func TestStepUsesTheAgentOfItsClient(t *testing.T) {
+	t.Parallel()
+	d := start(t, kit.Options{})
+	img, _ := teller(t, kit.Arch())
+	d.Load("tells:latest", img)
+	out := t.TempDir()
+	dir := files(t, map[string]string{"Dockerfile": "FROM tells\nRUN --mount=type=ssh,id=two [\"/bin/teller\", \"agent\", \"/two\"]\nRUN --mount=type=ssh [\"/bin/teller\", \"agent\", \"/one\"]\n"})
+	build(t, d, "--ssh", "default="+sshKey(t), "--ssh", "two="+sshKey(t)+","+sshKey(t), "-o", "type=local,dest="+out, dir)
+	for name, want := range map[string]string{"one": "1\n", "two": "2\n"} {
+		if got, err := os.ReadFile(filepath.Join(out, name)); err != nil || string(got) != want {
+			t.Errorf("the agent %s has %q keys, %v", name, got, err)
+		}
+	}
+}
+
 func TestDevicesThatStepsRequireAreRefused(t *testing.T) {
 	t.Parallel()
 	d := start(t, kit.Options{})
@@ -153,6 +169,35 @@ COPY --from=from /sparse /sparse
 			t.Errorf("a copy that does not fit: exit code %d\n%s", r.Code, r.Stderr)
 		}
 		kit.Eventually(t, "what the build wrote is removed", func() bool { return free() > before-2<<20 })
+	}
+	nothingLeft(t, d)
+}
+
+func TestNothingIsLeftOfACopyThatIsCutOff(t *testing.T) {
+	t.Parallel()
+	d, free := onDisk(t, "4g")
+	build(t, d, files(t, map[string]string{"Dockerfile": "FROM base\nRUN true\n"})) // unpacks the base
+	before := free()
+	for name, end := range map[string]func(b *running){
+		"cancelled": func(b *running) { b.kill() },
+		"killed":    func(*running) { kit.Kill(t, builder(t, d)) },
+	} {
+		b := begin(t, d, nil, files(t, map[string]string{"Dockerfile": "FROM base AS from\nRUN truncate -s 2G /" + name + "\nFROM base\nCOPY --from=from /" + name + " /sparse\n"}))
+		kit.Eventually(t, "the file is copied", func() bool { return free() < before-50<<20 })
+		end(b)
+		if err := b.end(); err == nil {
+			t.Errorf("%s: the build succeeds", name)
+		}
+		build(t, d, "--no-cache", files(t, map[string]string{"Dockerfile": "FROM base\nRUN true\n"}))
+		if name == "cancelled" {
+			// A copy that was complete before it could be ended is in the cache.
+			kit.Eventually(t, "the copy ends", func() bool {
+				d.Docker("builder", "prune", "-af")
+				return free() > before-2<<20
+			})
+		}
+		// The next process removes what one has left that was killed.
+		kit.Eventually(t, "what the copy wrote is removed", func() bool { return free() > before-2<<20 })
 	}
 	nothingLeft(t, d)
 }

@@ -5,6 +5,7 @@ package build
 import (
 	"archive/tar"
 	"bytes"
+	"compress/gzip"
 	"crypto/rand"
 	"io"
 	"io/fs"
@@ -102,16 +103,24 @@ func TestSecretsOfABuildNeverReachTheDisk(t *testing.T) {
 	t.Parallel()
 	d := start(t, kit.Options{})
 	const word = "a-word-that-nobody-else-uses-8471"
+	// Steps that fail are recorded in other places, and their words are in an error.
 	dir := files(t, map[string]string{
 		"Dockerfile": "FROM base\nRUN --mount=type=secret,id=s --mount=type=secret,id=e,env=E --mount=type=ssh grep -q 8471 /run/secrets/s && test -n \"$E\" && echo begun >&2 && sleep 1.0471\nRUN --mount=type=secret,id=s,target=/at/a/place cat /at/a/place | wc -c >/n\n",
+		"fails":      "FROM base\nRUN --mount=type=secret,id=s --mount=type=secret,id=e,env=E test -n \"$E\" && exit 3\n",
 	})
 	secret := filepath.Join(t.TempDir(), "secret")
 	if err := os.WriteFile(secret, []byte(word), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	find := func(when string) {
+	key := sshKey(t)
+	pem, err := os.ReadFile(key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	hidden := map[string][]byte{"secret": []byte(word), "key": bytes.Split(pem, []byte("\n"))[1]}
+	find := func(when string, roots ...string) {
 		t.Helper()
-		for _, root := range []string{d.DataRoot, d.ExecRoot} {
+		for _, root := range roots {
 			err := filepath.WalkDir(root, func(path string, e fs.DirEntry, err error) error {
 				if err != nil || !e.Type().IsRegular() {
 					return nil
@@ -119,8 +128,14 @@ func TestSecretsOfABuildNeverReachTheDisk(t *testing.T) {
 				if strings.Contains(path, "/rootfs/proc/") || strings.Contains(path, "/rootfs/sys/") {
 					return nil
 				}
-				if text, err := os.ReadFile(path); err == nil && bytes.Contains(text, []byte(word)) {
-					t.Errorf("%s: %s has the secret", when, path)
+				text, err := os.ReadFile(path)
+				if z, zErr := gzip.NewReader(bytes.NewReader(text)); err == nil && zErr == nil {
+					text, _ = io.ReadAll(z)
+				}
+				for what, word := range hidden {
+					if bytes.Contains(text, word) {
+						t.Errorf("%s: %s has the %s", when, path, what)
+					}
 				}
 				return nil
 			})
@@ -129,18 +144,43 @@ func TestSecretsOfABuildNeverReachTheDisk(t *testing.T) {
 			}
 		}
 	}
-	b := begin(t, d, nil, "--progress=plain", "-t", "made", "--secret", "id=s,src="+secret, "--secret", "id=e,src="+secret, "--ssh", "default="+sshKey(t), dir)
+	out := t.TempDir()
+	with := []string{"--progress=plain", "--secret", "id=s,src=" + secret, "--secret", "id=e,src=" + secret, "--ssh", "default=" + key}
+	b := begin(t, d, nil, append(with, "-t", "made", "--provenance=mode=max", "--cache-to", "type=local,mode=max,dest="+filepath.Join(out, "cache"), "--metadata-file", filepath.Join(out, "metadata"), dir)...)
 	kit.Eventually(t, "the step runs", func() bool { return len(processes(t, "1.0471")) > 0 || len(d.Docker("images", "-q", "made")) > 0 })
 	if err := b.end(); err != nil {
 		t.Fatalf("%v\n%s", err, &b.seen)
 	}
-	find("after the build")
-	if got := d.Docker("history", "--no-trunc", "made"); strings.Contains(got, word) || strings.Contains(b.seen.String(), word) {
-		t.Error("the history or the output has the secret")
+	failed := begin(t, d, nil, append(with, "-f", dir+"/fails", dir)...)
+	if err := failed.end(); err == nil {
+		t.Error("a step that fails")
+	}
+	d.Docker("save", "-o", filepath.Join(out, "saved"), "made")
+	find("after the build", d.DataRoot, d.ExecRoot, out)
+	said := d.Docker("history", "--no-trunc", "made") + d.Log() + b.seen.String() + failed.seen.String()
+	for _, ref := range strings.Fields(d.Docker("buildx", "history", "ls", "--format", "{{.Ref}}")) {
+		for _, of := range []string{"logs", "inspect"} {
+			r := d.TryDocker("buildx", "history", of, filepath.Base(ref))
+			said += r.Stdout + r.Stderr
+		}
+	}
+	for what, word := range hidden {
+		if strings.Contains(said, string(word)) {
+			t.Errorf("the history, a log or the output has the %s", what)
+		}
 	}
 	if got := d.Docker("run", "--rm", "made", "sh", "-c", "cat /n; ls /run/secrets /at/a 2>/dev/null | grep -v : || true"); strings.TrimSpace(got) != "33" {
 		t.Errorf("the image has %q", got)
 	}
+	// A secret of a process that is killed is gone with the mount that it is in.
+	killed := begin(t, d, nil, append(with, "--no-cache", dir)...)
+	kit.Eventually(t, "the step runs", func() bool { return len(processes(t, "1.0471")) > 0 })
+	kit.Kill(t, builder(t, d))
+	_ = killed.end()
+	d.Restart()
+	kit.Eventually(t, "the step ends", func() bool { return len(processes(t, "1.0471")) == 0 })
+	nothingLeft(t, d)
+	find("after a kill", d.DataRoot, d.ExecRoot)
 }
 
 // onDisk starts a daemon whose data root is a file system of its own, and returns a

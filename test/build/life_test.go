@@ -6,13 +6,16 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"crypto/rand"
 	"fmt"
 	"io"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -272,9 +275,12 @@ func TestNothingIsLeftOfAKilledBuildProcess(t *testing.T) {
 	t.Parallel()
 	d := start(t, kit.Options{})
 	build := func() *running {
-		dir := files(t, map[string]string{"Dockerfile": "FROM base\nRUN echo first >/first\nRUN --mount=type=cache,target=/cache echo begun >&2; sleep 98762\n"})
-		b := begin(t, d, nil, "--progress=plain", dir)
+		dir := files(t, map[string]string{"secret": "x", "Dockerfile": "FROM base\nRUN echo first >/first\nRUN --mount=type=cache,target=/cache --mount=type=secret,id=s --mount=type=ssh echo begun >&2; sleep 98762\n"})
+		b := begin(t, d, nil, "--progress=plain", "--secret", "id=s,src="+dir+"/secret", "--ssh", "default="+sshKey(t), dir)
 		kit.Eventually(t, "the step runs", func() bool { return len(processes(t, "98762")) > 0 })
+		if mounts, err := os.ReadFile("/proc/self/mountinfo"); err != nil || !strings.Contains(string(mounts), d.DataRoot+"/build/tmp/buildkit-secrets") {
+			t.Fatalf("the secret is not mounted where it is found after a kill: %v", err)
+		}
 		return b
 	}
 	for name, next := range map[string]func(){
@@ -344,4 +350,108 @@ func (b *running) read(t *testing.T) string {
 	t.Helper()
 	b.until("begun")
 	return b.seen.String()
+}
+
+// stalling is a registry that sends the beginning of a blob, and the rest when released is
+// closed.
+type stalling struct {
+	*kit.Registry
+	of       atomic.Pointer[string] // digest of the blob, nil if nothing stalls
+	begun    chan struct{}          // gets an item when the beginning was sent
+	released chan struct{}
+}
+
+func newStalling(t *testing.T) *stalling {
+	t.Helper()
+	s := &stalling{begun: make(chan struct{}, 100), released: make(chan struct{})}
+	s.Registry = kit.StartRegistry(t, func(next http.Handler) http.Handler {
+		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			of := s.of.Load()
+			if of == nil || r.Method != http.MethodGet || !strings.HasSuffix(r.URL.Path, "/blobs/"+*of) {
+				next.ServeHTTP(w, r)
+				return
+			}
+			next.ServeHTTP(&stallingWriter{ResponseWriter: w, s: s, done: r.Context().Done()}, r)
+		})
+	})
+	return s
+}
+
+type stallingWriter struct {
+	http.ResponseWriter
+	s     *stalling
+	done  <-chan struct{}
+	wrote bool
+}
+
+func (h *stallingWriter) Write(p []byte) (int, error) {
+	if h.wrote || len(p) < 2 {
+		return h.ResponseWriter.Write(p)
+	}
+	h.wrote = true
+	n, err := h.ResponseWriter.Write(p[:len(p)/2])
+	if err == nil {
+		err = http.NewResponseController(h.ResponseWriter).Flush()
+	}
+	if err != nil {
+		return n, err
+	}
+	h.s.begun <- struct{}{}
+	select {
+	case <-h.s.released:
+	case <-h.done:
+	}
+	m, err := h.ResponseWriter.Write(p[n:])
+	return n + m, err
+}
+
+func TestPullOfABaseGoesOnAfterKills(t *testing.T) {
+	t.Parallel()
+	d := start(t, kit.Options{LiveRestore: true})
+	for name, c := range map[string]struct {
+		kill func()
+		ends bool // the build ends with it
+	}{
+		"daemon":        {func() { d.Kill9(); d.Start() }, false},
+		"build process": {func() { kit.Kill(t, builder(t, d)) }, true},
+		"both":          {func() { pid := builder(t, d); d.Kill9(); kit.Kill(t, pid); d.Start() }, true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			r := newStalling(t)
+			noise := make([]byte, 3<<20)
+			_, _ = rand.Read(noise)
+			layer := kit.Layer(t, kit.File{Name: "noise", Body: noise})
+			ref := r.Push(strings.ReplaceAll(name, " ", "-"), kit.Image(t, kit.Busybox(t, nil), nil, layer))
+			sum, err := layer.Digest()
+			if err != nil {
+				t.Fatal(err)
+			}
+			blob := sum.String()
+			r.of.Store(&blob)
+			dir := files(t, map[string]string{"Dockerfile": "FROM " + ref + "\nRUN wc -c </noise >/size\n"})
+			b := begin(t, d, nil, "--progress=plain", "-t", "made", dir)
+			<-r.begun
+			c.kill()
+			if !c.ends {
+				close(r.released)
+			}
+			if err := b.end(); (err != nil) != c.ends {
+				t.Fatalf("%v\n%s\n%s", err, &b.seen, buildLog(d))
+			}
+			if c.ends {
+				close(r.released)
+				build(t, d, "-t", "made", dir)
+			}
+			if got := d.Docker("run", "--rm", "made", "cat", "/size"); got != "3145728" {
+				t.Errorf("the layer has %q bytes", got)
+			}
+			d.Docker("image", "rm", "made")
+			d.Docker("builder", "prune", "-af")
+			kit.Eventually(t, "nothing is left of the pull", func() bool {
+				left, err := os.ReadDir(filepath.Join(d.DataRoot, "images", "content", "ingest"))
+				return err == nil && len(left) == 0
+			})
+		})
+	}
+	nothingLeft(t, d)
 }

@@ -84,6 +84,7 @@ func TestBuildsLoseNothingToWhatIsRemovedBesideThem(t *testing.T) {
 	t.Parallel()
 	d := start(t, kit.Options{})
 	d.Load("other:latest", kit.Busybox(t, nil))
+	pulled := kit.StartRegistry(t, nil).Push("pulled", kit.Busybox(t, nil)) // it has the base's layer
 	dir := files(t, map[string]string{"Dockerfile": `FROM base
 ARG N
 RUN echo begun $N >&2; for i in $(seq 20); do head -c 100000 /dev/urandom >/file$i; sleep 0.1; done
@@ -97,7 +98,7 @@ RUN ls /file1 /file10 && echo $N >/n
 	}
 	done := make(chan struct{})
 	var beside sync.WaitGroup
-	for _, args := range [][]string{{"builder", "prune", "-af"}, {"image", "rm", "-f", "base", "other"}} {
+	for _, args := range [][]string{{"builder", "prune", "-af"}, {"image", "rm", "-f", "base", "other"}, {"pull", pulled}, {"image", "rm", "-f", pulled}} {
 		beside.Go(func() {
 			for {
 				d.TryDocker(args...)

@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	api "github.com/moby/moby/api/types/build"
 	"github.com/moby/moby/client"
@@ -174,6 +175,10 @@ func TestEachFilterOfPruneHasItsEffect(t *testing.T) {
 		`{"description":["echo two"]}`:                    {has("echo two"), true},
 		`{"inuse":["true"]}`:                              {none, false},
 		`{"inuse":["false"]}`:                             {any, true},
+		`{"shared":["true"]}`:                             {func(r record) bool { return r.Shared }, true},
+		`{"shared":["false"]}`:                            {func(r record) bool { return !r.Shared }, true},
+		`{"private":["true"]}`:                            {func(r record) bool { return !r.Shared }, true},
+		`{"private":["0"]}`:                               {func(r record) bool { return r.Shared }, true},
 		`{"until":["24h"]}`:                               {none, false},
 		`{"until":["1ns"]}`:                               {any, true},
 		`{"unused-for":["24h"]}`:                          {none, false},
@@ -222,6 +227,8 @@ func TestEachFilterOfPruneHasItsEffect(t *testing.T) {
 		{"inuse=true", none},
 		{"parent=" + one, child},
 		{"type=regular", func(r record) bool { return r.Type == "regular" }},
+		{"shared=false", func(r record) bool { return !r.Shared }},
+		{"private=true", func(r record) bool { return !r.Shared }},
 	} {
 		all := records(t, d)
 		want := prunable(all, c.match)
@@ -272,5 +279,41 @@ func TestPruneReportsWhatTheFileSystemGotBack(t *testing.T) {
 				t.Errorf("prune says that it freed %.0f bytes, and the file system has %.0f more", said, freed)
 			}
 		})
+	}
+}
+
+func TestCacheIsCollectedByItsPolicyWhenNothingIsBuilt(t *testing.T) {
+	t.Parallel()
+	d := start(t, kit.Options{})
+	build(t, d, "-t", "small", files(t, map[string]string{"Dockerfile": "FROM base AS big\nRUN head -c 5000000 /dev/urandom >/big\nFROM base\nCOPY --from=big /etc/passwd /copy\n"}))
+	d.WriteConfig(map[string]any{"builder": map[string]any{"gc": map[string]any{"policy": []any{map[string]any{"all": true, "maxUsedSpace": "1MB"}}}}})
+	d.Hup()
+	pidfd, err := unix.PidfdOpen(builder(t, d), 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(pidfd)
+	left := func() bool {
+		found, err := filepath.Glob(d.DataRoot + "/images/snapshots/overlayfs/snapshots/*/fs/big")
+		return err == nil && len(found) > 0
+	}
+	if !left() {
+		t.Fatal("the cache is collected too soon")
+	}
+	if err := kit.WaitReadable(pidfd, 3*time.Minute); err != nil {
+		t.Fatalf("the build process stays: %v", err)
+	}
+	kit.Eventually(t, "the cache is collected", func() bool { return !left() })
+	var size int64
+	for _, r := range records(t, d) {
+		if !r.Shared {
+			size += r.Size
+		}
+	}
+	if size > 1e6 {
+		t.Errorf("the cache has %d bytes", size)
+	}
+	if got := d.Docker("run", "--rm", "small", "wc", "-l", "/copy"); got != "3 /copy" {
+		t.Errorf("the image: %q", got)
 	}
 }
