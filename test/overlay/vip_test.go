@@ -3,6 +3,7 @@
 package overlay_test
 
 import (
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -19,6 +20,7 @@ import (
 
 	"holdfast/internal/network/dump"
 	"holdfast/internal/network/overlay"
+	"holdfast/internal/network/overlay/kernel"
 	"holdfast/internal/network/swarmlb"
 	lb "holdfast/internal/network/swarmlb/kernel"
 	"holdfast/test/kit"
@@ -124,6 +126,40 @@ func TestRemovedBackendGetsNothingNew(t *testing.T) {
 	}
 	if by := client.asks("tcp4", "10.7.1.3:80", 2); by["a"] != 2 {
 		t.Errorf("the other service: %v", by)
+	}
+}
+
+// A client that waits for its server sends nothing, so that no packet of its would be
+// refused.
+func TestClientThatOnlyWaitsLearnsThatItsBackendIsGone(t *testing.T) {
+	client, a, b := threeTasks(t)
+	client.apply(behind(vip, b))
+	var c net.Conn
+	client.inside(func() (err error) {
+		c, err = net.DialTimeout("tcp4", "10.7.1.2:80", within)
+		return err
+	})
+	defer c.Close()
+	if _, err := line(c, false); err != nil {
+		t.Fatal(err)
+	}
+	client.apply(behind(vip, a))
+	if n, err := lb.Forget(client.path, swarmlb.Task{Services: []swarmlb.Service{behind(vip, a)}}); err != nil || n != 1 {
+		t.Errorf("forgot %d connections, %v; want 1", n, err)
+	}
+	must(t, c.SetReadDeadline(time.Now().Add(within)))
+	if _, err := c.Read(make([]byte, 1)); err == nil || errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Errorf("the client waits on: %v", err)
+	}
+}
+
+// Nothing of ours answers: the kernels of the hosts do.
+func TestEndpointsAreAskedWhetherTheyAreThere(t *testing.T) {
+	client, a, b := threeTasks(t)
+	gone := netip.MustParseAddr("10.7.1.9")
+	alive, err := kernel.Probe{Netns: client.path, From: client.addr()}.Alive([]netip.Addr{a.addr(), b.addr(), gone}, time.Second)
+	if err != nil || len(alive) != 2 || !alive[a.addr()] || !alive[b.addr()] {
+		t.Errorf("there are %v, %v", alive, err)
 	}
 }
 

@@ -282,7 +282,7 @@ func BuildIngress(i Ingress) Table {
 			continue
 		}
 		seen[name] = true
-		key := []byte{proto, 0, 0, 0, byte(p.Port >> 8), byte(p.Port), 0, 0}
+		key := portKey(proto, p.Port)
 		table.Targets = append(table.Targets, target(name,
 			[]Rule{{Proto{proto}, Remember{Mark}, Spread{To: to}}},
 			Element{Key: key, Text: fmt.Sprintf("%s . %d", p.Proto, p.Port)}, Flows{Proto: proto, Port: p.Port, To: to}))
@@ -356,9 +356,43 @@ func (t Table) Key(chain string) []byte {
 	}
 	var port uint16
 	if n, err := fmt.Sscanf(parts[1], "%d", &port); n == 1 && err == nil && protocols[parts[0]] != 0 {
-		return []byte{protocols[parts[0]], 0, 0, 0, byte(port >> 8), byte(port), 0, 0}
+		return portKey(protocols[parts[0]], port)
 	}
 	return nil
+}
+
+// IngressTargets returns the targets of a host's table, and one for each port without
+// targets, to which nothing may lead.
+func IngressTargets(i Ingress) []Target {
+	table := BuildIngress(i)
+	targets := slices.Clone(table.Targets)
+	for _, p := range i.Ports {
+		if proto := protocols[p.Proto]; proto != 0 && p.Port != 0 && len(p.Targets) == 0 {
+			targets = append(targets, table.Removed(portKey(proto, p.Port)))
+		}
+	}
+	return targets
+}
+
+// IngressPorts returns the ports that a host's table publishes, whose targets are not
+// known, from the names of its chains.
+func IngressPorts(chains []string) (ports []IngressPort) {
+	for _, name := range chains {
+		key := Table{}.Key(name)
+		for proto, number := range protocols {
+			if len(key) == 8 && key[0] == number {
+				ports = append(ports, IngressPort{Proto: proto, Port: binary.BigEndian.Uint16(key[4:])})
+			}
+		}
+	}
+	slices.SortFunc(ports, func(a, b IngressPort) int {
+		return cmp.Or(cmp.Compare(a.Port, b.Port), strings.Compare(a.Proto, b.Proto))
+	})
+	return ports
+}
+
+func portKey(proto byte, port uint16) []byte {
+	return []byte{proto, 0, 0, 0, byte(port >> 8), byte(port), 0, 0}
 }
 
 // Removed returns a target with that key to which nothing may lead.

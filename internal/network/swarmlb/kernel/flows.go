@@ -6,20 +6,24 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"net"
 	"net/netip"
 	"slices"
 
+	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
 
 	"holdfast/internal/network/dump"
 	"holdfast/internal/network/swarmlb"
+	"holdfast/internal/osthread"
 )
 
-// flow is a tracked connection: where its client sent it to, and which address
-// answers.
+// flow is a tracked connection: its client, where the client sent it to, and which
+// address answers.
 type flow struct {
 	proto  byte
+	from   netip.AddrPort
 	to, at netip.AddrPort
 	mark   uint32
 	name   []byte // the attributes that identify it to the kernel
@@ -29,14 +33,14 @@ type flow struct {
 const anyProtocol = 0
 
 // forget removes the connection tracking entries of flows to the targets that lead
-// elsewhere, and returns their number.
-func (s *space) forget(targets []swarmlb.Target, proto byte) (n int, err error) {
+// elsewhere, and returns them.
+func (s *space) forget(targets []swarmlb.Target, proto byte) (gone []flow, err error) {
 	if len(targets) == 0 {
-		return 0, nil
+		return nil, nil
 	}
 	all, err := dump.Whole(func() ([]flow, error) { return s.translated(proto) })
 	if err != nil {
-		return 0, fmt.Errorf("list: %w", err)
+		return nil, fmt.Errorf("list: %w", err)
 	}
 	to := strayed{byAddr: map[netip.Addr]swarmlb.Flows{}, byPort: map[[2]uint16]swarmlb.Flows{}}
 	for _, t := range targets {
@@ -57,11 +61,32 @@ func (s *space) forget(targets []swarmlb.Target, proto byte) (n int, err error) 
 			continue // it ended
 		}
 		if err != nil {
-			return n, fmt.Errorf("remove: %w", err)
+			return gone, fmt.Errorf("remove: %w", err)
 		}
-		n++
+		gone = append(gone, f)
 	}
-	return n, nil
+	return gone, nil
+}
+
+// abort ends the sockets of this namespace that are clients of the TCP connections.
+// A client that only waits for the server would never learn that its connection has
+// ended, because it sends nothing.
+func (s *space) abort(flows []flow) error {
+	var failed []error
+	for _, f := range flows {
+		if f.proto != unix.IPPROTO_TCP || !f.from.Addr().Is4() {
+			continue
+		}
+		err := osthread.InNetns(s.file, func() error {
+			return netlink.SocketDestroy(net.TCPAddrFromAddrPort(f.from), net.TCPAddrFromAddrPort(f.to))
+		})
+		// The socket may have ended, may be that of another host, or the kernel can't do
+		// it (CONFIG_INET_DIAG_DESTROY): then the connection ends with its next packet.
+		if err != nil && !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.EOPNOTSUPP) {
+			failed = append(failed, fmt.Errorf("end the connection of %s to %s: %w", f.from, f.to, err))
+		}
+	}
+	return errors.Join(failed...)
 }
 
 // strayed are flows that lead elsewhere.
@@ -157,7 +182,7 @@ func parseFlow(m []byte) (f flow, err error) {
 		switch kind {
 		case ctaTupleOrig:
 			f.name = append(f.name, whole...)
-			_, f.to, f.proto, err = parseTuple(value)
+			f.from, f.to, f.proto, err = parseTuple(value)
 		case ctaTupleReply:
 			f.at, _, _, err = parseTuple(value)
 		case ctaID:

@@ -45,7 +45,7 @@ func TestFlowIsRead(t *testing.T) {
 		t.Errorf("the flow's name has %d of %d bytes", len(got.name), len(m))
 	}
 	got.name = nil
-	want := flow{proto: 17, to: netip.MustParseAddrPort("10.0.1.2:53"), at: netip.MustParseAddrPort("10.0.1.6:5353"), mark: swarmlb.Mark}
+	want := flow{proto: 17, from: netip.MustParseAddrPort("10.0.1.5:4000"), to: netip.MustParseAddrPort("10.0.1.2:53"), at: netip.MustParseAddrPort("10.0.1.6:5353"), mark: swarmlb.Mark}
 	if !reflect.DeepEqual(got, want) {
 		t.Errorf("got %+v, want %+v", got, want)
 	}

@@ -130,18 +130,19 @@ func Apply(netns string, t swarmlb.Task) (changed bool, err error) {
 
 // Forget forgets all connections to the virtual addresses of a task's services that
 // lead to other tasks than the services' backends, and returns how many there were.
-// The client of a TCP connection gets a reset with its next packet. Call it when
-// backends are gone.
+// TCP connections of clients in the namespace end at once, or with the client's next
+// packet if the kernel can't end them. Call it when backends are gone.
 func Forget(netns string, t swarmlb.Task) (n int, err error) {
 	s, err := open(netns)
 	if err != nil {
 		return 0, err
 	}
 	defer s.close()
-	if n, err = s.forget(swarmlb.BuildTask(t).Targets, anyProtocol); err != nil {
-		return n, fmt.Errorf("connections in %s: %w", netns, err)
+	gone, err := s.forget(swarmlb.BuildTask(t).Targets, anyProtocol)
+	if err = errors.Join(err, s.abort(gone)); err != nil {
+		return len(gone), fmt.Errorf("connections in %s: %w", netns, err)
 	}
-	return n, nil
+	return len(gone), nil
 }
 
 const hostNetns = "/proc/thread-self/ns/net"
@@ -172,15 +173,28 @@ func ApplyIngress(i swarmlb.Ingress) (changed bool, err error) {
 	return changed || c, nil
 }
 
-// ForgetIngress is Forget for a host.
+// IngressPorts returns the ports that this host is an entry to, without their targets.
+func IngressPorts() ([]swarmlb.IngressPort, error) {
+	s, err := open(hostNetns)
+	if err != nil {
+		return nil, err
+	}
+	defer s.close()
+	chains, err := s.chains(swarmlb.IngressTable)
+	return swarmlb.IngressPorts(chains), err
+}
+
+// ForgetIngress is Forget for a host. A port without targets is one that is not
+// published any more. Clients on other hosts get a reset with their next packet.
 func ForgetIngress(i swarmlb.Ingress) (n int, err error) {
 	s, err := open(hostNetns)
 	if err != nil {
 		return 0, err
 	}
 	defer s.close()
-	if n, err = s.forget(swarmlb.BuildIngress(i).Targets, anyProtocol); err != nil {
-		return n, fmt.Errorf("connections to published ports: %w", err)
+	gone, err := s.forget(swarmlb.IngressTargets(i), anyProtocol)
+	if err = errors.Join(err, s.abort(gone)); err != nil {
+		return len(gone), fmt.Errorf("connections to published ports: %w", err)
 	}
-	return n, nil
+	return len(gone), nil
 }
