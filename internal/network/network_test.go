@@ -4,6 +4,7 @@ package network
 
 import (
 	"context"
+	"errors"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -15,6 +16,7 @@ import (
 	"github.com/moby/moby/api/types/network"
 
 	"holdfast/internal/filter"
+	"holdfast/internal/swarmlb"
 )
 
 func TestOptionsThatMakeNoSenseAreRefusedByName(t *testing.T) {
@@ -117,6 +119,31 @@ func TestPortsOverlapByAddress(t *testing.T) {
 		r.drop([]PortMapping{m}, "a")
 		if len(r.owners) != 0 {
 			t.Errorf("%s: not given back", name)
+		}
+	}
+}
+
+// The routing mesh of a swarm has no container, and no socket while the process of the
+// swarm is dead.
+func TestPortOfTheRoutingMeshIsTaken(t *testing.T) {
+	r := newHostPorts(1, 2)
+	r.mesh = func() []swarmlb.IngressPort { return []swarmlb.IngressPort{{Proto: "tcp", Port: 80}} }
+	for name, c := range map[string]struct {
+		proto, ip string
+		port      uint16
+		taken     bool
+	}{
+		"all addresses":    {"tcp", "0.0.0.0", 80, true},
+		"one address":      {"tcp", "127.0.0.1", 80, true},
+		"IPv6":             {"tcp", "::1", 80, false},
+		"another protocol": {"udp", "127.0.0.1", 80, false},
+		"another port":     {"tcp", "127.0.0.1", 0, false},
+	} {
+		files, err := r.reserve([]PortMapping{{Proto: c.proto, HostIP: netip.MustParseAddr(c.ip), HostPort: c.port}}, "a", false)
+		closeAll(files)
+		var inUse errInUse
+		if taken := errors.As(err, &inUse) && strings.Contains(err.Error(), "a service of the swarm publishes it"); taken != c.taken {
+			t.Errorf("%s: %v", name, err)
 		}
 	}
 }

@@ -7,10 +7,15 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
+	"slices"
 	"strings"
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
+
+	"holdfast/internal/network/bridge"
+	"holdfast/internal/swarmlb"
+	lbkernel "holdfast/internal/swarmlb/kernel"
 )
 
 // backlog is the length of the accept queue of a reserved port. Connections wait
@@ -24,6 +29,8 @@ type hostPorts struct {
 	first, last uint16 // range of ports that the engine chooses from
 	cursor      uint16
 	owners      map[hostPort][]portOwner
+	// mesh returns the ports that the routing mesh of a swarm publishes on this host.
+	mesh func() []swarmlb.IngressPort
 }
 
 type hostPort struct {
@@ -37,7 +44,19 @@ type portOwner struct {
 }
 
 func newHostPorts(first, last uint16) *hostPorts {
-	return &hostPorts{first: first, last: last, cursor: last, owners: map[hostPort][]portOwner{}}
+	return &hostPorts{first: first, last: last, cursor: last, owners: map[hostPort][]portOwner{}, mesh: meshPorts}
+}
+
+// meshPorts returns the ports that the routing mesh of a swarm publishes on this host.
+// They are read from the kernel's table, so it does not matter whether the process of
+// the swarm lives. If it can't be read, the socket with which that process reserves each port is
+// in the way of a container's.
+func meshPorts() []swarmlb.IngressPort {
+	if there, err := bridge.Exists(swarmlb.IngressInterface); err != nil || !there {
+		return nil // this host is no entry to the mesh
+	}
+	ports, _ := lbkernel.IngressPorts()
+	return ports
 }
 
 // owner returns the container that has the port on an overlapping address.
@@ -99,7 +118,14 @@ func (r *hostPorts) reserve(ms []PortMapping, container string, listen bool) (fi
 			files = nil
 		}
 	}()
+	mesh := r.mesh()
 	for _, m := range ms {
+		// The mesh publishes on all IPv4 addresses of the host.
+		if m.HostIP.Is4() && slices.ContainsFunc(mesh, func(p swarmlb.IngressPort) bool { return p.Proto == m.Proto && p.Port == m.HostPort }) {
+			return files, errInUse{errdefs.ErrInternal.WithMessage(fmt.Sprintf(
+				"Bind for %s failed: port is already allocated: a service of the swarm publishes it on all nodes (docker service ls shows which); choose another port",
+				netip.AddrPortFrom(m.HostIP, m.HostPort)))}
+		}
 		if _, taken := r.owner(m.Proto, m.HostIP, m.HostPort); taken {
 			return files, errInUse{errdefs.ErrInternal.WithMessage(fmt.Sprintf("Bind for %s failed: port is already allocated", netip.AddrPortFrom(m.HostIP, m.HostPort)))}
 		}

@@ -3,6 +3,8 @@
 package network
 
 import (
+	"maps"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -83,10 +85,17 @@ func (reg *registry) Idle(r Request) *container.NetworkSettings {
 		// A network that does not exist is still listed under its name.
 		out.Networks[mode] = &network.EndpointSettings{}
 	}
+	onOverlay := func(name string) bool {
+		other, err := reg.inv.lookup(canonical(name))
+		return err == nil && other.Overlay != nil
+	}
 	for name, es := range r.Endpoints {
 		other, err := reg.inv.lookup(canonical(name))
 		if err == nil && other == n {
 			continue
+		}
+		if name == GatewayNetwork && slices.ContainsFunc(slices.Collect(maps.Keys(r.Endpoints)), onOverlay) {
+			continue // as in Settings
 		}
 		es = es.Copy()
 		if es == nil {
