@@ -139,7 +139,7 @@ func compose(ctx context.Context, cfg *config.Config, shim string, process contr
 	c.engine = engine.New(engine.Deps{
 		Store: files, Shims: shims, Images: c.images, Networks: stepNetworks{c.nets, c.builds}, Volumes: volumes,
 		Events: c.journal, Lives: c.lives, Host: c.host, Log: log, Release: version.Version, ID: id, HandedOver: how.handedOver, Keeper: how.keeper,
-		Builds: c.builds, EventServer: eventserver.New(eventserver.Options{Journal: files.EventsDir(), RunDir: cfg.ExecRoot, Started: shims.place}),
+		Builds: c.builds, Swarm: c.swarm, EventServer: eventserver.New(eventserver.Options{Journal: files.EventsDir(), RunDir: cfg.ExecRoot, Started: shims.place}),
 	}, ec)
 	if err := c.engine.Load(); err != nil {
 		return nil, err

@@ -46,6 +46,7 @@ type creator struct {
 	journal  *journal
 	names    *nameService
 	mounter  *mounter
+	attached *attachments
 	newActor func(spec *container.Spec, d asked) *actor
 }
 
@@ -65,6 +66,11 @@ func (cr *creator) ContainerCreate(ctx context.Context, o CreateOptions) (moby.C
 	}
 	if err := c.makeVolumes(ctx); err != nil {
 		return none, err
+	}
+	if c.Task == "" {
+		if err := c.attached.attach(ctx, c.id, &c.req); err != nil {
+			return none, err
+		}
 	}
 	if err := c.describe(); err != nil {
 		return none, err

@@ -67,6 +67,8 @@ type Deps struct {
 	EventServer EventServer
 	// Builds may be nil.
 	Builds sysinfo.Builds
+	// Swarm may be nil.
+	Swarm Swarm
 }
 
 // Engine is the daemon's core. Its exported methods, together with those of the
@@ -114,6 +116,7 @@ type Engine struct {
 	losses    *losses
 	stopper   *stopper
 	endpoints *endpoints
+	attached  *attachments
 	adopter   *adopter
 	replacer  *replacer
 	restorer  *restorer
@@ -147,7 +150,8 @@ func (e *Engine) makeParts(d Deps) {
 	e.scheduler = &scheduler{p, e.index}
 	e.losses = &losses{e.scheduler}
 	e.stopper = &stopper{e.losses}
-	e.endpoints = &endpoints{d.Store, d.Networks, e.index, e.journal, e.names}
+	e.attached = &attachments{d.Swarm, d.Networks}
+	e.endpoints = &endpoints{d.Store, d.Networks, e.index, e.journal, e.names, e.attached}
 	e.adopter = &adopter{e.config, e.losses, e.endpoints}
 	e.replacer = &replacer{p, e.adopter, e.losses, e.stopper}
 	e.restorer = &restorer{
@@ -167,6 +171,7 @@ func (e *Engine) makeBackends(d Deps) {
 	e.creator = &creator{
 		progress: p, config: e.config, store: d.Store, images: d.Images, networks: d.Networks, volumes: d.Volumes,
 		host: d.Host, hostNow: e.hostNow, log: d.Log, index: e.index, journal: e.journal, names: e.names, mounter: e.effects.mounter,
+		attached: e.attached,
 		newActor: func(spec *container.Spec, d asked) *actor { return newActor(e, spec, d) },
 	}
 	e.execs = &execs{e.index, e.effects.bundler}

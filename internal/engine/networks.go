@@ -31,7 +31,16 @@ func (e *Engine) NetworkConnect(ctx context.Context, ref string, r mobynet.Conne
 	if es == nil {
 		es = &mobynet.EndpointSettings{}
 	}
-	return e.endpoints.ask(ctx, a, func() error { return e.endpoints.connect(a, ref, es) })
+	p, err := e.attached.place(ctx, a.id, ref, es)
+	if err != nil {
+		return err
+	}
+	return e.endpoints.ask(ctx, a, func() error {
+		if p == nil {
+			return e.endpoints.connect(a, ref, es)
+		}
+		return e.endpoints.connectPlace(a, p)
+	})
 }
 
 // ask performs a change of a container's networks in the container's loop.
@@ -46,6 +55,19 @@ type endpoints struct {
 	index    *index
 	journal  *journal
 	names    *nameService
+	attached *attachments
+}
+
+// connectPlace connects the container to a network of the swarm, and to the network by
+// which it reaches other hosts if no other one leads there.
+func (nw *endpoints) connectPlace(a *actor, p *place) error {
+	if err := nw.connect(a, p.network, p.settings); err != nil {
+		return err
+	}
+	if p.internal || nw.attached.leadsOut(a.req) {
+		return nil
+	}
+	return nw.connect(a, network.GatewayNetwork, &mobynet.EndpointSettings{})
 }
 
 // connect connects the container to a network, in the loop. It takes a few
@@ -89,7 +111,22 @@ func (e *Engine) NetworkDisconnect(ctx context.Context, ref string, r mobynet.Di
 	if err != nil {
 		return err
 	}
-	return e.endpoints.ask(ctx, a, func() error { return e.endpoints.disconnect(a, ref) })
+	return e.endpoints.ask(ctx, a, func() error {
+		if err := e.endpoints.disconnect(a, ref); err != nil {
+			return err
+		}
+		return e.endpoints.leaveGateway(a)
+	})
+}
+
+// leaveGateway disconnects a container without networks of the swarm from the network by
+// which only those lead to other hosts.
+func (nw *endpoints) leaveGateway(a *actor) error {
+	_, on := cloneNetworking(a.req.Networking).EndpointsConfig[network.GatewayNetwork]
+	if !on || nw.attached.onSwarm(a.req) {
+		return nil
+	}
+	return nw.disconnect(a, network.GatewayNetwork)
 }
 
 func (nw *endpoints) disconnect(a *actor, ref string) error {

@@ -230,6 +230,17 @@ type Events interface {
 	Subscribe(since, until time.Time, match func(event.Message) bool) *event.Subscription
 }
 
+// Swarm gives containers that are no tasks their places on networks of the swarm.
+type Swarm interface {
+	// Member reports whether the host is in a swarm.
+	Member() bool
+	// Attach gives a container an address on a network, which is given by name or ID,
+	// and makes the network known on this host. A want that is valid is the address
+	// that the container asks for. It is idempotent. Errors: ErrNotFound: the swarm has
+	// no such network; ErrPermissionDenied: it is for services only; ErrUnavailable.
+	Attach(ctx context.Context, container, network string, want netip.Addr) (name string, address netip.Addr, internal bool, err error)
+}
+
 // EventServer is another process that serves clients of the journal. Its clients stay
 // connected when the daemon ends.
 type EventServer interface {

@@ -16,7 +16,7 @@ import (
 	"github.com/moby/moby/api/types/network"
 
 	"holdfast/internal/filter"
-	"holdfast/internal/swarmlb"
+	"holdfast/internal/network/swarmlb"
 )
 
 func TestOptionsThatMakeNoSenseAreRefusedByName(t *testing.T) {

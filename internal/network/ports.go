@@ -14,8 +14,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"holdfast/internal/network/bridge"
-	"holdfast/internal/swarmlb"
-	lbkernel "holdfast/internal/swarmlb/kernel"
+	"holdfast/internal/network/swarmlb"
+	lbkernel "holdfast/internal/network/swarmlb/kernel"
 )
 
 // backlog is the length of the accept queue of a reserved port. Connections wait

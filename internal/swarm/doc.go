@@ -19,8 +19,11 @@ package swarm
 
 import (
 	"encoding/json"
+	"net/netip"
 	"os"
 	"path/filepath"
+
+	"github.com/moby/moby/api/types/network"
 )
 
 // Dir is the directory of the process in an exec root.
@@ -79,6 +82,34 @@ const EventsPath = "/holdfast/v1/swarm/events"
 // the overlay networks that the daemon knows, PUT with an ID defines one, DELETE removes
 // it from this host; see package internal/api/tasks.
 const OverlaysPath = "/holdfast/v1/overlays/"
+
+// AttachPath is the path of the daemon's own request to the process to give a container
+// an address on a network of the swarm: an AttachRequest, answered by an Attachment.
+const AttachPath = "/holdfast/v1/swarm/attachments"
+
+// AttachRequest asks for an address.
+type AttachRequest struct {
+	Container string     `json:"container"` // its ID
+	Network   string     `json:"network"`   // name or ID
+	Address   netip.Addr `json:"address"`   // the zero Addr: any
+}
+
+// Attachment is the place of a container on a network.
+type Attachment struct {
+	Network  string     `json:"network"` // its name
+	Address  netip.Addr `json:"address"`
+	Internal bool       `json:"internal,omitempty"` // the network leads to no other hosts
+}
+
+// InspectPath, with the ID of a network, is the path of the daemon's own request to the
+// process for what it knows of the nodes and services on a network: a Mesh.
+const InspectPath = "/holdfast/v1/swarm/networks/"
+
+// Mesh is what is known of a network beside its definition.
+type Mesh struct {
+	Peers    []network.PeerInfo             `json:"peers"`
+	Services map[string]network.ServiceInfo `json:"services"`
+}
 
 // InfoPath is the path of the daemon's own request to the process: the swarm section
 // of GET /info.

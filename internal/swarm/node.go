@@ -3,6 +3,7 @@
 package swarm
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -10,11 +11,14 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"sync"
 	"time"
 
+	"github.com/containerd/errdefs/pkg/errhttp"
+	"github.com/moby/moby/api/types/common"
 	"github.com/moby/moby/api/types/swarm"
 
 	"holdfast/internal/beside"
@@ -259,6 +263,45 @@ func (n *Node) Info(ctx context.Context) swarm.Info {
 	}
 	return info
 }
+
+// Attach asks the process for a container's address on a network of the swarm; see
+// engine.Swarm.
+func (n *Node) Attach(ctx context.Context, container, network string, want netip.Addr) (name string, address netip.Addr, internal bool, err error) {
+	text, err := json.Marshal(AttachRequest{container, network, want})
+	if err != nil {
+		return "", netip.Addr{}, false, err
+	}
+	r, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://daemon"+AttachPath, bytes.NewReader(text))
+	if err != nil {
+		return "", netip.Addr{}, false, err
+	}
+	r.Header.Set("Content-Type", "application/json")
+	resp, err := n.Ask(ctx, r)
+	if err != nil {
+		return "", netip.Addr{}, false, err
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode != http.StatusOK {
+		var refused common.ErrorResponse
+		if err := json.NewDecoder(resp.Body).Decode(&refused); err != nil {
+			refused.Message = resp.Status
+		}
+		kind := errhttp.ToNative(resp.StatusCode)
+		return "", netip.Addr{}, false, fmt.Errorf("could not attach to network %s: %w", network, refusal{refused.Message, kind})
+	}
+	var a Attachment
+	err = json.NewDecoder(resp.Body).Decode(&a)
+	return a.Network, a.Address, a.Internal, err
+}
+
+// refusal is the process's answer, with its own text and a kind.
+type refusal struct {
+	text string
+	kind error
+}
+
+func (r refusal) Error() string { return r.text }
+func (r refusal) Unwrap() error { return r.kind }
 
 // Stop ends the process because the containers of its tasks are about to be stopped
 // with the daemon. The node's state stays, and the next daemon starts the process

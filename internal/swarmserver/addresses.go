@@ -171,6 +171,40 @@ func checkPools(pools []netip.Prefix, size uint32) error {
 	return nil
 }
 
+// address is the address at which other nodes reach this one. One that no request has
+// named follows the host's: an address that the host has no more is replaced by the one
+// from which it reaches a manager now.
+func (v view) address() string {
+	if v.conf.AdvertiseAddr != "" {
+		host, _ := hostPort(v.conf.AdvertiseAddr, "")
+		return host
+	}
+	if has(v.conf.LocalAddr) {
+		return v.conf.LocalAddr
+	}
+	remotes := []string{v.conf.RemoteAddr}
+	if v.node != nil {
+		for _, p := range v.node.Remotes() {
+			remotes = append(remotes, p.Addr)
+		}
+	}
+	for _, remote := range remotes {
+		if now, err := localAddr(remote); err == nil && remote != "" {
+			return now
+		}
+	}
+	return v.conf.LocalAddr
+}
+
+// has reports whether this host has an address.
+func has(addr string) bool {
+	c, err := net.ListenPacket("udp", net.JoinHostPort(addr, "0"))
+	if err == nil {
+		c.Close()
+	}
+	return err == nil
+}
+
 // where is the place of this node in the gossip of its swarm.
 func (s *server) where() mesh.Address {
 	v, in := s.view()
@@ -181,10 +215,7 @@ func (s *server) where() mesh.Address {
 		h, _ := hostPort(addr, "")
 		return h
 	}
-	a := mesh.Address{Listen: host(v.conf.ListenAddr), Advertise: host(v.conf.AdvertiseAddr), DataPath: v.conf.DataPathAddr}
-	if a.Advertise == "" {
-		a.Advertise = v.conf.LocalAddr
-	}
+	a := mesh.Address{Listen: host(v.conf.ListenAddr), Advertise: v.address(), DataPath: v.conf.DataPathAddr}
 	for _, p := range v.node.Remotes() {
 		if p.NodeID != v.node.NodeID() {
 			a.Remotes = append(a.Remotes, host(p.Addr))

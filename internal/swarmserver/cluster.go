@@ -420,10 +420,7 @@ func (s *server) unlock(r *wire.Request, w http.ResponseWriter) (any, error) {
 // info is the swarm section of GET /info.
 func (s *server) info(ctx context.Context) swarm.Info {
 	v, _ := s.view()
-	info := swarm.Info{LocalNodeState: s.state(), NodeAddr: v.conf.LocalAddr}
-	if host, _, err := net.SplitHostPort(v.conf.AdvertiseAddr); err == nil {
-		info.NodeAddr = host
-	}
+	info := swarm.Info{LocalNodeState: s.state(), NodeAddr: v.address()}
 	if v.err != nil {
 		info.Error = v.err.Error()
 	}

@@ -35,6 +35,22 @@ func (s *server) routes() *http.ServeMux {
 	} {
 		mux.HandleFunc(pattern, func(w http.ResponseWriter, r *http.Request) { s.answer(w, r, h) })
 	}
+	mux.HandleFunc("POST "+swarm.AttachPath, func(w http.ResponseWriter, r *http.Request) {
+		s.answer(w, r, func(r *wire.Request, w http.ResponseWriter) (any, error) {
+			req, err := decode[swarm.AttachRequest](r, w)
+			if err != nil {
+				return nil, err
+			}
+			place, err := s.executor.Attach(r.Context(), req)
+			return place, err
+		})
+	})
+	mux.HandleFunc("GET "+swarm.InspectPath+"{name}", func(w http.ResponseWriter, r *http.Request) {
+		s.answer(w, r, func(r *wire.Request, _ http.ResponseWriter) (any, error) {
+			peers, services := s.mesh.Inspect(r.Name())
+			return swarm.Mesh{Peers: peers, Services: services}, nil
+		})
+	})
 	mux.HandleFunc("GET "+swarm.InfoPath, func(w http.ResponseWriter, r *http.Request) {
 		s.answer(w, r, func(r *wire.Request, _ http.ResponseWriter) (any, error) { return s.info(r.Context()), nil })
 	})

@@ -136,6 +136,9 @@ func (m *member) start(conf config) error {
 // begin begins a run. The caller holds mu.
 func (m *member) begin(conf config) error {
 	dir := ours.StateDir(m.s.o.DataRoot)
+	if err := usable(dir, conf.forceNewCluster); err != nil {
+		return err
+	}
 	var pools []string
 	for _, p := range conf.DefaultAddressPool {
 		pools = append(pools, p.String())
@@ -174,6 +177,7 @@ func (m *member) begin(conf config) error {
 	ctx, cancel := context.WithCancel(context.Background())
 	go m.watchControl(ctx, n)
 	go m.watchReady(ctx, n, m.ready)
+	go watchProgress(ctx, dir)
 	go func(done chan struct{}) {
 		m.ended(n.Err(context.Background()), done)
 		cancel()
@@ -210,6 +214,9 @@ func (m *member) watchControl(ctx context.Context, n *node.Node) {
 			reporting = func() { end(); <-done }
 		}
 		m.s.report()
+		if err := noteProgress(ours.StateDir(m.s.o.DataRoot)); err != nil {
+			log.L.Warnf("record the progress of the raft log: %v", err)
+		}
 	}
 }
 
@@ -235,11 +242,15 @@ func (m *member) watchReady(ctx context.Context, n *node.Node, ready chan struct
 
 // ended notes the end of a run, and begins another one later if that may help.
 func (m *member) ended(err error, done chan struct{}) {
+	if damagedBy(err) {
+		log.L.Errorf("the raft log can't be used: %v", err)
+		err = setAside(ours.StateDir(m.s.o.DataRoot))
+	}
 	err = explained(err)
 	m.mu.Lock()
 	m.node, m.conn, m.control, m.logs, m.err = nil, nil, nil, nil, err
 	close(done)
-	again := !m.stopping && m.was && !errors.Is(err, errLocked) && !errors.Is(err, errExpired)
+	again := !m.stopping && m.was && !errors.Is(err, errLocked) && !errors.Is(err, errExpired) && !errors.As(err, new(*damageError))
 	if again {
 		log.L.Errorf("the node has ended and is started again in %s: %v", m.delay, err)
 		m.wake = time.AfterFunc(m.delay, m.restart)

@@ -141,8 +141,6 @@ func (s *onManagers) createNetwork(r *wire.Request, w http.ResponseWriter) (any,
 		return nil, errs.Invalid("IPv4 must be enabled on an overlay network")
 	case req.ConfigOnly, req.ConfigFrom != nil && req.ConfigFrom.Network != "":
 		return nil, errs.NotImplemented("networks of the swarm with the configuration of another one are not part of this release")
-	case req.Attachable:
-		return nil, errs.NotImplemented("attachable networks are not part of this release: create the network without --attachable, for services")
 	}
 	return s.onManager(r, func(ctx context.Context, v view) (any, error) {
 		if s.engine.HasNetwork(ctx, req.Name) {
@@ -208,5 +206,10 @@ func prunable(n network.Network, f filter.Args, until time.Time) bool {
 
 // leaveNetworks removes the overlay networks from this host.
 func (s *server) leaveNetworks(ctx context.Context) error {
-	return errors.Join(s.mesh.Reset(ctx), s.engine.RemoveGateway(ctx))
+	ids, err := s.engine.Overlays(ctx)
+	failed := []error{err}
+	for _, id := range ids {
+		failed = append(failed, s.engine.Disconnect(ctx, id))
+	}
+	return errors.Join(append(failed, s.mesh.Reset(ctx), s.engine.RemoveGateway(ctx))...)
 }

@@ -19,6 +19,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/moby/swarmkit/v2/agent"
 	"github.com/moby/swarmkit/v2/log"
 	"github.com/sirupsen/logrus"
 
@@ -69,6 +70,9 @@ func Run(o beside.Options) error {
 		// swarmkit and raft tell each step at the level below.
 		logrus.SetLevel(logrus.WarnLevel)
 		logrus.SetOutput(&boundedLog{file: os.Stderr})
+		if err := s.learnFromCrash(); err != nil {
+			log.L.Errorf("learn from the end of an earlier process: %v", err)
+		}
 		go s.executor.Sweep(ctx)
 		go s.mesh.Run(ctx)
 		s.resume()
@@ -124,8 +128,19 @@ func open(o beside.Options, life *beside.Life) (*server, error) {
 		StateDir: swarm.StateDir(o.DataRoot), Host: kernel.Host{Dir: swarm.OverlayDir(o.ExecRoot)}, Daemon: s.engine, Where: s.where,
 	})
 	s.executor = task.NewExecutor(s.engine, s.host, s.mesh, swarm.SecretsDir(o.ExecRoot))
+	s.executor.SetAllocator(s.allocator)
 	s.mux = s.routes()
 	return s, nil
+}
+
+// allocator asks the managers for places on networks. It is nil while this node has no
+// agent.
+func (s *server) allocator() agent.ResourceAllocator {
+	v, _ := s.view()
+	if v.node == nil || v.node.Agent() == nil {
+		return nil
+	}
+	return v.node.Agent().ResourceAllocator()
 }
 
 // present is the member that this process runs, or nil.

@@ -3,11 +3,14 @@
 package swarmserver
 
 import (
+	"cmp"
 	"context"
+	"math"
 	"math/rand/v2"
 	"net/http"
 	"slices"
 	"strconv"
+	"strings"
 
 	"github.com/containerd/errdefs"
 	"github.com/moby/moby/api/types/registry"
@@ -226,6 +229,29 @@ func (s *onManagers) networkID(ctx context.Context, c api.ControlClient, ref str
 	return "", errs.NotFound("network %s not found", ref)
 }
 
+// portsFree returns an error if this node uses a port that a service is about to publish
+// on all nodes. Of other nodes it can't be known here: they say so in their logs. Ports
+// that the service has already are its own.
+func (s *onManagers) portsFree(spec *swarm.ServiceSpec, present *api.EndpointSpec) error {
+	if spec.EndpointSpec == nil {
+		return nil
+	}
+	for _, p := range spec.EndpointSpec.Ports {
+		if p.PublishedPort == 0 || p.PublishedPort > math.MaxUint16 || p.PublishMode == swarm.PortConfigPublishModeHost {
+			continue
+		}
+		if present != nil && slices.ContainsFunc(present.Ports, func(had *api.PortConfig) bool {
+			return had.PublishedPort == p.PublishedPort && strings.EqualFold(had.Protocol.String(), string(p.Protocol))
+		}) {
+			continue
+		}
+		if err := s.mesh.Free(cmp.Or(string(p.Protocol), "tcp"), uint16(p.PublishedPort)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // credentials keeps the credentials of a registry with the service, for the nodes that
 // pull its image.
 func credentials(spec *api.ServiceSpec, encoded string) {
@@ -244,6 +270,9 @@ func (s *onManagers) createService(r *wire.Request, w http.ResponseWriter) (any,
 	}
 	return s.onManager(r, func(ctx context.Context, v view) (any, error) {
 		if err := s.attach(ctx, v.control, spec); err != nil {
+			return nil, err
+		}
+		if err := s.portsFree(spec, nil); err != nil {
 			return nil, err
 		}
 		chosen := spec.Name == ""
@@ -297,6 +326,9 @@ func (s *onManagers) updateService(r *wire.Request, w http.ResponseWriter) (any,
 		}
 		present, err := findService(ctx, v.control, r.Name(), false)
 		if err != nil {
+			return nil, err
+		}
+		if err := s.portsFree(spec, present.Spec.Endpoint); err != nil {
 			return nil, err
 		}
 		converted, err := convert.ServiceSpecToGRPC(*spec)

@@ -581,7 +581,7 @@ func TestEveryFailpointIsTested(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, m := range regexp.MustCompile(`"(task\.[a-z]+)"`).FindAllStringSubmatch(string(text), -1) {
+	for _, m := range regexp.MustCompile(`"((?:task|mesh)\.[a-z]+)"`).FindAllStringSubmatch(string(text), -1) {
 		tested[m[1]] = true
 		if !used[m[1]] {
 			t.Errorf("test/swarm: the code has no failpoint %s", m[1])

@@ -92,6 +92,44 @@ func (h *hosts) connect(i int) error {
 	return netlink.LinkSetUp(link)
 }
 
+// plug plugs a host's cable in, or pulls it out.
+func (h *hosts) plug(i int, in bool) {
+	h.t.Helper()
+	h.must(h.wire.Run(func() error {
+		link, err := netlink.LinkByName(fmt.Sprintf("host%d", i))
+		if err != nil {
+			return err
+		}
+		if in {
+			return netlink.LinkSetUp(link)
+		}
+		return netlink.LinkSetDown(link)
+	}))
+}
+
+// renumber gives a host another address than its own.
+func (h *hosts) renumber(i int, from, to string) {
+	h.t.Helper()
+	h.must(h.all[i].Run(func() error {
+		link, err := netlink.LinkByName("eth0")
+		if err != nil {
+			return err
+		}
+		old, err := netlink.ParseAddr(from + "/24")
+		if err != nil {
+			return err
+		}
+		next, err := netlink.ParseAddr(to + "/24")
+		if err != nil {
+			return err
+		}
+		if err := netlink.AddrDel(link, old); err != nil {
+			return err
+		}
+		return netlink.AddrAdd(link, next)
+	}))
+}
+
 // manager starts a daemon on the first host, with a swarm.
 func (h *hosts) manager() *node {
 	h.t.Helper()

@@ -224,3 +224,78 @@ func TestTasksOfTwoHostsTalkWhileAllProcessesAreDead(t *testing.T) {
 	m.Docker("service", "rm", "client", "web")
 	kit.Eventually(t, "the containers are removed", func() bool { return m.Docker("ps", "-aq") == "" })
 }
+
+// A host's address is what other hosts send its tasks' packets to.
+func TestTrafficFollowsAWorkersAddress(t *testing.T) {
+	t.Parallel()
+	h := wired(t, 2)
+	m := h.manager()
+	w := prepare(t, kit.Options{LiveRestore: true, Netns: h.all[1]})
+	w.Docker("swarm", "join", "--token", m.Docker("swarm", "join-token", "-q", "worker"), address(0)+":2377")
+	here, there := m.Docker("info", "-f", "{{.Swarm.NodeID}}"), w.Docker("info", "-f", "{{.Swarm.NodeID}}")
+	m.Docker("network", "create", "-d", "overlay", "over")
+	m.Docker("service", "create", "-d", "--name", "web", "--network", "over", "--constraint", "node.id=="+there, "--hostname", "web", image, "sh", "-c", hello)
+	m.Docker("service", "create", "-d", "--name", "client", "--network", "over", "--constraint", "node.id=="+here, image, "sh", "-c", trap)
+	m.await("web", 1)
+	m.await("client", 1)
+	c := m.container("client")
+	answers := func() bool { return m.get(c, "http://web/") == "web" }
+	kit.Eventually(t, "the service answers", answers)
+	before := fmt.Sprint(m.lives(), w.lives())
+	h.renumber(1, address(1), "192.0.2.77")
+	kit.Eventually(t, "the service answers from the host's new address", answers)
+	if got := w.Docker("info", "-f", "{{.Swarm.NodeAddr}}"); got != "192.0.2.77" {
+		t.Errorf("the node says that its address is %s", got)
+	}
+	kit.Eventually(t, "the node is ready", func() bool {
+		return m.Docker("node", "inspect", there, "-f", "{{.Status.State}} {{.Status.Addr}}") == "ready 192.0.2.77"
+	})
+	if after := fmt.Sprint(m.lives(), w.lives()); after != before {
+		t.Errorf("containers before\n%s\nand after\n%s", before, after)
+	}
+}
+
+// The other host hears nothing of the first one for longer than a gossip waits.
+func TestTasksOfANodeWhoseProcessesAreDeadAreUsed(t *testing.T) {
+	t.Parallel()
+	h := wired(t, 3)
+	m := h.manager()
+	w := h.worker(1, m)
+	here, there := m.Docker("info", "-f", "{{.Swarm.NodeID}}"), w.Docker("info", "-f", "{{.Swarm.NodeID}}")
+	m.Docker("network", "create", "-d", "overlay", "over")
+	m.Docker("service", "create", "-d", "--name", "web", "--network", "over", "-p", "8080:80", "--constraint", "node.id=="+here, image, "sh", "-c", who)
+	dir := t.TempDir()
+	m.Docker("service", "create", "-d", "--name", "client", "--network", "over", "--constraint", "node.id=="+there, "--mount", "type=bind,source="+dir+",target=/at",
+		image, "sh", "-c", "until [ -f /at/go ]; do usleep 10000; done; "+strings.ReplaceAll(loop, "http://web/", "http://web/cgi-bin/who"))
+	m.await("web", 1)
+	m.await("client", 1)
+	c := w.container("client")
+	kit.Eventually(t, "the service answers", func() bool {
+		return w.TryDocker("exec", c, "timeout", "5", "wget", "-qO-", "http://web/cgi-bin/who").Code == 0
+	})
+	mesh := func() bool { return strings.Contains(ask(h.all[2], address(1)+":8080"), address(2)) }
+	kit.Eventually(t, "the port is open", mesh)
+	if err := os.WriteFile(dir+"/go", nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	pid := m.process()
+	m.Kill9()
+	kit.Kill(t, pid)
+	dead := time.Now()
+	kit.Eventually(t, "the client gets answers for forty seconds", func() bool {
+		st, err := os.Stat(dir + "/ok")
+		return err == nil && st.ModTime().Sub(dead) > 40*time.Second
+	})
+	if !mesh() {
+		t.Error("the published port of the other node does not lead to the task")
+	}
+	m.Start()
+	kit.Eventually(t, "both nodes are ready", func() bool {
+		return strings.Count(m.TryDocker("node", "ls", "--format", "{{.Status}}").Stdout, "Ready") == 2
+	})
+	if text, err := os.ReadFile(dir + "/failed"); err == nil {
+		t.Errorf("requests failed, the processes were dead from %d:\n%s", dead.Unix(), text)
+	}
+	m.Docker("service", "rm", "client", "web")
+	kit.Eventually(t, "the containers are removed", func() bool { return w.Docker("ps", "-aq") == "" })
+}

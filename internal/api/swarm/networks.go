@@ -16,6 +16,7 @@ import (
 
 	"holdfast/internal/api/wire"
 	"holdfast/internal/errs"
+	"holdfast/internal/swarm"
 )
 
 // Networks adds the networks of the swarm to those of the host. The host's own
@@ -133,14 +134,50 @@ func idOf(one json.RawMessage) string {
 func (n *networks) inspect(w http.ResponseWriter, r *wire.Request, own handle) error {
 	if r.Query.Get("scope") != "swarm" {
 		k, err := keep(own, r)
-		if err == nil {
+		switch {
+		case err == nil && r.Query.Get("scope") == "local":
 			return wire.WriteJSON(w, k.status, json.RawMessage(k.body.Bytes()))
+		case err == nil:
+			return wire.WriteJSON(w, k.status, n.completed(r, k.body.Bytes()))
 		}
 		if !errdefs.IsNotFound(err) || r.Query.Get("scope") == "local" {
 			return err
 		}
 	}
 	return n.move(w, r)
+}
+
+// completed adds to a network of the swarm what the process knows of it: the nodes, and
+// if the client asks for it the services. Without the process the network is shown as
+// the host knows it.
+func (n *networks) completed(r *wire.Request, text []byte) json.RawMessage {
+	var shown network.Inspect
+	if json.Unmarshal(text, &shown) != nil || shown.Scope != "swarm" {
+		return text
+	}
+	ctx, cancel := context.WithTimeout(r.Context(), askTimeout)
+	defer cancel()
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://daemon"+swarm.InspectPath+url.PathEscape(shown.ID), nil)
+	if err != nil {
+		return text
+	}
+	resp, err := n.backend.Ask(ctx, req)
+	if err != nil {
+		return text
+	}
+	defer resp.Body.Close()
+	var known swarm.Mesh
+	if resp.StatusCode != http.StatusOK || json.NewDecoder(resp.Body).Decode(&known) != nil {
+		return text
+	}
+	shown.Peers = known.Peers
+	if r.Bool("verbose") {
+		shown.Services = known.Services
+	}
+	if more, err := json.Marshal(shown); err == nil {
+		return more
+	}
+	return text
 }
 
 // move passes the client to the process.

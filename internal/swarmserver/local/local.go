@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package local finds the containers of tasks on this host, and observes them at their
+// Package local finds containers on this host, mostly those of tasks, and observes them at their
 // shims. It reads the daemon's files and needs no daemon, so that the end of a task is
 // known at once, with its code, while no daemon lives. It changes nothing but what a
 // shim is asked for.
@@ -12,11 +12,13 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"time"
 
 	"github.com/containerd/errdefs"
+	"github.com/moby/moby/api/types/network"
 
 	"holdfast/internal/container"
 	"holdfast/internal/shim/client"
@@ -80,10 +82,44 @@ func (h Host) Find(task string) (*Container, error) {
 	return nil, errdefs.ErrNotFound.WithMessage("there is no container of task " + task)
 }
 
-// Container is the container of a task.
+// Plain returns a container by its ID. ErrNotFound: there is none, or it is about to be
+// removed.
+func (h Host) Plain(id string) (*Container, error) {
+	spec, err := h.read(id)
+	if err != nil {
+		return nil, err
+	}
+	if spec.Desired == container.DesiredRemoved {
+		return nil, errdefs.ErrNotFound.WithMessage("the container " + id + " is being removed")
+	}
+	return &Container{host: h, ID: spec.ID, Task: spec.Task, Name: spec.Name}, nil
+}
+
+// Container is a container of this host. Task is empty if it is no task's.
 type Container struct {
 	host           Host
 	ID, Task, Name string
+}
+
+// Asks reports whether the container asks for an address on one of its networks, and
+// under which other names it wants to be found there.
+func (c *Container) Asks(address netip.Addr) (aliases []string, asks bool, err error) {
+	spec, err := c.host.read(c.ID)
+	if err != nil {
+		return nil, false, err
+	}
+	var req struct {
+		Networking network.NetworkingConfig
+	}
+	if err := json.Unmarshal(spec.API, &req); err != nil {
+		return nil, false, fmt.Errorf("the record of container %s: %w", c.ID, err)
+	}
+	for _, es := range req.Networking.EndpointsConfig {
+		if es != nil && es.IPAMConfig != nil && es.IPAMConfig.IPv4Address == address {
+			return es.Aliases, true, nil
+		}
+	}
+	return nil, false, nil
 }
 
 // Network returns the file of the container's network namespace, or "" if it has none of

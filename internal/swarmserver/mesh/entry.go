@@ -4,14 +4,18 @@ package mesh
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/netip"
+	"reflect"
+	"slices"
 	"time"
 
 	"github.com/moby/swarmkit/v2/api"
 	"github.com/moby/swarmkit/v2/log"
 	"github.com/moby/swarmkit/v2/manager/allocator/networkallocator"
 
+	"holdfast/internal/failpoint"
 	"holdfast/internal/network/overlay"
 	"holdfast/internal/network/overlay/kernel"
 	"holdfast/internal/network/swarmlb"
@@ -134,24 +138,37 @@ func (m *Mesh) publishPorts(s snapshot, members []member) error {
 	if !s.entry.on {
 		return nil
 	}
-	i := swarmlb.Ingress{Interface: swarmlb.IngressInterface, Addr: s.entry.address.Addr(), Subnet: s.entry.address.Masked(), Ports: portsOf(members)}
+	i := swarmlb.Ingress{Interface: swarmlb.IngressInterface, Addr: s.entry.address.Addr(), Subnet: s.entry.address.Masked(), Ports: portsOf(members, serve)}
 	changed, err := lbkernel.ApplyIngress(i)
 	if err != nil {
 		return fmt.Errorf("apply: %w", err)
 	}
 	if changed {
-		log.L.Infof("published ports have changed")
+		failpoint.Here("mesh.published")
 	}
+	// As with the virtual addresses of tasks.
+	behind := portsOf(members, keep)
+	m.reserved.set(behind)
+	if m.behindPorts != nil && reflect.DeepEqual(*m.behindPorts, behind) {
+		return nil
+	}
+	i.Ports = slices.Clone(behind)
+	if m.behindPorts != nil {
+		i.Ports = withRemovedPorts(i.Ports, *m.behindPorts)
+	}
+	if _, err := lbkernel.ForgetIngress(i); err != nil {
+		return err
+	}
+	m.behindPorts = &behind
 	return nil
 }
 
-// endEntry takes back what the host has as an entry.
-func (m *Mesh) endEntry(e entry) error {
-	if !e.on {
-		return nil
+// endEntry takes back what the host has as an entry, also by an earlier process: as long as
+// the host has an endpoint on a network, the network can't be removed.
+func endEntry(host kernel.Host, networks []string) error {
+	_, err := lbkernel.ApplyIngress(swarmlb.Ingress{})
+	for _, id := range networks {
+		err = errors.Join(err, host.RemoveEndpoint(id, entryEndpoint))
 	}
-	if _, err := lbkernel.ApplyIngress(swarmlb.Ingress{}); err != nil {
-		return err
-	}
-	return m.o.Host.RemoveEndpoint(e.network, entryEndpoint)
+	return err
 }

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"net"
 	"slices"
+	"sync/atomic"
 	"time"
 
 	"github.com/moby/moby/v2/daemon/libnetwork/networkdb"
@@ -40,6 +41,7 @@ type gossip struct {
 	joined  map[string]bool              // networks
 	own     map[string]map[string][]byte // records of this node by network, then by table and key
 	joining time.Time                    // of the last attempt to join
+	busy    atomic.Bool                  // an attempt is under way
 	stop    func()
 }
 
@@ -90,20 +92,45 @@ func startGossip(a Address, all []*api.EncryptionKey, changed func()) (*gossip, 
 	return g, nil
 }
 
-// join meets other nodes, if none is known.
-func (g *gossip) join(remotes []string) {
-	if len(remotes) == 0 || len(g.db.ClusterPeers()) > 1 || time.Since(g.joining) < joinEach {
+// met returns the addresses of the other nodes that take part in the gossip. The name of an
+// earlier process of this node may still be among the peers: it is no other node.
+func (g *gossip) met() map[string]bool {
+	all := map[string]bool{}
+	for _, p := range g.db.ClusterPeers() {
+		if at := p.IP.String(); at != g.address.Advertise {
+			all[at] = true
+		}
+	}
+	return all
+}
+
+// missing returns those of the addresses where no node is known.
+func (g *gossip) missing(known []string) []string {
+	met := g.met()
+	return slices.DeleteFunc(slices.Clone(known), func(at string) bool { return met[at] })
+}
+
+// join meets other nodes at the addresses where none is known. It does not wait, because a
+// host that is dead does not answer. changed is called when it has met some.
+func (g *gossip) join(known []string, changed func()) {
+	missing := g.missing(known)
+	if len(missing) == 0 || time.Since(g.joining) < joinEach || !g.busy.CompareAndSwap(false, true) {
 		return
 	}
 	g.joining = time.Now()
-	if err := g.db.Join(remotes); err != nil {
-		log.L.Debugf("join the gossip of %v: %v", remotes, err)
-	}
+	go func() {
+		defer g.busy.Store(false)
+		if err := g.db.Join(missing); err != nil {
+			log.L.Debugf("join the gossip of %v: %v", missing, err)
+			return
+		}
+		changed()
+	}()
 }
 
 // synchronised reports whether the records of other nodes are complete.
-func (g *gossip) synchronised(remotes []string) bool {
-	return time.Since(g.started) > settleGossip && (len(remotes) == 0 || len(g.db.ClusterPeers()) > 1)
+func (g *gossip) synchronised(known []string) bool {
+	return time.Since(g.started) > settleGossip && (len(known) == 0 || len(g.met()) > 0)
 }
 
 // setKeys follows a rotation of the keys.

@@ -27,10 +27,13 @@ import (
 
 	"github.com/moby/swarmkit/v2/api"
 	"github.com/moby/swarmkit/v2/log"
+	"github.com/vishvananda/netlink"
 
 	"holdfast/internal/durable"
+	"holdfast/internal/failpoint"
 	"holdfast/internal/network/overlay"
 	"holdfast/internal/network/overlay/kernel"
+	"holdfast/internal/network/swarmlb"
 )
 
 const (
@@ -46,10 +49,13 @@ const (
 	// settleGossip is the time after which a gossip that knows other nodes is taken
 	// as complete.
 	settleGossip = 10 * time.Second
-	// linger is for how long the endpoints of a node that has vanished are used: its
-	// swarm process may have been killed, and its tasks run on. Managers start the
-	// tasks elsewhere after 15 seconds.
-	linger = 20 * time.Second
+	// linger is for how long the endpoints of a node that has vanished are used in any
+	// case: its swarm process may have been killed, and its tasks run on. Managers start
+	// the tasks elsewhere after 15 seconds. Later those are used that answer within
+	// askWithin, and they are asked again each askAgain.
+	linger    = 20 * time.Second
+	askAgain  = 5 * time.Second
+	askWithin = 300 * time.Millisecond
 	// spread is how long the gossip takes to inform the other nodes that a task is
 	// about to end.
 	spread = time.Second
@@ -93,6 +99,12 @@ type Mesh struct {
 	seen    map[string]map[string]*sighting
 	files   map[string]string // contents of the written files
 	idle    map[string]time.Time
+	// What was behind the virtual addresses of each task and behind the published
+	// ports at the last comparison.
+	behind      map[string][]swarmlb.Service
+	behindPorts *[]swarmlb.IngressPort
+	reserved    reservations
+	members     map[string][]member // by network, at the last comparison
 
 	mu      sync.Mutex
 	keys    []*api.EncryptionKey
@@ -107,7 +119,7 @@ type Mesh struct {
 func New(o Options) *Mesh {
 	m := &Mesh{
 		o: o, kick: make(chan struct{}, 1), seen: map[string]map[string]*sighting{}, files: map[string]string{}, idle: map[string]time.Time{},
-		nets: map[string]overlay.Definition{}, places: map[string]*place{},
+		behind: map[string][]swarmlb.Service{}, reserved: reservations{map[published]int{}, map[published]bool{}}, nets: map[string]overlay.Definition{}, places: map[string]*place{},
 	}
 	m.load()
 	return m
@@ -152,6 +164,7 @@ func (m *Mesh) Kick() {
 
 // Run compares after each change, and periodically, until the context ends.
 func (m *Mesh) Run(ctx context.Context) {
+	watchAddresses(ctx, m.Kick)
 	timer := time.NewTimer(merge)
 	defer timer.Stop()
 	for {
@@ -168,13 +181,28 @@ func (m *Mesh) Run(ctx context.Context) {
 	}
 }
 
+// watchAddresses calls changed when an address of the host changes: this node's place may
+// follow it.
+func watchAddresses(ctx context.Context, changed func()) {
+	changes := make(chan netlink.AddrUpdate)
+	if err := netlink.AddrSubscribe(changes, ctx.Done()); err != nil {
+		log.L.Warnf("changes of this host's addresses are noticed later: %v", err)
+		return
+	}
+	go func() {
+		for range changes {
+			changed()
+		}
+	}()
+}
+
 // next is the time until the next comparison without a change. It is short while other
 // nodes are to be met.
 func (m *Mesh) next() time.Duration {
 	a := m.o.Where()
 	m.syncing.Lock()
 	defer m.syncing.Unlock()
-	if a.Advertise != "" && (m.gossip == nil || len(a.Remotes) > 0 && len(m.gossip.db.ClusterPeers()) < 2) {
+	if a.Advertise != "" && (m.gossip == nil || len(m.gossip.missing(known(a, m.seen))) > 0) {
 		return joinEach
 	}
 	if len(m.idle) > 0 {
@@ -199,7 +227,6 @@ func (m *Mesh) Reset(ctx context.Context) error {
 		m.gossip = nil
 	}
 	m.mu.Lock()
-	e := m.entry
 	m.keys, m.settled, m.entry = nil, false, entry{}
 	clear(m.nets)
 	clear(m.places)
@@ -207,12 +234,11 @@ func (m *Mesh) Reset(ctx context.Context) error {
 	clear(m.seen)
 	clear(m.files)
 	clear(m.idle)
-	ended := m.endEntry(e)
+	clear(m.behind)
+	m.behindPorts, m.members = nil, nil
+	m.reserved.set(nil)
 	ids, err := m.o.Daemon.Overlays(ctx)
-	if err != nil {
-		return errors.Join(ended, err)
-	}
-	err = ended
+	err = errors.Join(err, endEntry(m.o.Host, ids))
 	for _, id := range ids {
 		err = errors.Join(err, m.o.Daemon.ForgetOverlay(ctx, id))
 	}
@@ -271,6 +297,7 @@ func (m *Mesh) forget(ctx context.Context, id string) error {
 	if err := m.o.Daemon.ForgetOverlay(ctx, id); err != nil && !notFound(err) {
 		return fmt.Errorf("remove network %s from this node: %w", id, err)
 	}
+	failpoint.Here("mesh.forgotten")
 	if m.gossip != nil {
 		m.gossip.leave(id)
 	}

@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"maps"
 	"net/netip"
+	"reflect"
 	"slices"
 	"strconv"
 	"strings"
@@ -19,6 +20,7 @@ import (
 	"github.com/moby/swarmkit/v2/api"
 	"github.com/moby/swarmkit/v2/manager/allocator/networkallocator"
 
+	"holdfast/internal/failpoint"
 	"holdfast/internal/network/overlay"
 )
 
@@ -38,6 +40,8 @@ type Inside struct {
 	Netns string
 	// Names are those of its interfaces, by network.
 	Names map[string]string
+	// Aliases are other names of the container.
+	Aliases []string
 }
 
 // phase is the state of a task as other nodes see it.
@@ -185,6 +189,7 @@ func (m *Mesh) Join(ctx context.Context, t *api.Task, name string) error {
 			return err
 		}
 	}
+	failpoint.Here("mesh.defined")
 	if err := m.place(t, name); err != nil {
 		return err
 	}
@@ -245,13 +250,37 @@ func (m *Mesh) advance(ctx context.Context, t *api.Task, name, container string,
 	}
 	m.mu.Lock()
 	p := m.places[t.ID]
-	p.phase, p.in = max(p.phase, to), in
+	before := *p
+	p.phase, p.in, p.record.Name = max(p.phase, to), in, name
 	if container != "" {
-		p.record.TaskAliases = []string{container[:min(12, len(container))]}
+		p.record.TaskAliases = append([]string{container[:min(12, len(container))]}, in.Aliases...)
 	}
+	same := reflect.DeepEqual(before, *p)
 	m.mu.Unlock()
-	m.sync(ctx)
+	if !same {
+		m.sync(ctx)
+	}
 	return nil
+}
+
+// Rest notes that the container of a place does not run, or is not on the network: it is
+// found under no name, and its address stays its own.
+func (m *Mesh) Rest(t *api.Task) {
+	if err := m.place(t, t.ID); err != nil {
+		return // a task without a place
+	}
+	for _, a := range Overlays(t) {
+		if _, err := m.learn(a.Network); err != nil {
+			return
+		}
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	p := m.places[t.ID]
+	if p.phase == serving || p.in.Netns != "" {
+		p.phase, p.in = joined, Inside{}
+		m.Kick()
+	}
 }
 
 // Drain takes a task out of the names and virtual addresses, on all nodes, before it is
@@ -267,7 +296,9 @@ func (m *Mesh) Drain(ctx context.Context, task string) {
 	if !change {
 		return
 	}
-	if m.sync(ctx); !m.alone() {
+	m.sync(ctx)
+	failpoint.Here("mesh.draining")
+	if !m.alone() {
 		select {
 		case <-ctx.Done():
 		case <-time.After(spread):
@@ -315,7 +346,7 @@ func (m *Mesh) forgetFormer(t *api.Task) {
 func (m *Mesh) alone() bool {
 	m.syncing.Lock()
 	defer m.syncing.Unlock()
-	return m.gossip == nil || len(m.gossip.db.ClusterPeers()) < 2
+	return m.gossip == nil || len(m.gossip.met()) == 0
 }
 
 // incarnation distinguishes the records of this process from those of an earlier one,

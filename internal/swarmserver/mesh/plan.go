@@ -48,8 +48,18 @@ func parseAddr(text string) (netip.Addr, error) {
 	return netip.ParseAddr(text)
 }
 
+// which tasks are behind an address or a port.
+type which bool
+
+const (
+	// serve: those that get new connections.
+	serve which = false
+	// keep: also those that are about to end, which keep the connections that they have.
+	keep which = true
+)
+
 // servicesOf returns the virtual addresses of a network with the tasks behind them.
-func servicesOf(members []member) (services []swarmlb.Service) {
+func servicesOf(members []member, w which) (services []swarmlb.Service) {
 	byVIP := map[netip.Addr]*swarmlb.Service{}
 	for _, m := range members {
 		vip, err := parseAddr(m.Endpoint.VirtualIP)
@@ -60,7 +70,7 @@ func servicesOf(members []member) (services []swarmlb.Service) {
 			byVIP[vip] = &swarmlb.Service{VIP: vip}
 		}
 		// A service whose tasks are all about to end keeps its address, which refuses connections.
-		if addr, err := parseAddr(m.Endpoint.EndpointIP); err == nil && !m.Endpoint.Disabled && !slices.Contains(byVIP[vip].Backends, addr) {
+		if addr, err := parseAddr(m.Endpoint.EndpointIP); err == nil && (w == keep || !m.Endpoint.Disabled) && !slices.Contains(byVIP[vip].Backends, addr) {
 			byVIP[vip].Backends = append(byVIP[vip].Backends, addr)
 		}
 	}
@@ -143,7 +153,7 @@ func entriesOf(members []member, self netip.Addr) (entries []swarmlb.Entry) {
 }
 
 // portsOf are the ports that the routing mesh publishes, with the tasks behind them.
-func portsOf(members []member) (ports []swarmlb.IngressPort) {
+func portsOf(members []member, w which) (ports []swarmlb.IngressPort) {
 	type key struct {
 		proto string
 		port  uint16
@@ -162,7 +172,7 @@ func portsOf(members []member) (ports []swarmlb.IngressPort) {
 			if _, there := all[k]; !there {
 				all[k] = nil
 			}
-			if to := netip.AddrPortFrom(addr, uint16(p.Target)); !m.Endpoint.Disabled && !slices.Contains(all[k], to) {
+			if to := netip.AddrPortFrom(addr, uint16(p.Target)); (w == keep || !m.Endpoint.Disabled) && !slices.Contains(all[k], to) {
 				all[k] = append(all[k], to)
 			}
 		}
@@ -178,6 +188,27 @@ func portsOf(members []member) (ports []swarmlb.IngressPort) {
 }
 
 var protocols = []string{"tcp", "udp", "sctp"}
+
+// withRemoved adds the services that were there before, without tasks: connections to
+// them lead to nothing any more.
+func withRemoved(now, before []swarmlb.Service) []swarmlb.Service {
+	for _, b := range before {
+		if !slices.ContainsFunc(now, func(n swarmlb.Service) bool { return n.VIP == b.VIP }) {
+			now = append(now, swarmlb.Service{VIP: b.VIP})
+		}
+	}
+	return now
+}
+
+// withRemovedPorts is withRemoved for published ports.
+func withRemovedPorts(now, before []swarmlb.IngressPort) []swarmlb.IngressPort {
+	for _, b := range before {
+		if !slices.ContainsFunc(now, func(n swarmlb.IngressPort) bool { return n.Proto == b.Proto && n.Port == b.Port }) {
+			now = append(now, swarmlb.IngressPort{Proto: b.Proto, Port: b.Port})
+		}
+	}
+	return now
+}
 
 func withName(list []string, name string) []string {
 	if name == "" || slices.Contains(list, name) {

@@ -42,11 +42,23 @@ func TestNamesAndServicesFollowFromTheRecords(t *testing.T) {
 	if string(got) != want {
 		t.Errorf("names\n%s, want\n%s", got, want)
 	}
-	if got, want := fmt.Sprint(servicesOf(sampleMembers)), "[{10.0.1.2 [10.0.1.3 10.0.1.4]} {10.0.1.7 []}]"; got != want {
+	if got, want := fmt.Sprint(servicesOf(sampleMembers, serve)), "[{10.0.1.2 [10.0.1.3 10.0.1.4]} {10.0.1.7 []}]"; got != want {
 		t.Errorf("services %s, want %s", got, want)
 	}
-	if got, want := fmt.Sprint(portsOf(sampleMembers)), "[{tcp 8080 [10.0.1.3:80 10.0.1.4:80]}]"; got != want {
+	if got, want := fmt.Sprint(portsOf(sampleMembers, serve)), "[{tcp 8080 [10.0.1.3:80 10.0.1.4:80]}]"; got != want {
 		t.Errorf("ports %s, want %s", got, want)
+	}
+	// A task that is about to end keeps the connections that it has.
+	kept := servicesOf(sampleMembers, keep)
+	if got, want := fmt.Sprint(kept), "[{10.0.1.2 [10.0.1.3 10.0.1.4 10.0.1.5]} {10.0.1.7 [10.0.1.8]}]"; got != want {
+		t.Errorf("services whose connections go on %s, want %s", got, want)
+	}
+	if got, want := fmt.Sprint(withRemoved(kept[1:], kept)), "[{10.0.1.7 [10.0.1.8]} {10.0.1.2 []}]"; got != want {
+		t.Errorf("after the removal of a service %s, want %s", got, want)
+	}
+	ports := portsOf(sampleMembers, keep)
+	if got, want := fmt.Sprint(ports, withRemovedPorts(nil, ports)), "[{tcp 8080 [10.0.1.3:80 10.0.1.4:80 10.0.1.5:80]}] [{tcp 8080 []}]"; got != want {
+		t.Errorf("ports whose connections go on %s, want %s", got, want)
 	}
 	if got := entriesOf(sampleMembers, netip.MustParseAddr("10.0.1.3")); len(got) != 1 || got[0].Addr.String() != "10.0.1.9" {
 		t.Errorf("entries %v", got)
@@ -73,22 +85,22 @@ func TestEndpointsThatVanishWithoutAWordAreUsedForSomeTime(t *testing.T) {
 			t.Errorf("known are %q, want %q", got, want)
 		}
 	}
-	m.look("n", map[string]member{"a": serving, "c": ending}, true)
+	m.look(snapshot{}, "n", map[string]member{"a": serving, "c": ending}, true)
 	names("web.1.a web.3.c ")
-	m.look("n", nil, true)
+	m.look(snapshot{}, "n", nil, true)
 	names("web.1.a ") // the other one has said that it ends
 	m.seen["n"]["a"].last = time.Now().Add(-linger - time.Second)
-	m.look("n", nil, false)
+	m.look(snapshot{}, "n", nil, false)
 	names("web.1.a ") // the gossip is not complete
 	m.seen["n"]["a"].last = time.Now().Add(-linger - time.Second)
-	m.look("n", nil, true)
+	m.look(snapshot{}, "n", nil, true)
 	names("")
 
 	// A new incarnation of the same endpoint takes the place of the old one.
-	m.look("n", map[string]member{"old": serving}, true)
+	m.look(snapshot{}, "n", map[string]member{"old": serving}, true)
 	renamed := serving
 	renamed.Endpoint.Name = "new"
-	m.look("n", map[string]member{"new": renamed}, true)
+	m.look(snapshot{}, "n", map[string]member{"new": renamed}, true)
 	names("new ")
 	if got := m.remembered("n", map[string]bool{"10.0.1.3": true}, ""); len(got) != 0 {
 		t.Errorf("an address of this host is taken for another's: %v", got)

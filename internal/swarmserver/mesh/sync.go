@@ -6,15 +6,19 @@ import (
 	"context"
 	"errors"
 	"maps"
+	"net/netip"
 	"os"
 	"path/filepath"
+	"reflect"
 	"slices"
 	"time"
 
 	"github.com/containerd/errdefs"
 	"github.com/moby/swarmkit/v2/log"
 
+	"holdfast/internal/failpoint"
 	"holdfast/internal/network/overlay"
+	"holdfast/internal/network/overlay/kernel"
 	"holdfast/internal/network/swarmlb"
 	lbkernel "holdfast/internal/network/swarmlb/kernel"
 )
@@ -39,7 +43,7 @@ func (m *Mesh) sync(ctx context.Context) {
 	m.keepGossip(s)
 	m.keepEntry(ctx, &s)
 	all := map[string][]member{} // by network
-	complete := m.gossip != nil && m.gossip.synchronised(s.address.Remotes)
+	complete := m.gossip != nil && m.gossip.synchronised(known(s.address, m.seen))
 	for id := range s.nets {
 		members, err := m.syncNetwork(s, id, complete)
 		if err != nil {
@@ -47,14 +51,18 @@ func (m *Mesh) sync(ctx context.Context) {
 		}
 		all[id] = members
 	}
+	m.members = all
 	for _, p := range s.places {
 		if p.in.Netns == "" {
 			continue
 		}
-		if err := applyServices(p, s.nets, all); err != nil {
+		if err := m.applyServices(p, s.nets, all); err != nil {
 			log.G(ctx).Errorf("virtual addresses of task %s: %v", p.task, err)
 		}
 	}
+	maps.DeleteFunc(m.behind, func(task string, _ []swarmlb.Service) bool {
+		return !slices.ContainsFunc(s.places, func(p place) bool { return p.task == task && p.in.Netns != "" })
+	})
 	if err := m.publishPorts(s, all[s.entry.network]); err != nil {
 		log.G(ctx).Errorf("published ports: %v", err)
 	}
@@ -83,8 +91,23 @@ func (m *Mesh) keepGossip(s snapshot) {
 	}
 	if m.gossip != nil {
 		m.gossip.setKeys(s.keys)
-		m.gossip.join(s.address.Remotes)
+		m.gossip.join(known(s.address, m.seen), m.Kick)
 	}
+}
+
+// known are the addresses at which other nodes may be: those of managers, and those where
+// endpoints were. A manager that is the only one knows no other managers, and other nodes
+// take some time to notice that it was started again.
+func known(a Address, networks map[string]map[string]*sighting) []string {
+	all := slices.Clone(a.Remotes)
+	for _, seen := range networks {
+		for _, s := range seen {
+			if at := s.member.Peer.TunnelEndpointIP; at != "" && at != a.tunnel() && !slices.Contains(all, at) {
+				all = append(all, at)
+			}
+		}
+	}
+	return all
 }
 
 // syncNetwork tells other nodes of this node's endpoints on a network, sets the tables
@@ -101,7 +124,7 @@ func (m *Mesh) syncNetwork(s snapshot, id string, complete bool) ([]member, erro
 			}
 		}
 		failed = append(failed, m.gossip.publish(id, records))
-		m.look(id, m.gossip.remote(id), complete)
+		m.look(s, id, m.gossip.remote(id), complete)
 	}
 	local := map[string]bool{}
 	for _, mb := range own {
@@ -121,22 +144,27 @@ func (m *Mesh) syncNetwork(s snapshot, id string, complete bool) ([]member, erro
 	}
 	failed = append(failed,
 		m.write(m.namesPath(id), namesOf(d, members), 0o600),
-		m.write(m.servicesPath(id), servicesOf(members), 0o600),
+		m.write(m.servicesPath(id), servicesOf(members, serve), 0o600),
 		m.write(filepath.Join(m.stateDir(), id+".json"), stored{Schema: 1, Definition: d, Members: m.memory(id, own)}, 0o600))
 	return members, errors.Join(failed...)
 }
 
 // look notes what the gossip knows of other nodes now.
-func (m *Mesh) look(id string, now map[string]member, complete bool) {
+func (m *Mesh) look(s snapshot, id string, now map[string]member, complete bool) {
 	seen := m.seen[id]
 	if seen == nil {
 		seen = map[string]*sighting{}
 		m.seen[id] = seen
 	}
 	at := time.Now()
+	taken := map[netip.Addr]bool{}
 	for key, mb := range now {
 		seen[key] = &sighting{member: mb, live: true, last: at}
+		if addr, err := parseAddr(mb.Peer.EndpointIP); err == nil {
+			taken[addr] = true
+		}
 	}
+	lost := map[netip.Addr]string{}
 	for key, s := range seen {
 		if _, live := now[key]; live {
 			continue
@@ -145,10 +173,52 @@ func (m *Mesh) look(id string, now map[string]member, complete bool) {
 		if !complete {
 			s.last = at // the records are incomplete, so that absence proves nothing
 		}
-		if s.member.Endpoint.Disabled || at.Sub(s.last) > linger {
+		switch addr, err := parseAddr(s.member.Peer.EndpointIP); {
+		case s.member.Endpoint.Disabled:
+			delete(seen, key)
+		case at.Sub(s.last) <= linger:
+		case err != nil, taken[addr]: // by a later incarnation
+			delete(seen, key)
+		default:
+			lost[addr] = key
+		}
+	}
+	if len(lost) == 0 {
+		return
+	}
+	alive := s.alive(id, slices.Collect(maps.Keys(lost)))
+	for addr, key := range lost {
+		if alive[addr] {
+			seen[key].last = at.Add(askAgain - linger)
+		} else {
 			delete(seen, key)
 		}
 	}
+}
+
+// alive asks, through the network itself, which endpoints of nodes that have vanished from
+// the gossip are still there: a node whose processes are dead has its tasks. What can't be
+// asked counts as dead.
+func (s snapshot) alive(id string, addrs []netip.Addr) map[netip.Addr]bool {
+	probe := kernel.Probe{}
+	if e := s.entry; e.network == id && e.on {
+		probe = kernel.Probe{From: e.address.Addr(), Mark: swarmlb.Mark}
+	}
+	for _, p := range s.places {
+		for _, a := range p.at {
+			if a.network == id && p.in.Netns != "" && !s.nets[id].Ingress {
+				probe = kernel.Probe{Netns: p.in.Netns, From: a.address.Addr()}
+			}
+		}
+	}
+	if !probe.From.IsValid() {
+		return nil // nothing here uses the network
+	}
+	alive, err := probe.Alive(addrs, askWithin)
+	if err != nil {
+		log.L.Warnf("network %s: which endpoints of other nodes are there: %v", s.nets[id].Name, err)
+	}
+	return alive
 }
 
 // remembered returns the endpoints of other nodes on a network. One that is heard of
@@ -198,18 +268,32 @@ func (m *Mesh) memory(id string, own map[string]member) map[string]member {
 	return all
 }
 
-// applyServices sets the rules of a task for the virtual addresses on its networks.
-func applyServices(p place, nets map[string]overlay.Definition, all map[string][]member) error {
+// applyServices sets the rules of a task for the virtual addresses on its networks, and
+// ends the task's connections to what is gone.
+func (m *Mesh) applyServices(p place, nets map[string]overlay.Definition, all map[string][]member) error {
 	var t swarmlb.Task
+	var behind []swarmlb.Service
 	for _, a := range p.at {
 		if nets[a.network].Ingress {
 			t.Ingress, t.Address = p.in.Names[a.network], a.address.Addr()
 			t.Entries = entriesOf(all[a.network], t.Address)
 			continue
 		}
-		t.Services = append(t.Services, servicesOf(all[a.network])...)
+		t.Services = append(t.Services, servicesOf(all[a.network], serve)...)
+		behind = append(behind, servicesOf(all[a.network], keep)...)
 	}
-	_, err := lbkernel.Apply(p.in.Netns, t)
+	changed, err := lbkernel.Apply(p.in.Netns, t)
+	if changed {
+		failpoint.Here("mesh.applied")
+	}
+	// A process that starts does not know what an earlier one had not finished.
+	before, known := m.behind[p.task]
+	if err == nil && (!known || !reflect.DeepEqual(before, behind)) {
+		_, err = lbkernel.Forget(p.in.Netns, swarmlb.Task{Services: withRemoved(slices.Clone(behind), before)})
+		if err == nil {
+			m.behind[p.task] = behind
+		}
+	}
 	if errors.Is(err, os.ErrNotExist) {
 		return nil // its container has just ended
 	}

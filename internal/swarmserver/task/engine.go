@@ -164,6 +164,23 @@ func (e *Engine) Overlays(ctx context.Context) (ids []string, err error) {
 	return ids, err
 }
 
+// Disconnect disconnects all containers from an overlay network: those that are no tasks
+// of it run on. It waits for a daemon.
+func (e *Engine) Disconnect(ctx context.Context, id string) error {
+	return do(ctx, func() error {
+		n, err := e.network(ctx, id)
+		if errdefs.IsNotFound(err) {
+			return nil
+		}
+		var failed []error
+		for container := range n.Containers {
+			_, err := e.api.NetworkDisconnect(ctx, id, client.NetworkDisconnectOptions{Container: container, Force: true})
+			failed = append(failed, err)
+		}
+		return errors.Join(append(failed, err)...)
+	})
+}
+
 // EnsureGateway makes the network by which the containers of overlay networks reach
 // other hosts. As in Docker they can't reach each other by it.
 func (e *Engine) EnsureGateway(ctx context.Context) error {

@@ -40,6 +40,8 @@ type Mesh interface {
 	// Drain takes a task out of all names and virtual addresses, before it is
 	// stopped.
 	Drain(ctx context.Context, task string)
+	// Rest notes that the container of a place does not run, or is not on the network.
+	Rest(t *api.Task)
 	// Leave ends the place of a task whose container has ended.
 	Leave(t *api.Task)
 	SetKeys(keys []*api.EncryptionKey)
@@ -60,6 +62,9 @@ type Executor struct {
 	mu sync.Mutex
 	// described is the last description of this node.
 	described *api.NodeDescription
+	// allocator and attachments are the part of package's attachment.go.
+	allocator   func() agent.ResourceAllocator
+	attachments map[string]*attachment // by task
 	// open counts the controllers of each task that are not closed.
 	open map[string]int
 	// kept: the tasks of this node must not be touched.
@@ -72,16 +77,26 @@ type Executor struct {
 func NewExecutor(e *Engine, host local.Host, mesh Mesh, secretsDir string) *Executor {
 	return &Executor{
 		engine: e, host: host, mesh: mesh, secrets: secretsDir, DependencyManager: agent.NewDependencyManager(nil),
-		open: map[string]int{}, complete: make(chan struct{}),
+		open: map[string]int{}, attachments: map[string]*attachment{}, allocator: func() agent.ResourceAllocator { return nil }, complete: make(chan struct{}),
 	}
 }
 
 // Keep makes the executor leave all tasks alone, while the node is stopped and started
 // in this process: swarmkit removes the tasks of a node that stops.
+//
+// The node that starts then has forgotten the tasks, and gets them from the manager again:
+// until then no container is an orphan.
 func (x *Executor) Keep(on bool) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
-	x.kept = on
+	x.kept, x.complete = on, make(chan struct{})
+}
+
+// completed is closed when the manager has sent all tasks of this run of the node.
+func (x *Executor) completed() chan struct{} {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	return x.complete
 }
 
 // errKept: the node stops without its tasks.
@@ -190,6 +205,9 @@ func (x *Executor) assigned() {
 // Controller returns the controller of a task. It must not fail for what only a
 // start of the task needs, because the task may run already.
 func (x *Executor) Controller(t *api.Task) (exec.Controller, error) {
+	if t.Spec.GetAttachment() != nil {
+		return x.attachmentOf(t.Copy()), nil
+	}
 	if t.Spec.GetContainer() == nil {
 		return nil, fmt.Errorf("this release runs containers only: %w", exec.ErrRuntimeUnsupported)
 	}
@@ -237,19 +255,30 @@ const (
 // earlier process may have been killed after it had forgotten a task and before it had
 // removed the container. It removes none before the manager has sent all tasks.
 func (x *Executor) Sweep(ctx context.Context) {
-	select {
-	case <-ctx.Done():
-		return
-	case <-x.complete:
-	}
-	for next := settle; ; next = sweepEach {
+	var last chan struct{}
+	for {
+		complete, next := x.completed(), sweepEach
+		select {
+		case <-ctx.Done():
+			return
+		case <-complete:
+		}
+		if complete != last {
+			last, next = complete, settle
+		}
 		select {
 		case <-ctx.Done():
 			return
 		case <-time.After(next):
 		}
+		if x.completed() != complete {
+			continue
+		}
 		x.mesh.Settled()
 		for _, c := range x.orphans() {
+			if x.completed() != complete {
+				break
+			}
 			log.G(ctx).Warnf("the container %s of the unknown task %s is removed", c.ID, c.Task)
 			if err := x.engine.remove(ctx, c.ID); err != nil {
 				log.G(ctx).Errorf("remove the container %s of an unknown task: %v", c.ID, err)
@@ -266,6 +295,11 @@ func (x *Executor) orphans() (orphans []*local.Container) {
 	all, _ := x.host.All() // a record that can't be read is nobody's orphan
 	x.mu.Lock()
 	defer x.mu.Unlock()
+	select {
+	case <-x.complete:
+	default:
+		return nil
+	}
 	for _, c := range all {
 		if x.open[c.Task] == 0 {
 			orphans = append(orphans, c)
