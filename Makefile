@@ -30,7 +30,7 @@ STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 BENCHSTAT   := golang.org/x/perf/cmd/benchstat@v0.0.0-20260908200009-22c9c6c9d4da
 
 .DEFAULT_GOAL := help
-.PHONY: help build image demo check vet unit lint test race raceunit crash storm soak powerloss upgrade fuzz differ vuln bench bench-compare \
+.PHONY: help build image demo check vet unit lint test race raceunit crash swarm storm soak powerloss upgrade fuzz differ vuln bench bench-compare \
 	picture release pack packages peer root tools clients install clean
 
 help: ## this list
@@ -124,6 +124,10 @@ storm: TIME = 3m
 storm: root packages ## random operations and faults against a model for TIME (3m) or FAULTS faults; SEED=n plays a seed again (root)
 	@$(MAKE) --no-print-directory build tools
 	$(ROOTTEST) -timeout 0 -v -run '^TestStorm$$' ./test/storm -storm.time='$(TIME)' -storm.faults='$(FAULTS)' -storm.per='$(PER)' -storm.seed='$(SEED)' $(if $(ROUND),-storm.round='$(ROUND)') $(if $(SHRINK),-shrink)
+
+swarm: root packages ## the tests of swarm mode, with the parts that wait for minutes (root)
+	@$(MAKE) --no-print-directory build tools
+	$(ROOTTEST) -timeout 60m -v ./test/swarm -args -swarm.long
 
 # The picture and the table are written into OUT.
 CONTAINERS ?= 200
