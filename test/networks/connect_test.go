@@ -8,6 +8,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"holdfast/test/kit"
 )
 
 func TestContainerIsConnectedAndDisconnectedWhileItRuns(t *testing.T) {
@@ -262,6 +264,7 @@ func TestProjectOfSeveralServicesLivesOnWithoutTheDaemon(t *testing.T) {
 	h.serve("p-app-2", append(label, "--network", "name=p_back,alias=app", "--network", "name=p_front,alias=app")...)
 	h.serve("p-web-1", append(label, "--network", "name=p_front,alias=web", "-p", "127.0.0.1:18082:80")...)
 	app := h.addresses("p_front", "p-app-1", "p-app-2")
+	kit.Eventually(t, "the server of the published port listens", func() bool { return fetchHost("http://127.0.0.1:18082/") == "p-web-1" })
 	h.always(func() {
 		h.reaches("p-app-1", "db", "p-db-1")
 		h.unknown("p-web-1", "db")
