@@ -123,7 +123,10 @@ func (e *Engine) ContainerTop(ctx context.Context, ref, psArgs string) (moby.Top
 		return moby.TopResponse{}, errs.Conflict("container %s is not running", a.id)
 	}
 	pids, err := stats.Pids(cgroupOf(e.host, v))
-	if err != nil {
+	switch {
+	case isNotFound(err): // it has just ended: not found would be the container
+		return moby.TopResponse{}, errs.Conflict("container %s is not running", a.id)
+	case err != nil:
 		return moby.TopResponse{}, fmt.Errorf("processes of %s: %w", v.spec.Name, err)
 	}
 	top, err := stats.Top(ctx, pids, psArgs)

@@ -50,6 +50,7 @@ import (
 //	wait NAME CONDITION          a client waits for the condition
 //	logs NAME                    a client follows the log
 //	inspect NAME
+//	top NAME                     the container has no control group, as if it had just ended
 //	borrow NAME                  a client begins to read the container's files
 //	return                       all such clients finish
 //	giveup                       the client of the last request stops waiting
@@ -413,6 +414,8 @@ func (s *player) do(words []string) {
 			}
 			return fmt.Errorf("restart=%s shares=%d", r.HostConfig.RestartPolicy.Name, r.HostConfig.CPUShares)
 		})
+	case "top":
+		s.ask(line, func(ctx context.Context, d *daemon) error { _, err := d.ContainerTop(ctx, name, ""); return err })
 	case "wait":
 		s.ask(line, func(ctx context.Context, d *daemon) error {
 			ch, err := d.ContainerWait(ctx, name, moby.WaitCondition(arg(2)))
