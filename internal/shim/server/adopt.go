@@ -107,7 +107,7 @@ func (s *Shim) adopt(in inherited) error {
 			logf("reopen the container's streams: %v", err)
 			io = &runIO{out: s.out, child: noStdio}
 		}
-		r := &run{proc: proc, io: io, oom: cgroup.WatchOOM(s.boot.OOMFile, s.boot.OOMKey), started: before.Started}
+		r := resumedRun(proc, io, cgroup.WatchOOM(s.boot.OOMFile, s.boot.OOMKey), before.Started, before.PidStart)
 		s.life.current = r
 		io.run(s.boot)
 		if s.boot.Health != nil && before.Health != nil {

@@ -50,8 +50,9 @@ func withDefaults(h proto.Health) proto.Health {
 }
 
 // nextHealth returns the status after another result, by Docker's rules. It is
-// pure. During the start period failures don't count, until the first success.
-func nextHealth(h proto.Health, now *proto.HealthState, started time.Time, res proto.HealthResult) *proto.HealthState {
+// pure. During the start period failures don't count, until the first success; age is
+// how long the run had lasted when the check began.
+func nextHealth(h proto.Health, now *proto.HealthState, age time.Duration, res proto.HealthResult) *proto.HealthState {
 	next := &proto.HealthState{Status: now.Status, FailingStreak: now.FailingStreak}
 	next.Log = append(next.Log, now.Log[max(0, len(now.Log)-healthResults+1):]...)
 	next.Log = append(next.Log, res)
@@ -59,7 +60,7 @@ func nextHealth(h proto.Health, now *proto.HealthState, started time.Time, res p
 		next.Status, next.FailingStreak = healthHealthy, 0
 		return next
 	}
-	if now.Status == healthStarting && res.Start.Sub(started) < h.StartPeriod {
+	if now.Status == healthStarting && age < h.StartPeriod {
 		return next
 	}
 	if next.FailingStreak++; next.FailingStreak >= h.Retries {
@@ -87,14 +88,14 @@ func healthPause(h proto.Health, now *proto.HealthState, sinceStart time.Duratio
 
 // healthChecker checks the container's health during one run.
 type healthChecker struct {
-	shim    *Shim
-	health  proto.Health
-	started time.Time
-	exited  <-chan struct{} // closed when the container's process has exited
+	shim   *Shim
+	health proto.Health
+	began  time.Time       // the run, on the monotonic clock
+	exited <-chan struct{} // closed when the container's process has exited
 }
 
 func newHealthChecker(s *Shim, r *run) *healthChecker {
-	return &healthChecker{shim: s, health: withDefaults(*s.boot.Health), started: r.started, exited: r.proc.exited}
+	return &healthChecker{shim: s, health: withDefaults(*s.boot.Health), began: r.began, exited: r.proc.exited}
 }
 
 // run checks until the container's process has exited.
@@ -128,7 +129,7 @@ func (c *healthChecker) run() {
 // has the time of day, and the clock may have been set since.
 func (c *healthChecker) due(st *proto.HealthState, last time.Time) time.Duration {
 	if last.IsZero() {
-		last = c.started
+		last = c.began
 		if n := len(st.Log); n > 0 {
 			// The result may be of an earlier run.
 			if end := st.Log[n-1].End; end.After(last) {
@@ -136,7 +137,7 @@ func (c *healthChecker) due(st *proto.HealthState, last time.Time) time.Duration
 			}
 		}
 	}
-	pause := healthPause(c.health, st, time.Since(c.started))
+	pause := healthPause(c.health, st, time.Since(c.began))
 	return min(max(pause-time.Since(last), 0), pause)
 }
 
@@ -146,6 +147,7 @@ func (c *healthChecker) check(now *proto.HealthState) bool {
 	s.gate.enter()
 	defer s.gate.leave()
 	pauses := s.verbs.pauses.Load()
+	age := time.Since(c.began)
 	res, done := c.probe()
 	select {
 	case <-c.exited:
@@ -155,7 +157,7 @@ func (c *healthChecker) check(now *proto.HealthState) bool {
 	if !done || s.verbs.pauses.Load() != pauses {
 		return true // discarded and repeated: the container was paused, or an upgrade began
 	}
-	next := nextHealth(c.health, now, c.started, res)
+	next := nextHealth(c.health, now, age, res)
 	var notes []note
 	if next.Status != now.Status {
 		notes = append(notes, note{proto.ActionHealth, map[string]string{"health": next.Status}})

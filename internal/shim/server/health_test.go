@@ -10,7 +10,6 @@ import (
 )
 
 func TestHealthStatusFollowsDockersRules(t *testing.T) {
-	began := time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
 	type step struct {
 		at     time.Duration
 		code   int
@@ -36,7 +35,7 @@ func TestHealthStatusFollowsDockersRules(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			now := &proto.HealthState{Status: healthStarting}
 			for i, s := range tt.steps {
-				now = nextHealth(tt.check, now, began, proto.HealthResult{Start: began.Add(s.at), ExitCode: s.code})
+				now = nextHealth(tt.check, now, s.at, proto.HealthResult{ExitCode: s.code})
 				if now.Status != s.status || now.FailingStreak != s.streak {
 					t.Fatalf("step %d: %s %d, want %s %d", i, now.Status, now.FailingStreak, s.status, s.streak)
 				}
@@ -52,7 +51,7 @@ func TestHealthKeepsTheLastFiveResults(t *testing.T) {
 	now := &proto.HealthState{Status: healthStarting}
 	for i := range 9 {
 		before := len(now.Log)
-		next := nextHealth(proto.Health{Retries: 1}, now, time.Time{}, proto.HealthResult{ExitCode: i})
+		next := nextHealth(proto.Health{Retries: 1}, now, 0, proto.HealthResult{ExitCode: i})
 		if len(now.Log) != before {
 			t.Fatal("nextHealth changed its input, which subscribers share")
 		}
@@ -87,9 +86,9 @@ func TestClockThatIsSetDelaysNoHealthCheck(t *testing.T) {
 	const interval = time.Second
 	now := time.Now().Round(0) // the time of day alone, as in a record
 	for name, tt := range map[string]struct {
-		started, recorded time.Time
-		last              time.Time
-		least, most       time.Duration
+		began, recorded time.Time
+		last            time.Time
+		least, most     time.Duration
 	}{
 		"the last check":                       {now.Add(-time.Hour), now.Add(-time.Minute), time.Now(), interval / 2, interval},
 		"the last check, set back":             {now.Add(24 * time.Hour), now, time.Now(), interval / 2, interval},
@@ -98,7 +97,7 @@ func TestClockThatIsSetDelaysNoHealthCheck(t *testing.T) {
 		"that of an earlier shim, set back":    {now.Add(23 * time.Hour), now.Add(24 * time.Hour), time.Time{}, interval, interval},
 		"that of an earlier shim, set forward": {now.Add(-25 * time.Hour), now.Add(-24 * time.Hour), time.Time{}, 0, 0},
 	} {
-		c := &healthChecker{health: proto.Health{Interval: interval}, started: tt.started}
+		c := &healthChecker{health: proto.Health{Interval: interval}, began: tt.began}
 		st := &proto.HealthState{Log: []proto.HealthResult{{End: tt.recorded}}}
 		if due := c.due(st, tt.last); due < tt.least || due > tt.most {
 			t.Errorf("%s: the next check is in %s", name, due)

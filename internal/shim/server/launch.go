@@ -21,7 +21,26 @@ type run struct {
 	proc    *process
 	io      *runIO
 	oom     *cgroup.OOMWatch
-	started time.Time
+	started time.Time // the time of day, for the record
+	began   time.Time // the same moment on the monotonic clock: the other may be set
+}
+
+// newRun is a run that has just begun.
+func newRun(proc *process, io *runIO, oom *cgroup.OOMWatch) *run {
+	now := time.Now()
+	return &run{proc: proc, io: io, oom: oom, started: now.UTC(), began: now}
+}
+
+// resumedRun is a run that another shim, or another binary of this one, has begun. The
+// kernel keeps the start of its process in ticks since the boot, which no setting of the
+// clock changes.
+func resumedRun(proc *process, io *runIO, oom *cgroup.OOMWatch, started time.Time, pidStart uint64) *run {
+	age := max(time.Since(started), 0)
+	var now unix.Timespec
+	if err := unix.ClockGettime(unix.CLOCK_BOOTTIME, &now); err == nil && pidStart > 0 {
+		age = time.Duration(now.Nano()) - time.Duration(pidStart)*(time.Second/ticksPerSecond)
+	}
+	return &run{proc: proc, io: io, oom: oom, started: started, began: time.Now().Add(-age)}
 }
 
 // launch makes the stdio and calls the runtime, both for the first run and for a
@@ -67,7 +86,7 @@ func (v *supervisor) launch() (*run, error) {
 		v.deleteContainer()
 		return nil, err
 	}
-	r := &run{proc: proc, io: io, oom: cgroup.WatchOOM(s.boot.OOMFile, s.boot.OOMKey), started: time.Now().UTC()}
+	r := newRun(proc, io, cgroup.WatchOOM(s.boot.OOMFile, s.boot.OOMKey))
 	if err := io.started(s.boot); err != nil {
 		r.oom.End(false)
 		io.close()

@@ -315,6 +315,10 @@ func foreignStatus(pidfd, pid int, start uint64) (status syscall.WaitStatus, los
 	return unknownStatus, true
 }
 
+// ticksPerSecond is USER_HZ, the unit of times in /proc: 100 on every architecture
+// that Go supports.
+const ticksPerSecond = 100
+
 // startTime returns field 22 of /proc/PID/stat, in clock ticks since boot, or 0 if
 // there is no such process.
 func startTime(pid int) uint64 {

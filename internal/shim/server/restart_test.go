@@ -3,6 +3,7 @@
 package server
 
 import (
+	"os"
 	"testing"
 	"time"
 
@@ -43,5 +44,50 @@ func TestRestartPolicyFollowsDockersRules(t *testing.T) {
 				t.Errorf("got %v %v, want %v %v", delay, again, tt.delay, tt.again)
 			}
 		})
+	}
+}
+
+// TestClockThatIsSetChangesNoRestartDelay: the delay that this shim has begun counts by
+// the monotonic clock. One that an earlier shim has begun is never longer than it was.
+func TestClockThatIsSetChangesNoRestartDelay(t *testing.T) {
+	const delay = time.Minute
+	now := time.Now()
+	for name, tt := range map[string]struct {
+		due, recorded time.Time
+		least, most   time.Duration
+	}{
+		"begun here":                         {now.Add(delay), now.Round(0).Add(delay), delay / 2, delay},
+		"begun here, set forward":            {now.Add(delay), now.Round(0).Add(delay - 24*time.Hour), delay / 2, delay},
+		"begun here, set back":               {now.Add(delay), now.Round(0).Add(delay + 24*time.Hour), delay / 2, delay},
+		"begun by an earlier shim":           {time.Time{}, now.Round(0).Add(delay / 2), delay / 4, delay / 2},
+		"begun by an earlier shim, set back": {time.Time{}, now.Round(0).Add(24 * time.Hour), delay, delay},
+	} {
+		if pause := pauseUntil(tt.due, tt.recorded, delay); pause < tt.least || pause > tt.most {
+			t.Errorf("%s: the next run begins in %s", name, pause)
+		}
+	}
+}
+
+// TestAgeOfARunIsThatOfItsProcess: whatever the clock shows now, and showed when it began.
+func TestAgeOfARunIsThatOfItsProcess(t *testing.T) {
+	self := startTime(os.Getpid())
+	if self == 0 {
+		t.Fatal("no start time of this process")
+	}
+	now := time.Now().Round(0)
+	for name, tt := range map[string]struct {
+		started time.Time
+		start   uint64
+		most    time.Duration
+	}{
+		"right":                        {now, self, 10 * time.Minute},
+		"set back":                     {now.Add(24 * time.Hour), self, 10 * time.Minute},
+		"set forward":                  {now.Add(-24 * time.Hour), self, 10 * time.Minute},
+		"unknown start time":           {now.Add(-time.Minute), 0, 10 * time.Minute},
+		"unknown start time, set back": {now.Add(24 * time.Hour), 0, time.Minute},
+	} {
+		if age := time.Since(resumedRun(nil, nil, nil, tt.started, tt.start).began); age < 0 || age > tt.most {
+			t.Errorf("%s: %s", name, age)
+		}
 	}
 }

@@ -111,7 +111,7 @@ func (sec *runSection) restore(s *Shim) {
 			logf("process %d: %v", i.Process.Pid, err)
 			proc = foreign(i.Process.Pid, st.PidStart, -1)
 		}
-		r = &run{proc: proc, io: s.out.restoreRunIO(i), oom: cgroup.WatchOOM(b.OOMFile, b.OOMKey), started: i.Started}
+		r = resumedRun(proc, s.out.restoreRunIO(i), cgroup.WatchOOM(b.OOMFile, b.OOMKey), i.Started, st.PidStart)
 		v.current = r
 		r.io.run(b)
 		if b.Health != nil && st.Health != nil {

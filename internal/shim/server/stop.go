@@ -92,7 +92,9 @@ func (t *stops) terminate(r *run, x *stopping) {
 	}
 	t.gate.leave()
 	if !x.deadline.IsZero() {
-		timer := time.NewTimer(time.Until(x.deadline))
+		// The deadline that came with a re-exec is a time of day, and the clock may
+		// have been set since.
+		timer := time.NewTimer(min(time.Until(x.deadline), time.Duration(x.timeout)*time.Second))
 		defer timer.Stop()
 		select {
 		case <-r.proc.exited:

@@ -32,6 +32,7 @@ type supervisor struct {
 	done     chan struct{} // closed when the shim may exit
 	delay    time.Duration // restart delay before the current run, changed within the gate
 	ending   []*client     // clients of the last run; only supervise uses it
+	due      time.Time     // end of the restart delay, monotonic; only supervise uses it
 
 	mu      sync.Mutex
 	current *run // nil while no process runs
@@ -85,7 +86,8 @@ func (v *supervisor) supervise(r *run, delay time.Duration) {
 // for it.
 func (v *supervisor) processExited(r *run, last time.Duration) (again bool, delay time.Duration, saved <-chan struct{}) {
 	s := v.shim
-	finished := time.Now().UTC()
+	now := time.Now()
+	finished, ran := now.UTC(), now.Sub(r.began)
 	code := r.proc.exitCode()
 	oom := r.oom.End(r.proc.status.Signaled() && r.proc.status.Signal() == syscall.SIGKILL)
 	v.mu.Lock()
@@ -105,7 +107,6 @@ func (v *supervisor) processExited(r *run, last time.Duration) (again bool, dela
 		clients = s.out.endRun(false)
 	}
 
-	ran := finished.Sub(r.started)
 	notes := make([]note, 0, 3)
 	if s.verbs.takeUnpause() {
 		notes = append(notes, note{action: proto.ActionUnpause})
@@ -128,6 +129,7 @@ func (v *supervisor) processExited(r *run, last time.Duration) (again bool, dela
 			st.Status = proto.StatusExited
 		}
 	}, notes...)
+	v.due = now.Add(delay)
 	if !again {
 		saved = v.recordExit() // concurrently with the delete
 	}
@@ -155,7 +157,7 @@ func (v *supervisor) processExited(r *run, last time.Duration) (again bool, dela
 func (v *supervisor) backoff(delay time.Duration) bool {
 	s := v.shim
 	st := s.rec.snapshot()
-	timer := time.NewTimer(min(delay, time.Until(st.NextRestart)))
+	timer := time.NewTimer(pauseUntil(v.due, st.NextRestart, delay))
 	defer timer.Stop()
 	due := make(chan struct{})
 	stop := make(chan struct{})
@@ -171,6 +173,16 @@ func (v *supervisor) backoff(delay time.Duration) bool {
 	return !stopped
 }
 
+// pauseUntil returns how long to wait for a restart. due is zero where an earlier shim,
+// or an earlier binary of this one, has begun the pause: then the record has its end by
+// the time of day, and the clock may have been set since.
+func pauseUntil(due, recorded time.Time, delay time.Duration) time.Duration {
+	if due.IsZero() {
+		due = recorded
+	}
+	return min(delay, time.Until(due))
+}
+
 func (v *supervisor) cancelRestart() {
 	v.shim.rec.change(func(st *proto.State) {
 		st.Status, st.NextRestart = proto.StatusExited, time.Time{}
@@ -182,19 +194,20 @@ func (v *supervisor) restartFailed(err error, last time.Duration) (again bool, d
 	s := v.shim
 	logf("restart: %v", err)
 	v.deleteContainer()
-	now := time.Now().UTC()
+	now := time.Now()
 	policy := s.restartPolicy()
 	s.rec.change(func(st *proto.State) {
 		st.Error = startFailure(err).Error()
-		st.ExitCode, st.Finished = startExitCode(err.Error()), now
+		st.ExitCode, st.Finished = startExitCode(err.Error()), now.UTC()
 		delay, again = restartAfter(policy, ending{exitCode: st.ExitCode, manual: st.Manual, restarts: st.RestartCount, last: last})
 		if again {
-			st.NextRestart = now.Add(delay)
+			st.NextRestart = now.UTC().Add(delay)
 			st.RestartCount++
 		} else {
 			st.Status, st.NextRestart = proto.StatusExited, time.Time{}
 		}
 	})
+	v.due = now.Add(delay)
 	if !again {
 		saved = v.recordExit()
 	}
