@@ -201,6 +201,9 @@ func (nw *endpoints) changeSandbox(a *actor, req request, next network.Sandbox, 
 		return errors.Join(err, a.saveChanged(was, before))
 	}
 	failpoint.Here("network.changed")
+	if next.Applying = false; a.saveChanged(req, next) != nil {
+		a.log.Warn("that the container's networks have changed completely could not be recorded: the next daemon sets them up again")
+	}
 	if err := a.effects.updateFiles(a.spec, a.req, a.sandbox); err != nil {
 		a.log.Warn("the container's hosts file could not be updated", "error", err)
 	}

@@ -11,6 +11,7 @@ import (
 	"github.com/moby/moby/api/types/network"
 
 	"holdfast/internal/errs"
+	"holdfast/internal/failpoint"
 	"holdfast/internal/network/bridge"
 	"holdfast/internal/network/nft"
 )
@@ -24,7 +25,7 @@ import (
 // networks of its default routes, because replies leave by those. Without such an
 // address a port stays reserved and has no target.
 func (s *Sandbox) retargetPorts() {
-	s.Moved = true
+	s.Moved, s.Applying = true, true
 	s.Ports = slices.Clone(s.Ports)
 	var v4, v6 netip.Addr
 	if i := s.gateway(false); i >= 0 {
@@ -169,6 +170,7 @@ func (m *Manager) ApplySandbox(ctx context.Context, from, to Sandbox) error {
 		}
 		m.forgetEndpoint(e)
 	}
+	failpoint.Here("network.unlinked")
 	errs = append(errs, m.Join(ctx, to))
 	var gone []nft.Element
 	staying := m.opts.elements(to)

@@ -174,9 +174,9 @@ func (i *interfaces) restoreSandboxes(sandboxes map[string]Sandbox, ports map[st
 	}
 }
 
-// finishConnect completes an ApplySandbox that a crash interrupted, for
-// interfaces without a host end. Such interfaces are not found among the host's
-// ports. It is idempotent.
+// finishConnect completes what an ApplySandbox that a crash interrupted has left of
+// interfaces in the namespace. Those without a host end are not found among the host's
+// ports, and one that is found may not be complete. It is idempotent.
 func (i *interfaces) finishConnect(s Sandbox) error {
 	if l := s.Left; l != nil && l.Parent != nil && !slices.ContainsFunc(s.Endpoints, func(e Endpoint) bool { return e.Name == l.Name }) {
 		if err := bridge.RemoveInside(s.Netns, l.Name); err != nil {
@@ -190,6 +190,10 @@ func (i *interfaces) finishConnect(s Sandbox) error {
 		if there, err := bridge.HasInside(s.Netns, e.Name); err != nil || !there {
 			return errors.Join(err, i.joinSandbox(s))
 		}
+	}
+	if s.Applying {
+		// An interface may be there without its address or its routes.
+		return i.joinSandbox(s)
 	}
 	return nil
 }

@@ -47,6 +47,9 @@ type Sandbox struct {
 	// Moved: the container was connected or disconnected since it started, so a new
 	// shim may need new port targets.
 	Moved bool `json:"moved,omitempty"`
+	// Applying: ApplySandbox was to make the kernel agree with this sandbox, and is not
+	// known to have finished. The caller resets it.
+	Applying bool `json:"applying,omitempty"`
 	// Left is the endpoint that was removed last. After a crash its interface may
 	// still be in the namespace.
 	Left *Endpoint `json:"left,omitempty"`

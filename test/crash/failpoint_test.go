@@ -313,7 +313,7 @@ var stories = []story{
 	},
 	{
 		name:   "connect",
-		points: []string{"network.recorded", "network.changed"},
+		points: []string{"network.recorded", "network.unlinked", "network.linked", "network.up", "network.changed"},
 		before: func(t *testing.T, d *kit.Daemon) {
 			running(t, d)
 			d.Holdfast("network", "create", "--subnet", "10.62.7.0/24", "more")
@@ -347,7 +347,7 @@ var stories = []story{
 	},
 	{
 		name:   "disconnect",
-		points: []string{"network.recorded", "network.changed"},
+		points: []string{"network.recorded", "network.unlinked", "network.changed"},
 		before: func(t *testing.T, d *kit.Daemon) {
 			running(t, d)
 			d.Holdfast("network", "create", "--subnet", "10.62.8.0/24", "more")
@@ -361,6 +361,9 @@ var stories = []story{
 			d.Holdfast("run", "--rm", "--network", "more", "--ip", "10.62.8.2", image, "true")
 			d.Holdfast("network", "rm", "more")
 			serves(t, d)
+			if got := d.Holdfast("exec", "new", "ip", "route"); !strings.Contains(got, "default via ") {
+				t.Errorf("the container has no default route: %q", got)
+			}
 		},
 	},
 	{

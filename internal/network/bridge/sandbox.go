@@ -12,6 +12,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"holdfast/internal/failpoint"
 	"holdfast/internal/osthread"
 )
 
@@ -182,6 +183,7 @@ func join(s Sandbox) error {
 // upPort brings up the host's end of a link, which is a port of a bridge. Call it
 // on a thread in the host's namespace.
 func (c *conn) upPort(name, owner string) error {
+	failpoint.Here("network.linked")
 	if _, err := HardenPort(name); err != nil {
 		return err
 	}
@@ -196,6 +198,7 @@ func (c *conn) upPort(name, owner string) error {
 	if err := up(); err != nil {
 		return fmt.Errorf("bring up %s: %w", name, err)
 	}
+	failpoint.Here("network.up")
 	return nil
 }
 
