@@ -125,6 +125,7 @@ type Image struct {
 type LastRun struct {
 	Started  time.Time `json:"started"`
 	Finished time.Time `json:"finished"`
+	ExitCode int       `json:"exitCode,omitempty"`
 }
 
 // Failure is a start that failed, with the message that inspect shows.

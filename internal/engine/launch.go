@@ -61,7 +61,7 @@ func beginLaunch(a *actor, done func(error)) {
 	a.ending.begin()
 	a.spec.Life++
 	if a.hasRun() {
-		a.spec.Ran = &container.LastRun{Started: rec.Started, Finished: rec.Finished}
+		a.spec.Ran = &container.LastRun{Started: rec.Started, Finished: rec.Finished, ExitCode: rec.ExitCode}
 	}
 	a.spec.Desired = container.DesiredRunning
 	a.spec.Failure = nil

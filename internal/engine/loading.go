@@ -151,6 +151,9 @@ func (rd *records) last(spec *container.Spec, files written) (proto.State, conta
 func withLastRun(rec proto.State, spec *container.Spec) proto.State {
 	if rec.Started.IsZero() && spec.Ran != nil {
 		rec.Started, rec.Finished = spec.Ran.Started, spec.Ran.Finished
+		if rec.Status == proto.StatusCreated { // this life has no code of its own yet
+			rec.ExitCode = spec.Ran.ExitCode
+		}
 	}
 	return rec
 }

@@ -149,9 +149,11 @@ func (l *losses) clearLost(a *actor) {
 // while there was no daemon. If it was interrupted, and the container's restart policy
 // is always or unless-stopped, the container is started again.
 func (r *restorer) abort(a *actor, f found) {
+	stopped := false
 	if f.shim != nil {
 		// The shim may have called the runtime meanwhile.
-		if err := a.effects.stopShim(f.shim, a.spec); err != nil {
+		err := a.effects.stopShim(f.shim, a.spec)
+		if stopped = err == nil; !stopped {
 			a.log.Warn("the shim of an interrupted start could not be stopped", "error", err)
 		}
 		f.shim.Close()
@@ -172,11 +174,14 @@ func (r *restorer) abort(a *actor, f found) {
 		}
 		a.spec.Sandbox, a.sandbox = nil, network.Sandbox{}
 		a.spec.Failure = &container.Failure{ExitCode: 128, Error: "the daemon died while it started the container: start it again", Time: time.Now()}
-		if failed {
-			// With --rm the shim may have removed the container meanwhile, and journalled
-			// that.
-			a.rec, _ = r.records.last(&a.spec, r.records.read(&a.spec))
+		// The start may have succeeded meanwhile, and the container was then stopped: its
+		// shim has journalled both. With --rm the shim of a start that has failed may have
+		// removed the container, and journalled that.
+		if stopped || failed {
 			r.ingest(a)
+		}
+		if failed {
+			a.rec, _ = r.records.last(&a.spec, r.records.read(&a.spec))
 			a.spec.Failure = &container.Failure{ExitCode: f.rec.ExitCode, Error: f.rec.Error, Time: f.rec.Finished}
 		}
 		if err := a.save(); err != nil {
