@@ -65,6 +65,7 @@ type slot struct {
 	settled time.Time // when nothing that was lost can be pending any more
 	words   []string  // in the slot's named volume, acknowledged
 	damaged bool      // its network was taken apart, until it starts again
+	upset   int       // operations that end or freeze the container, begun so far
 }
 
 // storm is a round that is being played.
@@ -91,6 +92,7 @@ type storm struct {
 	waits      []waited
 	shimKills  map[place]time.Time
 	runs       map[string][2]int // starts of removed containers, by ID
+	flowing    map[string]bool   // streams that have not ended
 	full       bool              // the disk was full in this round
 	armed      string            // the failpoint of the running daemon
 }
@@ -107,7 +109,7 @@ func play(t testing.TB, d *kit.Daemon, registry *kit.Registry, neighbour *other,
 	s := &storm{
 		t: t, d: d, registry: registry, other: neighbour, plan: plan, began: time.Now(), api: d.HTTP(),
 		slots: map[place]*slot{}, tally: newTally(), byID: map[string]*slot{}, gens: map[string]int{},
-		shimKills: map[place]time.Time{}, runs: map[string][2]int{},
+		shimKills: map[place]time.Time{}, runs: map[string][2]int{}, flowing: map[string]bool{},
 	}
 	s.ctx, s.cancel = context.WithCancel(context.Background())
 	defer s.cancel()
@@ -361,6 +363,12 @@ func (s *storm) run(o model.Op) {
 	s.tally.ops[o.Kind]++
 	s.mu.Unlock()
 	l := s.slots[place{o.Client, o.Slot}]
+	switch o.Kind {
+	case model.Stop, model.Kill, model.Restart, model.Remove, model.Prune, model.Pause, model.Commit:
+		l.mu.Lock()
+		l.upset++
+		l.mu.Unlock()
+	}
 	do, ok := operations[o.Kind]
 	if !ok {
 		s.violate("driver", "no way to do %s", o.Kind)
@@ -529,13 +537,23 @@ func (s *storm) know(l *slot, id string, gen int) {
 }
 
 // background runs a stream beside the client.
-func (s *storm) background(vanish int, run func(ctx context.Context)) {
+func (s *storm) background(l *slot, o model.Op, run func(ctx context.Context)) {
 	ctx, cancel := s.ctx, context.CancelFunc(func() {})
-	if vanish > 0 {
-		ctx, cancel = context.WithTimeout(ctx, time.Duration(vanish)*time.Millisecond)
+	if o.Vanish > 0 {
+		ctx, cancel = context.WithTimeout(ctx, time.Duration(o.Vanish)*time.Millisecond)
 	}
+	id, _ := l.who()
+	what := fmt.Sprintf("%s %s of %.12s since %.3f", l.at, o, id, time.Since(s.began).Seconds())
+	s.mu.Lock()
+	s.flowing[what] = true
+	s.mu.Unlock()
 	s.streams.Go(func() {
-		defer cancel()
+		defer func() {
+			cancel()
+			s.mu.Lock()
+			delete(s.flowing, what)
+			s.mu.Unlock()
+		}()
 		run(ctx)
 	})
 }
@@ -613,7 +631,7 @@ func broken(text string) bool {
 // unavailable reports whether an error of a command line, in lower case, is one that
 // the API answers with 503: what was asked may have been done, or be done later.
 func unavailable(text string) bool {
-	for _, part := range []string{"unavailable", "stopped before the request was done", "its shim does not answer"} {
+	for _, part := range []string{"unavailable", "stopped before the request was done", "its shim does not answer", "that took over does not answer"} {
 		if strings.Contains(text, part) {
 			return true
 		}

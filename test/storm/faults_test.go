@@ -494,11 +494,15 @@ func (s *storm) fill(f model.Fault) bool {
 	s.mu.Lock()
 	s.full = true
 	s.mu.Unlock()
-	for _, l := range s.slots {
-		l.mu.Lock()
-		l.model.SawFullDisk()
-		l.mu.Unlock()
+	saw := func() {
+		for _, l := range s.slots {
+			l.mu.Lock()
+			l.model.SawFullDisk()
+			l.mu.Unlock()
+		}
 	}
+	saw()
+	defer saw() // containers may have been made meanwhile
 	dir := s.d.DataRoot + "/filler"
 	if err := os.Mkdir(dir, 0o700); err != nil {
 		s.note("fill: %v", err)

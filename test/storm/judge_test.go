@@ -6,9 +6,11 @@ import (
 	"bytes"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"net/url"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -273,7 +275,10 @@ func (s *storm) clear() {
 	select {
 	case <-ended:
 	case <-time.After(30 * time.Second):
-		s.violate("hung", "streams have not ended 30 s after their containers were removed")
+		s.mu.Lock()
+		left := slices.Sorted(maps.Keys(s.flowing))
+		s.mu.Unlock()
+		s.violate("hung", "streams have not ended 30 s after their containers were removed: %q", left)
 		s.stacks()
 		s.cancel()
 		<-ended

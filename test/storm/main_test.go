@@ -25,10 +25,11 @@ func TestMain(m *testing.M) {
 }
 
 var (
-	stormTime   = flag.Duration("storm.time", 20*time.Second, "how long TestStorm plays")
+	stormTime   = flag.Duration("storm.time", 20*time.Second, "how long TestStorm takes; it begins no round that would take longer, except the first")
 	stormFaults = flag.Int("storm.faults", 0, "how many faults TestStorm plays, instead of a time")
 	stormSeed   = flag.Uint64("storm.seed", 0, "the seed; 0 takes a new one")
 	stormRound  = flag.Int("storm.round", -1, "play this round alone")
+	stormBeside = flag.Int("storm.beside", 1, "with how many daemons it plays at once, each by a process of its own with the next seed")
 	stormOps    = flag.Int("storm.ops", 200, "most operations of a client in a round")
 	stormPer    = flag.Int("storm.per", 12, "faults in a round")
 	stormKinds  = flag.String("storm.kinds", "", "the kinds of faults, with commas between; empty is all")
@@ -65,21 +66,28 @@ func house(t testing.TB) *kit.Daemon {
 
 // TestStorm plays rounds of a new seed, which it prints.
 func TestStorm(t *testing.T) {
+	began := time.Now()
 	seed := *stormSeed
 	if seed == 0 {
-		seed = uint64(time.Now().UnixNano()) % 1e9
+		seed = uint64(began.UnixNano()) % 1e9
 	}
-	fmt.Printf("storm: make storm SEED=%d PER=%d plays this again\n", seed, *stormPer)
+	if *stormBeside > 1 {
+		playBeside(t, seed)
+		return
+	}
+	fmt.Printf("storm: %s plays this again\n", again(seed))
 	registry := kit.StartRegistry(t, nil)
 	registry.Push("storm:base", kit.ProgramImage(t, "./player"))
 	d := house(t)
 	neighbour := newOther(t)
 	total := newTally()
-	began := time.Now()
+	var longest time.Duration
+	told := toldToEnd()
 	for round := max(0, *stormRound); ; round++ {
 		plan := planOf(t, seed, round)
 		r := play(t, d, registry, neighbour, plan)
 		total.add(r.tally)
+		longest = max(longest, r.took)
 		fmt.Printf("storm: round %d: %d operations, %d faults, %d without an answer, %.1f s, of which %.1f s to judge\n", round, r.tally.sum(r.tally.ops), r.tally.sum(r.tally.faults), r.tally.lost, r.took.Seconds(), (r.took - r.playing).Seconds())
 		if len(r.violations) > 0 || *stormAll {
 			report(t, plan, r)
@@ -88,10 +96,15 @@ func TestStorm(t *testing.T) {
 			if *stormShrink {
 				shrink(t, registry, plan, r)
 			}
-			t.Errorf("%s\nPlay it again: make storm SEED=%d ROUND=%d PER=%d", strings.Join(r.violations, "\n"), seed, round, *stormPer)
+			t.Errorf("%s\nPlay it again: %s ROUND=%d", strings.Join(r.violations, "\n"), again(seed), round)
 			if !*stormKeep {
 				return
 			}
+		}
+		select {
+		case <-told:
+			return
+		default:
 		}
 		if *stormRound >= 0 || *stormPlan != "" {
 			break
@@ -100,11 +113,20 @@ func TestStorm(t *testing.T) {
 			if total.sum(total.faults) >= *stormFaults {
 				break
 			}
-		} else if time.Since(began) > *stormTime {
+		} else if time.Since(began)+longest > *stormTime {
 			break
 		}
 	}
 	fmt.Printf("storm: SEED=%d: %s\n%s", seed, time.Since(began).Round(time.Second), total)
+}
+
+// again is the command that plays a seed again.
+func again(seed uint64) string {
+	command := fmt.Sprintf("make storm SEED=%d PER=%d", seed, *stormPer)
+	if *stormKinds != "" {
+		command += " KINDS=" + *stormKinds
+	}
+	return command
 }
 
 func planOf(t *testing.T, seed uint64, round int) model.Plan {

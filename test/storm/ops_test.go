@@ -99,6 +99,12 @@ func (l *slot) who() (id string, gen int) {
 	return l.id, l.gen
 }
 
+func (l *slot) upsets() int {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.upset
+}
+
 // spec is what the container is certainly made with. ok is false where that is
 // not known.
 func (l *slot) spec() (model.Spec, bool) {
@@ -461,10 +467,12 @@ func (s *storm) execLong(l *slot, o model.Op) {
 	if id == "" || !l.is(model.Running) {
 		return
 	}
-	s.background(o.Vanish, func(ctx context.Context) {
+	upset := l.upsets()
+	s.background(l, o, func(ctx context.Context) {
 		began := time.Now()
 		stdout, _, _ := s.command(ctx, o, nil, "exec", id, "sh", "-c", "i=0; while echo $i; do i=$((i+1)); usleep 50000; done")
-		if strings.HasPrefix(stdout, "OCI runtime exec failed") && s.unsteady(l, began) {
+		// Its client does other things meanwhile, such as to stop the container.
+		if strings.HasPrefix(stdout, "OCI runtime exec failed") && (s.unsteady(l, began) || l.upsets() != upset) {
 			return
 		}
 		i := 0
@@ -484,7 +492,7 @@ func (s *storm) attach(l *slot, o model.Op) {
 	if id == "" || !known || !l.is(model.Running) {
 		return
 	}
-	s.background(o.Vanish, func(ctx context.Context) {
+	s.background(l, o, func(ctx context.Context) {
 		args := []string{"attach", "--sig-proxy=false"}
 		if spec.TTY || o.N%2 == 0 {
 			args = append(args, "--no-stdin")
@@ -503,7 +511,7 @@ func (s *storm) follow(l *slot, o model.Op) {
 	if id == "" {
 		return
 	}
-	s.background(o.Vanish, func(ctx context.Context) {
+	s.background(l, o, func(ctx context.Context) {
 		stdout, _, _ := s.command(ctx, o, nil, "logs", "-f", "--tail", strconv.Itoa(o.N%100), id)
 		s.ordered(l, "logs -f", stdout, true)
 	})
@@ -595,7 +603,7 @@ func (s *storm) wait(l *slot, o model.Op) {
 	if id == "" || !l.is(model.Running, model.Paused) {
 		return
 	}
-	s.background(o.Vanish, func(ctx context.Context) {
+	s.background(l, o, func(ctx context.Context) {
 		began := time.Now()
 		stdout, stderr, code := s.command(ctx, o, nil, "wait", id)
 		if ctx.Err() != nil {

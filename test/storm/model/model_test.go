@@ -85,6 +85,12 @@ func TestModelAllowsAndRefuses(t *testing.T) {
 		{"pause and what it refuses", Spec{}, []step{{kind: Start, answer: ok}, {kind: Pause, answer: ok}, {kind: Exec, answer: Answer{Result: Refused}}, {kind: Unpause, answer: ok}, {kind: Exec, answer: ok}}, ""},
 		{"an exec in a frozen container", Spec{}, []step{{kind: Start, answer: ok}, {kind: Pause, answer: ok}, {kind: Exec, answer: ok}}, "exec"},
 		{"a commit whose client is gone", Spec{}, []step{{kind: Start, answer: ok}, {kind: Commit}, {seen: &Observation{Status: Paused}}, {seen: up}}, ""},
+		{"a stubborn program, stopped before it can be so", Spec{Stubborn: true}, []step{{kind: Start, answer: ok}, {kind: Stop, answer: ok}, {seen: exited(EarlyStopCode)}}, ""},
+		{"a stubborn program that obeys", Spec{Stubborn: true}, []step{{kind: Start, answer: ok}, {kind: Stop, answer: ok}, {seen: exited(StopCode)}}, "exit code 7"},
+		{"removed by its shim, and not yet by a daemon", Spec{Remove: true}, []step{{kind: Start, answer: ok}, {kind: Kill, answer: ok}, {kind: Stop, answer: Answer{Result: Missing, Unrecorded: true}}, {seen: exited(137)}}, ""},
+		{"not found, and then found", Spec{Remove: true}, []step{{kind: Start, answer: ok}, {kind: Kill, answer: ok}, {kind: Stop, answer: Answer{Result: Missing}}, {seen: exited(137)}}, "exited"},
+		{"a removal of a frozen container whose client is gone", Spec{}, []step{{kind: Start, answer: ok}, {kind: Pause, answer: ok}, {kind: Remove, n: 1}, {seen: &Observation{Status: Running}}, {seen: &Observation{}}}, ""},
+		{"a refused removal of a frozen container", Spec{}, []step{{kind: Start, answer: ok}, {kind: Pause, answer: ok}, {kind: Remove, answer: Answer{Result: Refused}}, {seen: &Observation{Status: Running}}}, "running"},
 		{"refused without a fault", Spec{}, []step{{kind: Start, answer: Answer{Result: Refused}}}, "refused"},
 		{"refused by a fault", Spec{}, []step{{kind: Start, answer: Answer{Result: Refused, Disturbed: true}}, {seen: &Observation{Status: Created, Exit: 128}}}, ""},
 	} {
@@ -109,6 +115,36 @@ func TestModelAllowsAndRefuses(t *testing.T) {
 				t.Errorf("got %v, want %q", err, c.bad)
 			}
 		})
+	}
+}
+
+// A removal whose call of the runtime was killed leaves the program running. The next
+// daemon shows that until it has removed the container. Nothing else wakes the dead.
+func TestRemovalThatCouldNotKillIsFinishedByTheNextDaemon(t *testing.T) {
+	for _, killed := range []bool{false, true} {
+		s := slotOf(t, Spec{})
+		must := func(err error) {
+			t.Helper()
+			if err != nil {
+				t.Fatal(err)
+			}
+		}
+		must(s.Do(Op{Kind: Start}, 0, Answer{Result: OK}))
+		if killed {
+			s.SawDamage()
+		}
+		must(s.Do(Op{Kind: Remove, N: 1}, 0, Answer{Result: Refused, Disturbed: true}))
+		must(s.Observe(Observation{Status: Dead}))
+		if err := s.Observe(Observation{Status: Running}); err == nil {
+			t.Error("it runs, and no daemon has begun")
+		}
+		s.SawDaemonBegin()
+		if err := s.Observe(Observation{Status: Running}); (err == nil) != killed {
+			t.Errorf("the runtime was killed %v: %v", killed, err)
+		}
+		if killed {
+			must(s.Observe(Observation{}))
+		}
 	}
 }
 

@@ -51,6 +51,9 @@ type State struct {
 	Exit   int   // how it ended last
 	// Dying is set where SIGTERM was sent to the program, and not waited for.
 	Dying bool
+	// Doomed is set where a removal has failed before it could kill the program: the
+	// next daemon removes the container, and shows it as running until then.
+	Doomed bool
 }
 
 // Result is how a request was answered.
@@ -378,9 +381,10 @@ func ended(st State, code int) State {
 
 // ends are the ends by a stop.
 func ends(r Result, st State, spec Spec, late bool) []outcome {
-	out := []outcome{}
+	// A stubborn program can't ignore a signal yet that comes right after its start.
+	out := []outcome{{r, ended(st, earlyStop(spec))}}
 	if !spec.Stubborn {
-		out = append(out, outcome{r, ended(st, StopCode)}, outcome{r, ended(st, earlyStop(spec))})
+		out = append(out, outcome{r, ended(st, StopCode)})
 	}
 	if spec.JoinsPid {
 		out = append(out, outcome{r, ended(st, 137)}) // see alone
@@ -503,10 +507,16 @@ func (s *Slot) alone(st State) (out []State) {
 		if spec.Life > 0 && st.Status == Running {
 			exit(spec.Code)
 		}
+		if st.Dying && st.Status == Running {
+			exit(earlyStop(spec))
+			out = append(out, ended(st, earlyStop(spec)))
+		}
 		if st.Dying && !spec.Stubborn && st.Status == Running {
 			exit(StopCode)
-			exit(earlyStop(spec))
-			out = append(out, ended(st, StopCode), ended(st, earlyStop(spec)))
+			out = append(out, ended(st, StopCode))
+		}
+		if st.Doomed {
+			out = append(out, State{}, with(st, Removing))
 		}
 		if st.Dying && spec.Life > 0 {
 			out = append(out, ended(st, spec.Code))
@@ -550,6 +560,11 @@ func (s *Slot) alone(st State) (out []State) {
 	case Dead:
 		if s.daemonBegan {
 			out = append(out, State{}) // the next daemon tries again
+			if s.damaged {
+				up := with(st, Running) // the runtime was killed that should have killed it
+				up.Doomed, up.Exit = true, 0
+				out = append(out, up)
+			}
 		}
 	case Created:
 		if s.daemonBegan && s.damaged && spec.Policy == Always {
@@ -626,6 +641,10 @@ func (s *Slot) Do(o Op, gen int, a Answer) error {
 		if a.Unrecorded && s.orphaned && a.Result == OK && st.Status != Absent {
 			next[st] = true
 		}
+		if a.Unrecorded && a.Result == Missing && s.Spec(st.Gen).Remove && st.Status != Absent {
+			// It has ended, and its shim has removed it except for what needs a daemon.
+			next[ended(st, AnyExit)], next[with(st, Removing)] = true, true
+		}
 		if a.Result == Lost || a.Disturbed && a.Result == Refused {
 			next[st] = true
 			s.failed(next, st, o, gen)
@@ -686,6 +705,9 @@ func (s *Slot) failed(next map[State]bool, st State, o Op, gen int) {
 	case Remove, Prune:
 		if o.Kind == Remove && o.N != 0 && st.Status != Created && st.Status != Exited {
 			next[ended(st, 137)] = true
+			if st.Status == Paused {
+				next[with(st, Running)] = true // it is thawed, so that it gets the signal
+			}
 		}
 		next[with(st, Removing)], next[with(st, Dead)] = true, true
 	}
