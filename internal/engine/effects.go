@@ -35,7 +35,7 @@ type effects interface {
 	// stopShim kills the process of a container and ends its shim. killUnshimmed
 	// kills the process of a container without a shim.
 	stopShim(shim Shim, spec container.Spec) error
-	killUnshimmed(id string) error
+	killUnshimmed(id string, requested bool) error
 	// giveBack releases what a life used of the host.
 	giveBack(id string, sandbox network.Sandbox, mounts []mountPoint)
 	deletion

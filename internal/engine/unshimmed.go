@@ -74,7 +74,7 @@ func (s *stopper) haltUnshimmed(a *actor, h *halting) {
 				}
 				// A frozen process does not receive the signal. The OCI runtime thaws it.
 				go func() {
-					if err := a.effects.killUnshimmed(a.id); err != nil {
+					if err := a.effects.killUnshimmed(a.id, true); err != nil {
 						a.log.Warn("the runtime could not kill the container", "error", err)
 					}
 				}()

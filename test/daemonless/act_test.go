@@ -102,6 +102,29 @@ func TestStopEndsThoughTheShimIsKilledMeanwhile(t *testing.T) {
 	}
 }
 
+// A frozen process does not receive SIGKILL, and there is neither a shim nor a daemon that
+// would thaw it.
+func TestPausedContainerIsStoppedWithoutAnyShim(t *testing.T) {
+	d := start(t, kit.Options{})
+	id := d.Holdfast("run", "-d", "--name", "still", "busybox", "sh", "-c", loop)
+	pid := d.Inspect("still").State.Pid
+	d.Holdfast("pause", "still")
+	d.Kill9()
+	for _, shim := range kit.Shims(t, id) {
+		kit.Kill(t, shim)
+	}
+	if r := alone(t, d, "stop", "-t", "1", "still"); r.Code != 0 {
+		t.Errorf("%+v", r)
+	}
+	if kit.Alive(pid) {
+		t.Error("the container's process still runs")
+	}
+	d.Start()
+	if s := d.Inspect("still").State; s.Status != "exited" {
+		t.Errorf("%+v", s)
+	}
+}
+
 func TestWaitAndFollowedLogEndWithTheContainer(t *testing.T) {
 	d := start(t, kit.Options{})
 	d.Holdfast("run", "-d", "--name", "web", "busybox", "sh", "-c", "echo begun; "+loop)
