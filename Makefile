@@ -89,7 +89,7 @@ test: root packages ## everything; installs what is missing (root)
 	@$(MAKE) --no-print-directory raceunit RACED='$(RACEMOST)'
 	$(ROOTTEST) -timeout 20m $(ROOTED)
 	@# By itself, so that the seed is printed also when nothing is violated.
-	$(ROOTTEST) -timeout 20m -v -run '^TestStorm$$' ./test/storm -storm.time=40s -storm.per=24 -storm.kinds='$(CALMER)'
+	$(ROOTTEST) -timeout 20m -v -run '^TestStorm$$' ./test/storm -storm.time=35s -storm.per=24 -storm.kinds='$(CALMER)'
 	@$(MAKE) --no-print-directory fuzz AT_ONCE=6
 
 # The race detector needs a C compiler, and makes programs several times slower. A
