@@ -299,3 +299,30 @@ func TestTasksOfANodeWhoseProcessesAreDeadAreUsed(t *testing.T) {
 	m.Docker("service", "rm", "client", "web")
 	kit.Eventually(t, "the containers are removed", func() bool { return w.Docker("ps", "-aq") == "" })
 }
+
+// The other host sends no word of its end, and the client sends nothing that could be
+// refused.
+func TestIdleConnectionToATaskOfADeadHostEnds(t *testing.T) {
+	t.Parallel()
+	h := wired(t, 2)
+	m := h.manager()
+	w := h.worker(1, m)
+	here, there := m.Docker("info", "-f", "{{.Swarm.NodeID}}"), w.Docker("info", "-f", "{{.Swarm.NodeID}}")
+	m.Docker("network", "create", "-d", "overlay", "over")
+	m.Docker("service", "create", "-d", "--name", "web", "--network", "over", "--constraint", "node.id=="+there, image, "nc", "-ll", "-p", "80", "-e", "cat")
+	dir := t.TempDir()
+	m.Docker("service", "create", "-d", "--name", "client", "--network", "over", "--constraint", "node.id=="+here, "--mount", "type=bind,source="+dir+",target=/at",
+		image, "sh", "-c", "until echo hello | nc -w 2 web 80 | grep -q hello; do usleep 100000; done; mkfifo /in; (echo hello; exec sleep 1000) > /in & nc web 80 < /in > /at/answer; touch /at/ended; exec sleep 1000")
+	exists := func(name string) bool {
+		st, err := os.Stat(dir + "/" + name)
+		return err == nil && (name != "answer" || st.Size() > 0)
+	}
+	kit.Eventually(t, "the client has an idle connection", func() bool { return exists("answer") })
+	h.plug(1, false)
+	began := time.Now()
+	kit.Eventually(t, "the connection ends", func() bool { return exists("ended") })
+	t.Logf("the connection has ended after %s", time.Since(began).Round(time.Second))
+	h.plug(1, true)
+	m.Docker("service", "rm", "client", "web")
+	kit.Eventually(t, "the containers are removed", func() bool { return m.Docker("ps", "-aq") == "" })
+}

@@ -128,9 +128,10 @@ func (g *gossip) join(known []string, changed func()) {
 	}()
 }
 
-// synchronised reports whether the records of other nodes are complete.
-func (g *gossip) synchronised(known []string) bool {
-	return time.Since(g.started) > settleGossip && (len(known) == 0 || len(g.met()) > 0)
+// synchronised reports whether the records of other nodes are complete. Without another
+// manager to meet there may be no other node.
+func (g *gossip) synchronised(managers []string) bool {
+	return time.Since(g.started) > settleGossip && (len(managers) == 0 || len(g.met()) > 0)
 }
 
 // setKeys follows a rotation of the keys.

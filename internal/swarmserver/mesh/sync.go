@@ -43,7 +43,7 @@ func (m *Mesh) sync(ctx context.Context) {
 	m.keepGossip(s)
 	m.keepEntry(ctx, &s)
 	all := map[string][]member{} // by network
-	complete := m.gossip != nil && m.gossip.synchronised(known(s.address, m.seen))
+	complete := m.gossip != nil && m.gossip.synchronised(s.address.Remotes)
 	for id := range s.nets {
 		members, err := m.syncNetwork(s, id, complete)
 		if err != nil {

@@ -37,6 +37,11 @@ type attachment struct {
 	// any more when the place is over.
 	telling sync.Mutex
 	over    bool
+
+	// Whether, and when last, the container was on the network. swarmkit calls Wait
+	// again after each change, one call at a time.
+	seen bool
+	last time.Time
 }
 
 const (
@@ -53,7 +58,7 @@ const (
 )
 
 func (x *Executor) attachmentOf(t *api.Task) *attachment {
-	a := &attachment{x: x, task: t, container: t.Spec.GetAttachment().ContainerID, ready: make(chan struct{})}
+	a := &attachment{x: x, task: t, container: t.Spec.GetAttachment().ContainerID, ready: make(chan struct{}), last: time.Now()}
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	x.attachments[t.ID] = a
@@ -185,15 +190,14 @@ func (a *attachment) Start(context.Context) error { return nil }
 // Wait tells other nodes of the container while it runs, until the context ends.
 func (a *attachment) Wait(ctx context.Context) error {
 	a.isReady(nil) // in an earlier process
-	last := time.Now()
-	seen, soon := false, looks
+	soon := looks
 	var before look
 	for {
 		now, err := a.look()
 		switch {
 		case err != nil: // nothing is concluded from what can't be read
 		case now.on:
-			seen, last = true, time.Now()
+			a.seen, a.last = true, time.Now()
 			if err := a.tell(ctx, now); err != nil {
 				return err
 			}
@@ -201,7 +205,7 @@ func (a *attachment) Wait(ctx context.Context) error {
 			if err := a.tell(ctx, now); err != nil {
 				return err
 			}
-			if seen || time.Since(last) > unseen {
+			if a.seen || time.Since(a.last) > unseen {
 				a.x.detach(ctx, a.task.ID)
 			}
 		}
