@@ -17,11 +17,13 @@ func (a *actor) handleEvent(ev proto.Event) {
 		a.ending.acknowledge()
 		return // a late report of an earlier life
 	}
-	a.rec = withLastRun(ev.State, &a.spec)
 	final := ev.Action == proto.ActionDie && ev.State.Status != proto.StatusRestarting
 	before := a.phase
-	if in, ok := seen(ev, before.State); ok {
-		a.enter(before.Step(in, a.facts()).Next)
+	if !outdated(ev.State, a.rec) {
+		a.rec = withLastRun(ev.State, &a.spec)
+		if in, ok := seen(ev, before.State); ok {
+			a.enter(before.Step(in, a.facts()).Next)
+		}
 	}
 	if ev.Seq > 0 && ev.Action != proto.ActionExited && !final {
 		a.publish()
@@ -47,6 +49,13 @@ func (a *actor) handleEvent(ev proto.Event) {
 	}
 	a.effects.readyToRestart(a.phase.State, a.spec)
 	a.publish()
+}
+
+// outdated reports whether the state of a report is older than the one on record. The
+// answer to a call has the shim's state, too, and may be handled before reports that the
+// shim has sent earlier.
+func outdated(reported, recorded proto.State) bool {
+	return reported.Life == recorded.Life && reported.Seq < recorded.Seq
 }
 
 // seen is what a report says of the container's state, which is now state; false if
