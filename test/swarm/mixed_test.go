@@ -4,6 +4,7 @@ package swarm
 
 import (
 	"fmt"
+	"strings"
 	"testing"
 
 	"holdfast/test/kit"
@@ -83,6 +84,9 @@ func TestNodesOfDockerAndOfHoldfastFormOneSwarm(t *testing.T) {
 				}
 			}
 			ours.Start()
+			kit.Eventually(t, "both nodes are ready", func() bool {
+				return strings.Count(m.TryDocker("node", "ls", "--format", "{{.Status}}").Stdout, "Ready") == 2
+			})
 			reach("after a kill of Holdfast")
 			if got := fmt.Sprint(ours.lives()); got != lives {
 				t.Errorf("containers before\n%s\nand after\n%s", lives, got)
