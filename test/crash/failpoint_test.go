@@ -444,7 +444,9 @@ var building sync.Map
 func buildBeside(d *kit.Daemon) {
 	cmd := d.DockerCommand(context.Background(), "build", "-q", "--no-cache", "-t", "built", "-")
 	cmd.Env = append(cmd.Env, "DOCKER_BUILDKIT=0")
-	cmd.Stdin = strings.NewReader("FROM " + image + "\nRUN echo made >/file\n")
+	// Layers with the same content that are made within a second are the same layer, which
+	// the store may have still from the build before. Nothing is adopted then.
+	cmd.Stdin = strings.NewReader(fmt.Sprintf("FROM %s\nRUN echo made >/file; echo %d >/once\n", image, time.Now().UnixNano()))
 	ended := make(chan string, 1)
 	building.Store(d, ended)
 	go func() {
