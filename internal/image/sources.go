@@ -22,12 +22,6 @@ const (
 	// pulledLabel is a label on the target of a pulled image: the repositories
 	// from which it was pulled, with their registries, separated by commas.
 	pulledLabel = "holdfast.pulled-from"
-	// sourceLabel begins a label on a blob that names the repositories of a
-	// registry that have the blob. The registry's host follows, without its
-	// port; the value lists the repositories. containerd's libraries write and
-	// read it. Releases before pulledLabel wrote it with the port, and only for
-	// targets.
-	sourceLabel = "containerd.io/distribution.source."
 	// maxLabel is the largest label that containerd's metadata accepts, key and
 	// value together.
 	maxLabel = 4096
@@ -43,15 +37,6 @@ func (ct *contents) identity(ctx context.Context, target ocispec.Descriptor) (*i
 		return nil, err
 	}
 	repositories := listed(info.Labels[pulledLabel])
-	if len(repositories) == 0 {
-		for label, paths := range info.Labels {
-			if registry, ok := strings.CutPrefix(label, sourceLabel); ok {
-				for _, path := range listed(paths) {
-					repositories = append(repositories, registry+"/"+path)
-				}
-			}
-		}
-	}
 	if len(repositories) == 0 {
 		return nil, nil
 	}

@@ -197,6 +197,16 @@ func TestRegistryTellsWhatAReferenceMeans(t *testing.T) {
 	if len(inspect.Identity.Pull) != 1 || inspect.Identity.Pull[0].Repository != reg.Host+"/app" {
 		t.Errorf("identity %+v", inspect)
 	}
+
+	// A push is no pull.
+	pushed := reg.Host + "/pushed:1"
+	d.Docker("commit", d.Docker("create", ref), pushed)
+	d.Docker("push", "-q", pushed)
+	inspect.Identity.Pull = nil
+	get(t, d, "/v1.56/images/"+pushed+"/json", &inspect)
+	if len(inspect.Identity.Pull) != 0 {
+		t.Errorf("identity of an image that was only pushed: %+v", inspect)
+	}
 }
 
 // TestCertificatesOfARegistryAreFoundInTheirFolder: for a registry that
