@@ -131,6 +131,6 @@ func searchFilter(f filter.Args) (func(registry.SearchResult) bool, error) {
 		stars = max(stars, n)
 	}
 	return func(r registry.SearchResult) bool {
-		return (!byAutomated || automated == r.IsAutomated) && (!byOfficial || official == r.IsOfficial) && r.StarCount >= stars
+		return (!byAutomated || !automated) && (!byOfficial || official == r.IsOfficial) && r.StarCount >= stars
 	}, nil
 }
