@@ -5,6 +5,7 @@ package engine
 import (
 	"context"
 	"log/slog"
+	"syscall"
 
 	"holdfast/internal/container"
 	"holdfast/internal/network"
@@ -32,13 +33,19 @@ type effects interface {
 	// serveNames gives a shim the sockets of its container's name server.
 	serveNames(ctx context.Context, shim Shim, id string, sandbox network.Sandbox) error
 
-	// stopShim kills the process of a container and ends its shim. killUnshimmed
-	// kills the process of a container without a shim.
-	stopShim(shim Shim, spec container.Spec) error
-	killUnshimmed(id string, requested bool) error
 	// giveBack releases what a life used of the host.
 	giveBack(id string, sandbox network.Sandbox, mounts []mountPoint)
+	killing
 	deletion
+}
+
+// killing ends a container's process. stopShim kills the process and ends its shim.
+// killUnshimmed kills the process of a container without a shim, and deletes the container
+// in the OCI runtime. signalUnshimmed sends the process a signal.
+type killing interface {
+	stopShim(shim Shim, spec container.Spec) error
+	killUnshimmed(id string) error
+	signalUnshimmed(spec container.Spec, rec proto.State, sig syscall.Signal) error
 }
 
 // deletion removes what belongs to a container. deleteContainer leaves the record,

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"slices"
 	"strconv"
+	"sync"
 	"syscall"
 	"time"
 
@@ -74,8 +75,9 @@ type halting struct {
 	kill time.Time // when SIGKILL is due; zero for never
 	was  container.Desired
 	done func(error) // idempotent
-	// unshimmed: it goes on without a shim.
+	// unshimmed: it goes on without a shim. calls are those of the OCI runtime then.
 	unshimmed bool
+	calls     sync.WaitGroup
 }
 
 // left is the stop as it is sent to another shim: with the remaining time.
@@ -114,7 +116,14 @@ func (s *stopper) halt(a *actor, how proto.Stop, manual bool, done func(error)) 
 	a.publish()
 	a.afterEnd(func() {
 		a.removeHalt(h)
-		done(nil)
+		if !h.unshimmed {
+			done(nil)
+			return
+		}
+		go func() {
+			h.calls.Wait()
+			a.post(func() { done(nil) })
+		}()
 	})
 	if a.shim == nil {
 		s.haltUnshimmed(a, h)
@@ -269,7 +278,8 @@ func (e *Engine) ContainerKill(ctx context.Context, ref, name string) error {
 		a.emit("kill", killAttributes(a.spec, int(sig)))
 		shim := a.shim
 		if shim == nil {
-			done(signalProcess(a.spec, a.rec, sig))
+			spec, rec := a.spec, a.rec
+			go func() { done(a.effects.signalUnshimmed(spec, rec, sig)) }()
 			return
 		}
 		paused := a.phase.State == container.Paused

@@ -169,7 +169,7 @@ func (h *hostEffects) launch(ctx context.Context, a *actor, o launchOrder) (err 
 	}()
 	// If the last shim could not clean up, as when its folder was removed, the OCI
 	// runtime still has the state of the last run and would refuse to start another.
-	if err := h.killUnshimmed(l.spec.ID, false); err != nil {
+	if err := h.killUnshimmed(l.spec.ID); err != nil {
 		return fmt.Errorf("clear the last run: %w", err)
 	}
 	go h.bundler.host.WarmCgroups()

@@ -116,7 +116,7 @@ type losses struct {
 
 // clearLost clears what a lost container left, and applies its restart policy.
 func (l *losses) clearLost(a *actor) {
-	if err := a.effects.killUnshimmed(a.id, false); err != nil {
+	if err := a.effects.killUnshimmed(a.id); err != nil {
 		a.log.Error("the remains of the container could not be cleared", "error", err)
 	}
 	a.effects.giveBack(a.id, a.sandbox, a.mounts)
@@ -158,7 +158,7 @@ func (r *restorer) abort(a *actor, f found) {
 		}
 		f.shim.Close()
 	}
-	if err := a.effects.killUnshimmed(a.id, false); err != nil {
+	if err := a.effects.killUnshimmed(a.id); err != nil {
 		a.log.Error("the remains of the interrupted start could not be cleared", "error", err)
 	}
 	a.effects.giveBack(a.id, a.sandbox, a.mounts)

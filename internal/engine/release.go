@@ -41,9 +41,9 @@ func (h *hostEffects) giveBack(id string, sandbox network.Sandbox, mounts []moun
 
 // killUnshimmed deletes the container in the OCI runtime, kills its processes and
 // removes its cgroups. It is idempotent. A command without a daemon leaves that to the next
-// daemon, unless a user has requested the end of the container.
-func (h *hostEffects) killUnshimmed(id string, requested bool) error {
-	if h.observes.Load() && !requested {
+// daemon.
+func (h *hostEffects) killUnshimmed(id string) error {
+	if h.observes.Load() {
 		return nil
 	}
 	a, err := h.index.find(id)
@@ -67,7 +67,7 @@ func (h *hostEffects) stopShim(shim Shim, spec container.Spec) error {
 	<-shim.Done()
 	if err != nil {
 		// The shim had exited, or it was killed and its container runs on.
-		return h.killUnshimmed(spec.ID, false)
+		return h.killUnshimmed(spec.ID)
 	}
 	return nil
 }

@@ -120,7 +120,7 @@ func (h *hostEffects) deleteContainer(shim Shim, spec container.Spec, mounts []m
 		if err := h.runtimes.removeCgroups(spec); err != nil {
 			return err
 		}
-	} else if err := h.killUnshimmed(spec.ID, false); err != nil {
+	} else if err := h.killUnshimmed(spec.ID); err != nil {
 		return err
 	}
 	failpoint.Here("remove.halted")

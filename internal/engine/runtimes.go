@@ -40,6 +40,19 @@ func (r *runtimes) delete(spec container.Spec) error {
 	return r.removeCgroups(spec)
 }
 
+// thaw resumes the frozen processes of a container.
+func (r *runtimes) thaw(spec container.Spec) error {
+	rt, err := r.call(spec)
+	if err != nil {
+		return err
+	}
+	out, err := exec.CommandContext(context.Background(), rt.Path, append(rt.Args, "resume", spec.ID)...).CombinedOutput()
+	if err != nil {
+		return fmt.Errorf("%s resume: %w: %s", rt.Path, err, bytes.TrimSpace(out))
+	}
+	return nil
+}
+
 // removeCgroups removes what a runtime leaves that was killed while it started the
 // container, before it had recorded anything.
 func (r *runtimes) removeCgroups(spec container.Spec) error {

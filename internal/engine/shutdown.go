@@ -71,7 +71,8 @@ func killNow(a *actor) error {
 	err := a.ask(ctx, container.AskKill, func(_ container.Action, done func(error)) {
 		shim := a.shim
 		if shim == nil {
-			done(signalProcess(a.spec, a.rec, syscall.SIGKILL))
+			spec, rec := a.spec, a.rec
+			go func() { done(a.effects.signalUnshimmed(spec, rec, syscall.SIGKILL)) }()
 			return
 		}
 		go func() { done(shim.Kill(ctx, proto.Kill{Signal: int(syscall.SIGKILL)})) }()

@@ -19,6 +19,24 @@ import (
 // shim can be started, the daemon watches the container's process and can stop it
 // through the OCI runtime.
 
+// signalUnshimmed sends a signal to a container's process without its shim, and thaws the
+// container: a frozen process does not receive the signal. The OCI runtime refuses to thaw
+// a container that is not frozen, which is fine. signalUnshimmed returns when the call of
+// the runtime has ended: a command without a daemon ends after its answer, and must not
+// leave a process behind.
+func (h *hostEffects) signalUnshimmed(spec container.Spec, rec proto.State, sig syscall.Signal) error {
+	if err := signalProcess(spec, rec, sig); err != nil {
+		return err
+	}
+	if !alive(rec) {
+		return nil
+	}
+	if err := h.runtimes.thaw(spec); err != nil && rec.Status == proto.StatusPaused && alive(rec) {
+		return fmt.Errorf("kill %s: the container is paused: %w", spec.Name, err)
+	}
+	return nil
+}
+
 // signalProcess sends a signal to a container's process without its shim.
 func signalProcess(spec container.Spec, rec proto.State, sig syscall.Signal) error {
 	notRunning := errs.Conflict("cannot kill container: %s: container %s is not running", spec.Name, spec.ID)
@@ -60,25 +78,25 @@ func (s *stopper) haltUnshimmed(a *actor, h *halting) {
 	if sig == 0 {
 		sig = stopSignal(a.spec)
 	}
-	if err := signalProcess(a.spec, a.rec, sig); err != nil {
-		a.log.Warn("the stop signal could not be sent", "error", err)
-	}
+	s.signal(a, h, sig)
 	if h.kill.IsZero() {
 		return
 	}
 	time.AfterFunc(time.Until(h.kill), func() {
 		a.post(func() {
 			if a.shim == nil && slices.Contains(a.halts, h) {
-				if err := signalProcess(a.spec, a.rec, syscall.SIGKILL); err != nil {
-					a.log.Warn("SIGKILL could not be sent", "error", err)
-				}
-				// A frozen process does not receive the signal. The OCI runtime thaws it.
-				go func() {
-					if err := a.effects.killUnshimmed(a.id, true); err != nil {
-						a.log.Warn("the runtime could not kill the container", "error", err)
-					}
-				}()
+				s.signal(a, h, syscall.SIGKILL)
 			}
 		})
+	})
+}
+
+// signal sends a signal of a stop without the shim, in the loop.
+func (s *stopper) signal(a *actor, h *halting, sig syscall.Signal) {
+	spec, rec := a.spec, a.rec
+	h.calls.Go(func() {
+		if err := a.effects.signalUnshimmed(spec, rec, sig); err != nil && alive(rec) {
+			a.log.Warn("the container could not be sent a signal of its stop", "signal", int(sig), "error", err)
+		}
 	})
 }

@@ -102,26 +102,35 @@ func TestStopEndsThoughTheShimIsKilledMeanwhile(t *testing.T) {
 	}
 }
 
-// A frozen process does not receive SIGKILL, and there is neither a shim nor a daemon that
-// would thaw it.
+// A frozen process receives no signal, and there is neither a shim nor a daemon that would
+// thaw it. What the command has begun ends with the command.
 func TestPausedContainerIsStoppedWithoutAnyShim(t *testing.T) {
-	d := start(t, kit.Options{})
-	id := d.Holdfast("run", "-d", "--name", "still", "busybox", "sh", "-c", loop)
-	pid := d.Inspect("still").State.Pid
-	d.Holdfast("pause", "still")
-	d.Kill9()
-	for _, shim := range kit.Shims(t, id) {
-		kit.Kill(t, shim)
-	}
-	if r := alone(t, d, "stop", "-t", "1", "still"); r.Code != 0 {
-		t.Errorf("%+v", r)
-	}
-	if kit.Alive(pid) {
-		t.Error("the container's process still runs")
-	}
-	d.Start()
-	if s := d.Inspect("still").State; s.Status != "exited" {
-		t.Errorf("%+v", s)
+	for _, tt := range []struct {
+		name string
+		do   []string
+	}{
+		{"stop", []string{"stop", "-t", "1", "still"}},
+		{"stop with a signal that it handles", []string{"stop", "-t", "60", "-s", "TERM", "still"}},
+		{"kill", []string{"kill", "still"}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			d := start(t, kit.Options{})
+			id := d.Holdfast("run", "-d", "--name", "still", "busybox", "sh", "-c", strings.Replace(loop, "exit 0", "exit 7", 1))
+			pid := d.Inspect("still").State.Pid
+			d.Holdfast("pause", "still")
+			d.Kill9()
+			for _, shim := range kit.Shims(t, id) {
+				kit.Kill(t, shim)
+			}
+			if r := alone(t, d, tt.do...); r.Code != 0 {
+				t.Errorf("%+v", r)
+			}
+			kit.Eventually(t, "the container's process has ended", func() bool { return !kit.Alive(pid) })
+			d.Start()
+			if s := d.Inspect("still").State; s.Status != "exited" {
+				t.Errorf("%+v", s)
+			}
+		})
 	}
 }
 
