@@ -164,7 +164,7 @@ func (i *interfaces) restoreSandboxes(sandboxes map[string]Sandbox, ports map[st
 					}
 				}
 				// An earlier release did not change the kernel's defaults.
-				if changed, err := bridge.HardenPort(e.HostName); err != nil {
+				if changed, err := p.Harden(); err != nil {
 					log.Warn("the interface's settings can't be corrected", "interface", e.HostName, "error", err)
 				} else if changed {
 					log.Info("the interface's settings were corrected", "interface", e.HostName)
@@ -307,7 +307,7 @@ func (i *interfaces) repairAll() (repaired bool, err error) {
 // repairPort repairs the host's end of an endpoint.
 func (i *interfaces) repairPort(container string, e Endpoint, p bridge.Port) (changed bool, err error) {
 	if p.Bridge == e.Bridge && p.Up {
-		return bridge.HardenPort(p.Name)
+		return p.Harden()
 	}
 	if err := bridge.Attach(p, e.Bridge, e.Isolated); err != nil {
 		i.troubles.add(container, "its interface "+e.HostName+" was taken from the bridge "+e.Bridge+" and can't be put back: "+err.Error())

@@ -235,6 +235,17 @@ type Port struct {
 	Up     bool
 	// Description records the owner; see Owned and Foreign.
 	Description string
+	// Hardened: the kernel has reported the settings that Harden makes.
+	Hardened bool
+}
+
+// Harden is HardenPort for a port of which Ports has listed the settings: with as many ports
+// as containers run, reading each setting from /proc takes much longer.
+func (p Port) Harden() (changed bool, err error) {
+	if p.Hardened {
+		return false, nil
+	}
+	return HardenPort(p.Name)
 }
 
 // Ports returns the host's veths, by name.
@@ -250,7 +261,7 @@ func Ports() (map[string]Port, error) {
 	ports := map[string]Port{}
 	for _, l := range links {
 		if l.kind == "veth" {
-			ports[l.name] = Port{Name: l.name, Index: l.index, Bridge: names[l.master], Up: l.flags&unix.IFF_UP != 0, Description: l.description}
+			ports[l.name] = Port{Name: l.name, Index: l.index, Bridge: names[l.master], Up: l.flags&unix.IFF_UP != 0, Description: l.description, Hardened: l.hardened}
 		}
 	}
 	return ports, nil
@@ -267,7 +278,7 @@ func Attach(p Port, bridge string, isolated bool) error {
 		return err
 	}
 	defer c.Close()
-	if _, err := HardenPort(p.Name); err != nil {
+	if _, err := p.Harden(); err != nil {
 		return err
 	}
 	if err := c.setMaster(p.Index, index); err != nil {

@@ -117,6 +117,7 @@ type link struct {
 	description   string
 	index, master int
 	flags         uint32
+	hardened      bool // it has the settings of HardenPort
 }
 
 // skipStats is RTEXT_FILTER_SKIP_STATS of linux/rtnetlink.h.
@@ -168,10 +169,39 @@ func parseLink(m []byte) (l link, err error) {
 				}
 				return nil
 			})
+		case unix.IFLA_AF_SPEC:
+			l.hardened, err = hardened(value)
+			return err
 		}
 		return nil
 	})
 	return l, err
+}
+
+// Indexes of an interface's IPv6 settings in IFLA_INET6_CONF, from linux/ipv6.h.
+const (
+	confAcceptRA        = 3
+	confAcceptRedirects = 4
+	confDisableIPv6     = 26
+)
+
+// hardened reports whether IFLA_AF_SPEC, the part of a link message that each address
+// family fills, has the settings that HardenPort makes. It is false if the
+// kernel does not report them.
+func hardened(spec []byte) (is bool, err error) {
+	err = attributes(spec, func(family uint16, value []byte) error {
+		if family != unix.AF_INET6 {
+			return nil
+		}
+		return attributes(value, func(kind uint16, conf []byte) error {
+			if kind == unix.IFLA_INET6_CONF && len(conf) >= 4*(confDisableIPv6+1) {
+				setting := func(i int) uint32 { return binary.NativeEndian.Uint32(conf[4*i:]) }
+				is = setting(confAcceptRA) == 0 && setting(confAcceptRedirects) == 0 && setting(confDisableIPv6) == 1
+			}
+			return nil
+		})
+	})
+	return is, err
 }
 
 // attributes calls each for every attribute (struct rtattr) of a message.

@@ -84,3 +84,35 @@ func FuzzLink(f *testing.F) {
 	f.Add(linkMessage(nl.NewRtAttr(unix.IFLA_IFNAME, nl.ZeroTerminated("lo"))))
 	f.Fuzz(func(t *testing.T, m []byte) { _, _ = parseLink(m) })
 }
+
+func TestSettingsOfAPortAreReadFromItsLink(t *testing.T) {
+	conf := make([]byte, 4*60)
+	set := func(i int, v uint32) { binary.NativeEndian.PutUint32(conf[4*i:], v) }
+	link := func(conf []byte) []byte {
+		spec := nl.NewRtAttr(unix.IFLA_AF_SPEC, nil)
+		spec.AddRtAttr(unix.AF_INET, make([]byte, 8))
+		spec.AddRtAttr(unix.AF_INET6, nil).AddRtAttr(unix.IFLA_INET6_CONF, conf)
+		return linkMessage(spec)
+	}
+	for _, tt := range []struct {
+		name                string
+		ra, redirects, none uint32
+		want                bool
+	}{
+		{"hardened", 0, 0, 1, true},
+		{"kernel's defaults", 1, 1, 0, false},
+		{"router advertisements", 2, 0, 1, false},
+		{"redirects", 0, 1, 1, false},
+		{"addresses of IPv6", 0, 0, 0, false},
+	} {
+		set(confAcceptRA, tt.ra)
+		set(confAcceptRedirects, tt.redirects)
+		set(confDisableIPv6, tt.none)
+		if l, err := parseLink(link(conf)); err != nil || l.hardened != tt.want {
+			t.Errorf("%s: %+v, %v", tt.name, l, err)
+		}
+	}
+	if l, err := parseLink(link(conf[:4*confDisableIPv6])); err != nil || l.hardened {
+		t.Errorf("settings cut short: %+v, %v", l, err)
+	}
+}
