@@ -257,10 +257,10 @@ func (r *restorer) adopt(a *actor, f found, pending *sync.WaitGroup) {
 	}
 }
 
-// catchUp waits until the daemon knows all that the container's shim has answered
-// clients, for at most helloTimeout. From the subscription on, a shim waits for the
-// daemon before it answers clients that wait for an end. Before the subscription it
-// did not, and the daemon's answers must not contradict the shim's.
+// catchUp waits until the daemon has handled what the container's shim has reported since
+// the daemon connected to it, for at most helloTimeout. The state of the shim's hello
+// contains all that the shim had answered clients before. What it answers afterwards waits
+// for the daemon. So the daemon's answers do not contradict the shim's.
 func (r *restorer) catchUp(a *actor, subscribed <-chan struct{}, pending *sync.WaitGroup) {
 	defer pending.Done()
 	late := time.NewTimer(helloTimeout)
@@ -272,14 +272,12 @@ func (r *restorer) catchUp(a *actor, subscribed <-chan struct{}, pending *sync.W
 	case <-late.C:
 		return
 	}
-	// The shim writes its record before it reports a change, so this is no older than
-	// any report that the loop has handled.
-	known := awaitRecord(a, func() (last proto.State) {
-		last, _ = r.records.last(&a.spec, r.records.read(&a.spec))
-		return last
-	})
+	handled := make(chan struct{})
+	if !a.post(func() { close(handled) }) {
+		return
+	}
 	select {
-	case <-known:
+	case <-handled:
 	case <-r.closing:
 	case <-late.C:
 	}

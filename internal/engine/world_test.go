@@ -896,6 +896,7 @@ type fakeConn struct {
 	fn     func(proto.Event)
 	events []proto.Event
 	ended  bool
+	passed chan struct{} // closed when the past events were passed to fn
 }
 
 // connect makes a connection; the shim's mutex is held.
@@ -914,16 +915,20 @@ func (c *fakeConn) dispatch() {
 	defer close(c.done)
 	for range c.wake {
 		c.mu.Lock()
-		events, fn, ended := c.events, c.fn, c.ended
+		events, fn, ended, passed := c.events, c.fn, c.ended, c.passed
 		if fn != nil {
 			c.events = nil
 		}
+		c.passed = nil
 		c.mu.Unlock()
 		if fn != nil {
 			for _, e := range events {
 				c.at("report " + e.Action)
 				fn(e)
 			}
+		}
+		if passed != nil {
+			close(passed)
 		}
 		if ended {
 			return
@@ -999,14 +1004,20 @@ func (c *fakeConn) Subscribe(_ context.Context, after uint64, fn func(proto.Even
 	if err := c.call("subscribe"); err != nil {
 		return err
 	}
-	defer c.s.mu.Unlock()
+	passed := make(chan struct{})
 	c.mu.Lock()
-	c.fn = fn
+	c.fn, c.passed = fn, passed
 	c.mu.Unlock()
 	for _, e := range c.s.journal {
 		if e.Seq > after {
 			c.post(proto.Event{Entry: e, State: c.s.st})
 		}
+	}
+	c.s.mu.Unlock()
+	c.signal()
+	select {
+	case <-passed:
+	case <-c.done:
 	}
 	return nil
 }

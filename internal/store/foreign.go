@@ -3,7 +3,9 @@
 package store
 
 import (
+	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 
@@ -40,6 +42,9 @@ var foreign = []struct{ whose, pattern string }{
 // a data root that has containers of ours all the same, because an earlier
 // release accepted it.
 func CheckForeign(dataRoot string) error {
+	if ours, err := hasContainers(dataRoot); err != nil || ours {
+		return err
+	}
 	for _, f := range foreign {
 		found, err := filepath.Glob(filepath.Join(escapeGlob(dataRoot), f.pattern))
 		if err != nil {
@@ -54,14 +59,36 @@ func CheckForeign(dataRoot string) error {
 		if len(found) == 0 {
 			continue
 		}
-		if ours, err := filepath.Glob(filepath.Join(escapeGlob(dataRoot), "containers", "*", SpecFile)); err != nil || len(ours) > 0 {
-			return err
-		}
 		return errs.Unmet(
 			"the data root %s is %s's (it has %s): nothing was changed in it; name a folder of its own with \"data-root\", and bring images over by \"docker save\" and \"holdfast load\"",
 			dataRoot, f.whose, found[0][len(filepath.Clean(dataRoot))+1:])
 	}
 	return nil
+}
+
+// hasContainers reports whether a data root has a container of ours. It looks at no more
+// folders than until the first of them, as every start of a daemon waits for the answer.
+func hasContainers(dataRoot string) (bool, error) {
+	dir, err := os.Open(filepath.Join(dataRoot, "containers"))
+	if errors.Is(err, os.ErrNotExist) {
+		return false, nil
+	} else if err != nil {
+		return false, fmt.Errorf("look at the data root %s: %w", dataRoot, err)
+	}
+	defer dir.Close()
+	for {
+		names, err := dir.Readdirnames(64)
+		if errors.Is(err, io.EOF) {
+			return false, nil
+		} else if err != nil {
+			return false, fmt.Errorf("look at the data root %s: %w", dataRoot, err)
+		}
+		for _, name := range names {
+			if _, err := os.Lstat(filepath.Join(dir.Name(), name, SpecFile)); err == nil {
+				return true, nil
+			}
+		}
+	}
 }
 
 // escapeGlob escapes a path so that the pattern only matches that path.

@@ -37,9 +37,11 @@ type Shim struct {
 	events  []proto.Event
 	fn      func(proto.Event)
 	early   *question     // the subscription that was sent together with the hello
+	passed  chan struct{} // closed when the events that came before Subscribe were passed on
 	pending chan struct{} // one token: there are events, or the connection has ended
 	heard   *uint64       // the entry to acknowledge next, see Heard
 	saying  bool          // a goroutine sends acknowledgements
+	begun   bool          // the shim waits for acknowledgements
 }
 
 // answer is a response with the descriptors that came with it.
@@ -115,7 +117,8 @@ func (s *Shim) dispatch() {
 	defer close(s.done)
 	for range s.pending {
 		s.mu.Lock()
-		events, fn, ended := s.events, s.fn, s.ended
+		events, fn, ended, passed := s.events, s.fn, s.ended, s.passed
+		s.passed = nil
 		if s.early != nil {
 			events = nil // keep them until Subscribe is called
 		} else {
@@ -126,6 +129,9 @@ func (s *Shim) dispatch() {
 			if fn != nil {
 				fn(e)
 			}
+		}
+		if passed != nil {
+			close(passed)
 		}
 		if ended != nil {
 			return
@@ -275,7 +281,8 @@ func kind(k string) error {
 
 // Subscribe calls fn for every journal entry with a number above after: first the
 // past ones, then new ones as they come, from one goroutine and in order. Past
-// entries carry the current state. A connection has at most one subscription.
+// entries carry the current state. A connection has at most one subscription. What has
+// arrived since Dial was passed to fn when Subscribe returns.
 func (s *Shim) Subscribe(ctx context.Context, after uint64, fn func(proto.Event)) error {
 	s.mu.Lock()
 	if s.fn != nil {
@@ -287,7 +294,11 @@ func (s *Shim) Subscribe(ctx context.Context, after uint64, fn func(proto.Event)
 		s.mu.Unlock()
 		return s.gone(proto.MethodSubscribe)
 	}
-	s.fn, s.early = fn, nil
+	var passed chan struct{}
+	if early != nil {
+		passed = make(chan struct{})
+	}
+	s.fn, s.early, s.passed = fn, nil, passed
 	if early != nil && after > 0 { // the early subscription is for all entries
 		s.fn = func(e proto.Event) {
 			if e.Seq == 0 || e.Seq > after {
@@ -299,7 +310,13 @@ func (s *Shim) Subscribe(ctx context.Context, after uint64, fn func(proto.Event)
 	var err error
 	if early != nil {
 		s.wake() // for events that arrived already
-		_, err = s.answer(ctx, early, nil)
+		if _, err = s.answer(ctx, early, nil); err == nil {
+			select {
+			case <-passed:
+			case <-s.done:
+			case <-ctx.Done():
+			}
+		}
 	} else {
 		err = s.call(ctx, proto.MethodSubscribe, &proto.Subscribe{After: after}, nil)
 	}
@@ -316,9 +333,10 @@ func (s *Shim) Subscribe(ctx context.Context, after uint64, fn func(proto.Event)
 func (s *Shim) Heard(seq uint64) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.ended != nil || s.heard != nil && *s.heard >= seq {
+	if s.ended != nil || s.heard != nil && *s.heard >= seq || s.begun && seq == 0 {
 		return
 	}
+	s.begun = true
 	s.heard = &seq
 	if !s.saying {
 		s.saying = true
@@ -338,14 +356,19 @@ func (s *Shim) say() {
 			return
 		}
 		s.next++
-		id := s.next
+		m, err := heardMessage(s.next, *seq)
 		s.mu.Unlock()
-		params, err := proto.Marshal(&proto.Heard{Seq: *seq})
 		if err == nil {
-			// The answer is empty. An ended connection needs no acknowledgement.
-			_ = s.conn.Send(&proto.Message{ID: id, Method: proto.MethodHeard, Params: params})
+			_ = s.conn.Send(m) // an ended connection needs no acknowledgement
 		}
 	}
+}
+
+// heardMessage is the acknowledgement of the entries up to seq. Its answer, which is
+// empty, is ignored, also that of a shim that does not know the method.
+func heardMessage(id, seq uint64) (*proto.Message, error) {
+	params, err := proto.Marshal(&proto.Heard{Seq: seq})
+	return &proto.Message{ID: id, Method: proto.MethodHeard, Params: params}, err
 }
 
 // State returns the current state.

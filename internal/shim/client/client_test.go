@@ -194,7 +194,8 @@ func TestDoneComesAfterTheLastEvent(t *testing.T) {
 func TestWhatAShimTellsWithItsHelloWaitsForTheSubscriber(t *testing.T) {
 	s, shim := peer(t)
 	go func() {
-		var hello, follow proto.Message
+		var heard, hello, follow proto.Message
+		shim.Receive(&heard)
 		shim.Receive(&hello)
 		shim.Receive(&follow)
 		// A shim may answer in another order.
@@ -217,6 +218,9 @@ func TestWhatAShimTellsWithItsHelloWaitsForTheSubscriber(t *testing.T) {
 	if err := s.Subscribe(context.Background(), 1, func(e proto.Event) { seen = append(seen, e.Seq) }); err != nil {
 		t.Fatal(err)
 	}
+	if !slices.Equal(seen, []uint64{2}) {
+		t.Errorf("events %d when the subscription was made, want 2", seen)
+	}
 	s.State(context.Background())
 	<-s.Done()
 	if !slices.Equal(seen, []uint64{2, 3}) {
@@ -227,7 +231,8 @@ func TestWhatAShimTellsWithItsHelloWaitsForTheSubscriber(t *testing.T) {
 func TestSubscriptionToAShimThatHasGoneFails(t *testing.T) {
 	s, shim := peer(t)
 	go func() {
-		var hello, follow proto.Message
+		var heard, hello, follow proto.Message
+		shim.Receive(&heard)
 		shim.Receive(&hello)
 		shim.Receive(&follow)
 		shim.Send(proto.Message{ID: hello.ID, Result: []byte(`{}`)})

@@ -182,9 +182,12 @@ func (s *Shim) greet(ctx context.Context, as proto.Hello) error {
 	return s.greeted(ctx, q)
 }
 
-// greetAndFollow sends the hello and the subscription in one write, as every daemon
-// needs both: the shim wakes up only once. Events are kept until Subscribe is
-// called.
+// greetAndFollow sends all that every daemon asks of a shim that it has found in one
+// write, so that the shim wakes up only once: that it waits for acknowledgements from now
+// on (Heard), the hello, and the subscription. Heard comes first. What the shim answered
+// its clients before Heard is in the state of the hello, and what it answers afterwards
+// waits until the daemon has handled the events of the subscription, which are kept until
+// Subscribe is called.
 func (s *Shim) greetAndFollow(ctx context.Context, as proto.Hello) error {
 	hello, err := s.question(proto.MethodHello, &as, 0)
 	if err != nil {
@@ -195,9 +198,14 @@ func (s *Shim) greetAndFollow(ctx context.Context, as proto.Hello) error {
 		return err
 	}
 	s.mu.Lock()
-	s.early = follow
+	s.early, s.begun = follow, true
+	s.next++
+	heard, err := heardMessage(s.next, 0)
 	s.mu.Unlock()
-	if err := s.conn.SendTogether(hello.Message, follow.Message); err != nil {
+	if err != nil {
+		return s.unasked(err, hello, follow)
+	}
+	if err := s.conn.SendTogether(heard, hello.Message, follow.Message); err != nil {
 		return s.unasked(err, hello, follow)
 	}
 	return s.greeted(ctx, hello)
