@@ -175,6 +175,7 @@ var targets = []target{
 	{row: rowVerbBare, any: true},
 	{row: rowVerbOver, limit: 8},
 	{row: fmt.Sprintf(rowVerbExecs, 20), any: true},
+	{row: fmt.Sprintf(rowVerbPing, 50), any: true},
 	{row: fmt.Sprintf(rowVerbInspect, 50), limit: 1},
 	{row: rowVerbAttach, any: true},
 	{row: rowVerbStdin, any: true},

@@ -32,6 +32,7 @@ const (
 	rowVerbBare    = verbPrefix + "bare `runc exec` of `true` in the same container (ms)"
 	rowVerbOver    = verbPrefix + "`exec` over the bare `runc exec` (ms)"
 	rowVerbInspect = verbPrefix + "`inspect` by %d clients at once, an answer (ms)"
+	rowVerbPing    = verbPrefix + "`_ping` by %d clients at once, an answer (ms)"
 	rowVerbSince   = verbPrefix + "`logs --since` behind the end of %d MB (ms)"
 	rowVerbAttach  = verbPrefix + "standard input of an attached `run` (MB/s)"
 	rowVerbStdin   = verbPrefix + "standard input of an `exec` (MB/s)"
@@ -108,6 +109,22 @@ func measureVerbs(t *testing.T, s scale, table *table, subjects []*subject) {
 	for _, x := range subjects {
 		standing[x.api] = x.api.started(t, idler())
 	}
+	// crowd measures a request by many clients at once: the median of their answers.
+	crowd := func(path func(a *api) string) func(a *api) time.Duration {
+		return func(a *api) time.Duration {
+			var mu sync.Mutex
+			var all []time.Duration
+			each(w.inspects, func(int) {
+				for range 20 {
+					took := timed(func() { a.must(t, "GET", path(a), nil, nil) })
+					mu.Lock()
+					all = append(all, took)
+					mu.Unlock()
+				}
+			})
+			return median(all)
+		}
+	}
 	verbs := []verb{
 		{rowVerbStop, of(func(a *api, id string) { a.must(t, "POST", "/containers/"+id+"/stop", nil, nil) }), false},
 		{rowVerbKill, of(kill), false},
@@ -140,19 +157,8 @@ func measureVerbs(t *testing.T, s scale, table *table, subjects []*subject) {
 		{fmt.Sprintf(rowVerbExecs, w.execs), func(a *api) time.Duration {
 			return timed(func() { each(w.execs, func(int) { a.exec(t, standing[a], nil, "true") }) })
 		}, false},
-		{fmt.Sprintf(rowVerbInspect, w.inspects), func(a *api) time.Duration {
-			var mu sync.Mutex
-			var all []time.Duration
-			each(w.inspects, func(int) {
-				for range 20 {
-					took := timed(func() { a.must(t, "GET", "/containers/"+standing[a]+"/json", nil, nil) })
-					mu.Lock()
-					all = append(all, took)
-					mu.Unlock()
-				}
-			})
-			return median(all)
-		}, false},
+		{fmt.Sprintf(rowVerbPing, w.inspects), crowd(func(*api) string { return "/_ping" }), false},
+		{fmt.Sprintf(rowVerbInspect, w.inspects), crowd(func(a *api) string { return "/containers/" + standing[a] + "/json" }), false},
 		{rowVerbVolume, func(a *api) time.Duration {
 			return timed(func() {
 				a.must(t, "POST", "/volumes/create", map[string]any{"Name": "benched"}, nil)
