@@ -56,6 +56,7 @@ func (d *adopter) subscribe(a *actor, shim Shim) {
 	if err != nil {
 		a.log.Warn("the subscription to the shim failed, connecting to it again", "error", err)
 		shim.Close()
+		<-shim.Done()
 		a.watchShim(shim)
 		return
 	}

@@ -251,7 +251,7 @@ func (r *restorer) adopt(a *actor, f found, pending *sync.WaitGroup) {
 	subscribed := r.adopter.attach(a, f.shim)
 	a.effects.readyToRestart(a.phase.State, a.spec)
 	pending.Add(1)
-	go r.catchUp(a, subscribed, pending)
+	go r.catchUp(a, f.shim, subscribed, pending)
 	if !f.rec.Manual {
 		r.stopper.resend(a, f.shim) // the shim did not get them before the connection was lost
 	}
@@ -261,7 +261,7 @@ func (r *restorer) adopt(a *actor, f found, pending *sync.WaitGroup) {
 // the daemon connected to it, for at most helloTimeout. The state of the shim's hello
 // contains all that the shim had answered clients before. What it answers afterwards waits
 // for the daemon. So the daemon's answers do not contradict the shim's.
-func (r *restorer) catchUp(a *actor, subscribed <-chan struct{}, pending *sync.WaitGroup) {
+func (r *restorer) catchUp(a *actor, shim Shim, subscribed <-chan struct{}, pending *sync.WaitGroup) {
 	defer pending.Done()
 	late := time.NewTimer(helloTimeout)
 	defer late.Stop()
@@ -272,9 +272,21 @@ func (r *restorer) catchUp(a *actor, subscribed <-chan struct{}, pending *sync.W
 	case <-late.C:
 		return
 	}
-	handled := make(chan struct{})
-	if !a.post(func() { close(handled) }) {
-		return
+	var handled <-chan struct{}
+	select {
+	case <-shim.Done():
+		// The shim has ended before the subscription. Its record is the last that it has
+		// reported to anybody.
+		handled = awaitRecord(a, func() (last proto.State) {
+			last, _ = r.records.last(&a.spec, r.records.read(&a.spec))
+			return last
+		})
+	default:
+		passed := make(chan struct{})
+		if !a.post(func() { close(passed) }) {
+			return
+		}
+		handled = passed
 	}
 	select {
 	case <-handled:

@@ -1004,15 +1004,18 @@ func (c *fakeConn) Subscribe(_ context.Context, after uint64, fn func(proto.Even
 	if err := c.call("subscribe"); err != nil {
 		return err
 	}
-	passed := make(chan struct{})
 	c.mu.Lock()
-	c.fn, c.passed = fn, passed
+	c.fn = fn
 	c.mu.Unlock()
 	for _, e := range c.s.journal {
 		if e.Seq > after {
 			c.post(proto.Event{Entry: e, State: c.s.st})
 		}
 	}
+	passed := make(chan struct{})
+	c.mu.Lock()
+	c.passed = passed
+	c.mu.Unlock()
 	c.s.mu.Unlock()
 	c.signal()
 	select {
