@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"log/slog"
 	"runtime"
+	"strconv"
 
 	"github.com/containerd/errdefs"
 
@@ -90,6 +91,39 @@ func (rd *records) read(spec *container.Spec) (r written) {
 	r.state, r.stateErr = rd.shims.State(rd.store.RunDir(spec.ID))
 	r.exit, r.exitErr = rd.shims.Exit(rd.store.ContainerDir(spec.ID))
 	return r
+}
+
+// completed returns the files of a shim that is gone. A shim journals the end of a run
+// before it records it in its state: if it was killed in between, the journal alone has
+// the exit code. Without it, the end would be recorded with another code than its event
+// has.
+func (rd *records) completed(spec *container.Spec) written {
+	files := rd.read(spec)
+	st := &files.state
+	if files.stateErr != nil || st.Life != spec.Life || st.Pid == 0 {
+		return files
+	}
+	entries, err := rd.shims.Journal(rd.store.RunDir(spec.ID), st.Seq)
+	if err != nil {
+		return files // ingest logs the error
+	}
+	for _, entry := range entries {
+		if entry.Seq <= st.Seq || entry.Action != proto.ActionOOM && entry.Action != proto.ActionDie {
+			continue
+		}
+		if entry.Action == proto.ActionOOM {
+			st.OOMKilled = true
+			continue
+		}
+		code, err := strconv.Atoi(entry.Attributes["exitCode"])
+		if err != nil {
+			rd.log.Warn("the shim's journal has an end without an exit code", "container", spec.ID[:12], "error", err)
+			continue
+		}
+		st.Status, st.Pid, st.PidStart = proto.StatusExited, 0, 0
+		st.ExitCode, st.Finished = code, entry.Time
+	}
+	return files
 }
 
 // newer returns an error if a newer release wrote the shim's state or the exit

@@ -73,6 +73,7 @@ func (r *restorer) applyRecordedEnd(a *actor, f found) {
 	a.step(container.SawEndUnseen)
 	sandbox, mounts := a.sandbox, a.mounts
 	go func() {
+		r.clearEnded(a)
 		a.effects.giveBack(a.id, sandbox, mounts)
 		a.post(func() {
 			if a.phase.State != container.Ending {
@@ -91,6 +92,15 @@ func (r *restorer) applyRecordedEnd(a *actor, f found) {
 			a.unpark()
 		})
 	}()
+}
+
+// clearEnded deletes a container in the OCI runtime whose shim has gone after it recorded
+// the end. A shim records the end while the runtime deletes the container, so it may have
+// been killed before that was done.
+func (r *restorer) clearEnded(a *actor) {
+	if err := a.effects.killUnshimmed(a.id); err != nil {
+		a.log.Error("the remains of the container could not be cleared", "error", err)
+	}
 }
 
 // recordLostEnd records the end of a container that no process observed. Requests

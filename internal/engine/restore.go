@@ -155,7 +155,7 @@ func (r *restorer) observe(ctx context.Context, a *actor) found {
 	// The report of a shim is newer than its files, which are only read if no shim
 	// answers.
 	fromFiles := func() {
-		f.rec, o.Record = r.records.last(&v.spec, r.records.read(&v.spec))
+		f.rec, o.Record = r.records.last(&v.spec, r.records.completed(&v.spec))
 	}
 	dialCtx, cancel := context.WithTimeout(ctx, helloTimeout)
 	defer cancel()
@@ -198,6 +198,9 @@ func (r *restorer) apply(a *actor, f found, pending *sync.WaitGroup) {
 	switch f.verdict {
 	case container.Keep:
 		r.ingest(a)
+		if f.shim == nil && f.seen.Record.Over() && !r.isRestored() { // otherwise applyRecordedEnd does it
+			pending.Go(func() { r.clearEnded(a) })
+		}
 	case container.Adopt:
 		r.adopt(a, f, pending)
 	case container.HaltLeft:

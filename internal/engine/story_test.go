@@ -57,6 +57,7 @@ import (
 //	exit NAME CODE               the container's process ends
 //	lingers NAME                 the container's process only ends by SIGKILL
 //	shim NAME killed|silent|answers|cut|finishes
+//	shim NAME journals CODE      it journals the end, and is killed before it records it
 //	shim NAME fails CODE MESSAGE the start fails, and the shim has not finished yet
 //	hold POINT, release POINT    a step of the engine blocks until it is released
 //	fail POINT [CODE] MESSAGE    a step fails once; CODE is the runtime's exit code
@@ -448,6 +449,12 @@ func (s *player) do(words []string) {
 		switch sh := s.shim(name); arg(2) {
 		case "killed":
 			sh.killed()
+		case "journals":
+			code, err := strconv.Atoi(arg(3))
+			if err != nil {
+				s.t.Fatal(err)
+			}
+			sh.killedJournalling(code)
 		case "silent", "answers":
 			sh.mu.Lock()
 			sh.silent = arg(2) == "silent"

@@ -875,6 +875,19 @@ func (s *fakeShim) fails(code int, message string) {
 	s.write()
 }
 
+// killedJournalling is kill -9 of the shim after it has journalled the end of the
+// container's process, and before it records the end in its state.
+func (s *fakeShim) killedJournalling(code int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.journal = append(s.journal, proto.Entry{
+		Seq: uint64(len(s.journal) + 1), Time: time.Now().UTC(), Action: proto.ActionDie,
+		Attributes: map[string]string{"exitCode": fmt.Sprint(code)},
+	})
+	s.write()
+	s.leave()
+}
+
 // killed is kill -9 of the shim. Its container may run on.
 func (s *fakeShim) killed() {
 	s.mu.Lock()

@@ -3,6 +3,8 @@
 package life
 
 import (
+	"errors"
+	"os"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -47,4 +49,57 @@ func TestStartWhoseRuntimeIsKilledLeavesNoCgroup(t *testing.T) {
 		t.Errorf("after the failed start there are %v", left)
 	}
 	d.Holdfast("rm", "web")
+}
+
+// interruptedDeletes is a runtime whose first deletion does not come to an end: it ends
+// after a while without having done anything.
+const interruptedDeletes = `#!/bin/sh
+case " $* " in *" delete "*)
+	if mkdir DIR/deleting 2>/dev/null; then
+		while [ ! -e DIR/over ]; do sleep 0.05; done
+		exit 1
+	fi
+esac
+exec runc "$@"
+`
+
+// A shim records the end of its container while the runtime deletes the container. If
+// the shim is killed then, the daemon deletes the container in the runtime; if the
+// daemon is killed as well, the next daemon does.
+func TestShimThatIsKilledWhileItDeletesLeavesNothingInTheRuntime(t *testing.T) {
+	for _, next := range []bool{false, true} {
+		name := map[bool]string{false: "daemon", true: "next daemon"}[next]
+		t.Run(name, func(t *testing.T) {
+			dir := t.TempDir()
+			rt := filepath.Join(dir, "runtime")
+			d := kit.New(t, kit.Options{LiveRestore: true, Config: map[string]any{
+				"runtimes": map[string]any{"interrupted": map[string]any{"path": rt}},
+			}})
+			write(t, rt, strings.ReplaceAll(interruptedDeletes, "DIR", dir))
+			d.Start()
+			d.Load(image, kit.Busybox(t, nil))
+			id := d.Holdfast("run", "-d", "--name", "web", "--runtime", "interrupted", image, "sh", "-c", "sleep 1; exit 5")
+			kit.Eventually(t, "the shim has recorded the end and deletes the container", func() bool {
+				_, err := os.Stat(filepath.Join(dir, "deleting"))
+				return err == nil && d.ShimState(id).Status == "exited"
+			})
+			shim := d.ShimState(id).ShimPid
+			if next {
+				d.Kill9()
+			}
+			kit.Kill(t, shim)
+			write(t, filepath.Join(dir, "over"), "")
+			if next {
+				d.Start()
+			}
+			kit.Eventually(t, "the runtime has no container left", func() bool {
+				_, err := os.Stat(filepath.Join(d.ExecRoot, "runtime", "interrupted", id))
+				return errors.Is(err, os.ErrNotExist)
+			})
+			if s := d.Inspect("web").State; s.Status != "exited" || s.ExitCode != 5 {
+				t.Errorf("%+v", s)
+			}
+			d.Holdfast("rm", "web")
+		})
+	}
 }
