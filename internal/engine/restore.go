@@ -198,7 +198,7 @@ func (r *restorer) apply(a *actor, f found, pending *sync.WaitGroup) {
 	switch f.verdict {
 	case container.Keep:
 		r.ingest(a)
-		if f.shim == nil && f.seen.Record.Over() && !r.isRestored() { // otherwise applyRecordedEnd does it
+		if f.shim == nil && f.seen.Record.Over() && !r.isRestored() && r.effects.runtimes.has(a.spec) { // otherwise applyRecordedEnd does it
 			pending.Go(func() { r.clearEnded(a) })
 		}
 	case container.Adopt:

@@ -31,7 +31,7 @@ func (r *runtimes) delete(spec container.Spec) error {
 	if err != nil {
 		return err
 	}
-	if _, err := os.Stat(r.state(spec)); !errors.Is(err, os.ErrNotExist) {
+	if r.has(spec) {
 		out, err := exec.CommandContext(context.Background(), rt.Path, append(rt.Args, "delete", "--force", spec.ID)...).CombinedOutput()
 		if err != nil {
 			return fmt.Errorf("%s delete: %w: %s", rt.Path, err, bytes.TrimSpace(out))
@@ -80,6 +80,8 @@ func (r *runtimes) root(spec container.Spec) string {
 	return filepath.Join(cmp.Or(spec.ExecRoot, r.config.Load().ExecRoot), "runtime", spec.Runtime)
 }
 
-func (r *runtimes) state(spec container.Spec) string {
-	return filepath.Join(r.root(spec), spec.ID)
+// has reports whether the OCI runtime may have state of a container.
+func (r *runtimes) has(spec container.Spec) bool {
+	_, err := os.Stat(filepath.Join(r.root(spec), spec.ID))
+	return !errors.Is(err, os.ErrNotExist)
 }
