@@ -28,7 +28,7 @@ func (c *composed) newBuilds(cfg *config.Config, shims shims, log *slog.Logger) 
 	if err != nil {
 		return nil, err
 	}
-	c.contentDir = lent.Dir
+	c.contentDir, c.database = lent.Dir, lent.Database
 	c.buildConfig.Store(c.buildConfigOf(cfg))
 	return build.New(build.Options{
 		Binary: program, DataRoot: cfg.DataRoot, ExecRoot: cfg.ExecRoot, Networks: c.nets, Log: log, Started: shims.place,
@@ -55,7 +55,7 @@ const buildCgroup = "/holdfast"
 
 func (c *composed) buildConfigOf(cfg *config.Config) *build.Config {
 	conf := &build.Config{
-		Driver: c.images.Driver(), ContentDir: c.contentDir,
+		Driver: c.images.Driver(), ContentDir: c.contentDir, Database: c.database,
 		Mirrors: cfg.RegistryMirrors, Insecure: cfg.InsecureRegistries, TokenHosts: cfg.RegistryTokenHosts,
 		Search: cfg.DNSSearch, Options: cfg.DNSOptions, CgroupParent: buildCgroup,
 		Runtime: "runc", Entitlements: cfg.Builder.Entitlements,

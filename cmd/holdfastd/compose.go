@@ -52,9 +52,9 @@ type composed struct {
 	host        oci.Host
 	shim        string
 	life        uint64 // number of this daemon's life
-	// contentDir is the directory of the blobs.
-	contentDir string
-	retired    bool
+	// contentDir is the directory of the blobs, database the path of their database.
+	contentDir, database string
+	retired              bool
 }
 
 // start describes how a service begins. The zero value is a start after a stop

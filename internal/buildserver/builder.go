@@ -82,6 +82,7 @@ func openBuilder(ctx context.Context, o beside.Options, remote *stores.Client) (
 	if err != nil {
 		return nil, err
 	}
+	remote.Remember(conf.Database)
 	state := build.StateDir(o.DataRoot)
 	if err := os.MkdirAll(state, 0o700); err != nil {
 		return nil, err

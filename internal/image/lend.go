@@ -36,8 +36,8 @@ type Lent struct {
 	Snapshots snapshots.Snapshotter
 	Leases    leases.Manager
 	Images    images.Store
-	// Dir is the directory of the blobs.
-	Dir string
+	// Dir is the directory of the blobs, Database the path of the database.
+	Dir, Database string
 }
 
 // Lend returns the parts.
@@ -46,7 +46,7 @@ func (s *Store) Lend() (Lent, error) {
 	if err != nil {
 		return Lent{}, err
 	}
-	return Lent{s.contents.content, sn, lentLeases{s.leasing.leases, s}, lentNames{s.catalog}, s.path("content")}, nil
+	return Lent{s.contents.content, sn, lentLeases{s.leasing.leases, s}, lentNames{s.catalog}, s.path("content"), s.path(databaseFile)}, nil
 }
 
 // Hosts returns the hosts of registries as a pull reaches them. Credentials are not
@@ -197,6 +197,9 @@ func (s *Store) Built(ctx context.Context, id digest.Digest) error {
 			return err
 		}
 		label := "containerd.io/gc.ref.snapshot." + s.layers.driver
+		if old, err := s.contents.content.Info(ctx, v.manifest.Config.Digest); err == nil && old.Labels[label] == layer.Name {
+			continue // it was built before
+		}
 		config := content.Info{Digest: v.manifest.Config.Digest, Labels: map[string]string{label: layer.Name}}
 		if _, err := s.contents.content.Update(ctx, config, "labels."+label); err != nil {
 			return fmt.Errorf("built image %s: %w", id, err)

@@ -36,6 +36,9 @@ func (b *blobs) Info(ctx context.Context, d digest.Digest) (content.Info, error)
 }
 
 func (b *blobs) Update(ctx context.Context, info content.Info, fields ...string) (content.Info, error) {
+	if old, err := b.Info(ctx, info.Digest); err == nil && !changes(old, info, fields) {
+		return old, nil
+	}
 	info, _, err := ask(ctx, b.Client, contentUpdate, updated[content.Info]{info, fields})
 	return info, err
 }

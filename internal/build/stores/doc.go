@@ -81,6 +81,9 @@ type Config struct {
 	// blobs.
 	Driver     string `json:"driver"`
 	ContentDir string `json:"contentDir"`
+	// Database is the path of the database of blobs, layers and leases, for
+	// Client.Remember.
+	Database string `json:"database,omitempty"`
 	// Mirrors, Insecure and TokenHosts are those of image.Registry.
 	Mirrors    []string `json:"mirrors,omitempty"`
 	Insecure   []string `json:"insecure,omitempty"`
