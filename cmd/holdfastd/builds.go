@@ -35,7 +35,7 @@ func (c *composed) newBuilds(cfg *config.Config, shims shims, log *slog.Logger) 
 		Mode:  func(ctx context.Context, mode string) (string, error) { return c.engine.StepMode(ctx, mode) },
 		Names: func(view string, s network.Sandbox) ([]byte, error) { return c.engine.StepNames(view, s) },
 		Stores: build.Stores{
-			Content: lent.Content, Snapshots: lent.Snapshots, Leases: lent.Leases, Images: lent.Images, Layers: c.images,
+			Content: lent.Content, Snapshots: lent.Snapshots, Leases: lent.Leases, LeaseWith: lent.LeaseWith, Images: lent.Images, Layers: c.images,
 			Config: c.presentBuildConfig, Usage: c.images.Usage,
 		},
 	}), nil

@@ -11,12 +11,14 @@ import (
 	"github.com/containerd/containerd/v2/core/diff"
 	"github.com/containerd/containerd/v2/core/images"
 	"github.com/containerd/containerd/v2/core/leases"
+	"github.com/containerd/containerd/v2/core/metadata/boltutil"
 	"github.com/containerd/containerd/v2/core/mount"
 	"github.com/containerd/containerd/v2/core/remotes/docker"
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"go.etcd.io/bbolt"
 
 	"holdfast/internal/failpoint"
 )
@@ -35,6 +37,8 @@ type Lent struct {
 	Content   content.Store
 	Snapshots snapshots.Snapshotter
 	Leases    leases.Manager
+	// LeaseWith adds a resource to a lease, which it makes if it does not exist.
+	LeaseWith func(context.Context, leases.Lease, leases.Resource) error
 	Images    images.Store
 	// Dir is the directory of the blobs, Database the path of the database.
 	Dir, Database string
@@ -46,7 +50,8 @@ func (s *Store) Lend() (Lent, error) {
 	if err != nil {
 		return Lent{}, err
 	}
-	return Lent{s.contents.content, sn, lentLeases{s.leasing.leases, s}, lentNames{s.catalog}, s.path("content"), s.path(databaseFile)}, nil
+	lm := lentLeases{s.leasing.leases, s}
+	return Lent{s.contents.content, sn, lm, lm.createWith, lentNames{s.catalog}, s.path("content"), s.path(databaseFile)}, nil
 }
 
 // Hosts returns the hosts of registries as a pull reaches them. Credentials are not
@@ -95,6 +100,19 @@ func (l lentLeases) Delete(ctx context.Context, lease leases.Lease, opts ...leas
 		return nil
 	}
 	return l.store.Collect(ctx)
+}
+
+// createWith adds a resource to a lease, which it makes if it does not exist, in one
+// transaction.
+func (l lentLeases) createWith(ctx context.Context, lease leases.Lease, r leases.Resource) error {
+	return l.store.contents.db.Update(func(tx *bbolt.Tx) error {
+		ctx := boltutil.WithTransaction(ctx, tx)
+		_, err := l.Manager.Create(ctx, leases.WithID(lease.ID), leases.WithLabels(lease.Labels))
+		if err != nil && !errdefs.IsAlreadyExists(err) {
+			return err
+		}
+		return l.Manager.AddResource(ctx, lease, r)
+	})
 }
 
 // lentNames changes the names of images as the other methods of the store do: an

@@ -27,6 +27,7 @@ const (
 	getUsage call[none, int64] = "usage"
 
 	contentInfo     call[digest.Digest, content.Info]         = "content.info"
+	contentInfos    call[[]digest.Digest, []content.Info]     = "content.infos"
 	contentUpdate   call[updated[content.Info], content.Info] = "content.update"
 	contentWalk     call[[]string, []content.Info]            = "content.walk"
 	contentStatus   call[string, content.Status]              = "content.status"
@@ -67,6 +68,14 @@ const (
 	networkDisconnect call[string, none]      = "network.disconnect"
 )
 
+// leaseless are the calls that need no lease.
+var leaseless = []string{
+	string(getConfig), string(getUsage), string(contentInfo), string(contentInfos), string(contentUpdate), string(contentWalk),
+	string(contentStatus), string(contentStatuses), string(snapshotStat), string(snapshotUsage), string(snapshotMounts), string(snapshotWalk),
+	string(leaseCreate), string(leaseDelete), string(leaseList), string(leaseAdd), string(leaseRemove), string(leaseResources),
+	string(imageGet), string(imageList), string(networkConnect), string(networkNames), string(networkDisconnect),
+}
+
 // writeCall is the one request whose body is not JSON but the bytes of a blob.
 const writeCall = "content.write"
 
@@ -106,6 +115,9 @@ type snapshot struct {
 type leased struct {
 	Lease    string          `json:"lease"`
 	Resource leases.Resource `json:"resource,omitzero"`
+	// New has leaseAdd make the lease, with Labels, unless it exists.
+	New    bool              `json:"new,omitempty"`
+	Labels map[string]string `json:"labels,omitempty"`
 	// Sync waits for a garbage collection.
 	Sync bool `json:"sync,omitempty"`
 }

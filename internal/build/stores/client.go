@@ -33,6 +33,7 @@ type Client struct {
 	namespace string
 	patience  time.Duration
 	reads     *reads // nil if nothing is remembered
+	unmade    unmade
 }
 
 // Remember has answers about blobs and layers remembered while the daemon's database, the
@@ -73,13 +74,18 @@ func ask[A, R any](ctx context.Context, c *Client, method call[A, R], a A) (resu
 	if err != nil {
 		return result, false, err
 	}
+	if lease, ok := leases.FromContext(ctx); ok && !slices.Contains(leaseless, string(method)) {
+		if err := c.needLease(ctx, lease); err != nil {
+			return result, false, err
+		}
+	}
 	if c.reads == nil || !slices.Contains(remembered, string(method)) {
 		again, err = c.send(ctx, string(method), body, &result)
 		return result, again, err
 	}
 	state, ok := c.reads.now()
-	question := string(method) + " " + c.namespaceOf(ctx) + " " + string(body)
-	if text, known := c.reads.recall(state, question); ok && known {
+	about := question(method, c.namespaceOf(ctx), a)
+	if text, known := c.reads.recall(state, about); ok && known {
 		return result, false, json.Unmarshal(text, &result)
 	}
 	var text json.RawMessage
@@ -87,7 +93,7 @@ func ask[A, R any](ctx context.Context, c *Client, method call[A, R], a A) (resu
 		return result, again, err
 	}
 	if ok {
-		c.reads.note(state, question, text)
+		c.reads.note(state, about, text)
 	}
 	return result, again, json.Unmarshal(text, &result)
 }

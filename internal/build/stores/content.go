@@ -5,14 +5,17 @@ package stores
 import (
 	"context"
 	"crypto/rand"
+	"encoding/json"
 	"fmt"
 	"net/url"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"time"
 
 	"github.com/containerd/containerd/v2/core/content"
+	"github.com/containerd/containerd/v2/core/leases"
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -31,8 +34,46 @@ type blobs struct {
 }
 
 func (b *blobs) Info(ctx context.Context, d digest.Digest) (content.Info, error) {
+	if b.reads != nil {
+		if err := b.refresh(ctx, d); err != nil {
+			return content.Info{}, err
+		}
+	}
 	info, _, err := ask(ctx, b.Client, contentInfo, d)
 	return info, err
+}
+
+// refresh has the daemon asked for all that is remembered of blobs, if the database has
+// changed since then.
+func (b *blobs) refresh(ctx context.Context, d digest.Digest) error {
+	state, ok := b.reads.now()
+	ns := b.namespaceOf(ctx)
+	if !ok || b.reads.has(state, question(contentInfo, ns, d)) {
+		return nil
+	}
+	all := b.reads.together(asked{ns, d})
+	if len(all) < 2 {
+		return nil
+	}
+	infos, _, err := ask(ctx, b.Client, contentInfos, all)
+	if errdefs.IsNotImplemented(err) {
+		return nil // a daemon of an earlier release
+	}
+	if err != nil {
+		return err
+	}
+	gone := slices.DeleteFunc(all, func(d digest.Digest) bool {
+		return slices.ContainsFunc(infos, func(i content.Info) bool { return i.Digest == d })
+	})
+	b.reads.forget(ns, gone)
+	for _, info := range infos {
+		text, err := json.Marshal(info)
+		if err != nil {
+			return err
+		}
+		b.reads.note(state, question(contentInfo, ns, info.Digest), text)
+	}
+	return nil
 }
 
 func (b *blobs) Update(ctx context.Context, info content.Info, fields ...string) (content.Info, error) {
@@ -118,6 +159,11 @@ func (b *blobs) Writer(ctx context.Context, opts ...content.WriterOpt) (content.
 			return nil, err
 		}
 	}
+	if exists, err := b.keep(ctx, o.Desc.Digest); err != nil {
+		return nil, err
+	} else if exists {
+		return nil, fmt.Errorf("content %v: %w", o.Desc.Digest, errdefs.ErrAlreadyExists)
+	}
 	w := &blobWriter{client: b.Client, ctx: context.WithoutCancel(ctx), at: writing{Ref: o.Ref, Writer: rand.Text(), Desc: o.Desc}}
 	state, _, err := ask(ctx, b.Client, contentOpen, w.at)
 	if err != nil {
@@ -125,6 +171,29 @@ func (b *blobs) Writer(ctx context.Context, opts ...content.WriterOpt) (content.
 	}
 	w.note(state)
 	return w, nil
+}
+
+// keep adds a blob to a lease that has to be made for it, and reports whether the blob
+// exists. It is not asked whether others exist.
+func (b *blobs) keep(ctx context.Context, d digest.Digest) (exists bool, _ error) {
+	lease, ok := leases.FromContext(ctx)
+	if !ok || d == "" {
+		return false, nil
+	}
+	if _, ok := b.unmade.get(leaseKey{b.namespaceOf(ctx), lease}); !ok {
+		return false, nil
+	}
+	_, err := b.Info(ctx, d)
+	if err == nil {
+		if err = (remoteLeases{b.Client}).AddResource(ctx, leases.Lease{ID: lease}, leases.Resource{ID: d.String(), Type: "content"}); err != nil {
+			return false, err
+		}
+		_, err = b.Info(ctx, d) // it may have been collected meanwhile
+	}
+	if err != nil && !errdefs.IsNotFound(err) {
+		return false, err
+	}
+	return err == nil, nil
 }
 
 // blobWriter is one writer. As any content.Writer it is used by one goroutine at a

@@ -35,6 +35,8 @@ type Stores struct {
 	Content   content.Store
 	Snapshots snapshots.Snapshotter
 	Leases    leases.Manager
+	// LeaseWith adds a resource to a lease, which it makes if it does not exist.
+	LeaseWith func(context.Context, leases.Lease, leases.Resource) error
 	Images    images.Store
 	Layers    Layers
 	Networks  Networks

@@ -4,14 +4,16 @@ package stores
 
 import (
 	"encoding/binary"
+	"fmt"
 	"maps"
 	"os"
 	"slices"
 	"strings"
 	"sync"
-	"syscall"
 
 	"github.com/containerd/containerd/v2/core/content"
+	"github.com/opencontainers/go-digest"
+	"golang.org/x/sys/unix"
 )
 
 // reads remembers answers about blobs and layers as long as the daemon's database of them
@@ -27,7 +29,17 @@ type reads struct {
 	mu    sync.Mutex
 	state dbState
 	texts map[string][]byte // by question
+	blobs []asked           // the blobs that were asked for most recently
 }
+
+// asked is a blob that was asked for in a namespace.
+type asked struct {
+	namespace string
+	blob      digest.Digest
+}
+
+// maxTogether bounds how many blobs one call asks for.
+const maxTogether = 32
 
 // remembered are the calls whose answers depend on the database alone.
 var remembered = []string{string(contentInfo), string(snapshotStat)}
@@ -54,22 +66,19 @@ func (r *reads) now() (s dbState, ok bool) {
 	if r == nil || r.database == "" {
 		return s, false
 	}
-	f, err := os.Open(r.database)
+	// Package os would make the file known to the poller, which takes longer than the rest.
+	fd, err := unix.Open(r.database, unix.O_RDONLY|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return s, false
 	}
-	defer f.Close()
-	st, err := f.Stat()
-	if err != nil {
+	defer func() { _ = unix.Close(fd) }()
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil {
 		return s, false
 	}
-	sys, ok := st.Sys().(*syscall.Stat_t)
-	if !ok {
-		return s, false
-	}
-	s.inode = sys.Ino
+	s.inode = st.Ino
 	for n := range s.meta {
-		if _, err := f.ReadAt(s.meta[n][:], int64(n*os.Getpagesize())); err != nil {
+		if got, err := unix.Pread(fd, s.meta[n][:], int64(n*os.Getpagesize())); err != nil || got != metaSize {
 			return s, false
 		}
 		if binary.NativeEndian.Uint32(s.meta[n][metaHeader:]) != metaMagic {
@@ -90,6 +99,17 @@ func (r *reads) recall(s dbState, question string) (text []byte, ok bool) {
 	return text, ok
 }
 
+// has reports whether the answer to a question is remembered.
+func (r *reads) has(s dbState, question string) bool {
+	_, ok := r.recall(s, question)
+	return ok
+}
+
+// question identifies a call with its argument.
+func question[A, R any](method call[A, R], namespace string, a A) string {
+	return fmt.Sprint(string(method), " ", namespace, " ", a)
+}
+
 // note remembers an answer. s is the state before the question was asked.
 func (r *reads) note(s dbState, question string, text []byte) {
 	r.mu.Lock()
@@ -98,6 +118,31 @@ func (r *reads) note(s dbState, question string, text []byte) {
 		r.state, r.texts = s, map[string][]byte{}
 	}
 	r.texts[question] = text
+}
+
+// together returns a blob and those that were asked for before, of a namespace. After a
+// change of the database a build asks for all of them again.
+func (r *reads) together(a asked) (all []digest.Digest) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.blobs = slices.DeleteFunc(r.blobs, func(b asked) bool { return b == a })
+	r.blobs = append(r.blobs, a)
+	if len(r.blobs) > maxTogether {
+		r.blobs = slices.Delete(r.blobs, 0, len(r.blobs)-maxTogether)
+	}
+	for _, b := range r.blobs {
+		if b.namespace == a.namespace {
+			all = append(all, b.blob)
+		}
+	}
+	return all
+}
+
+// forget removes blobs that are no longer there.
+func (r *reads) forget(namespace string, gone []digest.Digest) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.blobs = slices.DeleteFunc(r.blobs, func(b asked) bool { return b.namespace == namespace && slices.Contains(gone, b.blob) })
 }
 
 // changes reports whether an update of a blob's labels changes any. An update that

@@ -75,6 +75,51 @@ func TestAnswersAreRememberedWhileTheDatabaseIsUnchanged(t *testing.T) {
 	}
 }
 
+func TestOneCallAsksForAllBlobsAfterAChange(t *testing.T) {
+	d := newDaemon(t)
+	c := d.client()
+	c.Remember(filepath.Join(d.dir, "meta.db"))
+	blobs := c.Content(filepath.Join(d.dir, "content"))
+	ctx, daemonCtx := context.Background(), namespaces.WithNamespace(context.Background(), "test")
+	var sums []digest.Digest
+	for _, text := range []string{"1", "2", "3"} {
+		sum := digest.FromString(text)
+		sums = append(sums, sum)
+		if err := content.WriteBlob(ctx, blobs, text, strings.NewReader(text), ocispec.Descriptor{Digest: sum, Size: 1}); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := blobs.Info(ctx, sum); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := d.stores.Content.Delete(daemonCtx, sums[0]); err != nil {
+		t.Fatal(err)
+	}
+	together := d.counted("content.infos")
+	for _, sum := range sums[1:] {
+		if info, err := blobs.Info(ctx, sum); err != nil || info.Digest != sum {
+			t.Errorf("%+v, %v", info, err)
+		}
+	}
+	if together.Load() != 1 {
+		t.Errorf("%d calls ask for all", together.Load())
+	}
+	one := d.counted("content.info")
+	if _, err := blobs.Info(ctx, sums[1]); err != nil || one.Load() != 0 {
+		t.Errorf("%v after %d calls", err, one.Load())
+	}
+	if _, err := blobs.Info(ctx, sums[0]); !errdefs.IsNotFound(err) {
+		t.Errorf("%v, want not found", err)
+	}
+	delete(d.server.methods, "content.infos") // a daemon of an earlier release
+	if _, err := d.stores.Content.Update(daemonCtx, content.Info{Digest: sums[1], Labels: map[string]string{"a": "b"}}, "labels.a"); err != nil {
+		t.Fatal(err)
+	}
+	if info, err := blobs.Info(ctx, sums[1]); err != nil || info.Labels["a"] != "b" {
+		t.Errorf("%+v, %v", info, err)
+	}
+}
+
 func TestNothingIsRememberedOfAFileThatIsNoDatabase(t *testing.T) {
 	d := newDaemon(t)
 	asked := d.counted("snapshot.stat")

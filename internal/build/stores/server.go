@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -127,6 +128,17 @@ func (s *Server) register() {
 func (s *Server) registerContent() {
 	c := s.stores.Content
 	on(s, contentInfo, c.Info)
+	on(s, contentInfos, func(ctx context.Context, all []digest.Digest) (infos []content.Info, _ error) {
+		for _, d := range all {
+			info, err := c.Info(ctx, d)
+			if err == nil {
+				infos = append(infos, info)
+			} else if !errdefs.IsNotFound(err) {
+				return nil, err
+			}
+		}
+		return infos, nil
+	})
 	on(s, contentUpdate, func(ctx context.Context, u updated[content.Info]) (content.Info, error) {
 		return c.Update(ctx, u.Value, u.Fields...)
 	})
@@ -196,6 +208,12 @@ func (s *Server) registerLeases() {
 	})
 	on(s, leaseList, func(ctx context.Context, filters []string) ([]leases.Lease, error) { return lm.List(ctx, filters...) })
 	on(s, leaseAdd, func(ctx context.Context, l leased) (none, error) {
+		if l.New {
+			return none{}, s.stores.LeaseWith(ctx, leases.Lease{ID: l.Lease, Labels: l.Labels}, l.Resource)
+		}
+		if has, err := lm.ListResources(ctx, leases.Lease{ID: l.Lease}); err == nil && slices.Contains(has, l.Resource) {
+			return none{}, nil // nothing is to be written
+		}
 		return none{}, lm.AddResource(ctx, leases.Lease{ID: l.Lease}, l.Resource)
 	})
 	on(s, leaseRemove, func(ctx context.Context, l leased) (none, error) {

@@ -64,6 +64,13 @@ func newDaemon(t *testing.T) *daemon {
 	d.stores = Stores{
 		Content: meta.ContentStore(), Snapshots: meta.Snapshotter("native"), Leases: metadata.NewLeaseManager(meta), Images: metadata.NewImageStore(meta),
 		Layers: nowhere{}, Networks: nowhere{},
+		LeaseWith: func(ctx context.Context, l leases.Lease, r leases.Resource) error {
+			lm := metadata.NewLeaseManager(meta)
+			if _, err := lm.Create(ctx, leases.WithID(l.ID), leases.WithLabels(l.Labels)); err != nil && !errdefs.IsAlreadyExists(err) {
+				return err
+			}
+			return lm.AddResource(ctx, l, r)
+		},
 		Usage:  func(context.Context) (int64, error) { return 42, nil },
 		Config: func() Config { return Config{Driver: "native"} },
 	}
