@@ -91,6 +91,9 @@ func openBuilder(ctx context.Context, o beside.Options, remote *stores.Client) (
 	if err := at.sweep(conf.Runtime); err != nil {
 		return nil, fmt.Errorf("remove what a build left that was killed: %w", err)
 	}
+	if err := checkDatabases(state); err != nil {
+		return nil, err
+	}
 	if err := at.useTemp(); err != nil {
 		return nil, err
 	}
@@ -174,7 +177,7 @@ func (b *builder) newWorker(ctx context.Context, state string, at places) (*step
 	if _, err := runs.pick(b.conf); err != nil {
 		return nil, err
 	}
-	md, err := openDatabase(filepath.Join(state, "metadata_v2.db"), metadata.NewStore)
+	md, err := openDatabase(filepath.Join(state, metadataFile), metadata.NewStore)
 	if err != nil {
 		return nil, err
 	}
@@ -277,7 +280,7 @@ func (b *builder) newController(state string) (*control.Controller, error) {
 		return nil, err
 	}
 	b.index = cache
-	history, err := boltutil.SafeOpen(filepath.Join(state, "history.db"), 0o600, &bbolt.Options{FreelistType: bbolt.FreelistMapType})
+	history, err := boltutil.SafeOpen(filepath.Join(state, historyFile), 0o600, &bbolt.Options{FreelistType: bbolt.FreelistMapType})
 	if err != nil {
 		return nil, err
 	}

@@ -8,8 +8,11 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"runtime/debug"
+	"time"
 
 	"github.com/moby/buildkit/solver/bboltcachestorage"
+	"go.etcd.io/bbolt"
 
 	"holdfast/internal/durable"
 )
@@ -17,6 +20,9 @@ import (
 const (
 	// cacheFile is the index of the build cache: which step has which result.
 	cacheFile = "cache.db"
+	// metadataFile has the records of the cache, historyFile the builds that have ended.
+	metadataFile = "metadata_v2.db"
+	historyFile  = "history.db"
 	// openMark exists while the index is open, and has the ID of the boot.
 	openMark = "cache.db.open"
 )
@@ -58,6 +64,58 @@ func closedCache(state string) error {
 		return err
 	}
 	return os.Remove(filepath.Join(state, openMark))
+}
+
+// checkDatabases reads the databases in the folder state whole if they were open when a
+// process was killed, and sets aside those that are damaged. bbolt panics when it comes to a
+// damaged page, which ends the process: without the check each build that needs the page
+// would end so.
+func checkDatabases(state string) error {
+	if _, err := os.Stat(filepath.Join(state, openMark)); err != nil {
+		return nil // they were closed, or there are none
+	}
+	for _, name := range []string{cacheFile, metadataFile, historyFile} {
+		path := filepath.Join(state, name)
+		if _, err := os.Stat(path); err != nil {
+			continue
+		}
+		if err := readWhole(path); err != nil {
+			if err := setAside(path, err); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// readWhole reads all pages of a database that are in use.
+func readWhole(path string) (err error) {
+	// A page beyond the end of the file is a fault.
+	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
+	var db *bbolt.DB
+	defer func() {
+		if v := recover(); v != nil {
+			err = fmt.Errorf("%v", v)
+		}
+		if db != nil {
+			err = errors.Join(err, db.Close())
+		}
+	}()
+	if db, err = bbolt.Open(path, 0o600, &bbolt.Options{ReadOnly: true, Timeout: time.Second}); err != nil {
+		return err
+	}
+	return db.View(func(tx *bbolt.Tx) error {
+		return tx.ForEach(func(_ []byte, b *bbolt.Bucket) error { return readBucket(b) })
+	})
+}
+
+func readBucket(b *bbolt.Bucket) error {
+	return b.ForEach(func(name, value []byte) error {
+		if value != nil {
+			return nil
+		}
+		return readBucket(b.Bucket(name))
+	})
 }
 
 // setAside renames a damaged database, and says so.

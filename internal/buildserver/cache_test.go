@@ -3,10 +3,12 @@
 package buildserver
 
 import (
+	"bytes"
 	"encoding/binary"
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -106,11 +108,41 @@ func TestIndexThatWasOpenAtALossOfPowerIsSetAside(t *testing.T) {
 	}
 }
 
+func TestDatabaseThatWasDamagedWhileItWasOpenIsSetAside(t *testing.T) {
+	b := torn(t)
+	for name, damaged := range map[string][]byte{"a page is gone": b, "the end is cut off": b[:4096*3], "it is empty": {}, "it is none": []byte(strings.Repeat("damage ", 5000))} {
+		for _, file := range []string{cacheFile, metadataFile, historyFile} {
+			t.Run(name+", "+file, func(t *testing.T) {
+				state := t.TempDir()
+				path := filepath.Join(state, file)
+				if err := os.WriteFile(filepath.Join(state, openMark), []byte("boot 1"), 0o600); err != nil {
+					t.Fatal(err)
+				}
+				if err := os.WriteFile(path, damaged, 0o600); err != nil {
+					t.Fatal(err)
+				}
+				if err := checkDatabases(state); err != nil {
+					t.Fatal(err)
+				}
+				if _, err := os.Stat(path); err == nil {
+					t.Error("it was not set aside")
+				}
+				if got, err := os.ReadFile(path + ".damaged"); err != nil || !bytes.Equal(got, damaged) {
+					t.Errorf("%d bytes were set aside, want %d: %v", len(got), len(damaged), err)
+				}
+			})
+		}
+	}
+}
+
 func TestIndexThatWasClosedOrWhoseProcessWasKilledStays(t *testing.T) {
 	state := t.TempDir()
 	for i, closed := range []bool{true, false, true} {
 		// The second process is killed, and the third is of the same boot.
 		boot := []string{"boot 1", "boot 2", "boot 2"}[i]
+		if err := checkDatabases(state); err != nil {
+			t.Fatal(err)
+		}
 		s, err := openCache(state, boot)
 		if err != nil {
 			t.Fatal(err)

@@ -112,6 +112,16 @@ func web(t *testing.T, all map[string][]byte) (url string) {
 	return s.URL
 }
 
+// commitOf returns the commit of a branch.
+func commitOf(t *testing.T, url, branch string) string {
+	t.Helper()
+	out, err := exec.Command("git", "ls-remote", url, "refs/heads/"+branch).Output()
+	if err != nil || len(out) < 40 {
+		t.Fatalf("%v: %s", err, out)
+	}
+	return string(out[:40])
+}
+
 // sshKey writes a key and returns its path.
 func sshKey(t *testing.T) string {
 	t.Helper()
@@ -138,6 +148,8 @@ func TestDockerfileInstructions(t *testing.T) {
 	packed := archive(t, map[string]string{"in/packed": "packed\n"})
 	url := web(t, map[string][]byte{"/download": []byte("downloaded\n"), "/packed.tar": packed})
 	sum := fmt.Sprintf("sha256:%x", sha256.Sum256([]byte("downloaded\n")))
+	packedSum := fmt.Sprintf("sha256:%x", sha256.Sum256(packed))
+	commit := commitOf(t, url+"/repo.git", "other")
 	for i, c := range []struct {
 		name       string
 		dockerfile string
@@ -172,6 +184,13 @@ func TestDockerfileInstructions(t *testing.T) {
 			want:       "packed\n600\ndownloaded\nfrom other\n/dir/.git",
 		},
 		{name: "ADD with a wrong checksum", dockerfile: "FROM base\nADD --checksum=sha256:" + strings.Repeat("0", 64) + " " + url + "/download /\n", fails: "digest mismatch"},
+		{
+			name:       "ADD of git and tar with checksums",
+			dockerfile: "FROM base\nADD --checksum=" + commit + " " + url + "/repo.git#other /git/\nADD --checksum=" + packedSum + " --unpack=true " + url + "/packed.tar /t/\nADD --checksum=" + packedSum + " " + url + "/packed.tar /kept.tar\n",
+			run:        []string{"sh", "-c", "cat /git/file /t/in/packed; test -s /kept.tar && echo kept"}, want: "from other\npacked\nkept",
+		},
+		{name: "ADD of git with a wrong checksum", dockerfile: "FROM base\nADD --checksum=" + strings.Repeat("0", 40) + " " + url + "/repo.git#other /git/\n", fails: "expected checksum to match"},
+		{name: "ADD of tar with a wrong checksum", dockerfile: "FROM base\nADD --checksum=" + sum + " --unpack=true " + url + "/packed.tar /t/\n", fails: "digest mismatch"},
 		{name: "ADD of what is not there", dockerfile: "FROM base\nADD " + url + "/none /\n", fails: "404"},
 		{
 			name:       "metadata",
