@@ -133,12 +133,19 @@ func (ws *writers) truncate(ctx context.Context, wr writing) (state written, err
 	return state, err
 }
 
+// commit ends a writer. Bytes that are not those of the expected digest are removed: the
+// next who wants this blob, from an honest registry, would continue after them and fail, too.
 func (ws *writers) commit(ctx context.Context, wr writing) (state written, err error) {
 	err = ws.with(ctx, wr, func(w content.Writer) error {
 		err := w.Commit(ctx, wr.Size, wr.Expected, content.WithLabels(wr.Labels))
 		state.Digest = w.Digest()
 		return err
 	})
+	if errdefs.IsFailedPrecondition(err) {
+		if abortErr := ws.store.Abort(context.WithoutCancel(ctx), wr.Ref); abortErr != nil && !errdefs.IsNotFound(abortErr) {
+			err = fmt.Errorf("%w; what was received could not be removed: %w", err, abortErr)
+		}
+	}
 	if err == nil {
 		err = ws.close(ctx, wr)
 	}

@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"path/filepath"
 	"runtime"
 	"strings"
 	"sync"
@@ -15,6 +16,7 @@ import (
 
 	"github.com/containerd/containerd/v2/core/content"
 	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
 // fullDisk is a store whose writers fail, and that counts those that are open.
@@ -99,5 +101,38 @@ func TestWriterOfAClientThatHasLeftIsClosed(t *testing.T) {
 	}
 	if n := disk.open.Load(); n != 0 || len(ws.byName) > 0 {
 		t.Errorf("%d writers are open, %d are known", n, len(ws.byName))
+	}
+}
+
+func TestWrongBytesDoNotStayInTheWayOfTheRightOnes(t *testing.T) {
+	d := newDaemon(t)
+	blobs := d.client().Content(filepath.Join(d.dir, "content"))
+	ctx := context.Background()
+	desc := ocispec.Descriptor{Digest: digest.FromString("right"), Size: 5}
+	for _, wrong := range []string{"wrong", "longer than it says"} {
+		w, err := blobs.Writer(ctx, content.WithRef("one"), content.WithDescriptor(desc))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := w.Write([]byte(wrong)); err != nil {
+			t.Fatal(err)
+		}
+		if err := w.Commit(ctx, desc.Size, desc.Digest); err == nil {
+			t.Fatal("wrong bytes are taken")
+		}
+		_ = w.Close()
+	}
+	w, err := blobs.Writer(ctx, content.WithRef("one"), content.WithDescriptor(desc))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if st, err := w.Status(); err != nil || st.Offset != 0 {
+		t.Errorf("%d wrong bytes are left, %v", st.Offset, err)
+	}
+	if _, err := w.Write([]byte("right")); err != nil {
+		t.Fatal(err)
+	}
+	if err := w.Commit(ctx, desc.Size, desc.Digest); err != nil {
+		t.Error(err)
 	}
 }
