@@ -112,6 +112,28 @@ func builder(t *testing.T, d *kit.Daemon) int {
 	return 0
 }
 
+// TestNothingOfBuildsRunsBeforeTheFirst asks a daemon for all that could know of builds.
+func TestNothingOfBuildsRunsBeforeTheFirst(t *testing.T) {
+	t.Parallel()
+	d := start(t, kit.Options{})
+	none := func(when string) {
+		t.Helper()
+		if pid := builder(t, d); pid != 0 {
+			t.Errorf("%s: the build process %d runs", when, pid)
+		}
+		if _, err := os.Stat(filepath.Join(d.DataRoot, "build")); err == nil {
+			t.Errorf("%s: there is a directory of builds", when)
+		}
+	}
+	none("after the start")
+	for _, args := range [][]string{{"version"}, {"info"}, {"images", "-a"}, {"run", "--rm", "base", "true"}, {"system", "df", "-v"}, {"image", "prune", "-af"}, {"container", "prune", "-f"}} {
+		d.Docker(args...)
+		none(strings.Join(args, " "))
+	}
+	d.Restart()
+	none("after a restart")
+}
+
 const ticking = `FROM base
 RUN for i in $(seq 1 15); do echo tick $i; sleep 0.1; done >/dev/stderr; ip route >/routes
 COPY Dockerfile /
