@@ -9,6 +9,7 @@ import (
 
 	"github.com/containerd/containerd/v2/pkg/filters"
 	"github.com/moby/buildkit/client"
+	"github.com/opencontainers/go-digest"
 )
 
 // BuildKit finds the records to prune by filters in containerd's syntax, but knows
@@ -87,38 +88,59 @@ func kept(r *client.UsageInfo) bool {
 	return r.Shared || r.RecordType == client.UsageRecordTypeInternal || r.RecordType == client.UsageRecordTypeFrontend
 }
 
-// unshare corrects which records are shared with images, and returns the IDs of those
-// that BuildKit took for shared without reason. It compares the layers of a record with
-// those of images, and leaves out the layers that were never packed, so that a step that
-// was never exported looks like the image below it. has reports whether the layer of a
-// record was packed.
-func unshare(records []*client.UsageInfo, has func(id string) bool) map[string]bool {
+// share corrects which records are shared with images, and returns the IDs of those that
+// BuildKit took for shared without reason. BuildKit compares the layers of a record with
+// those of images, and is wrong in two ways. It leaves out layers that were never packed, so
+// that a step that was never exported looks like the image below it. And it remembers the
+// layers as they were when it was asked first, so that a step whose build was running then
+// is never found in an image. of reports whether a record has the layers of an image.
+func share(records []*client.UsageInfo, of func(*client.UsageInfo) bool) (wrong map[string]bool) {
 	byID := map[string]*client.UsageInfo{}
-	wrong := map[string]bool{}
 	for _, r := range records {
 		byID[r.ID] = r
-		wrong[r.ID] = r.Shared
 	}
-	var right func(id string)
-	right = func(id string) { // what an image is on is shared, too
-		if r := byID[id]; r != nil && wrong[id] {
-			delete(wrong, id)
+	shared := map[string]bool{}
+	var mark func(id string)
+	mark = func(id string) { // what an image is on is shared, too
+		if r := byID[id]; r != nil && !shared[id] {
+			shared[id] = true
 			for _, p := range r.Parents {
-				right(p)
+				mark(p)
 			}
 		}
 	}
 	for _, r := range records {
-		if !r.Shared {
-			delete(wrong, r.ID)
-		} else if has(r.ID) {
-			right(r.ID)
+		if of(r) {
+			mark(r.ID)
 		}
 	}
-	for id := range wrong {
-		byID[id].Shared = false
+	wrong = map[string]bool{}
+	for _, r := range records {
+		if r.Shared && !shared[r.ID] {
+			wrong[r.ID] = true
+		}
+		r.Shared = shared[r.ID]
 	}
 	return wrong
+}
+
+// layersOf returns the digests of the packed layers of a record, from the lowest on. blob
+// returns that of a record's own layer. ok is false if one was not packed, or if the record
+// is on several others.
+func layersOf(r *client.UsageInfo, byID map[string]*client.UsageInfo, blob func(id string) digest.Digest) (layers []digest.Digest, ok bool) {
+	for r != nil {
+		own := blob(r.ID)
+		if own == "" || len(r.Parents) > 1 {
+			return nil, false
+		}
+		layers = append(layers, own)
+		if len(r.Parents) == 0 {
+			slices.Reverse(layers)
+			return layers, true
+		}
+		r = byID[r.Parents[0]]
+	}
+	return nil, false
 }
 
 // matching returns a filter for the ID of each record that one of the filters matches, or

@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	"github.com/moby/buildkit/client"
+	"github.com/opencontainers/go-digest"
 )
 
 func TestFiltersThatBuildKitCantMatchFindTheirRecords(t *testing.T) {
@@ -82,23 +83,40 @@ func TestFiltersThatBuildKitCantMatchFindTheirRecords(t *testing.T) {
 	}
 }
 
-func TestStepThatWasNeverExportedIsNotShared(t *testing.T) {
+func TestRecordsWithTheLayersOfAnImageAreShared(t *testing.T) {
 	records := []*client.UsageInfo{
 		{ID: "base", Shared: true},
 		{ID: "unpacked", Parents: []string{"base"}, Shared: true},
 		{ID: "on it", Parents: []string{"unpacked"}, Shared: true},
 		{ID: "middle", Parents: []string{"base"}, Shared: true},
 		{ID: "exported", Parents: []string{"middle"}, Shared: true},
+		{ID: "asked for too early", Parents: []string{"middle"}},
 		{ID: "private", Parents: []string{"base"}},
+		{ID: "merged", Parents: []string{"base", "private"}},
+		{ID: "on what is gone", Parents: []string{"gone"}},
 	}
-	wrong := unshare(records, func(id string) bool { return id == "base" || id == "exported" || id == "private" })
+	byID := map[string]*client.UsageInfo{}
+	for _, r := range records {
+		byID[r.ID] = r
+	}
+	blob := func(id string) digest.Digest {
+		if id == "unpacked" {
+			return ""
+		}
+		return digest.Digest(id)
+	}
+	images := [][]digest.Digest{{"base"}, {"base", "middle", "exported"}, {"base", "middle", "asked for too early"}}
+	wrong := share(records, func(r *client.UsageInfo) bool {
+		layers, ok := layersOf(r, byID, blob)
+		return ok && slices.ContainsFunc(images, func(i []digest.Digest) bool { return slices.Equal(i, layers) })
+	})
 	var shared []string
 	for _, r := range records {
 		if r.Shared {
 			shared = append(shared, r.ID)
 		}
 	}
-	if got := slices.Sorted(maps.Keys(wrong)); !slices.Equal(got, []string{"on it", "unpacked"}) || !slices.Equal(shared, []string{"base", "middle", "exported"}) {
+	if got := slices.Sorted(maps.Keys(wrong)); !slices.Equal(got, []string{"on it", "unpacked"}) || !slices.Equal(shared, []string{"base", "middle", "exported", "asked for too early"}) {
 		t.Errorf("wrongly shared are %q, shared %q", got, shared)
 	}
 }

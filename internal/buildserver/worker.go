@@ -18,6 +18,7 @@ import (
 	"github.com/moby/buildkit/exporter"
 	"github.com/moby/buildkit/exporter/containerimage/exptypes"
 	"github.com/moby/buildkit/session"
+	"github.com/moby/buildkit/snapshot/imagerefchecker"
 	"github.com/moby/buildkit/worker/base"
 	"github.com/opencontainers/go-digest"
 	"github.com/opencontainers/image-spec/identity"
@@ -74,7 +75,11 @@ func (w *stepWorker) records(ctx context.Context) ([]*client.UsageInfo, map[stri
 			return nil, nil, err
 		}
 		if !settling || !slices.ContainsFunc(records, func(r *client.UsageInfo) bool { return r.InUse }) {
-			return records, unshare(records, w.packed), nil
+			of, err := w.ofImages(records)
+			if err != nil {
+				return nil, nil, err
+			}
+			return records, share(records, of), nil
 		}
 		select {
 		case <-tick.C:
@@ -87,10 +92,36 @@ func (w *stepWorker) records(ctx context.Context) ([]*client.UsageInfo, map[stri
 // settlePoll is how often the records are read while a build lets go of them.
 const settlePoll = 20 * time.Millisecond
 
-// packed reports whether the layer of a record was packed.
-func (w *stepWorker) packed(id string) bool {
+// ofImages returns a function that reports whether a record has the layers of an image.
+func (w *stepWorker) ofImages(records []*client.UsageInfo) (func(*client.UsageInfo) bool, error) {
+	images, err := imagerefchecker.New(imagerefchecker.Opt{ImageStore: w.remote.Images(), ContentStore: w.ContentStore()})()
+	if err != nil {
+		return nil, err
+	}
+	byID := map[string]*client.UsageInfo{}
+	for _, r := range records {
+		byID[r.ID] = r
+	}
+	return func(r *client.UsageInfo) bool {
+		if len(r.Parents) > 1 {
+			return r.Shared && w.blob(r.ID) != "" // merged, as of COPY --link
+		}
+		layers, ok := layersOf(r, byID, w.blob)
+		return ok && images.Exists(r.ID, layers)
+	}, nil
+}
+
+// blob returns the digest of the packed layer of a record, or "" if it was not packed.
+func (w *stepWorker) blob(id string) (d digest.Digest) {
 	item, ok := w.MetadataStore.Get(id)
-	return ok && item.Get("cache.blob") != nil
+	if !ok {
+		return ""
+	}
+	v := item.Get("cache.blob")
+	if v == nil || json.Unmarshal(v.Value, &d) != nil {
+		return ""
+	}
+	return d
 }
 
 // Prune removes records of the cache, also if the disk is full: BuildKit writes to its
