@@ -32,10 +32,14 @@ func (ly *layers) layerSizes(ctx context.Context, v variant) ([]int64, error) {
 	if err != nil {
 		return nil, err
 	}
+	names, err := layerNames(ctx, sn, v.chainIDs())
+	if err != nil {
+		return nil, err
+	}
 	var sizes []int64
 	var below int64
-	for _, chain := range v.chainIDs() {
-		u, err := sn.Usage(ctx, chain.String())
+	for _, name := range names {
+		u, err := sn.Usage(ctx, name)
 		if err != nil {
 			return sizes, err
 		}
@@ -47,6 +51,31 @@ func (ly *layers) layerSizes(ctx context.Context, v variant) ([]int64, error) {
 		}
 	}
 	return sizes, nil
+}
+
+// layerNames returns the snapshots of layers with chain IDs, lowest first. Those below the
+// uppermost one are its parents. They need not be found by their chain IDs: of two builds
+// that have made the same layer, the snapshot of one has the chain ID's name, and is removed
+// with that build.
+func layerNames(ctx context.Context, sn snapshots.Snapshotter, chains []digest.Digest) ([]string, error) {
+	names := make([]string, len(chains))
+	for n, chain := range chains {
+		names[n] = chain.String()
+	}
+	for n := len(names) - 1; n > 0; n-- {
+		info, err := sn.Stat(ctx, names[n])
+		if errdefs.IsNotFound(err) {
+			return names, nil // it is not unpacked
+		}
+		if err != nil {
+			return nil, err
+		}
+		if info.Parent == "" {
+			return names, nil
+		}
+		names[n-1] = info.Parent
+	}
+	return names, nil
 }
 
 func (ly *layers) unpackedSize(ctx context.Context, v variant) (int64, error) {

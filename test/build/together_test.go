@@ -172,3 +172,24 @@ func TestCacheThatIsDamagedDuringABuildIsSetAside(t *testing.T) {
 		})
 	}
 }
+
+// TestImageKeepsItsSizeWhenOneWithALayerOfItsIsRemoved builds an image twice. The lower step
+// makes the same layer both times, and the first image and its steps are removed.
+func TestImageKeepsItsSizeWhenOneWithALayerOfItsIsRemoved(t *testing.T) {
+	t.Parallel()
+	d := start(t, kit.Options{})
+	dir := files(t, map[string]string{"Dockerfile": "FROM base\nCOPY same /same\nRUN head -c 4000000 /dev/urandom >/differs\n", "same": "same\n"})
+	size := func() string { return d.Docker("image", "inspect", "-f", "{{.Size}}", "second") }
+	build(t, d, "--no-cache", "--provenance=false", "-t", "first", dir)
+	d.Docker("builder", "prune", "-af")
+	build(t, d, "--no-cache", "--provenance=false", "-t", "second", dir)
+	before := size()
+	d.Docker("rmi", "first")
+	d.Docker("builder", "prune", "-af")
+	if after := size(); after != before {
+		t.Errorf("the size was %s, and is %s", before, after)
+	}
+	if got := d.Docker("run", "--rm", "second", "sh", "-c", "cat /same; wc -c </differs"); got != "same\n4000000" {
+		t.Errorf("the image has %q", got)
+	}
+}
