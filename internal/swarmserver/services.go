@@ -157,7 +157,7 @@ func (s *onManagers) readService(r *wire.Request, w http.ResponseWriter) (*swarm
 	if c := spec.TaskTemplate.ContainerSpec; c != nil {
 		for _, m := range c.Mounts {
 			if m.Type == "cluster" {
-				return nil, errs.NotImplemented("cluster volumes are not part of this release: use volumes or bind mounts")
+				return nil, errs.NotImplemented("cluster volumes are not part of this release: use volumes of the host or bind mounts")
 			}
 		}
 	}

@@ -130,33 +130,58 @@ func TestPublishedPortIsOpenOnEveryNodeAndShowsTheClient(t *testing.T) {
 	}
 }
 
-// updated is a client that writes each failed request while a service is updated.
-const updated = "until [ -f /at/go ]; do usleep 10000; done; while [ ! -f /at/end ]; do timeout 5 wget -qO/dev/null http://web/ && echo . >> /at/ok || date +%s >> /at/failed; done; exec sleep 1000"
+// updated is a client that writes each failed request while a service is updated, by the
+// name of its virtual address and by that of its tasks.
+const updated = "until [ -f /at/go ]; do usleep 10000; done; " +
+	"while [ ! -f /at/end ]; do for name in web tasks.web; do timeout 5 wget -qO/dev/null http://$name/ && echo . >> /at/ok || echo $name $(date +%s) >> /at/failed; done; done; exec sleep 1000"
+
+// page is what the updated service answers.
+const page = "hello"
 
 func TestUpdateLosesNoRequest(t *testing.T) {
 	t.Parallel()
 	for _, order := range []string{"start-first", "stop-first"} {
 		t.Run(order, func(t *testing.T) {
 			t.Parallel()
-			h := wired(t, 1)
+			h := wired(t, 2) // the last one is no node
 			m := h.manager()
 			dir := t.TempDir()
 			m.Docker("network", "create", "-d", "overlay", "over")
 			// httpd of busybox ends at once on SIGTERM, so a connection that is open
 			// then would be lost: the trap lets it end its work.
-			program := "mkdir -p /www; echo hello > /www/index.html; httpd -p 80 -h /www; trap 'usleep 300000; exit' TERM; while :; do usleep 50000; done"
-			m.Docker("service", "create", "-d", "--name", "web", "--network", "over", "--replicas", "3", "--update-order", order, "--update-monitor", "1s", "--health-cmd", "wget -qO/dev/null http://127.0.0.1/",
+			program := "mkdir -p /www/cgi-bin; printf '#!/bin/sh\\necho; echo; echo " + page + "\\n' > /www/cgi-bin/who; chmod +x /www/cgi-bin/who; cp /www/cgi-bin/who /www/index.html; httpd -p 80 -h /www; trap 'usleep 300000; exit' TERM; while :; do usleep 50000; done"
+			m.Docker("service", "create", "-d", "--name", "web", "--network", "over", "-p", "8080:80", "--replicas", "3", "--update-order", order, "--update-monitor", "1s", "--health-cmd", "wget -qO/dev/null http://127.0.0.1/",
 				"--health-interval", "200ms", image, "sh", "-c", program)
 			m.Docker("service", "create", "-d", "--name", "client", "--network", "over", "--mount", "type=bind,source="+dir+",target=/at", image, "sh", "-c", updated)
 			m.await("web", 3)
 			m.await("client", 1)
+			outside := func() string { return ask(h.all[1], address(0)+":8080") }
+			kit.Eventually(t, "the port is open", func() bool { return outside() == page })
 			if err := os.WriteFile(dir+"/go", nil, 0o600); err != nil {
 				t.Fatal(err)
 			}
+			updated := make(chan struct{})
+			answers := make(chan map[string]int)
+			go func() {
+				all := map[string]int{}
+				defer func() { answers <- all }()
+				for {
+					select {
+					case <-updated:
+						return
+					default:
+						all[outside()]++
+					}
+				}
+			}()
 			m.Docker("service", "update", "-d", "--env-add", "V=2", "web")
 			kit.Eventually(t, "the service is updated", func() bool {
 				return m.Docker("service", "inspect", "web", "-f", "{{.UpdateStatus.State}}") == "completed"
 			})
+			close(updated)
+			if all := <-answers; len(all) != 1 || all[page] < 20 {
+				t.Errorf("the answers to a client outside were %v", all)
+			}
 			if err := os.WriteFile(dir+"/end", nil, 0o600); err != nil {
 				t.Fatal(err)
 			}

@@ -8,6 +8,8 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"io"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -209,6 +211,9 @@ func TestTasksNeverNoticeTheEndOfTheProcesses(t *testing.T) {
 		{"both killed, the swarm process first", func() { kit.Kill(t, n.process()); n.Kill9(); n.Start() }},
 		{"daemon restarted", func() { n.Restart() }},
 		{"daemon taken over", func() { n.Takeover() }},
+		{"live restore turned off and on by SIGHUP", func() { n.liveRestore(false); n.liveRestore(true) }},
+		{"daemon killed after SIGHUP", func() { n.Kill9(); n.Start() }},
+		{"daemon restarted after SIGHUP", func() { n.Restart() }},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			c.end()
@@ -224,6 +229,16 @@ func TestTasksNeverNoticeTheEndOfTheProcesses(t *testing.T) {
 				return n.Docker("node", "ls", "--format", "{{.Status}} {{.ManagerStatus}}") == "Ready Leader"
 			})
 		})
+	}
+}
+
+// liveRestore turns live restore on or off without a restart.
+func (n *node) liveRestore(on bool) {
+	n.t.Helper()
+	n.WriteConfig(map[string]any{"live-restore": on})
+	n.Hup()
+	if got := n.Docker("info", "-f", "{{.LiveRestoreEnabled}}"); got != fmt.Sprint(on) {
+		n.t.Errorf("after SIGHUP live restore is %s, want %t", got, on)
 	}
 }
 
@@ -404,11 +419,27 @@ func TestWhatIsNotThereIsRefusedWithTheReason(t *testing.T) {
 		{[]string{"service", "create", "--network", "absent", image}, "not found"},
 		{[]string{"network", "create", "-d", "overlay", "--opt", "encrypted", "over"}, "encrypted overlay networks are not part of this release"},
 		{[]string{"network", "create", "-d", "macvlan", "--scope", "swarm", "over"}, "use the driver overlay"},
+		{[]string{"volume", "create", "--driver", "csi", "--type", "mount", "vol"}, "cluster volumes are not part of this release: use"},
+		{[]string{"service", "create", "--mount", "type=cluster,source=vol,target=/vol", image}, "cluster volumes are not part of this release: use"},
 		{[]string{"swarm", "init", "--advertise-addr", n.addr()}, "This node is already part of a swarm"},
 		{[]string{"swarm", "leave"}, "Removing the last manager erases all current state of the swarm"},
 	} {
 		if r := n.TryDocker(c.args...); r.Code == 0 || !strings.Contains(r.Stderr, c.want) {
 			t.Errorf("docker %v: %d %s, want %q", c.args, r.Code, r.Stderr, c.want)
+		}
+	}
+	for path, body := range map[string]string{
+		"/volumes/create":  `{"Name":"vol","Driver":"csi","ClusterVolumeSpec":{"AccessMode":{"Scope":"single"}}}`,
+		"/services/create": `{"Name":"csi","TaskTemplate":{"ContainerSpec":{"Image":"busybox","Mounts":[{"Type":"cluster","Source":"vol","Target":"/vol"}]}}}`,
+	} {
+		res, err := n.HTTP().Post("http://d"+path, "application/json", strings.NewReader(body))
+		if err != nil {
+			t.Fatal(err)
+		}
+		text, _ := io.ReadAll(res.Body)
+		res.Body.Close()
+		if res.StatusCode != http.StatusNotImplemented || !strings.Contains(string(text), "cluster volumes are not part of this release: use ") {
+			t.Errorf("%s answers a cluster volume with %s %s", path, res.Status, text)
 		}
 	}
 	n.Docker("service", "create", "-d", "--name", "plain", "--network", "host", image, "sh", "-c", trap)
@@ -500,7 +531,8 @@ func TestNewClusterOfOneManagerKeepsItsTasks(t *testing.T) {
 
 func TestWithoutLiveRestoreTasksStopWithTheDaemon(t *testing.T) {
 	t.Parallel()
-	n := start(t, kit.Options{})
+	n := start(t, kit.Options{LiveRestore: true})
+	n.liveRestore(false)
 	n.Docker("service", "create", "-d", "--name", "web", "--stop-grace-period", "1s", image, "sh", "-c", trap)
 	first := n.await("web", 1)[0]
 	n.Term()

@@ -39,7 +39,7 @@ type VolumeStore interface {
 // VolumeCreate creates a volume, or returns the existing one of that name.
 func (o *Volumes) VolumeCreate(ctx context.Context, r api.CreateRequest) (api.Volume, error) {
 	if r.ClusterVolumeSpec != nil {
-		return api.Volume{}, errs.Invalid("cluster volumes are not part of the swarm mode of this release")
+		return api.Volume{}, errs.NotImplemented("cluster volumes are not part of this release: use volumes of the host or bind mounts")
 	}
 	v, created, err := o.store.Create(volume.CreateOptions{Name: r.Name, Driver: r.Driver, DriverOpts: r.DriverOpts, Labels: r.Labels})
 	if created {

@@ -295,7 +295,7 @@ func checkMount(m *mount.Mount) error {
 			return checkSubpath(o.Subpath)
 		}
 	case mount.TypeCluster:
-		return errs.Invalid("cluster volumes are not supported")
+		return errs.Invalid("cluster volumes are not part of this release: use volumes of the host or bind mounts")
 	default:
 		return errs.Invalid("mount type unknown")
 	}

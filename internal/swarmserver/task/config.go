@@ -18,6 +18,7 @@ import (
 	"github.com/moby/swarmkit/v2/api"
 	"github.com/moby/swarmkit/v2/api/genericresource"
 
+	"holdfast/internal/errs"
 	"holdfast/internal/network/overlay"
 	"holdfast/internal/swarmserver/nets"
 )
@@ -47,6 +48,10 @@ func request(t *api.Task, files []mount.Mount) (*container.CreateRequest, error)
 	spec := converted.Spec.ContainerSpec
 	if spec == nil {
 		return nil, fmt.Errorf("the task %s has no container", t.ID)
+	}
+	// The managers accept it, because the cluster may have nodes that run Windows.
+	if spec.Privileges != nil && spec.Privileges.CredentialSpec != nil {
+		return nil, errs.Invalid("a credential spec is for nodes that run Windows: remove it, or constrain the service to such nodes (--constraint node.platform.os==windows)")
 	}
 	config := &container.Config{
 		Image: imageOf(spec.Image), Labels: labels(t, spec.Labels), Hostname: spec.Hostname, User: spec.User, WorkingDir: spec.Dir,
