@@ -99,14 +99,11 @@ func (e *Engine) Retire(ctx context.Context) ([]PendingClient, error) {
 func (e *Engine) followSuccessor(sub *event.Subscription) {
 	defer sub.Close()
 	ctx, cancel := context.WithCancel(context.Background())
-	defer cancel()
 	go func() {
-		select {
-		case <-e.closing:
-			cancel()
-		case <-ctx.Done():
-		}
+		<-e.closing
+		cancel()
 	}()
+	go e.restorer.followRecords(ctx)
 	for {
 		m, err := sub.Next(ctx)
 		if err != nil {
@@ -135,6 +132,40 @@ func (e *Engine) followSuccessor(sub *event.Subscription) {
 					a.e.restorer.forget(a)
 				}
 			})
+		}
+	}
+}
+
+// recordsEach is the time between two looks at the records of containers for which
+// clients of a retired engine wait.
+const recordsEach = time.Second
+
+// followRecords does for waiting clients what followSuccessor does, for events that were
+// never journalled: the disk may be full. A container without a record was removed.
+func (r *restorer) followRecords(ctx context.Context) {
+	tick := time.NewTicker(recordsEach)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+		for _, a := range r.index.all() {
+			waited := false
+			a.await(func() { waited = len(a.waiters.list) > 0 })
+			if !waited {
+				continue
+			}
+			if _, err := os.Lstat(r.store.ContainerDir(a.id)); errors.Is(err, os.ErrNotExist) {
+				a.post(func() {
+					if a.phase.State != container.Removing {
+						r.forget(a)
+					}
+				})
+				continue
+			}
+			r.observeStartedShim(ctx, a)
 		}
 	}
 }

@@ -9,7 +9,9 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"os"
 	"os/exec"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -250,6 +252,24 @@ func TestWaitForAContainerThatTheNewDaemonStartsIsAnswered(t *testing.T) {
 			t.Error("an old daemon without a stream does not exit")
 		}
 	}
+}
+
+// A full disk keeps events from being journalled, and the old daemon serves clients that wait
+// for what the event would report.
+func TestWaitOfTheOldDaemonIsAnsweredThoughNoEventReportsTheRemoval(t *testing.T) {
+	t.Parallel()
+	d := kit.Start(t, kit.Options{LiveRestore: true})
+	d.Load(image, kit.Busybox(t, nil))
+	id := d.Holdfast("create", "--name", "web", image, "true")
+	type waited struct{ StatusCode int }
+	gone := values[waited](open(t, d, "POST", "/containers/web/wait?condition=removed"))
+	d.Takeover()
+	// As if the new daemon had removed the container, except for the event.
+	if err := os.RemoveAll(filepath.Join(d.DataRoot, "containers", id)); err != nil {
+		t.Fatal(err)
+	}
+	await(t, "the removal", gone)
+	d.TryHoldfast("rm", "web")
 }
 
 // The client attaches and waits before it starts its container. Each of these
