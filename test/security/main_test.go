@@ -34,6 +34,7 @@ func TestMain(m *testing.M) {
 
 // swap exchanges two names in an endless loop, as fast as the kernel can.
 func swap() {
+	os.Stdout.WriteString("ready\n") // before that nothing is exchanged
 	for {
 		_ = unix.Renameat2(unix.AT_FDCWD, os.Args[1], unix.AT_FDCWD, os.Args[2], unix.RENAME_EXCHANGE)
 	}

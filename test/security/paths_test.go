@@ -106,7 +106,7 @@ func swapper(t *testing.T, d *kit.Daemon, volume, prepare, a, b string) {
 	t.Helper()
 	name := "swap-" + filepath.Base(t.Name())
 	d.Docker("run", "-d", "--name", name, "-v", self(t)+":/swap:ro", "-v", volume+":/v", "-e", "SECURITY_ROLE=swap", image,
-		"sh", "-ec", "cd /v; "+prepare+"; echo ready; exec /swap "+a+" "+b)
+		"sh", "-ec", "cd /v; "+prepare+"; exec /swap "+a+" "+b)
 	logs := d.DockerCommand(context.Background(), "logs", "-f", name)
 	out, err := logs.StdoutPipe()
 	if err != nil {

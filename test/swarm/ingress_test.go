@@ -176,7 +176,7 @@ func TestUpdateLosesNoRequest(t *testing.T) {
 			}()
 			m.Docker("service", "update", "-d", "--env-add", "V=2", "web")
 			kit.Eventually(t, "the service is updated", func() bool {
-				return m.Docker("service", "inspect", "web", "-f", "{{.UpdateStatus.State}}") == "completed"
+				return m.Docker("service", "inspect", "web", "-f", "{{with .UpdateStatus}}{{.State}}{{end}}") == "completed" // none until the update begins
 			})
 			close(updated)
 			if all := <-answers; len(all) != 1 || all[page] < 20 {

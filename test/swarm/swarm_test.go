@@ -395,7 +395,7 @@ func TestServiceIsUpdatedRolledBackAndPublished(t *testing.T) {
 		}
 	}
 	versions := func() string {
-		return n.Docker("service", "inspect", "web", "-f", "{{.Spec.TaskTemplate.ContainerSpec.Env}} {{.UpdateStatus.State}}")
+		return n.Docker("service", "inspect", "web", "-f", "{{.Spec.TaskTemplate.ContainerSpec.Env}} {{with .UpdateStatus}}{{.State}}{{end}}")
 	}
 	n.Docker("service", "update", "-d", "--env-add", "V=2", "web")
 	kit.Eventually(t, "the service is updated", func() bool { return versions() == "[V=2] completed" })
