@@ -127,11 +127,7 @@ func (e *Engine) followSuccessor(sub *event.Subscription) {
 				a.step(container.SawExited)
 			})
 		case proto.ActionDestroy:
-			a.post(func() {
-				if a.phase.State != container.Removing {
-					a.e.restorer.forget(a)
-				}
-			})
+			e.restorer.forgetRemoved(a)
 		}
 	}
 }
@@ -158,16 +154,21 @@ func (r *restorer) followRecords(ctx context.Context) {
 				continue
 			}
 			if _, err := os.Lstat(r.store.ContainerDir(a.id)); errors.Is(err, os.ErrNotExist) {
-				a.post(func() {
-					if a.phase.State != container.Removing {
-						r.forget(a)
-					}
-				})
+				r.forgetRemoved(a)
 				continue
 			}
 			r.observeStartedShim(ctx, a)
 		}
 	}
+}
+
+// forgetRemoved forgets a container that the successor has removed.
+func (r *restorer) forgetRemoved(a *actor) {
+	a.post(func() {
+		if a.phase.State != container.Removing {
+			r.forget(a)
+		}
+	})
 }
 
 // observeStartedShim connects to a shim that the successor has started, and follows

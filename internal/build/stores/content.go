@@ -174,7 +174,7 @@ func (b *blobs) Writer(ctx context.Context, opts ...content.WriterOpt) (content.
 }
 
 // keep adds a blob to a lease that has to be made for it, and reports whether the blob
-// exists. It is not asked whether others exist.
+// exists. A blob whose lease exists is not looked up.
 func (b *blobs) keep(ctx context.Context, d digest.Digest) (exists bool, _ error) {
 	lease, ok := leases.FromContext(ctx)
 	if !ok || d == "" {

@@ -14,7 +14,7 @@ import (
 
 // Leases is the daemon's manager of leases. A lease is made with the first call that needs
 // it, because a lease that keeps nothing is of no use, and each transaction of the daemon's
-// database is synced to the disk. That a lease exists is then not noticed by its Create.
+// database is synced to the disk. So Create does not report that a lease exists already.
 func (c *Client) Leases() leases.Manager { return remoteLeases{c} }
 
 type remoteLeases struct{ *Client }

@@ -134,7 +134,7 @@ func (ws *writers) truncate(ctx context.Context, wr writing) (state written, err
 }
 
 // commit ends a writer. Bytes that are not those of the expected digest are removed: the
-// next who wants this blob, from an honest registry, would continue after them and fail, too.
+// next writer of this blob, from an honest registry, would continue after them and fail, too.
 func (ws *writers) commit(ctx context.Context, wr writing) (state written, err error) {
 	err = ws.with(ctx, wr, func(w content.Writer) error {
 		err := w.Commit(ctx, wr.Size, wr.Expected, content.WithLabels(wr.Labels))
