@@ -48,10 +48,10 @@ func (d *adopter) attach(a *actor, shim Shim) <-chan struct{} {
 // daemon requests nothing of the shim until then.
 func (d *adopter) subscribe(a *actor, shim Shim) {
 	if to, ok := shim.(acknowledger); ok {
-		to.Heard(0)
+		to.Heard(0, 0)
 	}
 	err := shim.Subscribe(context.Background(), 0, func(ev proto.Event) {
-		a.post(func() { a.ending.receive(shim, ev, a.handleReplayed) })
+		a.post(func() { receive(a, shim, ev, a.handleReplayed) })
 	})
 	if err != nil {
 		a.log.Warn("the subscription to the shim failed, connecting to it again", "error", err)

@@ -5,9 +5,9 @@ package engine
 import "holdfast/internal/shim/proto"
 
 // acknowledger is implemented by shims that end clients' streams only after the
-// daemon has handled the reports up to a sequence number. Shims of earlier
-// releases do not implement it.
-type acknowledger interface{ Heard(seq uint64) }
+// daemon has handled the reports up to the sequence number seq, and discard those up
+// to kept. Shims of earlier releases do not implement it.
+type acknowledger interface{ Heard(seq, kept uint64) }
 
 // ending is what remains to be done about the end of a run when the shim has reported
 // it: the event is journalled, and the report acknowledged, only when the next
@@ -39,14 +39,15 @@ func (e *ending) rollBack() {
 }
 
 // receive handles a report of a shim with take, in the loop, and acknowledges it. The
-// last report is acknowledged by acknowledge.
-func (e *ending) receive(shim Shim, ev proto.Event, take func(proto.Event)) {
+// last report is acknowledged by acknowledge. kept returns the number up to which all
+// reports are in the journal of events.
+func (e *ending) receive(shim Shim, ev proto.Event, take func(proto.Event), kept func() uint64) {
 	to, ok := shim.(acknowledger)
 	switch {
 	case !ok:
 		take(ev)
 	case ev.Action == proto.ActionExited:
-		e.ack = func() { to.Heard(ev.Seq) }
+		e.ack = func() { to.Heard(ev.Seq, 0) }
 		take(ev)
 		if e.undone {
 			e.acknowledge()
@@ -54,7 +55,7 @@ func (e *ending) receive(shim Shim, ev proto.Event, take func(proto.Event)) {
 	default:
 		take(ev)
 		if e.death == nil || e.death.Seq != ev.Seq { // otherwise it is acknowledged with the last report
-			to.Heard(ev.Seq)
+			to.Heard(ev.Seq, kept())
 		}
 	}
 }

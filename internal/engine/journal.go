@@ -80,7 +80,16 @@ func messageOf(id string, attributes map[string]string, entry shimEntry, life ui
 
 // entrySource identifies a shim's journal entry, so that it is journalled once.
 func entrySource(id string, life, seq uint64) string {
-	return fmt.Sprintf("%s/%d:%d", id, life, seq)
+	return fmt.Sprintf("%s:%d", entryStream(id, life), seq)
+}
+
+// entryStream identifies the journal of the shim of a life.
+func entryStream(id string, life uint64) string { return fmt.Sprintf("%s/%d", id, life) }
+
+// through returns the number up to which all entries of the shim of a life are in the
+// journal of events, so that no daemon asks the shim for them again.
+func (j *journal) through(id string, life uint64) uint64 {
+	return j.events.Through(entryStream(id, life))
 }
 
 type shimEntry = proto.Entry

@@ -308,9 +308,9 @@ func (l *launch) connect(ctx context.Context, a *actor) error {
 		a.step(container.SawShim)
 	})
 	if to, ok := shim.(acknowledger); ok {
-		to.Heard(0)
+		to.Heard(0, 0)
 	}
-	if err := shim.Subscribe(ctx, 0, func(ev proto.Event) { a.post(func() { a.ending.receive(shim, ev, a.handleEvent) }) }); err != nil {
+	if err := shim.Subscribe(ctx, 0, func(ev proto.Event) { a.post(func() { receive(a, shim, ev, a.handleEvent) }) }); err != nil {
 		return err
 	}
 	failpoint.Here("launch.subscribed")

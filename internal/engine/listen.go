@@ -11,6 +11,11 @@ import (
 	"holdfast/internal/shim/proto"
 )
 
+// receive handles a report of a shim with take, in the actor's loop, and acknowledges it.
+func receive(a *actor, shim Shim, ev proto.Event, take func(proto.Event)) {
+	a.ending.receive(shim, ev, take, func() uint64 { return a.e.journal.through(a.id, ev.State.Life) })
+}
+
 // handleEvent handles a report of the shim. Reports arrive in their order.
 func (a *actor) handleEvent(ev proto.Event) {
 	if ev.State.Life != a.spec.Life && a.rec.Life == a.spec.Life {

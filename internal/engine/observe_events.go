@@ -46,6 +46,9 @@ func (o *observedEvents) after(n int) ([]event.Message, <-chan struct{}) {
 	return slices.Clone(o.list[n:]), o.grown
 }
 
+// Through is 0: what is observed is not recorded, so no shim may discard it.
+func (*observedEvents) Through(string) uint64 { return 0 }
+
 // Forget does nothing: an observer removes no container.
 func (*observedEvents) Forget(string) {}
 

@@ -224,6 +224,8 @@ type Volumes interface {
 // Events is the journal of all events.
 type Events interface {
 	Append(event.Message) (bool, error)
+	// Through returns the number up to which all entries of a stream are recorded.
+	Through(stream string) uint64
 	// Forget drops the sources with a prefix, of which no event will come again.
 	Forget(prefix string)
 	End() event.Position

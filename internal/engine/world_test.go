@@ -646,6 +646,8 @@ func (f fakeEvents) Forget(prefix string) {
 	}
 }
 
+func (f fakeEvents) Through(stream string) uint64 { return f.w.journal.Through(stream) }
+
 func (f fakeEvents) End() event.Position { return event.Position{} }
 
 func (f fakeEvents) Subscribe(since, until time.Time, match func(event.Message) bool) *event.Subscription {
@@ -1005,7 +1007,7 @@ func (c *fakeConn) subscribed() bool {
 }
 
 // Heard acknowledges a report. The shim exits after its last one.
-func (c *fakeConn) Heard(seq uint64) {
+func (c *fakeConn) Heard(seq, _ uint64) {
 	c.s.mu.Lock()
 	defer c.s.mu.Unlock()
 	if c.s.ended && seq >= c.s.st.Seq {

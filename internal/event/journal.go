@@ -369,16 +369,15 @@ func (j *Journal) headSize() int64 {
 	return n
 }
 
-// Last returns the highest recorded number of a stream; false if there is none.
-// Only later entries of the other journal are still to be recorded.
-func (j *Journal) Last(stream string) (uint64, bool) {
+// Through returns the number up to which all entries of a stream are recorded,
+// beginning with number 1; 0 if that one is not.
+func (j *Journal) Through(stream string) uint64 {
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	spans := j.seen[stream]
-	if len(spans) == 0 {
-		return 0, false
+	if spans := j.seen[stream]; len(spans) > 0 && spans[0].First <= 1 {
+		return spans[0].Last
 	}
-	return spans[len(spans)-1].Last, true
+	return 0
 }
 
 // Forget drops the numbers of all streams with this prefix, because the journal

@@ -5,6 +5,7 @@ package shim
 import (
 	"bytes"
 	"os"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -62,9 +63,11 @@ func TestIdleShimIsSmall(t *testing.T) {
 }
 
 // Every connection, of daemons, health checks or sessions, leaves garbage on
-// the heap. The shim collects it long before Go would do so by itself.
+// the heap, and every exec an entry in the journal. The shim collects the garbage long
+// before Go would do so by itself, and discards entries that the daemon has.
 func TestShimStaysSmallWhoeverComesAndGoes(t *testing.T) {
-	const times, limit = 600, 3600 // limit in kB
+	const times, execs = 600, 100
+	const limit, execLimit = 2200, 3600 // in kB; the shim remembers 64 execs
 	b := newBox(t, "sleep 1000")
 	s, ev := b.started()
 	ev.action(proto.ActionStart)
@@ -82,10 +85,32 @@ func TestShimStaysSmallWhoeverComesAndGoes(t *testing.T) {
 		}
 		guest.Close()
 	}
+	between := memory(t, s.Hello().Pid)["Pss_Anon"]
+	for i := range execs {
+		if err := s.ExecCreate(ctx(t), proto.ExecCreate{Exec: itoa(i), Process: raw(t, process("true"))}); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := s.ExecStart(ctx(t), proto.ExecStart{Exec: itoa(i)}, nil); err != nil {
+			t.Fatal(err)
+		}
+		seq := ev.wait("end of exec "+itoa(i), func(e proto.Event) bool {
+			return e.Action == proto.ActionExecDie && e.Attributes["execID"] == itoa(i)
+		}).Seq
+		s.Heard(seq, seq)
+	}
 	after := memory(t, s.Hello().Pid)["Pss_Anon"]
-	t.Logf("anonymous memory %d kB, after %d connections %d kB", before, times, after)
-	if after > limit {
-		t.Errorf("a shim that served %d connections uses %d kB, want at most %d", times, after, limit)
+	t.Logf("anonymous memory %d kB, after %d connections %d kB, after %d execs %d kB", before, times, between, execs, after)
+	if between > limit || after > execLimit {
+		t.Errorf("a shim that served %d connections uses %d kB, want at most %d; after %d execs %d kB, want at most %d", times, between, limit, execs, after, execLimit)
+	}
+	if st, err := os.Stat(filepath.Join(b.boot.RunDir, proto.JournalFile)); err != nil || st.Size() > 10<<10 {
+		t.Errorf("the journal, of which all is recorded elsewhere: %v, %v", st, err)
+	}
+	if err := s.Kill(ctx(t), proto.Kill{Signal: 9}); err != nil {
+		t.Fatal(err)
+	}
+	if n := ev.action(proto.ActionDie).Seq; n != execs+2 {
+		t.Errorf("the end is entry %d, want %d", n, execs+2)
 	}
 }
 

@@ -39,7 +39,7 @@ type Shim struct {
 	early   *question     // the subscription that was sent together with the hello
 	passed  chan struct{} // closed when the events that came before Subscribe were passed on
 	pending chan struct{} // one token: there are events, or the connection has ended
-	heard   *uint64       // the entry to acknowledge next, see Heard
+	heard   *proto.Heard  // the acknowledgement to send next
 	saying  bool          // a goroutine sends acknowledgements
 	begun   bool          // the shim waits for acknowledgements
 }
@@ -328,16 +328,17 @@ func (s *Shim) Subscribe(ctx context.Context, after uint64, fn func(proto.Event)
 	return err
 }
 
-// Heard acknowledges all journal entries up to seq: the caller has handled them;
-// see proto.Heard. It never blocks and need not be called for each entry.
-func (s *Shim) Heard(seq uint64) {
+// Heard acknowledges all journal entries up to seq: the caller has handled them, and
+// those up to kept are in a journal of its own; see proto.Heard. It never blocks and
+// need not be called for each entry.
+func (s *Shim) Heard(seq, kept uint64) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.ended != nil || s.heard != nil && *s.heard >= seq || s.begun && seq == 0 {
+	if s.ended != nil || s.heard != nil && s.heard.Seq >= seq || s.begun && seq == 0 {
 		return
 	}
 	s.begun = true
-	s.heard = &seq
+	s.heard = &proto.Heard{Seq: seq, Kept: kept}
 	if !s.saying {
 		s.saying = true
 		go s.say()
@@ -348,15 +349,15 @@ func (s *Shim) Heard(seq uint64) {
 func (s *Shim) say() {
 	for {
 		s.mu.Lock()
-		seq := s.heard
+		heard := s.heard
 		s.heard = nil
-		if seq == nil || s.ended != nil {
+		if heard == nil || s.ended != nil {
 			s.saying = false
 			s.mu.Unlock()
 			return
 		}
 		s.next++
-		m, err := heardMessage(s.next, *seq)
+		m, err := heardMessage(s.next, heard)
 		s.mu.Unlock()
 		if err == nil {
 			_ = s.conn.Send(m) // an ended connection needs no acknowledgement
@@ -364,10 +365,10 @@ func (s *Shim) say() {
 	}
 }
 
-// heardMessage is the acknowledgement of the entries up to seq. Its answer, which is
-// empty, is ignored, also that of a shim that does not know the method.
-func heardMessage(id, seq uint64) (*proto.Message, error) {
-	params, err := proto.Marshal(&proto.Heard{Seq: seq})
+// heardMessage is an acknowledgement. Its answer, which is empty, is ignored, also that
+// of a shim that does not know the method.
+func heardMessage(id uint64, heard *proto.Heard) (*proto.Message, error) {
+	params, err := proto.Marshal(heard)
 	return &proto.Message{ID: id, Method: proto.MethodHeard, Params: params}, err
 }
 

@@ -200,7 +200,7 @@ func (s *Shim) greetAndFollow(ctx context.Context, as proto.Hello) error {
 	s.mu.Lock()
 	s.early, s.begun = follow, true
 	s.next++
-	heard, err := heardMessage(s.next, 0)
+	heard, err := heardMessage(s.next, &proto.Heard{})
 	s.mu.Unlock()
 	if err != nil {
 		return s.unasked(err, hello, follow)

@@ -140,7 +140,10 @@ func (h *HelloReply) fields(c *coder) {
 
 func (s *Subscribe) fields(c *coder) { integer(c, "after", &s.After, always) }
 
-func (h *Heard) fields(c *coder) { integer(c, "seq", &h.Seq, always) }
+func (h *Heard) fields(c *coder) {
+	integer(c, "seq", &h.Seq, always)
+	integer(c, "kept", &h.Kept, omit)
+}
 
 func (s *Stop) fields(c *coder) {
 	integer(c, "signal", &s.Signal, omit)

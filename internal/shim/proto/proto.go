@@ -287,6 +287,9 @@ type Subscribe struct {
 // acknowledged the entry that caused them, or has ended, or after ten seconds.
 type Heard struct {
 	Seq uint64 `json:"seq"`
+	// Kept: all entries up to this one are in the daemon's own journal, which outlives
+	// the daemon. The shim may discard them.
+	Kept uint64 `json:"kept,omitempty"`
 }
 
 // Stop ends the container and marks it as stopped by the user, so that the restart

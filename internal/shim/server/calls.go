@@ -158,6 +158,7 @@ func callHeard(r *request) (any, error) {
 	if err := r.params(&p); err != nil {
 		return nil, err
 	}
+	r.shim.rec.discard(p.Kept)
 	r.conn.ack(p.Seq)
 	return nil, nil
 }

@@ -147,6 +147,7 @@ func (c *conn) awaitRoom() {
 
 // write is the connection's only writer. The connection ends with it.
 func (c *conn) write() {
+	defer c.srv.collect()
 	defer c.srv.shim.verbs.resumeLent(c)
 	defer close(c.done)
 	defer c.close()

@@ -272,6 +272,7 @@ func (s *Shim) execFailed(x *session, code int, err error) (proto.ExecState, err
 // watchExec waits for the process of a session, records its exit, and ends the
 // client's stream.
 func (s *Shim) watchExec(x *session) {
+	defer s.server.collect()
 	defer close(x.ended)
 	<-x.proc.exited
 	s.gate.enter()

@@ -76,6 +76,85 @@ func TestJournalGivesUpItsOlderHalfWhenItIsTooLong(t *testing.T) {
 	}
 }
 
+// A journal that a daemon has read stays short. What the next daemon needs is still in
+// it: entries that no daemon has recorded, and the last start or end of a run, from which
+// it is known whether the end of a killed shim's run was reported.
+func TestJournalGivesUpWhatADaemonHas(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "journal")
+	j, err := openJournal(path, false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	add := func(action string) uint64 {
+		t.Helper()
+		e := proto.Entry{Action: action, Attributes: map[string]string{"pad": strings.Repeat("x", 200)}}
+		if err := j.append(&e); err != nil {
+			t.Fatal(err)
+		}
+		return e.Seq
+	}
+	add(proto.ActionStart)
+	died := add(proto.ActionDie)
+	for range 1000 {
+		seq := add("exec_die")
+		if err := j.discard(seq - 2); err != nil {
+			t.Fatal(err)
+		}
+		if st, err := os.Stat(path); err != nil || st.Size() != j.size || st.Size() > 2*journalTidy {
+			t.Fatalf("after entry %d: %v, %v", seq, st, err)
+		}
+	}
+	check := func(j *journal) {
+		t.Helper()
+		got := j.after(0)
+		if len(got) < 3 || got[0].Seq != died || got[0].Action != proto.ActionDie || got[len(got)-1].Seq != 1002 {
+			t.Fatalf("%d entries: %+v", len(got), got)
+		}
+		for i, e := range got[2:] {
+			if e.Seq != got[i+1].Seq+1 {
+				t.Errorf("entry %d follows %d", e.Seq, got[i+1].Seq)
+			}
+		}
+	}
+	check(j)
+	before := j.size
+	for _, seq := range []uint64{0, 900, 5000} {
+		if err := j.discard(seq); err != nil || j.size != before {
+			t.Errorf("discard(%d) in a journal of %d entries: %d bytes are left of %d, %v", seq, j.seq, j.size, before, err)
+		}
+	}
+	again, err := openJournal(path, true)
+	if err != nil || again.seq != j.seq {
+		t.Fatalf("opened again: %v", err)
+	}
+	check(again)
+}
+
+// A new shim of a life never gives a number twice, because the next daemon would take the
+// second entry for the first.
+func TestNumbersOfAJournalThatLostItsEndGoOn(t *testing.T) {
+	dir := t.TempDir()
+	boot := &proto.Bootstrap{ID: "abc", Life: 3, RunDir: dir}
+	state, err := proto.Marshal(&proto.State{Schema: proto.StateSchema, ID: "abc", Life: 3, Seq: 7})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, proto.StateFile), state, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, adopt := range []*proto.Adopt{nil, {}} {
+		boot.Adopt = adopt
+		r, err := newRecord(boot)
+		if err != nil {
+			t.Fatal(err)
+		}
+		want := r.st.Seq + 1
+		if got := r.change(func(*proto.State) {}, note{action: "pause"}).Seq; r.st.Seq < 8 || got != want {
+			t.Errorf("after entry 7, with adopt %v: entry %d", adopt != nil, got)
+		}
+	}
+}
+
 func TestExitCodeOfAStartThatFailed(t *testing.T) {
 	for msg, want := range map[string]int{
 		`unable to start container process: exec: "x": executable file not found in $PATH`:  127,

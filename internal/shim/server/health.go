@@ -120,6 +120,7 @@ func (c *healthChecker) run() {
 		if !c.check(st.Health) {
 			return
 		}
+		c.shim.server.collect()
 		last = time.Now()
 	}
 }

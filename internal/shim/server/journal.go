@@ -15,6 +15,11 @@ import (
 // daemon nothing else bounds it.
 const journalLimit = 4 << 20
 
+// journalTidy is the size in bytes from which on entries are discarded that a daemon
+// has in its own journal. Without it the journal of a long run would have all of its
+// entries, and each new daemon would read them.
+const journalTidy = 4 << 10
+
 // journal is the file of entries, one JSON line each. It is not safe for
 // concurrent use; record's lock guards it.
 type journal struct {
@@ -22,6 +27,7 @@ type journal struct {
 	f    *os.File
 	size int64
 	seq  uint64 // of the last entry
+	left int64  // the size after entries were discarded
 }
 
 // openJournal opens the file. With keepEntries it keeps its entries and cuts off a
@@ -83,13 +89,46 @@ func (j *journal) shrink() error {
 		return err
 	}
 	half := b[len(b)/2:]
-	half = half[bytes.IndexByte(half, '\n')+1:]
+	return j.replace(half[bytes.IndexByte(half, '\n')+1:])
+}
+
+// discard removes the entries up to seq, except for the newest one that tells whether
+// the container runs. It does nothing while the file is short.
+func (j *journal) discard(seq uint64) error {
+	if j.size < max(journalTidy, 2*j.left) || seq > j.seq || j.seq-seq > 4 {
+		return nil // the newest entries will be acknowledged soon, too
+	}
+	b, err := os.ReadFile(j.path)
+	if err != nil {
+		return err
+	}
+	var turn, rest []byte
+	for line := range bytes.Lines(b) {
+		var e proto.Entry
+		switch err := proto.Unmarshal(line, &e); {
+		case err != nil:
+		case e.Seq > seq:
+			rest = append(rest, line...)
+		case e.Action == proto.ActionStart, e.Action == proto.ActionDie:
+			turn = line
+		}
+	}
+	if err := j.replace(append(bytes.Clone(turn), rest...)); err != nil {
+		return err
+	}
+	j.left = j.size
+	return nil
+}
+
+// replace replaces the contents of the file. A kill leaves the file as it was, or as it
+// is then.
+func (j *journal) replace(text []byte) error {
 	tmp := j.path + ".tmp"
 	f, err := os.OpenFile(tmp, os.O_RDWR|os.O_CREATE|os.O_TRUNC|os.O_APPEND, 0o640)
 	if err != nil {
 		return err
 	}
-	if _, err = f.Write(half); err == nil {
+	if _, err = f.Write(text); err == nil {
 		err = os.Rename(tmp, j.path)
 	}
 	if err != nil {
@@ -98,7 +137,7 @@ func (j *journal) shrink() error {
 		return err
 	}
 	j.f.Close()
-	j.f, j.size = f, int64(len(half))
+	j.f, j.size = f, int64(len(text))
 	return nil
 }
 

@@ -25,9 +25,10 @@ const (
 	// sessions, log followers and waiters. One takes some 20 kB and a few
 	// descriptors.
 	clientsMax = 1024
-	// manyClients is the number of clients from which on their memory is returned to
-	// the host, and not only to the heap, when the last of them has gone.
-	manyClients = 64
+	// collectAfter is after how many connections, clients, execs and health checks their
+	// memory is returned to the host. Each leaves some 12 kB, so a shim that waited for
+	// the first collection of Go would grow to more than three times its size.
+	collectAfter = 32
 	// connsMax is how many connections of daemons and others may be open.
 	connsMax = 256
 	// Backpressure: beyond callsMax unanswered requests or answersMax unsent
@@ -65,12 +66,12 @@ type server struct {
 	closed   chan struct{} // closed when it no longer listens
 	sealed   chan struct{} // closed when the state is final
 
-	mu          sync.Mutex
-	connCount   uint64 // since the start
-	conns       map[*conn]struct{}
-	clients     map[<-chan struct{}]struct{} // not yet served to the end; keys are closed then
-	mostClients int                          // the most at once since there were none
-	acked       chan struct{}                // closed at every acknowledgement, then made anew
+	mu        sync.Mutex
+	connCount uint64 // since the start
+	conns     map[*conn]struct{}
+	clients   map[<-chan struct{}]struct{} // not yet served to the end; keys are closed then
+	litter    int                          // what ended since the last collection
+	acked     chan struct{}                // closed at every acknowledgement, then made anew
 }
 
 func (s *server) add(fd int) error {
@@ -198,22 +199,32 @@ func (s *server) stopListening() {
 func (s *server) trackClient(done <-chan struct{}) {
 	s.mu.Lock()
 	s.clients[done] = struct{}{}
-	s.mostClients = max(s.mostClients, len(s.clients))
 	s.mu.Unlock()
 	go func() {
 		<-done
 		s.mu.Lock()
 		delete(s.clients, done)
-		freeMemory := len(s.clients) == 0 && s.mostClients >= manyClients
-		if freeMemory {
-			s.mostClients = 0
-			s.clients = map[<-chan struct{}]struct{}{}
-		}
 		s.mu.Unlock()
-		if freeMemory {
-			debug.FreeOSMemory()
-		}
+		s.collect()
 	}()
+}
+
+// collect is called when a connection, a client, an exec or a health check has ended. Now
+// and then it returns their memory to the host.
+func (s *server) collect() {
+	s.mu.Lock()
+	s.litter++
+	due := s.litter >= collectAfter && len(s.clients) == 0 || s.litter >= 4*collectAfter
+	if due {
+		s.litter = 0
+		if len(s.clients) == 0 {
+			s.clients = map[<-chan struct{}]struct{}{} // a map keeps the memory of its most entries
+		}
+	}
+	s.mu.Unlock()
+	if due {
+		debug.FreeOSMemory()
+	}
 }
 
 // endClient ends a client's stream with last in a new goroutine, once the daemons

@@ -48,6 +48,10 @@ func newRecord(boot *proto.Bootstrap) (*record, error) {
 	if err != nil {
 		return nil, err
 	}
+	if same {
+		// The last entries may not be in the journal.
+		r.journal.seq = max(r.journal.seq, before.Seq)
+	}
 	if boot.Adopt != nil {
 		// What the previous shim recorded still holds.
 		r.st = before
@@ -121,6 +125,15 @@ func (r *record) change(fn func(*proto.State), notes ...note) proto.State {
 	close(r.changed)
 	r.changed = make(chan struct{})
 	return r.st
+}
+
+// discard removes entries up to seq from the journal, which a daemon has in its own.
+func (r *record) discard(seq uint64) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if err := r.journal.discard(seq); err != nil {
+		logf("shorten the journal: %v", err)
+	}
 }
 
 // seal makes the current state final.
