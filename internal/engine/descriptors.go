@@ -195,36 +195,42 @@ func (d *descriptors) addTerminal(rec proto.State, f *os.File) {
 }
 
 // copy duplicates the descriptors of a record's process. It returns none if they
-// belong to another process.
-func (d *descriptors) copy(rec proto.State) (k client.Kept, closeAll func()) {
+// belong to another process. After an error, such as that there are no free
+// descriptors, the caller should try again: a shim without them would lose a terminal.
+func (d *descriptors) copy(rec proto.State) (k client.Kept, closeAll func(), err error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if rec.Pid == 0 || d.pid != rec.Pid || d.start != rec.PidStart {
-		return k, func() {}
-	}
-	dup := func(f *os.File) *os.File {
-		if f == nil {
-			return nil
-		}
-		raw, err := f.SyscallConn()
-		if err != nil {
-			return nil
-		}
-		fd := -1
-		_ = raw.Control(func(n uintptr) { fd, _ = unix.FcntlInt(n, unix.F_DUPFD_CLOEXEC, 3) })
-		if fd < 0 {
-			return nil
-		}
-		return os.NewFile(uintptr(fd), f.Name())
-	}
-	k = client.Kept{Pidfd: dup(d.files.Pidfd), Terminal: dup(d.files.Terminal), Stdin: dup(d.files.Stdin)}
-	return k, func() {
+	closeAll = func() {
 		for _, f := range []*os.File{k.Pidfd, k.Terminal, k.Stdin} {
 			if f != nil {
 				f.Close()
 			}
 		}
 	}
+	if rec.Pid == 0 || d.pid != rec.Pid || d.start != rec.PidStart {
+		return k, closeAll, nil
+	}
+	dup := func(f *os.File) *os.File {
+		if f == nil || err != nil {
+			return nil
+		}
+		raw, rerr := f.SyscallConn()
+		if rerr != nil {
+			err = rerr
+			return nil
+		}
+		fd := -1
+		if cerr := raw.Control(func(n uintptr) { fd, err = unix.FcntlInt(n, unix.F_DUPFD_CLOEXEC, 3) }); cerr != nil {
+			err = cerr
+		}
+		if err != nil {
+			err = fmt.Errorf("copy the descriptors of container %s: %w", d.id, err)
+			return nil
+		}
+		return os.NewFile(uintptr(fd), f.Name())
+	}
+	k = client.Kept{Pidfd: dup(d.files.Pidfd), Terminal: dup(d.files.Terminal), Stdin: dup(d.files.Stdin)}
+	return k, closeAll, err
 }
 
 // openProcess opens a pidfd of a record's process. It returns nil if the process

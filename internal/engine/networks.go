@@ -242,7 +242,8 @@ func (nw *endpoints) updateShimPorts(a *actor, shim Shim, s network.Sandbox, res
 		for _, i := range reply.Missing {
 			missing.Ports = append(missing.Ports, s.Ports[i])
 		}
-		again := nets.Reserve(context.Background(), missing)
+		var again []network.Reserved
+		again, err = nets.Reserve(context.Background(), missing)
 		defer closeReserved(again)
 		if len(again) > 0 {
 			_, err = send(proto.Ports{}, again)

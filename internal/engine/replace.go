@@ -50,8 +50,8 @@ type (
 		Bootstrap(runDir string) (proto.Bootstrap, error)
 	}
 	reserver interface {
-		// Reserve binds a sandbox's host ports again.
-		Reserve(ctx context.Context, s network.Sandbox) []network.Reserved
+		// Reserve binds a sandbox's host ports again. After an error it should be tried again.
+		Reserve(ctx context.Context, s network.Sandbox) ([]network.Reserved, error)
 	}
 )
 
@@ -178,7 +178,11 @@ func (h *hostEffects) spawnSuccessor(a *actor, rec proto.State) (Shim, error) {
 		}
 	}()
 	if nets, ok := h.networks.(reserver); ok && v.sandbox.ID != "" {
-		for _, r := range nets.Reserve(ctx, v.sandbox) {
+		reserved, err := nets.Reserve(ctx, v.sandbox)
+		if err != nil {
+			return nil, err
+		}
+		for _, r := range reserved {
 			boot.Ports = append(boot.Ports, proto.Port{Proto: r.Proto, Target: r.Target})
 			files = append(files, r.File)
 		}
@@ -186,8 +190,11 @@ func (h *hostEffects) spawnSuccessor(a *actor, rec proto.State) (Shim, error) {
 	failpoint.Here("replace.reserved")
 
 	// Copies, because the loop may close the originals at any time.
-	kept, closeKept := a.descriptors.copy(rec)
+	kept, closeKept, err := a.descriptors.copy(rec)
 	defer closeKept()
+	if err != nil {
+		return nil, err
+	}
 	if kept.Pidfd == nil && rec.Pid != 0 {
 		if f := openProcess(rec); f != nil {
 			defer f.Close()

@@ -7,6 +7,10 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"os"
+	"time"
+
+	"golang.org/x/sys/unix"
 
 	"holdfast/internal/network/bridge"
 )
@@ -90,27 +94,59 @@ func (m *Manager) Release(ctx context.Context, s Sandbox) error {
 	return nil
 }
 
+// closingTime bounds how long a port of a shim that was killed may be in use: the kernel
+// closes its sockets one after the other, and the engine notices the end at the first.
+const closingTime = time.Second
+
 // Reserve binds the host ports of a sandbox again, for a shim that replaces one
 // that was killed. A port that another process took meanwhile is skipped and
-// logged; the kernel goes on translating it.
-func (m *Manager) Reserve(_ context.Context, s Sandbox) []Reserved {
-	var out []Reserved
+// logged; the kernel goes on translating it. After an error, such as that there are no
+// free descriptors, no port is reserved, and the caller should try again.
+func (m *Manager) Reserve(ctx context.Context, s Sandbox) (out []Reserved, err error) {
+	defer func() {
+		if err != nil {
+			for _, r := range out {
+				r.File.Close()
+			}
+			out = nil
+		}
+	}()
+	ctx, cancel := context.WithTimeout(ctx, closingTime)
+	defer cancel()
 	for _, p := range s.Ports {
 		if p.HostPort == 0 {
 			continue
 		}
-		f, err := bind(p, m.opts.UserlandProxy)
-		if err != nil {
+		f, err := bindAgain(ctx, p, m.opts.UserlandProxy)
+		switch {
+		case errors.Is(err, unix.EMFILE) || errors.Is(err, unix.ENFILE) || errors.Is(err, unix.ENOMEM) || errors.Is(err, unix.ENOBUFS):
+			return out, fmt.Errorf("reserve the ports of container %s again: %w", s.Container, err)
+		case err != nil:
 			m.opts.Log.Warn("host port not reserved again", "container", s.Container, "port", p.HostPort, "protocol", p.Proto, "error", err)
 			m.troubles.add(s.Container, fmt.Sprintf("the host port %s/%s was taken by another process while the container had no shim (%v): "+
 				"connections to it still reach the container where the kernel translates them, and that process where not; "+
 				"stop the process and restart the container", netip.AddrPortFrom(p.HostIP, p.HostPort), p.Proto, err))
-			continue
+		case f != nil:
+			out = append(out, Reserved{Proto: p.Proto, Target: m.opts.target(p), File: f})
 		}
-		if f == nil {
-			continue
-		}
-		out = append(out, Reserved{Proto: p.Proto, Target: m.opts.target(p), File: f})
 	}
-	return out
+	return out, nil
+}
+
+// bindAgain binds a port that is free at once, or as soon as the process has ended that
+// had it.
+func bindAgain(ctx context.Context, p PortMapping, listen bool) (*os.File, error) {
+	tick := time.NewTicker(5 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		f, err := bind(p, listen)
+		if !errors.Is(err, unix.EADDRINUSE) {
+			return f, err
+		}
+		select {
+		case <-ctx.Done():
+			return nil, err
+		case <-tick.C:
+		}
+	}
 }

@@ -156,7 +156,9 @@ func TestPortTakenWhileTheShimWasAwayIsTold(t *testing.T) {
 	h.ok(err)
 	defer l.Close()
 	h.open(h.stored(c))
-	for _, r := range h.m.Reserve(context.Background(), c.Sandbox) {
+	reserved, err := h.m.Reserve(context.Background(), c.Sandbox)
+	h.ok(err)
+	for _, r := range reserved {
 		r.File.Close()
 	}
 	got := strings.Join(h.m.Troubles(c.Container), "\n")

@@ -5,6 +5,7 @@ package network_test
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"net"
 	"net/netip"
 	"os"
@@ -18,6 +19,7 @@ import (
 	"github.com/containerd/errdefs"
 	apinet "github.com/moby/moby/api/types/network"
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 
 	"holdfast/internal/network"
 	"holdfast/internal/network/bridge"
@@ -546,7 +548,8 @@ func TestReserveBindsThePortsAgain(t *testing.T) {
 	h := newHost(t, nil)
 	c := h.run(h.request("8080:80/tcp", "5353:53/udp"))
 	c.closePorts()
-	again := h.m.Reserve(context.Background(), c.Sandbox)
+	again, err := h.m.Reserve(context.Background(), c.Sandbox)
+	h.ok(err)
 	c.reserved = again
 	if len(again) != 4 {
 		t.Fatalf("reserved %+v", again)
@@ -554,6 +557,48 @@ func TestReserveBindsThePortsAgain(t *testing.T) {
 	if l, err := net.Listen("tcp4", ":8080"); err == nil {
 		l.Close()
 		t.Error("another process can bind the port")
+	}
+}
+
+// A shim that was killed may still have its sockets when the engine has noticed its end.
+func TestReserveWaitsForTheLastShimsSockets(t *testing.T) {
+	h := newHost(t, nil)
+	c := h.run(h.request("8080:80/tcp"))
+	last := c.reserved
+	time.AfterFunc(200*time.Millisecond, func() {
+		for _, r := range last {
+			r.File.Close()
+		}
+	})
+	again, err := h.m.Reserve(context.Background(), c.Sandbox)
+	h.ok(err)
+	c.reserved = again
+	if len(again) != 2 {
+		t.Errorf("reserved %+v", again)
+	}
+	if got := h.m.Troubles(c.Container); len(got) > 0 {
+		t.Errorf("troubles: %q", got)
+	}
+}
+
+// Without free descriptors a shim would be started that does not have the ports.
+func TestReserveFailsWithoutFreeDescriptors(t *testing.T) {
+	h := newHost(t, nil)
+	c := h.run(h.request("8080:80/tcp"))
+	c.closePorts()
+	var was unix.Rlimit
+	h.ok(unix.Getrlimit(unix.RLIMIT_NOFILE, &was))
+	h.ok(unix.Setrlimit(unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: 3, Max: was.Max}))
+	again, err := h.m.Reserve(context.Background(), c.Sandbox)
+	h.ok(unix.Setrlimit(unix.RLIMIT_NOFILE, &was))
+	if !errors.Is(err, unix.EMFILE) || len(again) != 0 {
+		t.Errorf("%d ports, %v", len(again), err)
+	}
+	again, err = h.m.Reserve(context.Background(), c.Sandbox)
+	h.ok(err)
+	c.reserved = again
+	if len(again) != 2 {
+		t.Errorf("reserved %+v", again)
 	}
 }
 
