@@ -50,6 +50,9 @@ func (r *restorer) applyObservation(a *actor, f found) {
 		}
 		return
 	}
+	if r.observes.Load() && f.verdict == container.Lose && f.rec.Pid != 0 {
+		f.seen.Process = true // it may yet be found how it has ended, see watchObserved
+	}
 	switch f.verdict {
 	case container.HaltLeft:
 		// Without live restore only containers of an earlier daemon are stopped, and
@@ -209,27 +212,40 @@ func (r *restorer) abort(a *actor, f found) {
 
 // watchProcess waits for the end of a container's process that has no shim.
 func (l *losses) watchProcess(a *actor, rec proto.State) {
-	fd, err := unix.PidfdOpen(rec.Pid, unix.PIDFD_NONBLOCK)
-	if err == nil {
-		if alive(rec) {
-			f := os.NewFile(uintptr(fd), "pidfd")
-			// A pidfd is readable once its process has ended. raw.Read only waits for that.
-			raw, _ := f.SyscallConn()
-			_ = raw.Read(func(fd uintptr) bool {
-				p := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
-				n, err := unix.Poll(p, 0)
-				return n > 0 || err != nil && err != unix.EINTR
-			})
-			f.Close()
-		} else {
-			unix.Close(fd)
-		}
-	}
+	awaitProcess(rec)
 	a.post(func() {
-		if o := a.step(container.SawEndUnseen); o.Do == container.GiveBack {
-			a.recordLostEnd(false)
-			a.publish()
-			go l.clearLost(a)
+		if !a.e.retired.Load() { // else the successor finds out how it has ended
+			l.endUnseen(a)
 		}
+	})
+}
+
+// endUnseen handles the end of a container that no shim has reported, in the loop.
+func (l *losses) endUnseen(a *actor) {
+	if o := a.step(container.SawEndUnseen); o.Do == container.GiveBack {
+		a.recordLostEnd(false)
+		a.publish()
+		go l.clearLost(a)
+	}
+}
+
+// awaitProcess waits for the end of a container's process.
+func awaitProcess(rec proto.State) {
+	fd, err := unix.PidfdOpen(rec.Pid, unix.PIDFD_NONBLOCK)
+	if err != nil {
+		return
+	}
+	if !alive(rec) {
+		unix.Close(fd)
+		return
+	}
+	f := os.NewFile(uintptr(fd), "pidfd")
+	defer f.Close()
+	// A pidfd is readable once its process has ended. raw.Read only waits for that.
+	raw, _ := f.SyscallConn()
+	_ = raw.Read(func(fd uintptr) bool {
+		p := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
+		n, err := unix.Poll(p, 0)
+		return n > 0 || err != nil && err != unix.EINTR
 	})
 }

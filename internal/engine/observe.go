@@ -83,6 +83,7 @@ func (o *Observer) Observe(ctx context.Context) error {
 		go a.run()
 	}
 	close(o.restored)
+	go o.restorer.followRecords()
 	return nil
 }
 
@@ -106,7 +107,7 @@ func (r *restorer) applyObserved(a *actor, f found) {
 		r.adopter.attach(a, f.shim)
 		r.replacer.stopper.resend(a, f.shim) // the shim that had them was killed
 	case f.seen.Process && f.rec.Pid != 0: // not between two runs
-		go r.losses.watchProcess(a, f.rec)
+		go r.watchObserved(a, f.rec)
 		r.replacer.stopper.haltAllUnshimmed(a)
 	case f.verdict == container.Lose:
 		a.recordLostEnd(true)

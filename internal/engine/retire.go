@@ -103,7 +103,7 @@ func (e *Engine) followSuccessor(sub *event.Subscription) {
 		<-e.closing
 		cancel()
 	}()
-	go e.restorer.followRecords(ctx)
+	go e.restorer.followRecords()
 	for {
 		m, err := sub.Next(ctx)
 		if err != nil {
@@ -115,7 +115,7 @@ func (e *Engine) followSuccessor(sub *event.Subscription) {
 		}
 		switch m.Action {
 		case proto.ActionStart:
-			go e.restorer.observeStartedShim(ctx, a)
+			go e.restorer.observeStartedShim(a)
 		case proto.ActionDie:
 			code, _ := strconv.Atoi(m.Actor.Attributes["exitCode"])
 			a.post(func() {
@@ -129,68 +129,6 @@ func (e *Engine) followSuccessor(sub *event.Subscription) {
 		case proto.ActionDestroy:
 			e.restorer.forgetRemoved(a)
 		}
-	}
-}
-
-// recordsEach is the time between two looks at the records of containers for which
-// clients of a retired engine wait.
-const recordsEach = time.Second
-
-// followRecords does for waiting clients what followSuccessor does, for events that were
-// never journalled: the disk may be full. A container without a record was removed.
-func (r *restorer) followRecords(ctx context.Context) {
-	tick := time.NewTicker(recordsEach)
-	defer tick.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-tick.C:
-		}
-		for _, a := range r.index.all() {
-			waited := false
-			a.await(func() { waited = len(a.waiters.list) > 0 })
-			if !waited {
-				continue
-			}
-			if _, err := os.Lstat(r.store.ContainerDir(a.id)); errors.Is(err, os.ErrNotExist) {
-				r.forgetRemoved(a)
-				continue
-			}
-			r.observeStartedShim(ctx, a)
-		}
-	}
-}
-
-// forgetRemoved forgets a container that the successor has removed.
-func (r *restorer) forgetRemoved(a *actor) {
-	a.post(func() {
-		if a.phase.State != container.Removing {
-			r.forget(a)
-		}
-	})
-}
-
-// observeStartedShim connects to a shim that the successor has started, and follows
-// its container.
-func (r *restorer) observeStartedShim(ctx context.Context, a *actor) {
-	if a.view.Load().shim != nil {
-		return
-	}
-	f := r.observe(ctx, a)
-	if f.shim == nil {
-		return // the container has ended already, and the journal has the event
-	}
-	posted := a.post(func() {
-		if a.shim != nil || a.phase.State == container.Removing {
-			f.shim.Close()
-			return
-		}
-		a.spec.Life = f.rec.Life
-		r.applyObserved(a, f)
-	})
-	if !posted {
-		f.shim.Close()
 	}
 }
 

@@ -6,6 +6,7 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"io"
 	"os"
 	"strconv"
 	"strings"
@@ -168,6 +169,82 @@ func TestWaitAndFollowedLogEndWithTheContainer(t *testing.T) {
 	}
 	if err := wait.Wait(); err != nil || code.String() != "7\n" {
 		t.Errorf("wait printed %q and ended with %v", &code, err)
+	}
+}
+
+// Nobody can tell how a container has ended that was killed together with its shim. The
+// client that waits is answered all the same, as the next daemon will answer.
+func TestWaitEndsThoughShimAndContainerAreKilledTogether(t *testing.T) {
+	d := start(t, kit.Options{})
+	id := d.Holdfast("run", "-d", "--name", "web", "busybox", "sh", "-c", loop)
+	pid := d.Inspect("web").State.Pid
+	d.Kill9()
+	code := waiting(t, d, "web")
+	for _, shim := range kit.Shims(t, id) {
+		unix.Kill(shim, unix.SIGSTOP) // so that it can't record the end
+		unix.Kill(pid, unix.SIGKILL)
+		kit.Kill(t, shim)
+	}
+	if got := code(); got != "255\n" {
+		t.Errorf("wait printed %q", got)
+	}
+	d.Start()
+	if got := d.Inspect("web").State.ExitCode; got != 255 {
+		t.Errorf("the daemon says %d", got)
+	}
+}
+
+// A daemon that starts gives the container a new shim, which knows how it ends, also for a
+// client that has begun to wait before.
+func TestWaitHasTheCodeThatANewShimKnows(t *testing.T) {
+	d := start(t, kit.Options{})
+	id := d.Holdfast("run", "-d", "--name", "web", "busybox", "sh", "-c", loop)
+	pid := d.Inspect("web").State.Pid
+	d.Kill9()
+	code := waiting(t, d, "web")
+	d.Start()
+	d.Signal(unix.SIGSTOP) // meanwhile it starts no shim
+	for _, shim := range kit.Shims(t, id) {
+		kit.Kill(t, shim)
+	}
+	<-time.After(300 * time.Millisecond)
+	unix.Kill(pid, unix.SIGKILL)
+	<-time.After(300 * time.Millisecond)
+	d.Signal(unix.SIGCONT)
+	if got := code(); got != "137\n" {
+		t.Errorf("wait printed %q", got)
+	}
+	if got := d.Inspect("web").State.ExitCode; got != 137 {
+		t.Errorf("the daemon says %d", got)
+	}
+}
+
+// waiting begins to wait for a container, and returns what waits for the answer.
+func waiting(t *testing.T, d *kit.Daemon, name string) func() string {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	t.Cleanup(cancel)
+	cmd := d.HoldfastCommand(ctx, "wait", name)
+	var code bytes.Buffer
+	cmd.Stdout = &code
+	told, err := cmd.StderrPipe()
+	if err == nil {
+		err = cmd.Start()
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	lines := bufio.NewReader(told)
+	if line, err := lines.ReadString('\n'); err != nil || !note.MatchString(line) {
+		t.Fatalf("%q %v", line, err)
+	}
+	<-time.After(500 * time.Millisecond) // until it waits
+	return func() string {
+		rest, _ := io.ReadAll(lines)
+		if err := cmd.Wait(); err != nil {
+			t.Errorf("wait: %v: %s", err, rest)
+		}
+		return code.String()
 	}
 }
 

@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"github.com/moby/moby/api/pkg/stdcopy"
+	"golang.org/x/sys/unix"
 
 	"holdfast/test/kit"
 )
@@ -270,6 +271,36 @@ func TestWaitOfTheOldDaemonIsAnsweredThoughNoEventReportsTheRemoval(t *testing.T
 	}
 	await(t, "the removal", gone)
 	d.TryHoldfast("rm", "web")
+}
+
+// The new daemon gives the container a new shim, which knows how it ends. The old daemon has no
+// connection to that shim when the container ends.
+func TestWaitOfTheOldDaemonHasTheCodeThoughTheShimWasKilled(t *testing.T) {
+	t.Parallel()
+	d := kit.Start(t, kit.Options{LiveRestore: true})
+	d.Load(image, kit.Busybox(t, nil))
+	id := d.Holdfast("run", "-d", "--name", "web", image, "sleep", "1000")
+	type waited struct{ StatusCode int }
+	ends := values[waited](open(t, d, "POST", "/containers/web/wait"))
+	d.Takeover()
+	st := d.ShimState(id)
+	// While it is stopped it starts no shim.
+	d.Signal(unix.SIGSTOP)
+	if err := unix.Kill(st.ShimPid, unix.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	<-time.After(300 * time.Millisecond)
+	if err := unix.Kill(st.Pid, unix.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	<-time.After(300 * time.Millisecond)
+	d.Signal(unix.SIGCONT)
+	if w := await(t, "the end", ends); w.StatusCode != 137 {
+		t.Errorf("wait says %d", w.StatusCode)
+	}
+	if code := d.Inspect("web").State.ExitCode; code != 137 {
+		t.Errorf("the daemon says %d", code)
+	}
 }
 
 // The client attaches and waits before it starts its container. Each of these
