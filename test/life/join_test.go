@@ -3,10 +3,12 @@
 package life
 
 import (
+	"context"
 	"fmt"
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"holdfast/test/kit"
 )
@@ -173,4 +175,43 @@ func TestRestartedDependentJoinsTheProcessOfNow(t *testing.T) {
 		want := e.namespaces("tt", "net")
 		return strings.TrimSpace(r.Stdout) == want, fmt.Sprintf("it is in %+v, want %s", r, want)
 	})
+}
+
+// The first process of a PID namespace ends only when all others in it have. A container that
+// has joined it and is paused must not keep it from being stopped, killed or removed.
+func TestPausedContainerKeepsNoOtherFromEnding(t *testing.T) {
+	d := kit.Start(t, kit.Options{LiveRestore: true})
+	d.Load(image, kit.Busybox(t, nil))
+	for _, tt := range []struct {
+		name   string
+		do     []string
+		before func()
+	}{
+		{name: "stop", do: []string{"stop", "-t", "1", "tt"}},
+		{name: "kill", do: []string{"kill", "tt"}},
+		{name: "removal", do: []string{"rm", "-f", "tt"}},
+		{name: "stop without a daemon", do: []string{"stop", "-t", "1", "tt"}, before: d.Kill9},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			d.Docker("run", "-d", "--name", "tt", image, "sleep", "1000")
+			d.Docker("run", "-d", "--name", "bb", "--pid", "container:tt", image, "sleep", "1000")
+			d.Docker("pause", "bb")
+			if tt.before != nil {
+				tt.before()
+			}
+			ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+			defer cancel()
+			if out, err := d.HoldfastCommand(ctx, tt.do...).CombinedOutput(); err != nil {
+				t.Errorf("%v: %s", err, out)
+			}
+			if !d.Running() {
+				d.Start()
+			}
+			kit.Eventually(t, "the paused container has ended", func() bool { return d.Inspect("bb").State.Status == "exited" })
+			if code := d.Inspect("bb").State.ExitCode; code != 137 {
+				t.Errorf("it has ended with %d", code)
+			}
+			d.Docker("rm", "-f", "tt", "bb")
+		})
+	}
 }

@@ -109,6 +109,9 @@ func (s *Shim) adopt(in inherited) error {
 		}
 		r := resumedRun(proc, io, cgroup.WatchOOM(s.boot.OOMFile, s.boot.OOMKey), before.Started, before.PidStart)
 		s.life.current = r
+		if s.rec.snapshot().Status == proto.StatusPaused {
+			s.stops.watchDoomed(r)
+		}
 		io.run(s.boot)
 		if s.boot.Health != nil && before.Health != nil {
 			go newHealthChecker(s, r).run()

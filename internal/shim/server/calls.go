@@ -200,6 +200,9 @@ func callPause(r *request) (any, error) {
 		lender = r.conn
 	}
 	st, err := r.shim.verbs.pause(lender)
+	if err == nil {
+		r.shim.stops.watchDoomed(r.shim.life.running())
+	}
 	return &st, err
 }
 

@@ -8,6 +8,7 @@ import (
 	"holdfast/internal/logs/format"
 	"holdfast/internal/shim/cgroup"
 	"holdfast/internal/shim/descriptor"
+	"holdfast/internal/shim/proto"
 )
 
 // logSection has the log's unfinished lines, for a shim without a ledger. With one,
@@ -113,6 +114,9 @@ func (sec *runSection) restore(s *Shim) {
 		}
 		r = resumedRun(proc, s.out.restoreRunIO(i), cgroup.WatchOOM(b.OOMFile, b.OOMKey), i.Started, st.PidStart)
 		v.current = r
+		if st.Status == proto.StatusPaused {
+			s.stops.watchDoomed(r)
+		}
 		r.io.run(b)
 		if b.Health != nil && st.Health != nil {
 			go newHealthChecker(s, r).run()
