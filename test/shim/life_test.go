@@ -15,6 +15,7 @@ import (
 
 	"holdfast/internal/shim/client"
 	"holdfast/internal/shim/proto"
+	"holdfast/test/kit"
 )
 
 func TestExitCodeIsExact(t *testing.T) {
@@ -305,6 +306,16 @@ func TestAutoRemoveIsTheDaemonsWhenItIsThere(t *testing.T) {
 	if _, err := os.Stat(b.boot.Log.Path); err != nil {
 		t.Error(err)
 	}
+}
+
+// The next daemon may have looked for the shim, and undone the start, before the shim was there.
+// Nobody would ever find it.
+func TestShimWhoseDaemonDiesBeforeTheStartEnds(t *testing.T) {
+	b := newBox(t, "sleep 1000")
+	s := b.spawn()
+	pid := s.Hello().Pid
+	s.Close()
+	kit.Eventually(t, "the shim has ended", func() bool { return !kit.Alive(pid) })
 }
 
 func TestShutdownOnlyBeforeStart(t *testing.T) {

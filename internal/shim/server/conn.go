@@ -202,7 +202,11 @@ func (c *conn) next() (m *outgoing, closing bool) {
 func (c *conn) close() {
 	c.srv.mu.Lock()
 	delete(c.srv.conns, c)
+	last := len(c.srv.conns) == 0
 	c.srv.mu.Unlock()
+	if last {
+		go c.srv.shim.life.abandon()
+	}
 	c.mu.Lock()
 	c.closed = true
 	c.signalRoom()

@@ -285,8 +285,25 @@ func (v *supervisor) shutdown() error {
 	return nil
 }
 
+// abandon ends a shim whose container never ran when no process is connected any more:
+// the daemon that started it has died. The next daemon undoes the start, and may have
+// done so before this shim was there to be found.
+func (v *supervisor) abandon() {
+	if v == nil || v.starting.Load() {
+		return
+	}
+	if err := v.shutdown(); err == nil {
+		logf("the daemon has gone before it started the container")
+	}
+}
+
 func (v *supervisor) teardown() {
 	s := v.shim
+	if v.runDirRemoved() {
+		// The names of all that it would remove may be those of the next life.
+		s.ports.Close()
+		return
+	}
 	s.mu.Lock()
 	batches := s.boot.Teardown.Netlink
 	s.mu.Unlock()
