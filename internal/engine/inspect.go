@@ -40,14 +40,23 @@ func (i *inspector) currentView(a *actor) *view {
 		if a.view.Load() != v {
 			continue // the new snapshot may be older than the files, too
 		}
-		// A snapshot with the record of an end is still that of a run until the loop has
-		// handled the shim's last report.
-		newer := rec.Seq > v.rec.Seq || recordOf(rec).Over() && v.state.Alive()
-		if rec.Life != v.rec.Life || !newer {
+		if !newer(rec, v) {
 			return v
 		}
 		return &view{spec: v.spec, req: v.req, mounts: v.mounts, sandbox: v.sandbox, state: container.Loaded(v.spec.Desired, last, !rec.Started.IsZero()).State, rec: rec, shim: v.shim, places: v.places, linked: v.linked}
 	}
+}
+
+// newer reports whether a record that was read from the files after the snapshot v was
+// published says something else than v. A pause has no number of its own. A snapshot with
+// the record of an end is still that of a run until the loop has handled the shim's last
+// report.
+func newer(rec proto.State, v *view) bool {
+	if rec.Life != v.rec.Life || rec.Seq < v.rec.Seq {
+		return false
+	}
+	r := recordOf(rec)
+	return rec.Seq > v.rec.Seq || r.Over() && v.state.Alive() || r.Alive() && v.state.Alive() && rec.Status != v.rec.Status
 }
 
 // ContainerInspect returns a container's configuration and state. It does not wait
