@@ -132,7 +132,7 @@ CALMER := $(subst $(empty) $(empty),$(comma),$(strip kill-daemon kill-shim kill-
 storm: TIME = 3m
 storm: root packages ## random operations and faults against a model for TIME (3m) or FAULTS faults; SEED=n plays a seed again (root)
 	@$(MAKE) --no-print-directory build tools
-	$(ROOTTEST) -timeout 0 -v -run '^TestStorm$$' ./test/storm -storm.time='$(TIME)' -storm.faults='$(FAULTS)' -storm.per='$(PER)' -storm.beside='$(if $(ROUND),1,$(BESIDE))' -storm.seed='$(SEED)' -storm.kinds='$(KINDS)' $(if $(ROUND),-storm.round='$(ROUND)') $(if $(SHRINK),-shrink)
+	$(ROOTTEST) -timeout 0 -v -run '^TestStorm$$' ./test/storm -storm.time='$(TIME)' -storm.faults='$(FAULTS)' -storm.per='$(PER)' -storm.beside='$(if $(ROUND),1,$(BESIDE))' -storm.seed='$(SEED)' -storm.kinds='$(KINDS)' -storm.out='$(CURDIR)/.cache/storm' $(if $(ROUND),-storm.round='$(ROUND)') $(if $(SHRINK),-shrink)
 
 swarm: root packages ## the tests of swarm mode, with the parts that wait for minutes (root)
 	@$(MAKE) --no-print-directory build tools

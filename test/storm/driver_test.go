@@ -33,6 +33,7 @@ type result struct {
 	violations []string
 	history    []string
 	log        string // of the daemon, of this round
+	host       string // at the first violation
 	tally      tally
 	took       time.Duration
 	playing    time.Duration // the part of it before the judgement
@@ -85,6 +86,7 @@ type storm struct {
 	mu         sync.Mutex // guards what follows
 	windows    []*window
 	violations []string
+	host       string // at the first violation
 	history    []string
 	tally      tally
 	byID       map[string]*slot
@@ -138,7 +140,7 @@ func play(t testing.TB, d *kit.Daemon, registry *kit.Registry, neighbour *other,
 	close(done)
 	<-gone
 	s.judge()
-	return result{s.violations, s.history, d.Log()[logFrom:], s.tally, time.Since(s.began), playedFor, played}
+	return result{s.violations, s.history, d.Log()[logFrom:], s.host, s.tally, time.Since(s.began), playedFor, played}
 }
 
 // client does the operations of a client, and returns how many.
@@ -175,8 +177,15 @@ func (s *storm) violate(kind, format string, args ...any) {
 	text := kind + ": " + fmt.Sprintf(format, args...)
 	s.note("VIOLATION %s", text)
 	s.mu.Lock()
-	defer s.mu.Unlock()
+	first := len(s.violations) == 0
 	s.violations = append(s.violations, text)
+	s.mu.Unlock()
+	if first && *stormOut != "" {
+		host := s.onHost()
+		s.mu.Lock()
+		s.host = host
+		s.mu.Unlock()
+	}
 }
 
 func (s *storm) failed() bool {

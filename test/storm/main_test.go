@@ -37,7 +37,7 @@ var (
 	stormShrink = flag.Bool("shrink", false, "shrink a plan that fails to the shortest that still fails")
 	stormKeep   = flag.Bool("storm.keep", false, "go on after a violation")
 	stormAll    = flag.Bool("storm.all", false, "report all rounds, not only those that fail")
-	stormOut    = flag.String("storm.out", "", "write plans that fail, with their histories, into this folder")
+	stormOut    = flag.String("storm.out", "", "write plans that fail, with their histories and what was on the host, into this folder")
 )
 
 const (
@@ -166,6 +166,9 @@ func report(t *testing.T, plan model.Plan, r result) {
 	name := fmt.Sprintf("%s/%d-%d", dir, plan.Seed, plan.Round)
 	b, err := json.MarshalIndent(plan, "", " ")
 	if err == nil {
+		err = os.MkdirAll(dir, 0o700)
+	}
+	if err == nil {
 		err = os.WriteFile(name+".json", b, 0o600)
 	}
 	if err == nil {
@@ -173,6 +176,9 @@ func report(t *testing.T, plan model.Plan, r result) {
 	}
 	if err == nil {
 		err = os.WriteFile(name+".log", []byte(r.log), 0o600)
+	}
+	if err == nil {
+		err = os.WriteFile(name+".host", []byte(r.host), 0o600)
 	}
 	if err != nil {
 		t.Error(err)

@@ -11,9 +11,11 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"maps"
 	"net"
 	"net/http"
 	"net/url"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -273,7 +275,7 @@ func (s *storm) net(l *slot, o model.Op, what string) {
 func (s *storm) unsteady(l *slot, began time.Time) bool {
 	spec, known := l.spec()
 	l.mu.Lock()
-	dying := !l.model.All(func(st model.State) bool { return !st.Dying })
+	dying := !l.model.All(func(st model.State) bool { return !st.Dying }) || l.model.Pending(l.gen)
 	l.mu.Unlock()
 	return !known || spec.Life > 0 || spec.JoinsPid || dying || s.touched(l.at, began, append(deaths, model.KillShim, model.KillRuntime, model.KillInit, model.KillContainer, model.FreezeShim, model.NoFiles, model.NoFilesShim,
 		model.FillDisk, model.FillInodes, model.MountGone)...)
@@ -712,7 +714,15 @@ func (s *storm) port(l *slot, o model.Op) {
 		return
 	}
 	began := time.Now()
-	if err := s.answers(l, c); err != nil && !s.touched(l.at, began.Add(-time.Second), model.KillContainer, model.LinkGone, model.BridgeDown, model.FlushRules) {
+	err := s.answers(l, c)
+	if err == nil || s.touched(l.at, began.Add(-time.Second), model.KillContainer, model.LinkGone, model.BridgeDown, model.FlushRules) {
+		return
+	}
+	// What a client had asked for and left may have been done meanwhile, such as a stop.
+	now, ok := s.look(l)
+	same := now.ID == c.ID && now.State.StartedAt == c.State.StartedAt && now.State.Status == c.State.Status &&
+		slices.Equal(slices.Sorted(maps.Keys(now.NetworkSettings.Networks)), slices.Sorted(maps.Keys(c.NetworkSettings.Networks)))
+	if ok && same {
 		s.violate("port", "%s: %v", l.at, err)
 	}
 }

@@ -118,6 +118,12 @@ type pending struct {
 	most int
 }
 
+// Pending reports whether something that was asked of a container without an answer
+// may still be done.
+func (s *Slot) Pending(gen int) bool {
+	return slices.ContainsFunc(s.pending, func(p pending) bool { return p.gen == gen })
+}
+
 // NewSlot is a slot without a container.
 func NewSlot() *Slot {
 	return &Slot{may: map[State]bool{{}: true}, identity: map[[2]int]string{}}
@@ -576,7 +582,9 @@ func (s *Slot) alone(st State) (out []State) {
 		}
 	case Exited:
 		if s.full && s.daemonBegan && st.Exit == InterruptedCode {
-			out = append(out, with(st, Created)) // there is no record that it ever ran
+			// There is no record of the start that has failed, or that it ever ran. Its code
+			// is that of the run before.
+			out = append(out, with(st, Created), ended(st, AnyExit))
 		}
 		if spec.Remove {
 			out = append(out, with(st, Removing))
