@@ -193,3 +193,25 @@ func TestShrinkFindsTheShortestThatFails(t *testing.T) {
 		t.Errorf("got %v", got)
 	}
 }
+
+func TestRunsHaveTheStartsThatMayStillCome(t *testing.T) {
+	s := slotOf(t, Spec{})
+	do := func(k Kind, r Result) {
+		t.Helper()
+		if err := s.Do(Op{Kind: k}, 0, Answer{Result: r, Late: true}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	do(Start, OK)
+	do(Stop, OK)
+	if low, high, known := s.Runs(0); low != 1 || high != 1 || !known {
+		t.Errorf("after one start: %d to %d, %v", low, high, known)
+	}
+	do(Start, Lost)
+	if err := s.Observe(Observation{Status: Exited, Exit: StopCode}); err != nil {
+		t.Fatal(err)
+	}
+	if low, high, known := s.Runs(0); low != 1 || high != 2 || !known {
+		t.Errorf("while another may come: %d to %d, %v", low, high, known)
+	}
+}

@@ -804,7 +804,8 @@ func (s *Slot) SawDaemonEnd() {
 	})
 }
 
-// Runs returns the least and the greatest number of starts of a container.
+// Runs returns the least and the greatest number of starts of a container, with those
+// that were asked for without an answer and may still come.
 func (s *Slot) Runs(gen int) (low, high int, known bool) {
 	low = -1
 	for st := range s.may {
@@ -818,6 +819,11 @@ func (s *Slot) Runs(gen int) (low, high int, known bool) {
 			low = st.Runs
 		}
 		high = max(high, st.Runs)
+	}
+	for _, p := range s.pending {
+		if p.gen == gen && (p.op.Kind == Start || p.op.Kind == Restart) {
+			high = max(high, p.most)
+		}
 	}
 	return low, high, low >= 0
 }
