@@ -115,9 +115,8 @@ func (m *Mesh) publishes(s *snapshot) bool {
 	}
 	if m.gossip != nil {
 		// Nodes without tasks are entries, too, so they have to listen.
-		if err := m.gossip.listen(s.entry.network); err != nil {
-			log.L.Errorf("%v", err)
-			return false
+		if !m.gossip.listen(s.entry.network) {
+			m.again = true
 		}
 		for _, mb := range m.gossip.remote(s.entry.network) {
 			if len(mb.Endpoint.Ports) > 0 {

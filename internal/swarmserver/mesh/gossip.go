@@ -7,8 +7,10 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"slices"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -33,8 +35,16 @@ const gossipPort = 7946
 
 // gossip tells other nodes of this node's endpoints and learns of theirs. It is used by
 // one goroutine at a time.
+//
+// A process that was killed stays a member under its name until another member misses it,
+// which takes seconds. The next process of the host has another name at the same address.
+// networkdb takes the name that it hears of last for the later process, and the other one for
+// one that has left: it drops the records of that one, and never takes it back, even if it is
+// the process that lives. This happens to other members, and to the process itself. Such a
+// database is renewed; see ill.
 type gossip struct {
 	db      *networkdb.NetworkDB
+	name    string // of this process
 	address Address
 	started time.Time
 	keys    []*api.EncryptionKey
@@ -42,7 +52,13 @@ type gossip struct {
 	own     map[string]map[string][]byte // records of this node by network, then by table and key
 	joining time.Time                    // of the last attempt to join
 	busy    atomic.Bool                  // an attempt is under way
+	greeted    atomic.Bool                  // another node has been met, or there is none to meet
 	stop    func()
+
+	mu sync.Mutex
+	// ignored counts, by address, the attempts to meet a node that has been among the peers:
+	// those that the node has answered, and that have not made it a peer again.
+	ignored map[string]int
 }
 
 // gossipKeys returns the keys of the gossip with the primary one first: of three it is
@@ -77,7 +93,8 @@ func startGossip(a Address, all []*api.EncryptionKey, changed func()) (*gossip, 
 	}
 	events, cancel := db.Watch("", "")
 	g := &gossip{
-		db: db, address: a, started: time.Now(), keys: keys, joined: map[string]bool{}, own: map[string]map[string][]byte{}, stop: cancel,
+		db: db, name: c.NodeID, address: a, started: time.Now(), keys: keys, joined: map[string]bool{}, own: map[string]map[string][]byte{}, stop: cancel,
+		ignored: map[string]int{},
 	}
 	go func() {
 		for {
@@ -104,28 +121,91 @@ func (g *gossip) met() map[string]bool {
 	return all
 }
 
-// missing returns those of the addresses where no node is known.
+// missing returns those of the addresses where no node is known, and those at which one was.
 func (g *gossip) missing(known []string) []string {
 	met := g.met()
-	return slices.DeleteFunc(slices.Clone(known), func(at string) bool { return met[at] })
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	for at := range met {
+		g.ignored[at] = 0
+	}
+	all := slices.Concat(known, slices.Collect(maps.Keys(g.ignored)))
+	slices.Sort(all)
+	return slices.DeleteFunc(slices.Compact(all), func(at string) bool { return met[at] })
 }
 
 // join meets other nodes at the addresses where none is known. It does not wait, because a
 // host that is dead does not answer. changed is called when it has met some.
 func (g *gossip) join(known []string, changed func()) {
 	missing := g.missing(known)
+	if len(missing) == 0 {
+		g.greeted.Store(true)
+	}
 	if len(missing) == 0 || time.Since(g.joining) < joinEach || !g.busy.CompareAndSwap(false, true) {
 		return
 	}
 	g.joining = time.Now()
 	go func() {
 		defer g.busy.Store(false)
-		if err := g.db.Join(missing); err != nil {
-			log.L.Debugf("join the gossip of %v: %v", missing, err)
-			return
+		var all sync.WaitGroup
+		turns := make(chan struct{}, joinAtOnce) // a dead host takes ten seconds
+		for _, at := range missing {
+			turns <- struct{}{}
+			all.Go(func() {
+				defer func() { <-turns }()
+				err := g.db.Join([]string{at})
+				g.tried(at, err == nil)
+				if err != nil {
+					log.L.Debugf("join the gossip of %s: %v", at, err)
+					return
+				}
+				g.greeted.Store(true)
+				changed()
+			})
 		}
-		changed()
+		all.Wait()
 	}()
+}
+
+// joinAtOnce is how many nodes are asked at once.
+const joinAtOnce = 8
+
+// tried notes an attempt to meet a node.
+func (g *gossip) tried(at string, answered bool) {
+	met := g.met()
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	switch count, was := g.ignored[at]; {
+	case !answered:
+		delete(g.ignored, at) // it has left, or is met when it is heard of again
+	case was && !met[at]:
+		g.ignored[at] = count + 1
+	}
+}
+
+// enough is how many attempts to meet a node show that it is taken for one that has left. A
+// node that was away needs two, because it has to contradict those who missed it.
+const enough = 5
+
+// ill returns why the database has to be renewed, or "".
+func (g *gossip) ill() string {
+	self := false
+	for _, p := range g.db.ClusterPeers() {
+		// As long as an earlier process is among the peers, a new database would lose this
+		// process again.
+		self = self || p.Name == g.name || p.IP.String() == g.address.Advertise
+	}
+	if !self {
+		return "this process is taken for one that has left"
+	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	for at, count := range g.ignored {
+		if count >= enough {
+			return "the node at " + at + " answers, and is taken for one that has left"
+		}
+	}
+	return ""
 }
 
 // synchronised reports whether the records of other nodes are complete. Without another
@@ -157,58 +237,75 @@ func (g *gossip) setKeys(all []*api.EncryptionKey) {
 	g.keys = keys
 }
 
-// listen subscribes to the records of a network.
-func (g *gossip) listen(network string) error {
-	if g.joined[network] {
-		return nil
+// early reports whether it is too early to subscribe to networks. A node that subscribes gets all
+// records from those whom it knows then. What it misses, and what it tells before others know it,
+// is only exchanged by random pairs of nodes, twice a minute.
+func (g *gossip) early() bool {
+	return !g.greeted.Load() && time.Since(g.started) < settleGossip
+}
+
+// listen subscribes to the records of a network. It reports whether that is done.
+func (g *gossip) listen(network string) bool {
+	if !g.joined[network] {
+		if g.early() {
+			return false
+		}
+		g.joined[network], g.own[network] = true, map[string][]byte{}
+		// A node that does not answer is waited for, for half a minute.
+		go func() {
+			if err := g.db.JoinNetwork(network); err != nil {
+				log.L.Errorf("gossip of network %s: %v", network, err)
+			}
+		}()
 	}
-	if err := g.db.JoinNetwork(network); err != nil {
-		return fmt.Errorf("gossip of network %s: %w", network, err)
+	for _, p := range g.db.Peers(network) {
+		if p.Name == g.name {
+			return true
+		}
 	}
-	g.joined[network], g.own[network] = true, map[string][]byte{}
-	return nil
+	return false
 }
 
 // publish makes the records of this node on a network those that are given, by table
-// and key.
-func (g *gossip) publish(network string, records map[string][]byte) error {
+// and key. It reports whether that is done, or has to be tried again soon.
+func (g *gossip) publish(network string, records map[string][]byte) (done bool, err error) {
 	if len(records) == 0 && !g.joined[network] {
-		return nil
+		return true, nil
 	}
-	if err := g.listen(network); err != nil {
-		return err
+	if !g.listen(network) {
+		return false, nil
 	}
 	own := g.own[network]
 	var failed []error
-	note := func(err error) bool {
+	note := func(err error) {
 		if err != nil {
 			failed = append(failed, err)
 		}
-		return err == nil
 	}
+	// What the database has decides, because it may have lost records of this node.
 	for at, value := range records {
-		before, there := own[at]
 		table, key := splitKey(at)
+		now, err := g.db.GetEntry(table, network, key)
 		switch {
-		case there && bytes.Equal(before, value):
-		case there:
-			if note(g.db.UpdateEntry(table, network, key, value)) {
-				own[at] = value
-			}
-		default:
-			if note(g.db.CreateEntry(table, network, key, value)) {
-				own[at] = value
-			}
+		case err != nil:
+			note(g.db.CreateEntry(table, network, key, value))
+		case !bytes.Equal(now, value):
+			note(g.db.UpdateEntry(table, network, key, value))
 		}
+		own[at] = value
 	}
-	for at := range own {
-		if _, wanted := records[at]; !wanted {
-			table, key := splitKey(at)
-			note(g.db.DeleteEntry(table, network, key))
-			delete(own, at)
+	for at, value := range own {
+		if _, wanted := records[at]; wanted {
+			continue
 		}
+		table, key := splitKey(at)
+		if _, err := g.db.GetEntry(table, network, key); err != nil {
+			note(g.db.CreateEntry(table, network, key, value)) // other nodes may have it
+		}
+		note(g.db.DeleteEntry(table, network, key))
+		delete(own, at)
 	}
-	return errors.Join(failed...)
+	return true, errors.Join(failed...)
 }
 
 // leave takes this node from the gossip of a network.

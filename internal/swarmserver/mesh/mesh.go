@@ -42,6 +42,8 @@ const (
 	each = 30 * time.Second
 	// merge is how long changes are collected before they are applied.
 	merge = 20 * time.Millisecond
+	// againAfter is the time until a comparison is repeated that had to leave something.
+	againAfter = 100 * time.Millisecond
 	// joinEach is the time between two attempts to meet other nodes.
 	joinEach = 2 * time.Second
 	// startEach is the time between two attempts to begin the gossip.
@@ -95,7 +97,10 @@ type Mesh struct {
 	// is taken before mu.
 	syncing sync.Mutex
 	gossip  *gossip
-	failed  time.Time // of the last attempt to begin the gossip
+	failed  time.Time     // of the last attempt to begin the gossip
+	ending  chan struct{} // closed when the former gossip has ended; nil: it has
+	renewal renewal
+	again   bool // the last comparison has to be repeated soon
 	seen    map[string]map[string]*sighting
 	files   map[string]string // contents of the written files
 	idle    map[string]time.Time
@@ -202,6 +207,9 @@ func (m *Mesh) next() time.Duration {
 	a := m.o.Where()
 	m.syncing.Lock()
 	defer m.syncing.Unlock()
+	if m.again {
+		return againAfter
+	}
 	if a.Advertise != "" && (m.gossip == nil || len(m.gossip.missing(known(a, m.seen))) > 0) {
 		return joinEach
 	}
@@ -226,6 +234,7 @@ func (m *Mesh) Reset(ctx context.Context) error {
 		m.gossip.close()
 		m.gossip = nil
 	}
+	m.renewal = renewal{}
 	m.mu.Lock()
 	m.keys, m.settled, m.entry = nil, false, entry{}
 	clear(m.nets)

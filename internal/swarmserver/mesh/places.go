@@ -346,7 +346,7 @@ func (m *Mesh) forgetFormer(t *api.Task) {
 func (m *Mesh) alone() bool {
 	m.syncing.Lock()
 	defer m.syncing.Unlock()
-	return m.gossip == nil || len(m.gossip.met()) == 0
+	return m.gossip == nil && m.ending == nil || m.gossip != nil && len(m.gossip.met()) == 0
 }
 
 // incarnation distinguishes the records of this process from those of an earlier one,

@@ -40,6 +40,7 @@ func (m *Mesh) sync(ctx context.Context) {
 	m.syncing.Lock()
 	defer m.syncing.Unlock()
 	s := m.snapshot()
+	m.again = false
 	m.keepGossip(s)
 	m.keepEntry(ctx, &s)
 	all := map[string][]member{} // by network
@@ -71,9 +72,21 @@ func (m *Mesh) sync(ctx context.Context) {
 
 // keepGossip begins the gossip when that is possible, and follows changes.
 func (m *Mesh) keepGossip(s snapshot) {
-	if g := m.gossip; g != nil && (s.address.Listen != g.address.Listen || s.address.Advertise != g.address.Advertise) {
-		g.close()
-		m.gossip = nil
+	if g := m.gossip; g != nil {
+		if s.address.Listen != g.address.Listen || s.address.Advertise != g.address.Advertise {
+			m.endGossip()
+		} else if why := g.ill(); why != "" && m.renewal.due(time.Now()) {
+			log.L.Warnf("the gossip with other nodes begins anew: %s", why)
+			m.endGossip()
+		}
+	}
+	if m.ending != nil {
+		select {
+		case <-m.ending:
+			m.ending = nil
+		default:
+			return // the port is in use
+		}
 	}
 	if s.address.Advertise == "" || len(s.keys) == 0 {
 		return
@@ -93,6 +106,45 @@ func (m *Mesh) keepGossip(s snapshot) {
 		m.gossip.setKeys(s.keys)
 		m.gossip.join(known(s.address, m.seen), m.Kick)
 	}
+}
+
+// endGossip leaves the gossip. It does not wait for the other nodes to hear of it, which may
+// take seconds.
+func (m *Mesh) endGossip() {
+	g, ended := m.gossip, make(chan struct{})
+	m.gossip, m.ending = nil, ended
+	go func() {
+		g.close()
+		close(ended)
+		m.Kick()
+	}()
+}
+
+// renewal spaces attempts to begin the gossip anew.
+type renewal struct {
+	last  time.Time
+	pause time.Duration
+}
+
+const (
+	// renewEach and renewRarely bound the time between two attempts.
+	renewEach   = 30 * time.Second
+	renewRarely = 10 * time.Minute
+)
+
+// due reports whether it is time for another attempt, and notes that it begins.
+func (r *renewal) due(now time.Time) bool {
+	since := now.Sub(r.last)
+	switch {
+	case since > 2*renewRarely:
+		r.pause = renewEach
+	case since < r.pause:
+		return false
+	default:
+		r.pause = min(2*r.pause, renewRarely)
+	}
+	r.last = now
+	return true
 }
 
 // known are the addresses at which other nodes may be: those of managers, and those where
@@ -123,7 +175,9 @@ func (m *Mesh) syncNetwork(s snapshot, id string, complete bool) ([]member, erro
 				records[joinKey(endpointTable, key)] = mb.Endpoint.encode()
 			}
 		}
-		failed = append(failed, m.gossip.publish(id, records))
+		done, err := m.gossip.publish(id, records)
+		m.again = m.again || !done
+		failed = append(failed, err)
 		m.look(s, id, m.gossip.remote(id), complete)
 	}
 	local := map[string]bool{}
