@@ -32,9 +32,6 @@ func Dir(execRoot string) string { return filepath.Join(execRoot, "swarm") }
 // EnginePath is the socket at which the daemon serves the process.
 func EnginePath(execRoot string) string { return filepath.Join(Dir(execRoot), "engine.sock") }
 
-// SecretsDir is the directory of the secrets and configs of tasks.
-func SecretsDir(execRoot string) string { return filepath.Join(Dir(execRoot), "secrets") }
-
 // StateDir is the directory of the node's state in a data root.
 func StateDir(dataRoot string) string { return filepath.Join(dataRoot, "swarm") }
 

@@ -113,9 +113,11 @@ func (n *Node) Header() string {
 
 // Resume is called when the daemon has restored everything. If the host is in a swarm,
 // it works with the process that an earlier daemon has started, or starts one. The
-// containers of tasks run in any case.
+// containers of tasks run in any case. Otherwise what a process may have left of a swarm
+// is removed.
 func (n *Node) Resume(ctx context.Context) error {
 	if !n.Member() {
+		n.tidy()
 		return nil
 	}
 	n.mu.Lock()
@@ -132,6 +134,16 @@ func (n *Node) Resume(ctx context.Context) error {
 		n.watch() // it tries again
 	}
 	return err
+}
+
+// tidy removes what a process has left of a swarm that the host is no longer in.
+func (n *Node) tidy() {
+	if _, err := os.Stat(filepath.Join(StateDir(n.o.DataRoot), StateFile)); !errors.Is(err, os.ErrNotExist) {
+		return // whether the host is in a swarm is unknown
+	}
+	if err := UnmountSecrets(n.o.ExecRoot); err != nil {
+		n.o.Log.Error("the secrets of a swarm that this host has left can't be removed", "error", err)
+	}
 }
 
 // Ready makes sure that a process runs and can use the daemon. Errors:

@@ -23,7 +23,6 @@ import (
 	"holdfast/internal/api/wire"
 	"holdfast/internal/errs"
 	ours "holdfast/internal/swarm"
-	"holdfast/internal/swarmserver/task"
 )
 
 const (
@@ -275,7 +274,7 @@ func (s *server) leave(r *wire.Request, _ http.ResponseWriter) (any, error) {
 	if err := s.leaveNetworks(ctx); err != nil {
 		log.L.Errorf("%v", err)
 	}
-	if err := task.UnmountSecrets(ours.SecretsDir(s.o.ExecRoot)); err != nil {
+	if err := ours.UnmountSecrets(s.o.ExecRoot); err != nil {
 		log.L.Errorf("%v", err)
 	}
 	if err := s.forget(); err != nil {

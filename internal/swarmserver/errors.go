@@ -19,7 +19,7 @@ var (
 	errNoSwarm = errs.Unavailable("This node is not part of a swarm")
 	errTimeout = errs.Unavailable(`Timeout was reached before node joined. The attempt to join the swarm will continue in the background. Use the "docker info" command to see the current swarm status of your node.`)
 	errLocked  = errs.Unavailable(`Swarm is encrypted and needs to be unlocked before it can be used. Please use "docker swarm unlock" to unlock it.`)
-	errExpired = errs.Unavailable("Swarm certificates have expired. To replace them, leave the swarm and join again. On the only manager of a swarm, run \"docker swarm init --force-new-cluster\" instead.")
+	errExpired = errs.Unavailable(`Swarm certificates have expired. The tasks of this node run on. To get new certificates, run "docker swarm leave --force" and "docker swarm join" here, which ends these tasks, and "docker node rm --force" for the former node on a manager. On the only manager of a swarm, run "docker swarm init --force-new-cluster" instead, which keeps them.`)
 	errNone    = errs.Unavailable(`This node is not a swarm manager. Use "docker swarm init" or "docker swarm join" to connect this node to swarm and try again.`)
 	errWorker  = errs.Unavailable("This node is not a swarm manager. Worker nodes can't be used to view or modify cluster state. Please run this command on a manager node or promote the current node to a manager.")
 	errSoon    = errs.Unavailable("This node is not a swarm manager. Manager is being prepared or has trouble connecting to the cluster.")

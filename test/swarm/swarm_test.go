@@ -17,9 +17,12 @@ import (
 	"strings"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/moby/moby/api/types/container"
 	"github.com/moby/moby/api/types/swarm"
+	"github.com/moby/sys/mountinfo"
+	"golang.org/x/sys/unix"
 
 	"holdfast/test/kit"
 )
@@ -39,6 +42,8 @@ type node struct {
 	*kit.Daemon
 	t    *testing.T
 	port int
+	// nodeID is that in the cluster of a storm.
+	nodeID string
 }
 
 // ports are those of managers, which all listen at 127.0.0.1 here.
@@ -51,7 +56,7 @@ func prepare(t *testing.T, o kit.Options) *node {
 	t.Helper()
 	kit.Binary(t, "holdfast-swarm")
 	d := kit.New(t, o)
-	n := &node{d, t, firstPort + int(ports.Add(1))}
+	n := &node{Daemon: d, t: t, port: firstPort + int(ports.Add(1))}
 	d.Start()
 	t.Cleanup(func() {
 		if t.Failed() {
@@ -232,6 +237,46 @@ func TestTasksNeverNoticeTheEndOfTheProcesses(t *testing.T) {
 	}
 }
 
+// Nobody else could run the tasks, so nothing is done to them however long the processes are
+// away. The long form waits for five minutes each.
+func TestTasksOfTheOnlyNodeOutliveALongDowntime(t *testing.T) {
+	t.Parallel()
+	n := start(t, kit.Options{LiveRestore: true})
+	n.Docker("service", "create", "-d", "--name", "web", "--replicas", "2", image, "sh", "-c", trap)
+	n.await("web", 2)
+	before, ids := n.lives(), fmt.Sprint(n.taskIDs("web"))
+	away := time.Second
+	if *long {
+		away = 5 * time.Minute
+	}
+	for _, c := range []struct {
+		name string
+		end  func()
+	}{
+		{"without a daemon", func() { n.Kill9() }},
+		{"without any process", func() { pid := n.process(); n.Kill9(); kit.Kill(t, pid) }},
+	} {
+		c.end()
+		<-time.After(away)
+		for name, l := range before {
+			if !kit.Alive(l.Pid) {
+				t.Errorf("%s: %s has ended", c.name, name)
+			}
+		}
+		n.Start()
+		kit.Eventually(t, "the node is ready", func() bool {
+			return n.TryDocker("node", "ls", "--format", "{{.Status}} {{.ManagerStatus}}").Stdout == "Ready Leader\n"
+		})
+		n.await("web", 2)
+		if after := n.lives(); fmt.Sprint(after) != fmt.Sprint(before) {
+			t.Errorf("%s: containers before\n%v\nand after\n%v", c.name, before, after)
+		}
+		if after := fmt.Sprint(n.taskIDs("web")); after != ids {
+			t.Errorf("%s: tasks before\n%v\nand after\n%v", c.name, ids, after)
+		}
+	}
+}
+
 // liveRestore turns live restore on or off without a restart.
 func (n *node) liveRestore(on bool) {
 	n.t.Helper()
@@ -375,11 +420,56 @@ func TestSecretsAndConfigsAreInTheContainerAndOnNoDisk(t *testing.T) {
 	}
 	n.Docker("service", "rm", "web")
 	kit.Eventually(t, "the containers are removed", func() bool { return n.Docker("ps", "-aq") == "" })
-	if left, _ := filepath.Glob(n.ExecRoot + "/swarm/secrets/*"); len(left) > 0 {
-		t.Errorf("left of the secrets: %v", left)
+	files := n.ExecRoot + "/swarm/secrets"
+	kit.Eventually(t, "nothing is left of the secrets", func() bool {
+		left, err := filepath.Glob(files + "/*")
+		return err == nil && len(left) == 0
+	})
+
+	// Tasks that begin at once share one file system.
+	n.Docker("service", "create", "-d", "--name", "many", "--replicas", "4", "--secret", "word", image, "sh", "-c", trap)
+	for _, task := range n.await("many", 4) {
+		if got := n.Docker("exec", task.Status.ContainerStatus.ContainerID, "cat", "/run/secrets/word"); got != "s3cret-of-the-test" {
+			t.Errorf("the secret of task %s is %q", task.ID, got)
+		}
 	}
+	if tasks := n.tasks("many"); len(tasks) != 4 {
+		t.Errorf("tasks were replaced: %+v", tasks)
+	}
+	mounts := func() (at []string) {
+		all, err := mountinfo.GetMounts(mountinfo.PrefixFilter(files))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, m := range all {
+			at = append(at, m.Source+" "+m.Options)
+		}
+		return at
+	}
+	if got := mounts(); len(got) != 1 {
+		t.Errorf("file systems of the secrets: %q", got)
+	}
+	n.Docker("service", "rm", "many")
+	kit.Eventually(t, "the containers are removed", func() bool { return n.Docker("ps", "-aq") == "" })
 	n.Docker("secret", "rm", "word")
 	n.Docker("config", "rm", "conf")
+
+	// An earlier release, or a process that was killed, may have left some of a swarm that
+	// the host is no longer in.
+	n.Docker("swarm", "leave", "--force")
+	if got := mounts(); len(got) > 0 {
+		t.Errorf("file systems of the secrets of a host that has left: %q", got)
+	}
+	n.Kill9()
+	for range 2 {
+		if err := unix.Mount("tmpfs", files, "tmpfs", 0, ""); err != nil {
+			t.Fatal(err)
+		}
+	}
+	n.Start()
+	if got := mounts(); len(got) > 0 {
+		t.Errorf("the daemon leaves file systems of the secrets: %q", got)
+	}
 }
 
 func TestServiceIsUpdatedRolledBackAndPublished(t *testing.T) {

@@ -59,6 +59,9 @@ type Executor struct {
 	secrets string // the directory of secrets and configs
 	exec.DependencyManager
 
+	// mounting is held while the tmpfs at secrets is looked for and made.
+	mounting sync.Mutex
+
 	mu sync.Mutex
 	// described is the last description of this node.
 	described *api.NodeDescription
@@ -285,6 +288,9 @@ func (x *Executor) Sweep(ctx context.Context) {
 				continue
 			}
 			x.removeFiles(c.Task)
+		}
+		for _, task := range x.leftFiles() {
+			x.removeFiles(task)
 		}
 	}
 }

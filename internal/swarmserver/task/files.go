@@ -37,7 +37,7 @@ func (c *controller) makeFiles() ([]mount.Mount, error) {
 	if err != nil || len(files) == 0 {
 		return nil, err
 	}
-	if err := MountSecrets(c.x.secrets); err != nil {
+	if err := c.x.mountSecrets(); err != nil {
 		return nil, err
 	}
 	dir := filepath.Join(c.x.secrets, c.task.ID)
@@ -118,13 +118,48 @@ func add(files []file, target *api.FileTarget, below string, data []byte) ([]fil
 	return append(files, f), nil
 }
 
+// removeFiles removes the files of a task. What can't be removed is removed by a sweep.
 func (x *Executor) removeFiles(task string) {
-	// What is left is on a tmpfs that is unmounted with the last of it.
 	_ = os.RemoveAll(filepath.Join(x.secrets, task))
 }
 
-// MountSecrets makes the tmpfs, unless it is there.
-func MountSecrets(dir string) error {
+// leftFiles returns the tasks that have files and neither a controller nor a container: a
+// process was killed between the removal of the container and that of the files. The
+// directories are listed first: a task that gets files later has a controller already.
+func (x *Executor) leftFiles() (tasks []string) {
+	entries, err := os.ReadDir(x.secrets)
+	if err != nil {
+		return nil // no task of this host has had files
+	}
+	all, err := x.host.All()
+	if err != nil {
+		return nil // the containers of some tasks are unknown
+	}
+	has := map[string]bool{}
+	for _, c := range all {
+		has[c.Task] = true
+	}
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	select {
+	case <-x.complete:
+	default:
+		return nil
+	}
+	for _, e := range entries {
+		if task := e.Name(); x.open[task] == 0 && !has[task] {
+			tasks = append(tasks, task)
+		}
+	}
+	return tasks
+}
+
+// mountSecrets makes the tmpfs, unless it is there. Tasks are prepared side by side: a second
+// tmpfs would hide the files of the first.
+func (x *Executor) mountSecrets() error {
+	x.mounting.Lock()
+	defer x.mounting.Unlock()
+	dir := x.secrets
 	if err := os.MkdirAll(dir, 0o711); err != nil {
 		return err
 	}
@@ -143,15 +178,6 @@ func MountSecrets(dir string) error {
 		return &os.PathError{Op: "mount", Path: dir, Err: err}
 	}
 	return nil
-}
-
-// UnmountSecrets removes the tmpfs with all that is on it.
-func UnmountSecrets(dir string) error {
-	err := unix.Unmount(dir, unix.MNT_DETACH)
-	if err == nil || errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOENT) {
-		return nil
-	}
-	return &os.PathError{Op: "unmount", Path: dir, Err: err}
 }
 
 // mounted reports whether a directory is on another file system than its parent. The
