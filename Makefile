@@ -65,7 +65,7 @@ vet:
 	go vet ./...
 
 # The packages under test that need no root.
-ROOTLESS := ./test/arch ./test/differ/catalogue ./test/release ./test/soak/judge ./test/storm/model
+ROOTLESS := ./test/arch ./test/differ/catalogue ./test/release ./test/soak/judge ./test/storm/model ./test/swarm/model
 
 unit:
 	go test ./internal/... ./cmd/... $(ROOTLESS)
@@ -134,9 +134,11 @@ storm: root packages ## random operations and faults against a model for TIME (3
 	@$(MAKE) --no-print-directory build tools
 	$(ROOTTEST) -timeout 0 -v -run '^TestStorm$$' ./test/storm -storm.time='$(TIME)' -storm.faults='$(FAULTS)' -storm.per='$(PER)' -storm.beside='$(if $(ROUND),1,$(BESIDE))' -storm.seed='$(SEED)' -storm.kinds='$(KINDS)' -storm.out='$(CURDIR)/.cache/storm' $(if $(ROUND),-storm.round='$(ROUND)') $(if $(SHRINK),-shrink)
 
-swarm: root packages ## the tests of swarm mode, with the parts that wait for minutes (root)
+# The storm has a new seed each time, which it prints.
+swarm: TIME = 1h
+swarm: root packages ## the tests of swarm mode, with the parts that wait for minutes, and a storm for TIME (1h); SEED=n plays it again (root)
 	@$(MAKE) --no-print-directory build tools
-	$(ROOTTEST) -timeout 60m -v ./test/swarm -args -swarm.long
+	$(ROOTTEST) -timeout 0 -v ./test/swarm -args -swarm.long -swarm.time '$(TIME)' -swarm.seed '$(SEED)'
 
 # The picture and the table are written into OUT.
 CONTAINERS ?= 200

@@ -110,3 +110,40 @@ func TestExpiredCertificatesStopNoTask(t *testing.T) {
 		t.Errorf("with a new certificate: containers before\n%v\nand after\n%v", before, after)
 	}
 }
+
+// A worker can't prove any longer who it is, so it has to join again, as another node.
+func TestWorkerWithAnExpiredCertificateIsHealedByTheCommandsThatItNames(t *testing.T) {
+	t.Parallel()
+	h := wired(t, 2)
+	m := h.manager()
+	dir := t.TempDir()
+	ca := newAuthority(t, dir)
+	m.Docker("swarm", "ca", "--rotate", "-q", "--ca-cert", dir+"/ca.crt", "--ca-key", dir+"/ca.key")
+	w := h.worker(1, m)
+	m.Docker("service", "create", "-d", "--name", "web", "--mode", "global", image, "sh", "-c", trap)
+	m.await("web", 2)
+	here, there := m.lives(), w.lives()
+	id := w.Docker("info", "-f", "{{.Swarm.NodeID}}")
+	pid := w.process()
+	w.Kill9()
+	kit.Kill(t, pid)
+	ca.expire(t, w.DataRoot+"/swarm/certificates/swarm-node.crt")
+	w.Start()
+	kit.Eventually(t, "the worker says what to do", func() bool {
+		got := w.Docker("info", "-f", "{{.Swarm.LocalNodeState}} {{.Swarm.Error}}")
+		return strings.HasPrefix(got, "error") && strings.Contains(got, "certificates have expired") && strings.Contains(got, "docker swarm leave --force")
+	})
+	if after := w.lives(); fmt.Sprint(after) != fmt.Sprint(there) {
+		t.Errorf("containers of the worker before\n%v\nand after\n%v", there, after)
+	}
+	w.Docker("swarm", "leave", "--force")
+	m.Docker("node", "rm", "--force", id)
+	w.Docker("swarm", "join", "--token", m.Docker("swarm", "join-token", "-q", "worker"), "--advertise-addr", address(1), address(0)+":2377")
+	m.await("web", 2)
+	if len(w.lives()) != 1 {
+		t.Errorf("containers of the worker that has joined again: %v", w.lives())
+	}
+	if after := m.lives(); fmt.Sprint(after) != fmt.Sprint(here) {
+		t.Errorf("containers of the manager before\n%v\nand after\n%v", here, after)
+	}
+}

@@ -335,8 +335,8 @@ func (c *cluster) workerIsAway() {
 	if *long {
 		for _, i := range []int{c.leader(0), w} {
 			c.kill(i)
-			c.wait(time.Minute)
-			c.running("away for a minute", i)
+			c.wait(5 * time.Minute)
+			c.running("away for five minutes", i)
 			c.nodes[i].Start()
 			c.ready((i + 1) % managers)
 			c.nodes[0].await("api", 2)
