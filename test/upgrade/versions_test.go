@@ -136,9 +136,14 @@ func build(root, name string) (version, error) {
 	if out, err := exec.Command("tar", "-xf", tar, "-C", source).CombinedOutput(); err != nil {
 		return fail("its files", fmt.Errorf("%w: %s", err, out))
 	}
-	cmd := exec.Command("go", "build", "-trimpath", "-buildvcs=false",
-		"-ldflags", "-s -w -X holdfast/internal/version.Version="+v.name+" -X main.release="+v.name,
-		"-o", bins+"/", "./cmd/holdfastd", "./cmd/holdfast-shim", "./cmd/holdfast-init")
+	args := []string{"build", "-trimpath", "-buildvcs=false",
+		"-ldflags", "-s -w -X holdfast/internal/version.Version=" + v.name + " -X main.release=" + v.name,
+		"-o", bins + "/", "./cmd/holdfastd", "./cmd/holdfast-shim", "./cmd/holdfast-init"}
+	// The first releases have no swarm mode.
+	if _, err := os.Stat(source + "/cmd/holdfast-swarm"); err == nil {
+		args = append(args, "./cmd/holdfast-swarm")
+	}
+	cmd := exec.Command("go", args...)
 	cmd.Dir = source
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOWORK=off")
 	if out, err := cmd.CombinedOutput(); err != nil {
