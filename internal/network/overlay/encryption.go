@@ -139,7 +139,7 @@ func RenderEncryptionRules(port uint16, vnis []uint32) string {
 		// The number of the segment is behind eight bytes of UDP and four of VXLAN.
 		match := fmt.Sprintf("\t\tudp dport %d @th,96,24 %#x ", cmp.Or(port, DefaultPort), vni)
 		fmt.Fprintf(&mark, "%smeta mark set %#x\n", match, EncryptionMark)
-		fmt.Fprintf(&drop, "%smeta secpath missing drop\n", match)
+		fmt.Fprintf(&drop, "%smeta ipsec missing drop\n", match)
 	}
 	return "table ip holdfast-encryption {\n" +
 		"\tchain output {\n\t\ttype route hook output priority mangle; policy accept;\n" + mark.String() + "\t}\n" +
