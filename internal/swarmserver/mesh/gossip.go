@@ -52,7 +52,7 @@ type gossip struct {
 	own     map[string]map[string][]byte // records of this node by network, then by table and key
 	joining time.Time                    // of the last attempt to join
 	busy    atomic.Bool                  // an attempt is under way
-	greeted    atomic.Bool                  // another node has been met, or there is none to meet
+	greeted atomic.Bool                  // another node has been met, or there is none to meet
 	stop    func()
 
 	mu sync.Mutex

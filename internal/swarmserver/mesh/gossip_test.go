@@ -21,12 +21,16 @@ const (
 	onlyTable   = endpointTable
 )
 
-// host is the address of a host of these tests, on the loopback interface.
-func host(i int) string { return fmt.Sprintf("127.0.77.%d", i) }
+// host is the address of a host of these tests, on the loopback interface. Tests that run
+// beside these, of another process, have other ones.
+func host(i int) string {
+	pid := os.Getpid()
+	return fmt.Sprintf("127.%d.%d.%d", 64+pid>>8&63, pid&255, i)
+}
 
 // life is one process of a host.
 type life struct {
-	Host    int
+	Address string
 	Key     string   // of its record
 	Remotes []string // whom it meets
 }
@@ -63,7 +67,7 @@ func newNode(l life) *node {
 	key := &api.EncryptionKey{Subsystem: "networking:gossip", Key: []byte("0123456789abcdef")}
 	return &node{
 		m:       &Mesh{kick: make(chan struct{}, 1), seen: map[string]map[string]*sighting{}},
-		s:       snapshot{address: Address{Listen: host(l.Host), Advertise: host(l.Host), Remotes: l.Remotes}, keys: []*api.EncryptionKey{key}},
+		s:       snapshot{address: Address{Listen: l.Address, Advertise: l.Address, Remotes: l.Remotes}, keys: []*api.EncryptionKey{key}},
 		records: map[string][]byte{joinKey(onlyTable, l.Key): endpointRecord{Name: l.Key}.encode()},
 	}
 }
@@ -154,12 +158,12 @@ func await(t *testing.T, what string, so func() bool, nodes ...*node) {
 // The earlier process is still among the peers of others when the next one meets them.
 func TestRecordsOfAProcessOutliveTheNameOfTheOneBefore(t *testing.T) {
 	t.Parallel()
-	a := start(t, life{Host: 1, Key: "a"})
+	a := start(t, life{Address: host(1), Key: "a"})
 	a.keep()
-	kill := startToKill(t, life{Host: 2, Key: "former", Remotes: []string{host(1)}}, a)
+	kill := startToKill(t, life{Address: host(2), Key: "former", Remotes: []string{host(1)}}, a)
 	await(t, "the record of the process is known", func() bool { return a.name("former") != "" }, a)
 	kill()
-	b := start(t, life{Host: 2, Key: "b", Remotes: []string{host(1)}})
+	b := start(t, life{Address: host(2), Key: "b", Remotes: []string{host(1)}})
 	for {
 		b.keep()
 		if b.m.gossip.met()[host(1)] {
@@ -179,14 +183,14 @@ func TestRecordsOfAProcessOutliveTheNameOfTheOneBefore(t *testing.T) {
 // for dead, and hears nothing of it from then on.
 func TestNodeThatIsTakenForOneThatHasLeftIsFoundAgain(t *testing.T) {
 	t.Parallel()
-	behind, ahead := start(t, life{Host: 11, Key: "behind"}), start(t, life{Host: 12, Key: "ahead"})
+	behind, ahead := start(t, life{Address: host(11), Key: "behind"}), start(t, life{Address: host(12), Key: "ahead"})
 	behind.keep()
 	ahead.keep()
-	kill := startToKill(t, life{Host: 13, Key: "former", Remotes: []string{host(11)}}, behind)
+	kill := startToKill(t, life{Address: host(13), Key: "former", Remotes: []string{host(11)}}, behind)
 	kill()
-	later := start(t, life{Host: 13, Key: "later", Remotes: []string{host(12)}})
+	later := start(t, life{Address: host(13), Key: "later", Remotes: []string{host(12)}})
 	await(t, "the later process is known", func() bool { return ahead.name("later") != "" }, ahead, later)
-	fresh := start(t, life{Host: 14, Key: "fresh", Remotes: []string{host(12)}})
+	fresh := start(t, life{Address: host(14), Key: "fresh", Remotes: []string{host(12)}})
 	await(t, "the later process is heard of first", func() bool { return fresh.name("later") != "" }, ahead, later, fresh)
 	fresh.s.address.Remotes = append(fresh.s.address.Remotes, host(11))
 	await(t, "both other nodes are met", func() bool { return fresh.name("behind") != "" }, behind, ahead, later, fresh)

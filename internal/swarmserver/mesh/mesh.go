@@ -43,7 +43,7 @@ const (
 	// merge is how long changes are collected before they are applied.
 	merge = 20 * time.Millisecond
 	// againAfter is the time until a comparison is repeated that had to leave something.
-	againAfter = 100 * time.Millisecond
+	againAfter = 200 * time.Millisecond
 	// joinEach is the time between two attempts to meet other nodes.
 	joinEach = 2 * time.Second
 	// startEach is the time between two attempts to begin the gossip.
