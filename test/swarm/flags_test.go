@@ -65,7 +65,7 @@ func (s seen) holds(n *node, service string) (got string, ok bool) {
 // soon is holds, but waits for what takes some seconds, such as a health check. It does
 // not fail the test, so that all rows that do not hold are reported.
 func (s seen) soon(n *node, service string) (got string, ok bool) {
-	late := time.After(5 * time.Second)
+	late := time.After(time.Minute)
 	for {
 		if got, ok = s.holds(n, service); ok {
 			return got, true

@@ -33,10 +33,10 @@ var (
 const (
 	// stepsOfRound are played before the swarm is judged.
 	stepsOfRound = 4
-	// The short round always plays the same steps: two global services are made, one while both
-	// processes of a worker are killed, one while its swarm process is.
+	// The short round always plays the same step: a global service is made while both processes
+	// of a manager are killed.
 	shortSeed  = 5
-	shortRound = 2
+	shortRound = 1
 	// settling bounds how long a swarm takes after a round. The last update may have four
 	// tasks, and a node that was away is down for a while.
 	settling = 2 * time.Minute
