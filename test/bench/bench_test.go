@@ -157,6 +157,9 @@ func TestEnginesSideBySide(t *testing.T) {
 	}
 	if part("swarm") {
 		measureSwarm(t, s, table)
+		if !t.Failed() {
+			measureFailover(t, s, table)
+		}
 	}
 	if part("net") {
 		measureNet(t, s, table)

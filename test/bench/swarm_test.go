@@ -180,6 +180,8 @@ type service struct {
 	command []string // empty: a program that does nothing
 	spec    map[string]any
 	force   int // how often all its tasks were replaced
+	// constraints are those of its tasks when it is created.
+	constraints []string
 }
 
 // task is what is needed of an answer about a task.
@@ -188,6 +190,7 @@ type task struct {
 		State           string
 		ContainerStatus struct{ PID int }
 	}
+	NodeID              string
 	Spec                struct{ ForceUpdate int }
 	NetworksAttachments []struct{ Addresses []string }
 }
@@ -206,9 +209,22 @@ func (v *service) create(replicas int, networks []string) {
 		"UpdateConfig": map[string]any{"Parallelism": 0},
 		"TaskTemplate": map[string]any{
 			"ContainerSpec": map[string]any{"Image": imageRef, "Command": v.command, "StopGracePeriod": 0}, "Networks": on, "ForceUpdate": 0,
+			"Placement": map[string]any{"Constraints": v.constraints},
 		},
 	}
 	v.api.must(v.t, "POST", "/services/create", v.spec, nil)
+}
+
+// begin creates the service with one task on a node, which the next tasks are free to leave.
+func (v *service) begin(node string) {
+	v.t.Helper()
+	v.constraints = []string{"node.id==" + node}
+	v.create(1, nil)
+	v.await(1)
+	// A task stays that the new constraints allow, too.
+	v.spec["TaskTemplate"].(map[string]any)["Placement"] = map[string]any{}
+	v.update(1)
+	v.await(1)
 }
 
 // update changes the number of replicas, and what else is new in the specification.

@@ -74,7 +74,8 @@ var sections = []struct{ prefix, title, about string }{
 		"Swarms of one node, a manager, in a network namespace. Requests go through the API, and states are polled every 50 ms. A " +
 			"program of a task ends at once on its stop signal. dockerd runs without live restore, which it refuses in a swarm. Its virtual " +
 			"addresses need IPVS in the kernel. Medians of 3, with the longest in parentheses. The requests are for a small page of busybox's " +
-			"`httpd`, from the network namespace of another task of the node; medians of 2,000, in turns."},
+			"`httpd`, from the network namespace of another task of the node; medians of 2,000, in turns. Nodes that die are those of " +
+			"another swarm, of three managers: their cable is pulled out."},
 	{netPrefix, "Networks",
 		"Each engine runs in a network namespace of its own, so that no packet passes the other's rules; dockerd has " +
 			"`--userland-proxy=false`. All containers are on a user-defined bridge network. A stream is 128 MB of `iperf3` " +
@@ -155,6 +156,8 @@ var targets = []target{
 	{row: rowSwarmVirtual, any: true},
 	{row: rowSwarmMemory, any: true},
 	{row: fmt.Sprintf(rowSwarmMany, 100), any: true},
+	{row: rowFailoverTask, any: true},
+	{row: rowFailoverLeader, any: true},
 
 	{row: rowVerbStop, share: 1. / 4},
 	{row: rowVerbKill, share: 1. / 4},
