@@ -86,7 +86,7 @@ test: PACKAGES_AT_ONCE = 2
 test: root packages ## everything; installs what is missing (root)
 	@$(MAKE) --no-print-directory build tools clients vet unit
 	@$(MAKE) --no-print-directory vuln
-	@$(MAKE) --no-print-directory raceunit RACED='$(RACEMOST)'
+	@$(MAKE) --no-print-directory race
 	$(ROOTTEST) -timeout 20m $(ROOTED)
 	@$(MAKE) --no-print-directory fuzz AT_ONCE=6
 
@@ -94,9 +94,6 @@ test: root packages ## everything; installs what is missing (root)
 # daemon or shim writes its reports into the daemon's folder, and a report fails
 # the test (test/kit/race.go).
 RACED    ?= ./internal/... ./cmd/...
-# The packages with the most concurrency. "make test" runs only these, to save
-# time; the workflows run all.
-RACEMOST := ./internal/container/... ./internal/engine/... ./internal/shim/... ./internal/event/... ./internal/network/... ./internal/handoff/...
 RACETEST ?= TestContainerNeverNoticesTheDaemonsEnd|TestEverythingWorksAfterARestore|TestContainerOutlivesItsShim
 race: BUILT_IN = $(CURDIR)/.cache/race
 race: root packages raceunit ## the race detector over all unit tests and a short crash test (root)

@@ -4,6 +4,7 @@ package beside
 
 import (
 	"net/http"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -14,13 +15,13 @@ type chores struct {
 	http.Handler
 	busy   bool
 	tidy   func()
-	tidied int
+	tidied atomic.Int32
 }
 
 func (c *chores) Busy() bool   { return c.busy }
 func (c *chores) Close() error { return nil }
 func (c *chores) Tidy() {
-	c.tidied++
+	c.tidied.Add(1)
 	if c.tidy != nil {
 		c.tidy()
 	}
@@ -64,11 +65,11 @@ func TestProcessEndsWhenItHasHadNoClientForAWhile(t *testing.T) {
 			t.Fatal("it ends although it has one of two clients")
 		}
 		other()
-		if l.after(59*time.Second) || c.tidied > 0 {
+		if l.after(59*time.Second) || c.tidied.Load() > 0 {
 			t.Fatal("it ends too soon")
 		}
-		if !l.after(2*time.Second) || c.tidied != 1 {
-			t.Errorf("it does not end, or has tidied %d times", c.tidied)
+		if !l.after(2*time.Second) || c.tidied.Load() != 1 {
+			t.Errorf("it does not end, or has tidied %d times", c.tidied.Load())
 		}
 		if _, ok := l.Begin(); ok {
 			t.Error("a client is taken by a process that ends")
@@ -98,7 +99,7 @@ func TestClientThatComesWhileTheProcessTidiesIsServed(t *testing.T) {
 				c := &chores{}
 				l := newLife(time.Minute)
 				c.tidy = func() {
-					if c.tidied > 1 {
+					if c.tidied.Load() > 1 {
 						return
 					}
 					if end, ok := l.Begin(); !ok {
@@ -111,8 +112,8 @@ func TestClientThatComesWhileTheProcessTidiesIsServed(t *testing.T) {
 				if l.after(90 * time.Second) {
 					t.Fatal("the process ends at once")
 				}
-				if got := l.after(time.Minute); got != leaves || leaves && c.tidied != 2 {
-					t.Errorf("it has ended: %v, want %v; it has tidied %d times", got, leaves, c.tidied)
+				if got := l.after(time.Minute); got != leaves || leaves && c.tidied.Load() != 2 {
+					t.Errorf("it has ended: %v, want %v; it has tidied %d times", got, leaves, c.tidied.Load())
 				}
 				l.stop(true)
 			})
@@ -129,8 +130,8 @@ func TestDaemonEndsAProcessThatIsIdleOrAny(t *testing.T) {
 			t.Error("a process with a client ends")
 		}
 		end()
-		if !l.stop(false) || !l.ended() || c.tidied > 0 {
-			t.Errorf("an idle process does not end, or has tidied %d times", c.tidied)
+		if !l.stop(false) || !l.ended() || c.tidied.Load() > 0 {
+			t.Errorf("an idle process does not end, or has tidied %d times", c.tidied.Load())
 		}
 		if !l.stop(true) { // a second daemon asks
 			t.Error("a process that ends says that it does not")
