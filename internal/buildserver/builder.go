@@ -223,7 +223,7 @@ func (b *builder) newWorker(ctx context.Context, state string, at places) (*step
 	if err := os.WriteFile(filepath.Join(state, "reserve"), make([]byte, reserved), 0o600); err != nil {
 		logf("if the disk becomes full the cache of builds may not be prunable: %v", err)
 	}
-	return &stepWorker{Worker: w, remote: b.remote, present: b.present, state: state}, nil
+	return &stepWorker{Worker: w, remote: b.remote, present: b.present, state: state, scratch: at.layers}, nil
 }
 
 // collect waits for a garbage collection of the daemon's store, which follows the

@@ -9,12 +9,8 @@ import (
 	"time"
 
 	"github.com/containerd/platforms"
-	"github.com/moby/buildkit/frontend"
-	"github.com/moby/buildkit/session"
-	"github.com/moby/buildkit/solver"
 	"github.com/moby/buildkit/solver/pb"
 	"github.com/moby/buildkit/util/archutil"
-	"github.com/moby/buildkit/worker"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"holdfast/internal/errs"
@@ -65,20 +61,19 @@ func (w *stepWorker) Platforms(fresh bool) []ocispec.Platform {
 	return w.host.get(time.Hour)
 }
 
-// ResolveOp refuses a step for a platform that this host can't run, which would fail
-// with "exec format error".
-func (w *stepWorker) ResolveOp(v solver.Vertex, s frontend.FrontendLLBBridge, sm *session.Manager, o worker.ProxyOpt) (solver.Op, error) {
-	op, ok := v.Sys().(*pb.Op)
-	if !ok || op.GetExec() == nil || op.Platform == nil {
-		return w.Worker.ResolveOp(v, s, sm, o)
+// runs refuses a step for a platform that this host can't run, which would fail with
+// "exec format error".
+func (w *stepWorker) runs(op *pb.Op) error {
+	if op.GetExec() == nil || op.Platform == nil {
+		return nil
 	}
 	want := platforms.Normalize(ocispec.Platform{OS: op.Platform.OS, Architecture: op.Platform.Architecture, Variant: op.Platform.Variant})
 	runs := func(p ocispec.Platform) bool { return platforms.Only(p).Match(want) }
 	own := func(p ocispec.Platform) bool { return p.Architecture == runtime.GOARCH && runs(p) }
 	if slices.ContainsFunc(w.Platforms(false), own) || slices.ContainsFunc(w.host.get(stepAge), runs) || slices.ContainsFunc(w.host.get(0), runs) {
-		return w.Worker.ResolveOp(v, s, sm, o)
+		return nil
 	}
-	return nil, errs.Unmet("this host can't run programs for %s: install qemu-user-static, or another handler %s of binfmt_misc", platforms.Format(want), handlerOf(want))
+	return errs.Unmet("this host can't run programs for %s: install qemu-user-static, or another handler %s of binfmt_misc", platforms.Format(want), handlerOf(want))
 }
 
 // handlerOf is the name of the handler in /proc/sys/fs/binfmt_misc.

@@ -35,6 +35,7 @@ type stepWorker struct {
 	remote  *stores.Client
 	present *present
 	state   string // directory of BuildKit's databases
+	scratch string // directory of views of what is copied
 	host    hostPlatforms
 	solves  solves
 }

@@ -4,12 +4,16 @@ package build
 
 import (
 	"bytes"
+	"fmt"
 	"io"
 	"net/http"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 
@@ -148,56 +152,137 @@ func TestDevicesThatStepsRequireAreRefused(t *testing.T) {
 	build(t, d, "-f", dir+"/optional", dir)
 }
 
-// A copy of a sparse file has no holes, so a small file may not fit on the disk.
-func TestSparseFileIsCopiedWholeOrNotAtAll(t *testing.T) {
+func TestCopyOfASparseFileHasItsHoles(t *testing.T) {
 	t.Parallel()
-	d, free := onDisk(t, "300m")
+	d, free := onDisk(t, "4g")
 	dir := files(t, map[string]string{"Dockerfile": `FROM base AS from
 ARG SIZE
-RUN echo begin >/sparse && truncate -s $SIZE /sparse && echo end >>/sparse
+RUN mkdir /in && echo begin >/in/sparse && truncate -s $SIZE /in/sparse && echo end >>/in/sparse
 FROM base
-COPY --from=from /sparse /sparse
+COPY --from=from /in/sparse /file
+COPY --from=from /in /dir
+RUN for f in /file /dir/sparse; do echo "$f $(stat -c %s $f) $(head -c 6 $f)$(tail -c 4 $f) $(test $(stat -c %b $f) -lt 100 && echo holes)"; done
 `})
-	build(t, d, "-t", "made", "--build-arg", "SIZE=50M", dir)
-	if got := d.Docker("run", "--rm", "made", "sh", "-c", "stat -c %s /sparse; head -c 6 /sparse; tail -c 4 /sparse; tr -d '\\0' </sparse | wc -c"); got != "52428804\nbegin\nend\n10" {
-		t.Errorf("the copy is %q", got)
-	}
+	build(t, d, files(t, map[string]string{"Dockerfile": "FROM base\nRUN true\n"})) // unpacks the base
 	before := free()
-	for range 2 {
-		r := tryBuild(t, d, "--build-arg", "SIZE=3G", dir)
-		if r.Code == 0 || !strings.Contains(r.Stderr, "no space left on device") {
-			t.Errorf("a copy that does not fit: exit code %d\n%s", r.Code, r.Stderr)
+	out := build(t, d, "--output", "type=cacheonly", "--build-arg", "SIZE=3G", dir)
+	for _, want := range []string{"/file 3221225476 begin\n", "/dir/sparse 3221225476 begin\n"} {
+		if !strings.Contains(out, strings.TrimSpace(want)) || strings.Count(out, "end holes\n") != 2 {
+			t.Errorf("the copies are not complete or have no holes:\n%s", out)
 		}
-		kit.Eventually(t, "what the build wrote is removed", func() bool { return free() > before-2<<20 })
+	}
+	if used := before - free(); used > 50<<20 {
+		t.Errorf("the build has used %d bytes of the disk", used)
+	}
+	// More than the disk could ever hold.
+	for _, line := range []string{"COPY --from=from /huge /", "COPY --from=from / /copy/", "COPY --from=from /h* /copy/", "COPY --from=from --exclude=bin / /copy/"} {
+		r := tryBuild(t, d, files(t, map[string]string{"Dockerfile": "FROM base AS from\nRUN truncate -s 3072G /huge\nFROM base\n" + line + "\n"}))
+		if r.Code == 0 || !strings.Contains(r.Stderr, "/huge has 3298534883328 bytes, most of them holes") {
+			t.Errorf("%s: exit code %d\n%s", line, r.Code, r.Stderr)
+		}
 	}
 	nothingLeft(t, d)
 }
 
+// What a copy keeps of large files is what it keeps of small ones.
+func TestLargeFilesAreCopiedLikeSmallOnes(t *testing.T) {
+	t.Parallel()
+	d := start(t, kit.Options{})
+	const tree = `mkdir -p /in/a/b && cd /in
+echo mine >small && truncate -s 40M large && echo data >>large && chown 7:8 small large && chmod 4750 small large
+for f in small large; do ln $f a/$f; ln -s ../$f a/b/$f; echo x >a/b/o$f; done
+truncate -s 40M a/b/olarge; chmod 600 a/b/o*
+touch -d '2001-02-03 04:05:06' small large a/b a
+`
+	const list = `cd $1; find . -name "*$2" | sed "s/$2$//" | sort | while read n; do stat -c '%n %a %u %g %h %Y %F' $n$2 | sed "s/$2 / /"; done`
+	const same = `for n in 0 1 2 3 4 5 6 7; do
+  sh /list /$n small >/small; sh /list /$n large >/large
+  cmp /small /large && test -s /large || { echo "/$n:"; cat /small /large; exit 1; }
+  for f in $(find /$n -name large -type f); do cmp /in/large $f || exit 1; done
+done
+cd /in && find . -type d -exec stat -c '%n %a %Y' {} + >/dirs && cd /0 && find . -type d -exec stat -c '%n %a %Y' {} + | cmp - /dirs
+`
+	lines := []string{"FROM base AS from", "COPY tree list same /", "RUN sh /tree", "FROM from"}
+	for n, line := range []string{"/in /N", "--chown=3:4 /in /N", "--chmod=640 /in /N", "--link /in /N", "--exclude=a/b /in /N", "--parents /in/./a/*arge /in/./a/small /N/", "/in/* /N/", "/in/large /in/small /N/"} {
+		lines = append(lines, "COPY --from=from "+strings.ReplaceAll(line, "N", strconv.Itoa(n)))
+	}
+	lines = append(lines, "RUN sh /same")
+	build(t, d, "--output", "type=cacheonly", files(t, map[string]string{"tree": tree, "list": list, "same": same, "Dockerfile": strings.Join(lines, "\n") + "\n"}))
+}
+
+// The work of a build ends with its client, also in the middle of one large file.
+func TestCancelledBuildUsesNoMoreTime(t *testing.T) {
+	t.Parallel()
+	d, _ := onDisk(t, "64g") // most of what is written are holes
+	add := files(t, map[string]string{"Dockerfile": "FROM base\nADD large.tar /\n"})
+	large := exec.Command("sh", "-c", "truncate -s 40G large && tar -cSf large.tar large && rm large")
+	large.Dir = add
+	if out, err := large.CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	const made = "FROM base AS from\nRUN truncate -s 40G /large\n"
+	for _, c := range []struct{ name, dir string }{
+		{"hash", files(t, map[string]string{"Dockerfile": made + "FROM base\nCOPY --from=from /large /\n"})},
+		{"hash of a directory", files(t, map[string]string{"Dockerfile": made + "FROM base\nCOPY --from=from / /all\n"})},
+		{"unpack", add},
+		{"export", files(t, map[string]string{"Dockerfile": made})},
+	} {
+		build(t, d, files(t, map[string]string{"Dockerfile": "FROM base\nRUN true\n"}))
+		pids := []int{builder(t, d), d.Pid()}
+		begun := used(t, pids)
+		b := begin(t, d, []string{"BUILDKIT_PROGRESS=plain"}, "--no-cache", "-t", "large", c.dir)
+		go func() { _ = b.end() }()
+		kit.Eventually(t, c.name+" is at work", func() bool { return used(t, pids) > begun+time.Second })
+		b.kill()
+		<-time.After(time.Second)
+		before := used(t, pids)
+		<-time.After(time.Second)
+		if more := used(t, pids) - before; more > 200*time.Millisecond {
+			t.Errorf("%s: a second after the client's end, the build uses %v of the next second", c.name, more)
+		}
+		nothingLeft(t, d)
+	}
+}
+
+// used is the processor time of processes.
+func used(t *testing.T, pids []int) (sum time.Duration) {
+	t.Helper()
+	for _, pid := range pids {
+		text, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+		if err != nil {
+			t.Fatal(err)
+		}
+		fields := strings.Fields(string(text[bytes.LastIndexByte(text, ')')+1:]))
+		for _, n := range fields[11:13] {
+			ticks, err := strconv.Atoi(n)
+			if err != nil {
+				t.Fatal(err)
+			}
+			sum += time.Duration(ticks) * 10 * time.Millisecond
+		}
+	}
+	return sum
+}
+
 func TestNothingIsLeftOfACopyThatIsCutOff(t *testing.T) {
 	t.Parallel()
-	d, free := onDisk(t, "4g")
-	build(t, d, files(t, map[string]string{"Dockerfile": "FROM base\nRUN true\n"})) // unpacks the base
+	d, free := onDisk(t, "6g")
+	dir := files(t, map[string]string{"Dockerfile": "FROM base AS from\nRUN head -c 2500000000 /dev/zero >/large\nFROM base\nCOPY --from=from /large /copy\n"})
+	build(t, d, "--target", "from", "--output", "type=cacheonly", dir)
 	before := free()
 	for name, end := range map[string]func(b *running){
 		"cancelled": func(b *running) { b.kill() },
 		"killed":    func(*running) { kit.Kill(t, builder(t, d)) },
 	} {
-		b := begin(t, d, nil, files(t, map[string]string{"Dockerfile": "FROM base AS from\nRUN truncate -s 2G /" + name + "\nFROM base\nCOPY --from=from /" + name + " /sparse\n"}))
+		b := begin(t, d, nil, dir)
 		kit.Eventually(t, "the file is copied", func() bool { return free() < before-50<<20 })
 		end(b)
 		if err := b.end(); err == nil {
 			t.Errorf("%s: the build succeeds", name)
 		}
-		build(t, d, "--no-cache", files(t, map[string]string{"Dockerfile": "FROM base\nRUN true\n"}))
-		if name == "cancelled" {
-			// A copy that was complete before it could be ended is in the cache.
-			kit.Eventually(t, "the copy ends", func() bool {
-				d.Docker("builder", "prune", "-af")
-				return free() > before-2<<20
-			})
-		}
 		// The next process removes what one has left that was killed.
-		kit.Eventually(t, "what the copy wrote is removed", func() bool { return free() > before-2<<20 })
+		build(t, d, "--no-cache", files(t, map[string]string{"Dockerfile": "FROM base\nRUN true\n"}))
+		kit.Eventually(t, name+": what the copy wrote is removed", func() bool { return free() > before-4<<20 })
 	}
 	nothingLeft(t, d)
 }
