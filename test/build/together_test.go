@@ -46,6 +46,30 @@ func TestCacheMountsOfBuildsAtOnce(t *testing.T) {
 	nothingLeft(t, d)
 }
 
+// TestBuildsOfOneDockerfileAtOnceRunItsStepsOnce counts the executions of a step that
+// lasts until the other build has come to it, or to its end.
+func TestBuildsOfOneDockerfileAtOnceRunItsStepsOnce(t *testing.T) {
+	t.Parallel()
+	d := start(t, kit.Options{})
+	const count = "RUN --mount=type=cache,id=count,target=/count,sharing=shared "
+	dir := files(t, map[string]string{
+		"Dockerfile": "FROM base\nCOPY file /\n" + count + "echo run >>/count/runs; sleep 3\nRUN echo after >/after\n", "file": "copied\n",
+		"count": "FROM base\n" + count + "echo runs: $(wc -l </count/runs)\n",
+	})
+	build(t, d, files(t, map[string]string{"Dockerfile": "FROM base\nRUN true\n"})) // what builds is up
+	for _, b := range []*running{begin(t, d, nil, "--progress=plain", "-t", "first", dir), begin(t, d, nil, "--progress=plain", "-t", "second", dir)} {
+		if err := b.end(); err != nil {
+			t.Errorf("%v\n%s", err, &b.seen)
+		}
+	}
+	if out := build(t, d, "-f", dir+"/count", dir); !strings.Contains(out, "runs: 1\n") {
+		t.Errorf("the step of two builds at once:\n%s", out)
+	}
+	if first, second := d.Docker("inspect", "-f", "{{.RootFS.Layers}}", "first"), d.Docker("inspect", "-f", "{{.RootFS.Layers}}", "second"); first != second {
+		t.Errorf("the builds have other layers:\n%s\n%s", first, second)
+	}
+}
+
 func TestBuildsOfOneTagAtOnceLeaveOneOfTheirImages(t *testing.T) {
 	t.Parallel()
 	d := start(t, kit.Options{})
