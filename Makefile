@@ -180,6 +180,7 @@ bench-compare: ## compare the Go benchmarks of the work tree with those of REF (
 
 bench: root packages ## run all benchmarks, also on a current dockerd, and on podman if it is installed (root)
 	.ci/need iperf3
+	.ci/peer builder
 	@$(MAKE) --no-print-directory build tools
 	PATH="$$PATH:$(CURDIR)/.cache/debian/usr/sbin:$(CURDIR)/.cache/debian/usr/bin"; $(ROOTTEST) -timeout 60m -v ./test/bench -full -write $(CURDIR)/docs/benchmarks.md
 

@@ -136,7 +136,15 @@ func TestEnginesSideBySide(t *testing.T) {
 		}
 	}
 	if part("builds") {
-		measureBuilds(t, s, table, subjects)
+		var kitd *buildkitd
+		if beside() {
+			kitd = newBuildkitd(t)
+		}
+		if kitd != nil {
+			table.engines = append(table.engines, kitd.name())
+			table.versions = append(table.versions, kitd.name()+" "+kitd.release)
+		}
+		measureBuilds(t, s, table, subjects, kitd)
 	}
 	if part("most") {
 		for _, x := range subjects {

@@ -68,9 +68,45 @@ func (a *api) build(t testing.TB, context []byte, query string) time.Duration {
 	return took
 }
 
-// measureBuilds builds images, the engines in turns. What is measured without a cache
-// has something in it that no build had before.
-func measureBuilds(t *testing.T, s scale, table *table, subjects []*subject) {
+// builds is what builds images.
+type builds struct {
+	name  string
+	build func(t testing.TB, context []byte, tag string) time.Duration
+	// run runs a container of an image and removes it. It is nil if there are no containers.
+	run func(tag string)
+}
+
+// builds returns what the engine builds with.
+func (x *subject) builds(t testing.TB) builds {
+	return builds{
+		name: x.name(),
+		build: func(t testing.TB, context []byte, tag string) time.Duration {
+			if tag == "" {
+				return x.api.build(t, context, "")
+			}
+			return x.api.build(t, context, "t="+url.QueryEscape(tag))
+		},
+		run: func(tag string) {
+			var made struct{ ID string }
+			x.api.must(t, "POST", "/containers/create", map[string]any{
+				"Image": tag, "Cmd": []string{"cat", "/made"}, "HostConfig": map[string]any{"AutoRemove": true},
+			}, &made)
+			x.api.must(t, "POST", "/containers/"+made.ID+"/start", nil, nil)
+			_ = x.api.try("POST", "/containers/"+made.ID+"/wait?condition=removed", nil, nil) // it may be gone already
+		},
+	}
+}
+
+// measureBuilds builds images, the engines in turns, and buildkitd if it is not nil.
+// What is measured without a cache has something in it that no build had before.
+func measureBuilds(t *testing.T, s scale, table *table, subjects []*subject, kitd *buildkitd) {
+	var all []builds
+	for _, x := range subjects {
+		all = append(all, x.builds(t))
+	}
+	if kitd != nil {
+		all = append(all, builds{name: kitd.name(), build: kitd.build})
+	}
 	files, megabytes := 200, 5
 	if *full {
 		files, megabytes = 10_000, 200
@@ -89,46 +125,43 @@ func measureBuilds(t *testing.T, s scale, table *table, subjects []*subject) {
 		return text
 	}
 	times := map[string]map[string][]time.Duration{}
-	note := func(row string, x *subject, took time.Duration) {
+	note := func(row string, b builds, took time.Duration) {
 		if times[row] == nil {
 			times[row] = map[string][]time.Duration{}
 		}
-		times[row][x.name()] = append(times[row][x.name()], took)
+		times[row][b.name] = append(times[row][b.name], took)
 	}
-	for _, x := range subjects { // the first build starts what builds
-		x.api.build(t, buildContext(t, fresh()+"RUN true\n", 0), "")
+	for _, b := range all { // the first build starts what builds
+		b.build(t, buildContext(t, fresh()+"RUN true\n", 0), "")
 	}
 	for round := range s.few + 2 {
 		if s.budget.done(round) {
 			break
 		}
-		for _, x := range subjects {
+		for _, b := range all {
 			context := buildContext(t, eight(), 0)
-			note(rowBuildCold, x, x.api.build(t, context, "t="+url.QueryEscape("bench/built:1")))
-			note(rowBuildCached, x, x.api.build(t, context, "t="+url.QueryEscape("bench/built:1")))
-			note(fmt.Sprintf(rowBuildCopy, files), x, x.api.build(t, buildContext(t, fresh()+"COPY files /files\n", files), ""))
+			note(rowBuildCold, b, b.build(t, context, "bench/built:1"))
+			note(rowBuildCached, b, b.build(t, context, "bench/built:1"))
+			note(fmt.Sprintf(rowBuildCopy, files), b, b.build(t, buildContext(t, fresh()+"COPY files /files\n", files), ""))
 			layer := fmt.Sprintf("RUN head -c %dm /dev/urandom >/noise\n", megabytes)
-			note(fmt.Sprintf(rowBuildLayer, megabytes), x, x.api.build(t, buildContext(t, fresh()+layer, 0), ""))
+			note(fmt.Sprintf(rowBuildLayer, megabytes), b, b.build(t, buildContext(t, fresh()+layer, 0), ""))
 
 			context = buildContext(t, eight(), 0)
 			begin := time.Now()
 			var both sync.WaitGroup
 			for range 2 {
-				both.Go(func() { x.api.build(t, context, "") })
+				both.Go(func() { b.build(t, context, "") })
 			}
 			both.Wait()
-			note(rowBuildTwice, x, time.Since(begin))
+			note(rowBuildTwice, b, time.Since(begin))
 
-			context = buildContext(t, fresh()+"RUN echo made >/made\n", 0)
-			begin = time.Now()
-			x.api.build(t, context, "t="+url.QueryEscape("bench/built:2"))
-			var made struct{ ID string }
-			x.api.must(t, "POST", "/containers/create", map[string]any{
-				"Image": "bench/built:2", "Cmd": []string{"cat", "/made"}, "HostConfig": map[string]any{"AutoRemove": true},
-			}, &made)
-			x.api.must(t, "POST", "/containers/"+made.ID+"/start", nil, nil)
-			_ = x.api.try("POST", "/containers/"+made.ID+"/wait?condition=removed", nil, nil) // it may be gone already
-			note(rowBuildRun, x, time.Since(begin))
+			if b.run != nil {
+				context = buildContext(t, fresh()+"RUN echo made >/made\n", 0)
+				begin = time.Now()
+				b.build(t, context, "bench/built:2")
+				b.run("bench/built:2")
+				note(rowBuildRun, b, time.Since(begin))
+			}
 		}
 		if t.Failed() {
 			return

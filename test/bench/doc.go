@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // Package bench measures the engine from outside, as users see it. It measures
-// the dockerd and the OCI runtime of "make peer" beside it, and podman where
-// podman is installed. The engines take turns in one run, so that all of them
+// the dockerd and the OCI runtime of "make peer" beside it, podman where podman
+// is installed, and buildkitd for builds. The engines take turns in one run, so that all of them
 // meet the same load of the machine.
 //
 // Everything runs in a network namespace of its own, which the test process

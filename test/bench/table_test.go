@@ -69,7 +69,9 @@ var sections = []struct{ prefix, title, about string }{
 	{buildPrefix, "Builds",
 		"Each build is a request for BuildKit over the API, without a command line, from the first byte of the context to the end " +
 			"of the answer. What is built without a cache has an `ENV` before the step that no build had before. The base image is in " +
-			"the store. Medians of 5, with the longest in parentheses."},
+			"the store. buildkitd is BuildKit's own daemon, of the release that Holdfast embeds: without a store of images and " +
+			"containers, with RUN steps in the host's network, and with the base image in an OCI layout. Its times are those of its " +
+			"client `buildctl`, from the start of the process to its end. Medians of 5, with the longest in parentheses."},
 	{swarmPrefix, "Swarm mode",
 		"Swarms of one node, a manager, in a network namespace. Requests go through the API, and states are polled every 50 ms. A " +
 			"program of a task ends at once on its stop signal. dockerd runs without live restore, which it refuses in a swarm. Its virtual " +
