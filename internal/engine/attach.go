@@ -72,7 +72,8 @@ func (e *Engine) ContainerAttach(ctx context.Context, ref string, o AttachOption
 	release() // the loop must not wait for a client that reads the log slowly
 	if o.Logs {
 		if err := e.replay(ctx, v, o, raw, c.File); err != nil && ctx.Err() == nil {
-			fmt.Fprintf(c.File, "Error grabbing logs: %v\r\n", err)
+			// A client that has gone needs no message.
+			_, _ = c.File.Write(framed(fmt.Appendf(nil, "Error grabbing logs: %v\r\n", err), true, raw))
 		}
 	}
 	if !o.Stream {
@@ -126,19 +127,24 @@ func (e *Engine) replay(ctx context.Context, v *view, o AttachOptions, raw bool,
 		if err != nil {
 			return err
 		}
-		if !raw {
-			// Docker's frame: stream, three zero bytes, big-endian length.
-			head := [8]byte{0: 1}
-			if line.Source == "stderr" {
-				head[0] = 2
-			}
-			binary.BigEndian.PutUint32(head[4:], uint32(len(line.Line)))
-			line.Line = append(head[:], line.Line...)
-		}
-		if _, err := to.Write(line.Line); err != nil {
+		if _, err := to.Write(framed(line.Line, line.Source == "stderr", raw)); err != nil {
 			return err
 		}
 	}
+}
+
+// framed returns p in a frame of Docker's streams, or as it is if the stream is raw.
+// The frame's head is the stream, three zero bytes and the big-endian length.
+func framed(p []byte, stderr, raw bool) []byte {
+	if raw {
+		return p
+	}
+	head := [8]byte{0: 1}
+	if stderr {
+		head[0] = 2
+	}
+	binary.BigEndian.PutUint32(head[4:], uint32(len(p)))
+	return append(head[:], p...)
 }
 
 // detachKeys parses the client's key sequence. An empty one means ctrl-p,ctrl-q, as

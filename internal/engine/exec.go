@@ -6,6 +6,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"os"
 	"slices"
 	"strings"
@@ -104,13 +105,13 @@ func (x *execs) ExecStart(ctx context.Context, id string, o ExecStartOptions) er
 	if err := json.Unmarshal(st.Info, &info); err != nil {
 		return err
 	}
-	start := proto.ExecStart{Exec: id}
+	start := proto.ExecStart{Exec: id, Reframe: !o.Detach && o.Tty != info.Tty}
 	if o.ConsoleSize != nil {
 		start.ConsoleSize = *o.ConsoleSize
 	}
 	var client *os.File
 	if !o.Detach {
-		c, err := o.Hijack(info.Tty)
+		c, err := o.Hijack(o.Tty)
 		if err != nil {
 			return err
 		}
@@ -118,7 +119,9 @@ func (x *execs) ExecStart(ctx context.Context, id string, o ExecStartOptions) er
 		defer client.Close()
 	}
 	a.emit("exec_start: "+info.Entrypoint+" "+strings.Join(info.Arguments, " "), map[string]string{"execID": id})
-	return a.withShim(ctx, "is not running", func(s Shim) error {
+	asked := false
+	err = a.withShim(ctx, "is not running", func(s Shim) error {
+		asked = true
 		_, err := s.ExecStart(ctx, start, client)
 		var call *proto.Error
 		if client != nil && errors.As(err, &call) && call.Kind == proto.KindRuntime {
@@ -126,6 +129,12 @@ func (x *execs) ExecStart(ctx context.Context, id string, o ExecStartOptions) er
 		}
 		return err
 	})
+	if err != nil && client != nil && !asked {
+		// The connection was upgraded, so the error can't be the answer any more. A shim
+		// that refuses tells the client itself.
+		_, _ = client.Write(framed(fmt.Appendf(nil, "%v\r\n", err), false, o.Tty))
+	}
+	return err
 }
 
 // ExecResize sets the size of an exec session's terminal, in characters. A session

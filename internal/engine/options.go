@@ -99,7 +99,7 @@ type LogReader interface {
 // ExecStartOptions are the arguments of POST /exec/{id}/start.
 type ExecStartOptions struct {
 	Detach      bool
-	Tty         bool
+	Tty         bool     // as in Docker, whether the output is plain, not framed; see proto.ExecStart.Reframe
 	ConsoleSize *[2]uint // rows, columns
 	Hijack      func(raw bool) (*Client, error)
 }

@@ -169,3 +169,44 @@ func TestResizeOfWhatHasNoTerminal(t *testing.T) {
 	}
 	d.Docker("rm", "-f", "box", "new", "newtty")
 }
+
+// As in Docker, the start of an exec decides on the form of the output: clients
+// that leave "Tty" out read frames, also if the exec has a terminal. The size that
+// was given when the exec was created holds unless the start names another.
+func TestFormAndSizeOfAnExecAreThoseThatWereAskedFor(t *testing.T) {
+	t.Parallel()
+	d := live(t, nil)
+	d.Docker("run", "-d", "--name", "box", image, "sleep", "1000")
+	const framed, multiplexed, raw = "\x01\x00\x00\x00\x00\x00\x00", "application/vnd.docker.multiplexed-stream", "application/vnd.docker.raw-stream"
+	for _, c := range []struct{ create, start, kind, want string }{
+		{`"Tty":true,"ConsoleSize":[11,22]`, `{"Tty":true}`, raw, "11 22\r\n"},
+		{`"Tty":true,"ConsoleSize":[11,22]`, `{"Tty":true,"ConsoleSize":[33,44]}`, raw, "33 44\r\n"},
+		{`"Tty":true,"ConsoleSize":[11,22]`, `{}`, multiplexed, framed + "\x0711 22\r\n"},
+		{`"Tty":true,"ConsoleSize":[11,22]`, `{"ConsoleSize":[33,44]}`, multiplexed, framed + "\x0711 22\r\n"},
+		{`"Tty":false,"ConsoleSize":[11,22]`, `{"Tty":true}`, raw, "none\n"},
+		{`"Tty":false`, `{}`, multiplexed, framed + "\x05none\n"},
+	} {
+		exec := d.CreateExec("box", `{"AttachStdout":true,`+c.create+`,"Cmd":["sh","-c","stty size 2>/dev/null || echo none"]}`)
+		res, r, _ := asks(t, d, "POST /exec/"+exec+"/start", fmt.Sprintf("Connection: Upgrade\r\nUpgrade: tcp\r\nContent-Length: %d\r\n\r\n%s", len(c.start), c.start))
+		got, err := io.ReadAll(r)
+		if kind := res.Header.Get("Content-Type"); err != nil || string(got) != c.want || kind != c.kind {
+			t.Errorf("created with %s and started with %s: %s %q, %v; want %s %q", c.create, c.start, kind, got, err, c.kind, c.want)
+		}
+	}
+	// The form stays over an upgrade of the shim.
+	exec := d.CreateExec("box", `{"AttachStdin":true,"AttachStdout":true,"Tty":true,"Cmd":["sh","-c","stty -echo; echo up; read x; echo $x"]}`)
+	_, r, c := asks(t, d, "POST /exec/"+exec+"/start", "Content-Length: 2\r\n\r\n{}")
+	head := make([]byte, len(framed)+1+len("up\r\n"))
+	if _, err := io.ReadFull(r, head); err != nil {
+		t.Fatal(err)
+	}
+	d.Holdfast("daemon", "upgrade", "--shims")
+	if _, err := io.WriteString(c, "typed\n"); err != nil {
+		t.Fatal(err)
+	}
+	rest, err := io.ReadAll(r)
+	if got, want := string(head)+string(rest), framed+"\x04up\r\n"+framed+"\x07typed\r\n"; got != want || err != nil {
+		t.Errorf("over an upgrade of the shim: %q, %v; want %q", got, err, want)
+	}
+	d.Docker("rm", "-f", "box")
+}

@@ -118,6 +118,50 @@ func TestExecThatCannotRunTellsItsClient(t *testing.T) {
 	}
 }
 
+// The client's connection is upgraded before the shim is asked, so a client whose
+// session does not start must find the reason in its stream. An empty one would look
+// like a command without output.
+func TestExecThatIsRefusedTellsItsClient(t *testing.T) {
+	b := newBox(t, "sleep 100")
+	s, _ := b.started()
+	for id, tty := range map[string]bool{"pipes": false, "terminal": true} {
+		if err := s.ExecCreate(ctx(t), proto.ExecCreate{Exec: id, Tty: tty, Stdout: true, Process: raw(t, process("sh", "-c", "sleep 100"))}); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := s.ExecStart(ctx(t), proto.ExecStart{Exec: id}, nil); err != nil {
+			t.Fatal(err)
+		}
+		for _, reframe := range []bool{false, true} {
+			c, theirs := clientPair(t)
+			if _, err := s.ExecStart(ctx(t), proto.ExecStart{Exec: id, Reframe: reframe}, theirs); !errdefs.IsConflict(err) {
+				t.Errorf("%s: the second start: %v", id, err)
+			}
+			theirs.Close()
+			var out string
+			if tty != reframe {
+				b, err := io.ReadAll(c.conn)
+				if err != nil {
+					t.Error(err)
+				}
+				out = string(b)
+			} else {
+				out, _ = c.all()
+			}
+			if want := "exec " + id + " was already started\r\n"; out != want {
+				t.Errorf("%s, reframe %v: the second client got %q, want %q", id, reframe, out, want)
+			}
+		}
+	}
+	c, theirs := clientPair(t)
+	if _, err := s.ExecStart(ctx(t), proto.ExecStart{Exec: "none"}, theirs); !errdefs.IsNotFound(err) {
+		t.Errorf("a session that there is not: %v", err)
+	}
+	theirs.Close()
+	if out, _ := c.all(); out != "no such exec: none\r\n" {
+		t.Errorf("the client got %q", out)
+	}
+}
+
 func TestManyExecsAtOnceEachWithItsOwnCode(t *testing.T) {
 	b := newBox(t, "sleep 100")
 	s, ev := b.started()

@@ -219,6 +219,7 @@ func (x *ExecStart) fields(c *coder) {
 	c.string("exec", &x.Exec, always)
 	c.size("consoleSize", &x.ConsoleSize)
 	c.data("pending", &x.Pending, omit)
+	c.bool("reframe", &x.Reframe, omit)
 }
 
 func (s *State) fields(c *coder) {

@@ -437,6 +437,9 @@ type ExecStart struct {
 	Exec        string  `json:"exec"`
 	ConsoleSize [2]uint `json:"consoleSize,omitempty"` // rows, columns
 	Pending     []byte  `json:"pending,omitempty"`
+	// Reframe gives the client the other form of stream than the session's terminal
+	// implies: frames with a terminal, and the plain output without one.
+	Reframe bool `json:"reframe,omitempty"`
 }
 
 // Status of a shim's container.

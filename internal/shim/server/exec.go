@@ -3,6 +3,7 @@
 package server
 
 import (
+	"cmp"
 	"encoding/json"
 	"fmt"
 	"os"
@@ -50,6 +51,7 @@ type session struct {
 	client  *stream.Session // nil without a client
 	readers []*execReader
 	turns   *turns // with two readers
+	reframe bool   // see proto.ExecStart
 	rows    uint   // terminal size, also when set before there is a terminal
 	cols    uint
 }
@@ -116,7 +118,10 @@ func (s *Shim) execCreate(c proto.ExecCreate) error {
 	if !validName(c.Exec) {
 		return invalid("exec: name %q must have 1 to 128 characters of [a-zA-Z0-9_.-], the first of them not a dot", c.Exec)
 	}
-	var p struct{ Args []string }
+	var p struct {
+		Args        []string
+		ConsoleSize struct{ Height, Width uint }
+	}
 	if err := json.Unmarshal(c.Process, &p); err != nil || len(p.Args) == 0 {
 		return invalid("exec %s: the process has no args", c.Exec)
 	}
@@ -135,21 +140,25 @@ func (s *Shim) execCreate(c proto.ExecCreate) error {
 		s.execs.mu.Unlock()
 		return conflict("the container has %d running exec sessions, which is the limit: wait until some have ended", busyExecsMax)
 	}
-	s.execs.list = append(s.execs.list, newSession(c, proto.ExecState{Exec: c.Exec, Info: c.Info}))
+	x := newSession(c, proto.ExecState{Exec: c.Exec, Info: c.Info})
+	x.rows, x.cols = p.ConsoleSize.Height, p.ConsoleSize.Width
+	s.execs.list = append(s.execs.list, x)
 	s.execs.trim()
 	s.execs.mu.Unlock()
 	s.rec.change(func(st *proto.State) { st.Execs = s.execs.states() })
 	return nil
 }
 
-// execStart runs the session. If the process can't be started, a client gets the
-// message, and the state has the exit code; without a client it is the error of the
+// execStart runs the session. If it does not start, a client gets the message,
+// because its connection was already upgraded. If the runtime could not start the
+// process, the state has the exit code; without a client that is the error of the
 // call.
 func (s *Shim) execStart(r proto.ExecStart, sock *stream.Socket) (_ proto.ExecState, err error) {
-	handedOver := false
-	var last []byte // what the client gets if the session does not start
+	handedOver, raw := false, r.Reframe
+	var failed error // what the client is told
 	defer func() {
 		if sock != nil && !handedOver {
+			last := stream.Frame(byte(format.Stdout), []byte(cmp.Or(failed, err).Error()+"\r\n"), raw)
 			s.server.endClient(sock, s.rec.snapshot().Seq, last)
 		}
 	}()
@@ -162,11 +171,13 @@ func (s *Shim) execStart(r proto.ExecStart, sock *stream.Socket) (_ proto.ExecSt
 		s.execs.mu.Unlock()
 		return proto.ExecState{}, notFound("no such exec: %s", r.Exec)
 	}
+	raw = x.create.Tty != r.Reframe
 	if x.state.Started {
 		s.execs.mu.Unlock()
 		return proto.ExecState{}, conflict("exec %s was already started", r.Exec)
 	}
 	x.state.Started, x.state.Running = true, true
+	x.reframe = r.Reframe
 	if r.ConsoleSize != [2]uint{} {
 		x.rows, x.cols = r.ConsoleSize[0], r.ConsoleSize[1]
 	}
@@ -192,7 +203,7 @@ func (s *Shim) execStart(r proto.ExecStart, sock *stream.Socket) (_ proto.ExecSt
 		if sock == nil {
 			return st, rerr
 		}
-		last = stream.Frame(byte(format.Stdout), []byte(rerr.Error()+"\r\n"), x.create.Tty)
+		failed = rerr
 		return st, nil
 	}
 	if master != nil {
@@ -221,7 +232,7 @@ func (s *Shim) execStart(r proto.ExecStart, sock *stream.Socket) (_ proto.ExecSt
 
 // options are those of the session's client.
 func (x *session) options() stream.Options {
-	return stream.Options{Terminal: x.create.Tty, Keys: x.create.DetachKeys, Raw: x.create.Tty, Bound: execBacklogSize}
+	return stream.Options{Terminal: x.create.Tty, Keys: x.create.DetachKeys, Raw: x.create.Tty != x.reframe, Bound: execBacklogSize}
 }
 
 // makeReaders makes the readers of the session's output streams.

@@ -22,6 +22,7 @@ type savedExec struct {
 	State   proto.ExecState  `json:"state"`
 	Rows    uint             `json:"rows,omitempty"`
 	Cols    uint             `json:"cols,omitempty"`
+	Reframe bool             `json:"reframe,omitempty"`
 	Active  bool             `json:"active,omitempty"` // the fields below are set
 	Process savedProcess     `json:"process"`
 	Socket  int              `json:"socket"`
@@ -54,7 +55,7 @@ func (sec *execsSection) save(s *Shim) {
 	s.execs.mu.Lock()
 	defer s.execs.mu.Unlock()
 	for _, x := range s.execs.list {
-		i := savedExec{Create: x.create, State: x.state, Rows: x.rows, Cols: x.cols, Socket: -1, Stdin: -1, Stdout: -1, Stderr: -1, Master: -1}
+		i := savedExec{Create: x.create, State: x.state, Rows: x.rows, Cols: x.cols, Reframe: x.reframe, Socket: -1, Stdin: -1, Stdout: -1, Stderr: -1, Master: -1}
 		i.Process.Pidfd = -1
 		if x.io != nil {
 			i.Active, i.Process = true, x.proc.save()
@@ -93,7 +94,7 @@ func (sec *execsSection) restore(s *Shim) {
 
 func (i savedExec) restore(s *Shim) {
 	x := newSession(i.Create, i.State)
-	x.rows, x.cols = i.Rows, i.Cols
+	x.rows, x.cols, x.reframe = i.Rows, i.Cols, i.Reframe
 	s.execs.list = append(s.execs.list, x)
 	if !i.Active {
 		if i.State.Started {
