@@ -76,6 +76,21 @@ func TestDaemonsShareABridge(t *testing.T) {
 			check(fmt.Sprint("with some ", i))
 		}
 	}
+	// Side by side, as at a boot: each finds the bridge while the other sets it up.
+	for i := range 4 {
+		a.d.Kill9()
+		b.d.Kill9()
+		started := make(chan error, 2)
+		for _, h := range []*house{a, b} {
+			go func() { started <- h.d.TryStart() }()
+		}
+		for range 2 {
+			if err := <-started; err != nil {
+				t.Fatalf("side by side %d: %v", i, err)
+			}
+		}
+		check(fmt.Sprint("side by side ", i))
+	}
 	if got := a.mark(a.d.Bridge); !strings.Contains(got, a.d.DataRoot) {
 		t.Errorf("the bridge is %q", got)
 	}
