@@ -79,6 +79,7 @@ func usable(cfg *config.Config) error {
 			check(dir.key, fmt.Errorf("%s is not a folder: give a folder, or a path that does not exist", dir.path))
 		}
 	}
+	check("default-network-opts", network.CheckDefaults(cfg.NetworkOpts))
 	check("default-gateway", onBridge(cfg, cfg.DefaultGateway))
 	check("default-gateway-v6", onBridge(cfg, cfg.DefaultGatewayV6))
 	return errors.Join(errs...)

@@ -40,11 +40,20 @@ func unusable(dir string) []struct {
 		{"runtimes", map[string]any{"runtimes": map[string]any{"other": map[string]any{"path": plain}}}, "permission denied"},
 		{"init-path", map[string]any{"init-path": dir + "/none"}, "install it, or give the path of a program"},
 		{"data-root", map[string]any{"data-root": plain}, "is not a folder"},
+		{"default-network-opts", networkOpts("bridge", "com.docker.network.driver.mtu", "abc"), "driver bridge: invalid option com.docker.network.driver.mtu=abc: want 68 to 65535"},
+		{"default-network-opts", networkOpts("bridge", "com.docker.network.enable_ipv6", "maybe"), "want true or false"},
+		{"default-network-opts", networkOpts("bridge", "com.docker.network.bridge.gateway_mode_ipv4", "open"), "gateway_mode_ipv4"},
+		{"default-network-opts", networkOpts("bridge", "com.docker.network.container_iface_prefix", "too/long"), "container_iface_prefix"},
+		{"default-network-opts", networkOpts("macvlan", "com.docker.network.driver.mtu", "1"), "driver macvlan"},
 		{"default-gateway", map[string]any{"bip": "10.9.0.1/24", "default-gateway": "10.8.0.1"}, "not within the bridge's network"},
 		{"default-gateway", map[string]any{"fixed-cidr": "10.9.0.0/24", "default-gateway": "10.8.0.1"}, "not within the bridge's network"},
 		{"default-gateway-v6", map[string]any{"bip6": "fd00:9::1/64", "default-gateway-v6": "fd00:8::1"}, "not within the bridge's network"},
 		{"default-gateway", map[string]any{"bridge": "lo", "default-gateway": "10.8.0.1"}, "not within the networks of the bridge lo"},
 	}
+}
+
+func networkOpts(driver, option, value string) map[string]any {
+	return map[string]any{"default-network-opts": map[string]any{driver: map[string]string{option: value}}}
 }
 
 func TestWhatCantBeUsedIsRefusedByValidateWithKeyAndRemedy(t *testing.T) {

@@ -217,17 +217,31 @@ func checkProxies(c *Config) error {
 		if p.value == "" {
 			continue
 		}
-		// "host:port" without a scheme is accepted as a proxy, but does not parse as
-		// a URL.
-		if strings.Contains(p.value, "://") {
-			if u, err := url.Parse(p.value); err != nil || u.Host == "" {
-				return fmt.Errorf("invalid %s %q: want a URL such as http://proxy.example.com:3128", p.name, MaskCredentials(p.value))
-			}
-		} else if strings.ContainsAny(p.value, " /") {
-			return fmt.Errorf("invalid %s %q: want a URL such as http://proxy.example.com:3128", p.name, p.value)
+		if !isProxy(p.value) {
+			return fmt.Errorf("invalid %s %q: want a URL such as http://proxy.example.com:3128", p.name, MaskCredentials(p.value))
 		}
 	}
 	return nil
+}
+
+// isProxy reports whether requests can be sent by a proxy. Libraries ignore one that
+// they can't read, so that requests would silently go to their host directly.
+func isProxy(value string) bool {
+	if !strings.Contains(value, "://") {
+		if strings.ContainsAny(value, " /") {
+			return false
+		}
+		value = "http://" + value // "host:port" is accepted, but is no URL
+	}
+	u, err := url.Parse(value)
+	if err != nil || u.Hostname() == "" {
+		return false
+	}
+	switch u.Scheme {
+	case "http", "https", "socks5", "socks5h":
+		return true
+	}
+	return false
 }
 
 var runtimeName = regexp.MustCompile(`^[a-zA-Z0-9][a-zA-Z0-9_.-]*$`)

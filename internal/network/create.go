@@ -149,6 +149,25 @@ func checkRequest(r network.CreateRequest) error {
 	return nil
 }
 
+// CheckDefaults returns why networks could not be created with the default options of
+// their driver.
+func CheckDefaults(byDriver map[string]map[string]string) error {
+	for _, driver := range []string{driverBridge, driverMacvlan, driverIPvlan} {
+		rec := &record{Driver: driver, Options: byDriver[driver]}
+		for _, option := range []string{optEnableIPv4, optEnableIPv6} {
+			if v, given := rec.Options[option]; given {
+				if _, err := strconv.ParseBool(v); err != nil {
+					return errs.Invalid("driver %s: invalid option %s=%s: want true or false", driver, option, v)
+				}
+			}
+		}
+		if _, err := rec.checkTraits(); err != nil {
+			return fmt.Errorf("driver %s: %w", driver, err)
+		}
+	}
+	return nil
+}
+
 // addDefaults adds the default options that the request does not give.
 func (rec *record) addDefaults(defaults map[string]string) {
 	for key, v := range defaults {
