@@ -4,9 +4,11 @@ package volume
 
 import (
 	"context"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/containerd/errdefs"
@@ -159,6 +161,36 @@ func TestVolumeInUseIsNotRemoved(t *testing.T) {
 		if !errdefs.IsNotFound(err) || err.Error() != "get data: no such volume" {
 			t.Errorf("%s: %v", what, err)
 		}
+	}
+}
+
+// A name is free before the volume's files are deleted, so that a volume with the
+// same name may be created, and removed, meanwhile.
+func TestVolumesOfOneNameAreRemovedAtTheSameTime(t *testing.T) {
+	dir := t.TempDir()
+	v := open(t, dir, nil)
+	var all sync.WaitGroup
+	for range 8 {
+		all.Go(func() {
+			for range 50 {
+				vol, _, err := v.Create(CreateOptions{Name: "data"})
+				if err != nil {
+					t.Errorf("create: %v", err)
+					return
+				}
+				for i := range 10 {
+					// Another goroutine may have removed the volume.
+					_ = os.WriteFile(filepath.Join(vol.Mountpoint, fmt.Sprint(i)), nil, 0o600)
+				}
+				if err := v.Remove("data"); err != nil && !errdefs.IsNotFound(err) {
+					t.Errorf("remove: %v", err)
+				}
+			}
+		})
+	}
+	all.Wait()
+	if left, err := os.ReadDir(dir); err != nil || len(left) != 0 {
+		t.Errorf("%v is left, %v", left, err)
 	}
 }
 

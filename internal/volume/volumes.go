@@ -422,11 +422,16 @@ func (v *Volumes) Remove(name string) error {
 	if err := unmountAll(v.path(name)); err != nil {
 		return fmt.Errorf("remove %s: %w", name, err)
 	}
-	gone := filepath.Join(v.dir, removing+name)
-	if err := v.delete(gone); err != nil {
+	// The name is free as soon as the volume has another one. A volume that is created
+	// with it may be removed while this one is still deleted, so each gets a directory of
+	// its own.
+	gone, err := os.MkdirTemp(v.dir, removing)
+	if err != nil {
 		return fmt.Errorf("remove %s: %w", name, err)
 	}
-	if err := os.Rename(v.path(name), gone); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	// os.Rename refuses to replace a directory, also an empty one.
+	if err := unix.Rename(v.path(name), gone); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		_ = os.Remove(gone) // empty; the next Open would remove it, too
 		return fmt.Errorf("remove %s: %w", name, err)
 	}
 	e.gone = true
