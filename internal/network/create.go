@@ -52,9 +52,11 @@ func (m *Manager) Create(ctx context.Context, r network.CreateRequest) (string, 
 	}
 	defer release()
 	defer m.repairs.suspend()()
-	if err := m.addNetwork(rec, r.IPAM); err != nil {
+	done, err := m.addNetwork(rec, r.IPAM)
+	if err != nil {
 		return "", err
 	}
+	defer done()
 	failpoint.Here("network-create.recorded")
 	if err := m.setUp(ctx, rec); err != nil {
 		return "", errors.Join(err, m.condemnRecord(rec), m.finishRemoval(ctx, rec))
@@ -346,6 +348,9 @@ func (v *inventory) inherit(rec *record) (used bool, err error) {
 // ErrNotFound, ErrPermissionDenied (predefined, or in use).
 func (m *Manager) Remove(ctx context.Context, ref string) (network.Network, error) {
 	defer m.repairs.suspend()()
+	if err := m.waitFor(ctx, ref); err != nil {
+		return network.Network{}, err
+	}
 	rec, api, err := m.condemnNetwork(ref, false)
 	if err != nil {
 		return api, err

@@ -31,6 +31,9 @@ type inventory struct {
 type object struct {
 	*record
 	allocators []*ipam.Allocator // one for each of the record's subnets
+	// done is closed when a new network was set up in the kernel, or was not. It is nil
+	// for a network of an earlier life of the daemon.
+	done chan struct{}
 }
 
 // adoptSandboxes takes over the sandboxes and defines the predefined networks.

@@ -3,6 +3,7 @@
 package network
 
 import (
+	"context"
 	"maps"
 	"math/rand/v2"
 	"slices"
@@ -238,26 +239,44 @@ func (reg *registry) forgetEndpoint(e Endpoint) {
 }
 
 // addNetwork adds a network, with its subnets and its bridge or parent, and stores its
-// record.
-func (reg *registry) addNetwork(rec *record, asked *network.IPAM) error {
+// record. The caller sets it up in the kernel, and then calls done, which lets waitFor
+// return.
+func (reg *registry) addNetwork(rec *record, asked *network.IPAM) (done func(), err error) {
 	reg.mu.Lock()
 	defer reg.mu.Unlock()
 	if other := reg.inv.networks[rec.Name]; other != nil {
-		return errs.Conflict("network with name %s already exists", rec.Name)
+		return nil, errs.Conflict("network with name %s already exists", rec.Name)
 	}
-	n := &object{record: rec}
+	n := &object{record: rec, done: make(chan struct{})}
 	if !rec.ConfigOnly {
 		if err := reg.inv.assign(n, asked); err != nil {
-			return err
+			return nil, err
 		}
 	}
 	// The record is written first. After a crash from here on Restore completes
 	// the network, and it can be removed.
 	if err := save(reg.inv.opts.Root, rec); err != nil {
-		return err
+		return nil, err
 	}
 	reg.inv.networks[rec.Name] = n
-	return nil
+	return func() { close(n.done) }, nil
+}
+
+// waitFor waits until the set-up of a network has ended, so that its removal undoes all
+// of it. An unknown network is waited for by nobody.
+func (reg *registry) waitFor(ctx context.Context, ref string) error {
+	reg.mu.Lock()
+	n, err := reg.inv.lookup(ref)
+	reg.mu.Unlock()
+	if err != nil || n.done == nil {
+		return nil
+	}
+	select {
+	case <-n.done:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
 }
 
 // condemnNetwork marks the record of a network for removal and forgets the network,

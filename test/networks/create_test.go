@@ -3,8 +3,11 @@
 package networks
 
 import (
+	"encoding/json"
 	"fmt"
+	"io"
 	"maps"
+	"net/http"
 	"slices"
 	"strings"
 	"sync"
@@ -239,4 +242,65 @@ func TestConfigurationOnlyNetworkConfiguresOthers(t *testing.T) {
 	h.d.Docker("network", "prune", "-f")
 	h.equal("what prune leaves", h.d.Docker("network", "ls", "--filter", "type=custom", "--format", "{{.Name}}"), "conf")
 	h.d.Docker("network", "rm", "conf")
+}
+
+// A network that is removed while it is being created is removed wholly: nobody is
+// told of a missing bridge, and no bridge is left.
+func TestNetworkIsCreatedAndRemovedAtTheSameTime(t *testing.T) {
+	t.Parallel()
+	h := newHouse(t, nil)
+	var mu sync.Mutex
+	var made []string
+	ask := func(method, path, body string, want ...int) {
+		req, err := http.NewRequest(method, "http://d"+path, strings.NewReader(body))
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		req.Header.Set("Content-Type", "application/json")
+		res, err := h.d.HTTP().Do(req)
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		defer res.Body.Close()
+		said, err := io.ReadAll(res.Body)
+		if err != nil || !slices.Contains(want, res.StatusCode) {
+			t.Errorf("%s %s: %s %s %v", method, path, res.Status, said, err)
+		}
+		if res.StatusCode == http.StatusCreated {
+			var n struct{ ID string }
+			if err := json.Unmarshal(said, &n); err != nil || len(n.ID) < 12 {
+				t.Errorf("%s: %v", said, err)
+				return
+			}
+			mu.Lock()
+			defer mu.Unlock()
+			made = append(made, n.ID)
+		}
+	}
+	var all sync.WaitGroup
+	for range 8 {
+		all.Go(func() {
+			for range 10 {
+				ask(http.MethodPost, "/networks/create", `{"Name":"comes"}`, http.StatusCreated, http.StatusConflict)
+			}
+		})
+		all.Go(func() {
+			for range 10 {
+				ask(http.MethodDelete, "/networks/comes", "", http.StatusNoContent, http.StatusNotFound)
+			}
+		})
+	}
+	all.Wait()
+	h.d.TryDocker("network", "rm", "comes")
+	if len(made) == 0 {
+		t.Error("no network was created")
+	}
+	links := h.host("ip", "-o", "link")
+	for _, id := range made {
+		if strings.Contains(links, "br-"+id[:12]) {
+			t.Errorf("the bridge of the removed network %.12s is left", id)
+		}
+	}
 }
