@@ -215,3 +215,29 @@ func TestRunsHaveTheStartsThatMayStillCome(t *testing.T) {
 		t.Errorf("while another may come: %d to %d, %v", low, high, known)
 	}
 }
+
+func TestOnlyATerminalThatLostDaemonAndShimIsHungUp(t *testing.T) {
+	for _, tt := range []struct {
+		spec     Spec
+		orphaned bool
+		code     int
+		want     bool
+	}{
+		{Spec{TTY: true}, true, EarlyStopCode, true},
+		{Spec{TTY: true, JoinsPid: true}, true, HangUpCodePid, true},
+		{Spec{TTY: true}, true, 0, false},
+		{Spec{TTY: true}, false, EarlyStopCode, false},
+		{Spec{}, true, EarlyStopCode, false},
+	} {
+		s := slotOf(t, tt.spec)
+		if err := s.Do(Op{Kind: Start}, 0, Answer{Result: OK}); err != nil {
+			t.Fatal(err)
+		}
+		if tt.orphaned {
+			s.SawOrphaning()
+		}
+		if err := s.Observe(Observation{Status: Exited, Exit: tt.code}); (err == nil) != tt.want {
+			t.Errorf("%+v: %v", tt, err)
+		}
+	}
+}

@@ -213,6 +213,9 @@ const EarlyStopCode = 2
 // its process namespace, which the signal ends.
 const EarlyStopCodePid = 143
 
+// HangUpCodePid is EarlyStopCodePid at SIGHUP.
+const HangUpCodePid = 129
+
 // Plan is what one round does.
 type Plan struct {
 	Seed    uint64

@@ -540,6 +540,15 @@ func (s *Slot) alone(st State) (out []State) {
 				out = append(out, ended(st, 137))
 			}
 		}
+		// With daemon and shim a terminal loses its other end. A program that handles SIGHUP already
+		// runs on.
+		if s.orphaned && spec.TTY && st.Status == Running {
+			if spec.JoinsPid {
+				exit(HangUpCodePid)
+			} else {
+				exit(EarlyStopCode)
+			}
+		}
 		if s.orphaned && (spec.Life > 0 || s.killed || spec.JoinsPid || st.Dying) {
 			exit(255)
 		}
