@@ -348,10 +348,7 @@ func (v *inventory) inherit(rec *record) (used bool, err error) {
 // ErrNotFound, ErrPermissionDenied (predefined, or in use).
 func (m *Manager) Remove(ctx context.Context, ref string) (network.Network, error) {
 	defer m.repairs.suspend()()
-	if err := m.waitFor(ctx, ref); err != nil {
-		return network.Network{}, err
-	}
-	rec, api, err := m.condemnNetwork(ref, false)
+	rec, api, err := m.condemnNetwork(ctx, ref, false)
 	if err != nil {
 		return api, err
 	}

@@ -65,7 +65,7 @@ func (m *Manager) DefineOverlay(_ context.Context, d overlay.Definition) error {
 // ForgetOverlay removes an overlay network from this host. Errors: ErrNotFound,
 // ErrPermissionDenied (a container is on it).
 func (m *Manager) ForgetOverlay(ctx context.Context, id string) error {
-	rec, _, err := m.condemnNetwork(id, true)
+	rec, _, err := m.condemnNetwork(ctx, id, true)
 	if err != nil {
 		return err
 	}

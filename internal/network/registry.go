@@ -239,8 +239,8 @@ func (reg *registry) forgetEndpoint(e Endpoint) {
 }
 
 // addNetwork adds a network, with its subnets and its bridge or parent, and stores its
-// record. The caller sets it up in the kernel, and then calls done, which lets waitFor
-// return.
+// record. The caller sets it up in the kernel, and then calls done, for which
+// a removal waits.
 func (reg *registry) addNetwork(rec *record, asked *network.IPAM) (done func(), err error) {
 	reg.mu.Lock()
 	defer reg.mu.Unlock()
@@ -262,30 +262,26 @@ func (reg *registry) addNetwork(rec *record, asked *network.IPAM) (done func(), 
 	return func() { close(n.done) }, nil
 }
 
-// waitFor waits until the set-up of a network has ended, so that its removal undoes all
-// of it. An unknown network is waited for by nobody.
-func (reg *registry) waitFor(ctx context.Context, ref string) error {
-	reg.mu.Lock()
-	n, err := reg.inv.lookup(ref)
-	reg.mu.Unlock()
-	if err != nil || n.done == nil {
-		return nil
-	}
-	select {
-	case <-n.done:
-		return nil
-	case <-ctx.Done():
-		return ctx.Err()
-	}
-}
-
 // condemnNetwork marks the record of a network for removal and forgets the network,
 // unless it is in use; see Manager.Remove for the errors.
 // ofSwarm: it is an overlay network, which only the process of the swarm removes.
-func (reg *registry) condemnNetwork(ref string, ofSwarm bool) (*record, network.Network, error) {
+// It waits until the set-up of the network has ended, so that the removal undoes all of it.
+func (reg *registry) condemnNetwork(ctx context.Context, ref string, ofSwarm bool) (*record, network.Network, error) {
 	reg.mu.Lock()
 	defer reg.mu.Unlock()
 	n, err := reg.inv.lookup(ref)
+	for before := (*object)(nil); err == nil && n != before && n.done != nil; {
+		before = n
+		reg.mu.Unlock()
+		select {
+		case <-n.done:
+		case <-ctx.Done():
+		}
+		reg.mu.Lock()
+		if n, err = reg.inv.lookup(ref); ctx.Err() != nil {
+			err = ctx.Err()
+		}
+	}
 	if err != nil {
 		return nil, network.Network{}, err
 	}

@@ -87,7 +87,7 @@ func TestBuildsLoseNothingToWhatIsRemovedBesideThem(t *testing.T) {
 	pulled := kit.StartRegistry(t, nil).Push("pulled", kit.Busybox(t, nil)) // it has the base's layer
 	dir := files(t, map[string]string{"Dockerfile": `FROM base
 ARG N
-RUN echo begun $N >&2; for i in $(seq 20); do head -c 100000 /dev/urandom >/file$i; sleep 0.1; done
+RUN echo begun $N >&2; for i in $(seq 20); do head -c 1000 /dev/urandom >/file$i; sleep 0.1; done
 RUN ls /file1 /file10 && echo $N >/n
 `})
 	var builds []*running
