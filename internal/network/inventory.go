@@ -36,6 +36,19 @@ type object struct {
 	done chan struct{}
 }
 
+// isBeingSetUp reports whether a new network is not complete in the kernel yet.
+func (n *object) isBeingSetUp() bool {
+	if n.done == nil {
+		return false
+	}
+	select {
+	case <-n.done:
+		return false
+	default:
+		return true
+	}
+}
+
 // adoptSandboxes takes over the sandboxes and defines the predefined networks.
 func (v *inventory) adoptSandboxes(sandboxes map[string]Sandbox, o ownership) error {
 	if err := v.definePredefined(o); err != nil {

@@ -240,7 +240,7 @@ func (reg *registry) forgetEndpoint(e Endpoint) {
 
 // addNetwork adds a network, with its subnets and its bridge or parent, and stores its
 // record. The caller sets it up in the kernel, and then calls done, for which
-// a removal waits.
+// condemnNetwork waits.
 func (reg *registry) addNetwork(rec *record, asked *network.IPAM) (done func(), err error) {
 	reg.mu.Lock()
 	defer reg.mu.Unlock()
@@ -265,22 +265,22 @@ func (reg *registry) addNetwork(rec *record, asked *network.IPAM) (done func(), 
 // condemnNetwork marks the record of a network for removal and forgets the network,
 // unless it is in use; see Manager.Remove for the errors.
 // ofSwarm: it is an overlay network, which only the process of the swarm removes.
-// It waits until the set-up of the network has ended, so that the removal undoes all of it.
+// A network that is being set up is waited for, so that its removal undoes all of it.
 func (reg *registry) condemnNetwork(ctx context.Context, ref string, ofSwarm bool) (*record, network.Network, error) {
 	reg.mu.Lock()
 	defer reg.mu.Unlock()
 	n, err := reg.inv.lookup(ref)
-	for before := (*object)(nil); err == nil && n != before && n.done != nil; {
-		before = n
+	for err == nil && n.isBeingSetUp() {
 		reg.mu.Unlock()
 		select {
 		case <-n.done:
 		case <-ctx.Done():
 		}
 		reg.mu.Lock()
-		if n, err = reg.inv.lookup(ref); ctx.Err() != nil {
-			err = ctx.Err()
+		if ctx.Err() != nil {
+			return nil, network.Network{}, ctx.Err()
 		}
+		n, err = reg.inv.lookup(ref) // the name may be another network's by now
 	}
 	if err != nil {
 		return nil, network.Network{}, err
