@@ -405,6 +405,10 @@ func (s *storm) act(l *slot, o model.Op, method, path string, body any) (reply, 
 // tell gives an answer to the model.
 func (s *storm) tell(l *slot, o model.Op, gen int, a model.Answer, words string, took time.Duration) {
 	l.mu.Lock()
+	if l.id != "" && l.gen == gen && o.Kind != model.Create {
+		// It may be removed now, and have been restarted since the last look.
+		s.countRuns(l, l.id, gen)
+	}
 	before := l.model.String()
 	err := l.model.Do(o, gen, a)
 	after := l.model.String()
@@ -475,6 +479,18 @@ func (s *storm) find(l *slot) ([]string, bool) {
 	return ids, true
 }
 
+// countRuns keeps how often a container may have been started. The slot is locked.
+func (s *storm) countRuns(l *slot, id string, gen int) {
+	low, high, known := l.model.Runs(gen)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if known {
+		s.runs[id] = [2]int{low, high}
+	} else {
+		delete(s.runs, id)
+	}
+}
+
 // look observes a slot.
 func (s *storm) look(l *slot) (inspected, bool) {
 	ids, ok := s.find(l)
@@ -517,14 +533,8 @@ func (s *storm) look(l *slot) (inspected, bool) {
 	if c.ID != "" {
 		l.id, l.gen = c.ID, o.Gen
 	}
-	if low, high, known := l.model.Runs(o.Gen); known && c.ID != "" {
-		s.mu.Lock()
-		s.runs[c.ID] = [2]int{low, high}
-		s.mu.Unlock()
-	} else if c.ID != "" {
-		s.mu.Lock()
-		delete(s.runs, c.ID)
-		s.mu.Unlock()
+	if c.ID != "" {
+		s.countRuns(l, c.ID, o.Gen)
 	}
 	l.mu.Unlock()
 	if c.ID != "" {

@@ -816,6 +816,7 @@ func (s *Slot) SawDaemonEnd() {
 // Runs returns the least and the greatest number of starts of a container, with those
 // that were asked for without an answer and may still come.
 func (s *Slot) Runs(gen int) (low, high int, known bool) {
+	s.spread()
 	low = -1
 	for st := range s.may {
 		if st.Status == Absent || st.Gen != gen {
