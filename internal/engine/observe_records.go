@@ -17,12 +17,11 @@ import (
 // removes containers, and gives them new shims. Where no shim reports to this process,
 // it learns that from the records.
 
-// recordsEach is the time between two looks at the records of containers for which
-// clients wait.
+// recordsEach is the time between two looks at the records of containers.
 const recordsEach = time.Second
 
-// followRecords looks for the shims and the removals of containers for which clients
-// wait. Of a removal a retired engine mostly learns by its event, but the disk may have
+// followRecords looks for the shims and the ends of containers without a shim, and of those
+// for which clients wait. Of a removal a retired engine mostly learns by its event, but the disk may have
 // been full. A container without a record was removed.
 func (r *restorer) followRecords() {
 	tick := time.NewTicker(recordsEach)
@@ -34,9 +33,12 @@ func (r *restorer) followRecords() {
 		case <-tick.C:
 		}
 		for _, a := range r.index.all() {
-			waited := false
-			a.await(func() { waited = len(a.waiters.list) > 0 })
-			if !waited {
+			// One that may run, and has no shim, may be between two runs: there is no process
+			// whose end would be noticed, and clients may follow its log.
+			v := a.view.Load()
+			looks := v.shim == nil && v.state.Alive()
+			a.await(func() { looks = looks || len(a.waiters.list) > 0 })
+			if !looks {
 				continue
 			}
 			if _, err := os.Lstat(r.store.ContainerDir(a.id)); errors.Is(err, os.ErrNotExist) {
@@ -65,7 +67,9 @@ func (r *restorer) observeStartedShim(a *actor) {
 	}
 	f := r.observe(context.Background(), a)
 	if f.shim == nil {
-		return // the container has ended already, and the journal has the event
+		// A retired engine gets the end from the journal.
+		a.await(func() { r.applyUnseen(a, f, false) })
+		return
 	}
 	posted := a.post(func() {
 		if a.shim != nil || a.phase.State == container.Removing {
