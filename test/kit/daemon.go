@@ -148,11 +148,6 @@ func New(t testing.TB, o Options) *Daemon {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if raw, err := d.notify.SyscallConn(); err != nil {
-		t.Fatal(err)
-	} else if cerr := raw.Control(func(fd uintptr) { err = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_PASSCRED, 1) }); cerr != nil || err != nil {
-		t.Fatal(cerr, err)
-	}
 	conf := map[string]any{}
 	if o.LiveRestore {
 		conf["live-restore"] = true
@@ -261,8 +256,7 @@ func (d *Daemon) TryStart() error {
 	d.mu.Lock()
 	d.cmd, d.exited = cmd, exited
 	d.mu.Unlock()
-	// A daemon that was taken over may say that it is ready, too, such as after a reload.
-	if err := d.waitNotifyOf(cmd.Process.Pid, "READY=1"); err != nil {
+	if err := d.waitNotify("READY=1"); err != nil {
 		select {
 		case <-exited:
 			d.Reap()
@@ -298,10 +292,7 @@ func (d *Daemon) startLogged(cmd *exec.Cmd, start func() error) (output func() s
 }
 
 // waitNotify waits for a message of the daemon to its service manager.
-func (d *Daemon) waitNotify(want string) error { return d.waitNotifyOf(0, want) }
-
-// waitNotifyOf is waitNotify for a message that a process has sent; 0 is any.
-func (d *Daemon) waitNotifyOf(pid int, want string) error {
+func (d *Daemon) waitNotify(want string) error {
 	d.mu.Lock()
 	exited := d.exited
 	d.mu.Unlock()
@@ -309,15 +300,12 @@ func (d *Daemon) waitNotifyOf(pid int, want string) error {
 	deadline := time.Now().Add(patience)
 	d.notify.SetReadDeadline(deadline)
 	go func() {
-		b, oob := make([]byte, 4096), make([]byte, 256)
+		b := make([]byte, 4096)
 		for {
-			n, more, _, _, err := d.notify.ReadMsgUnix(b, oob)
+			n, err := d.notify.Read(b)
 			if err != nil {
 				got <- fmt.Errorf("the daemon did not say %s: %w", want, err)
 				return
-			}
-			if pid != 0 && sender(oob[:more]) != pid {
-				continue
 			}
 			for line := range strings.SplitSeq(string(b[:n]), "\n") {
 				if line == want {
@@ -339,21 +327,6 @@ func (d *Daemon) waitNotifyOf(pid int, want string) error {
 }
 
 // drainNotify discards messages of an earlier process.
-// sender returns the process that has sent a message with these control messages, 0 if
-// they do not tell.
-func sender(oob []byte) int {
-	messages, err := unix.ParseSocketControlMessage(oob)
-	if err != nil {
-		return 0
-	}
-	for _, m := range messages {
-		if c, err := unix.ParseUnixCredentials(&m); err == nil {
-			return int(c.Pid)
-		}
-	}
-	return 0
-}
-
 func (d *Daemon) drainNotify() {
 	b := make([]byte, 4096)
 	d.notify.SetReadDeadline(time.Now().Add(time.Millisecond))
