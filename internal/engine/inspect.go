@@ -52,11 +52,16 @@ func (i *inspector) currentView(a *actor) *view {
 // the record of an end is still that of a run until the loop has handled the shim's last
 // report.
 func newer(rec proto.State, v *view) bool {
-	if rec.Life != v.rec.Life || rec.Seq < v.rec.Seq {
-		return false
-	}
 	r := recordOf(rec)
-	return rec.Seq > v.rec.Seq || r.Over() && v.state.Alive() || r.Alive() && v.state.Alive() && rec.Status != v.rec.Status
+	switch {
+	case rec.Life != v.rec.Life:
+		return false
+	case r.Over() && v.state.Alive(): // the record of an end is written before the last number
+		return true
+	case rec.Seq == v.rec.Seq:
+		return r.Alive() && v.state.Alive() && rec.Status != v.rec.Status
+	}
+	return rec.Seq > v.rec.Seq
 }
 
 // ContainerInspect returns a container's configuration and state. It does not wait

@@ -50,6 +50,7 @@ func TestReadersSeeWhatTheFilesHaveSinceTheSnapshot(t *testing.T) {
 		{"an end that the loop is handling", state(proto.StatusExited, 6), &view{state: container.Running, rec: state(proto.StatusExited, 6)}, true},
 		{"an end that the loop has handled", state(proto.StatusExited, 6), &view{state: container.Exited, rec: state(proto.StatusExited, 6)}, false},
 		{"an end that no shim has recorded", state(proto.StatusRunning, 5), &view{state: container.Exited, rec: state(proto.StatusExited, 5)}, false},
+		{"an end that was recorded before the number that the loop is handling", state(proto.StatusExited, 6), &view{state: container.Running, rec: state(proto.StatusExited, 7)}, true},
 		{"older", state(proto.StatusPaused, 4), running, false},
 		{"another life", proto.State{Life: 1, Seq: 9, Status: proto.StatusPaused}, running, false},
 	} {

@@ -424,6 +424,24 @@ func TestObjectsAreFoundByIDThenNameThenBeginningOfAnID(t *testing.T) {
 	h.equal("the ID itself", h.d.Docker("image", "inspect", "-f", "{{.Id}}", id), "sha256:"+id)
 	h.equal("a beginning that is no name", h.d.Docker("image", "inspect", "-f", "{{.Id}}", id[:11]), "sha256:"+id)
 	h.refused("no such volume", "volume", "inspect", "ad")
+
+	// What two IDs begin with is neither of them. There are sixteen first digits.
+	shared := func(create func(i int) string) string {
+		seen := map[byte]bool{}
+		for i := range 17 {
+			id := create(i)
+			if seen[id[0]] {
+				return id[:1]
+			}
+			seen[id[0]] = true
+		}
+		t.Fatal("seventeen IDs begin with different digits")
+		return ""
+	}
+	digit := shared(func(int) string { return h.d.Docker("create", image, "true") })
+	h.refused("ultiple IDs found with provided prefix", "rm", digit)
+	digit = shared(func(i int) string { return h.d.Docker("network", "create", "--config-only", fmt.Sprint("conf", i)) })
+	h.refused("ambiguous", "network", "rm", digit)
 }
 
 // emptyTar is an archive without entries.
