@@ -158,8 +158,10 @@ func callHeard(r *request) (any, error) {
 	if err := r.params(&p); err != nil {
 		return nil, err
 	}
-	r.shim.rec.discard(p.Kept)
-	r.conn.ack(p.Seq)
+	r.conn.ack(p.Seq) // first: whoever waits for it does not wait for the journal
+	if p.Kept > 0 {
+		r.shim.rec.discard(p.Kept)
+	}
 	return nil, nil
 }
 
