@@ -4,6 +4,8 @@ package image
 
 import (
 	"context"
+	"errors"
+	"io/fs"
 	"sync"
 
 	"github.com/containerd/containerd/v2/core/mount"
@@ -123,7 +125,7 @@ func (s adopted) Prepare(ctx context.Context, key, parent string, opts ...snapsh
 	if err != nil {
 		return nil, err
 	}
-	return s.Snapshotter.Prepare(ctx, key, parent, opts...)
+	return s.made(ctx, func() ([]mount.Mount, error) { return s.Snapshotter.Prepare(ctx, key, parent, opts...) })
 }
 
 func (s adopted) View(ctx context.Context, key, parent string, opts ...snapshots.Opt) ([]mount.Mount, error) {
@@ -131,5 +133,17 @@ func (s adopted) View(ctx context.Context, key, parent string, opts ...snapshots
 	if err != nil {
 		return nil, err
 	}
-	return s.Snapshotter.View(ctx, key, parent, opts...)
+	return s.made(ctx, func() ([]mount.Mount, error) { return s.Snapshotter.View(ctx, key, parent, opts...) })
+}
+
+// made makes a snapshot. A process that was killed between the making of a snapshot's
+// directory and its record leaves the directory that the next snapshot wants, and would
+// fail each one until the next collection.
+func (s adopted) made(ctx context.Context, make func() ([]mount.Mount, error)) ([]mount.Mount, error) {
+	mounts, err := make()
+	if !errors.Is(err, fs.ErrExist) {
+		return mounts, err
+	}
+	s.layers.cleanDrivers(ctx)
+	return make()
 }

@@ -6,6 +6,7 @@ import (
 	"context"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -13,6 +14,46 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
 )
+
+// A process that is killed while it makes a snapshot may leave its directory, and the next
+// snapshot gets the same number.
+func TestDirectoryOfASnapshotThatWasNotRecordedIsNoObstacle(t *testing.T) {
+	root := t.TempDir()
+	s, err := Open(context.Background(), Options{Root: root, Snapshotter: Native})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	lent, err := s.Lend()
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx := s.ctx(context.Background())
+	lease, err := lent.Leases.Create(ctx, leases.WithID("a-build"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx = leases.WithLease(ctx, lease.ID)
+	m, err := lent.Snapshots.Prepare(ctx, "first", "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir, id := filepath.Split(m[0].Source)
+	n, err := strconv.Atoi(id)
+	if err != nil {
+		t.Fatal(err)
+	}
+	next := filepath.Join(dir, strconv.Itoa(n+1))
+	if err := os.MkdirAll(filepath.Join(next, "left"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if m, err = lent.Snapshots.Prepare(ctx, "second", ""); err != nil || m[0].Source != next {
+		t.Fatalf("%v, %v", m, err)
+	}
+	if left, err := os.ReadDir(next); err != nil || len(left) > 0 {
+		t.Errorf("it has what another had left: %v, %v", left, err)
+	}
+}
 
 // TestSnapshotOfABuildStepBecomesALayer: it is found by the layer's chain ID, also by
 // the next daemon, and is kept as long as a lease or a container has it.
