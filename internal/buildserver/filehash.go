@@ -96,13 +96,13 @@ func hashLarge(ctx context.Context, ref cache.ImmutableRef, g session.Group, of 
 		_, err := hashes.Checksum(ctx, unread{}, p, o, g)
 		return !errors.Is(err, errUnread)
 	}
-	var todo []reads
+	var unhashed []reads
 	for _, r := range of {
 		if !known(r.path, r.opts) {
-			todo = append(todo, r)
+			unhashed = append(unhashed, r)
 		}
 	}
-	if len(todo) == 0 {
+	if len(unhashed) == 0 {
 		return nil
 	}
 	mounted, err := ref.Mount(ctx, true, g)
@@ -116,7 +116,7 @@ func hashLarge(ctx context.Context, ref cache.ImmutableRef, g session.Group, of 
 	}
 	defer func() { _ = lm.Unmount() }() // what remains is removed with the next process
 	scanned := false
-	for _, r := range todo {
+	for _, r := range unhashed {
 		files, err := largeOf(ctx, root, r)
 		if err != nil {
 			return err

@@ -21,8 +21,8 @@ import (
 const recordsEach = time.Second
 
 // followRecords looks for the shims and the ends of containers without a shim, and of those
-// for which clients wait. Of a removal a retired engine mostly learns by its event, but the disk may have
-// been full. A container without a record was removed.
+// for which clients wait. A retired engine mostly learns of a removal by its event, but the
+// disk may have been full. A container without a record was removed.
 func (r *restorer) followRecords() {
 	tick := time.NewTicker(recordsEach)
 	defer tick.Stop()

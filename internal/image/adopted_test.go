@@ -15,6 +15,21 @@ import (
 	"github.com/opencontainers/go-digest"
 )
 
+// lend lends the stores to a build. held is ctx with the build's lease.
+func lend(t *testing.T, s *Store) (ctx, held context.Context, lent Lent) {
+	t.Helper()
+	lent, err := s.Lend()
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx = s.ctx(context.Background())
+	lease, err := lent.Leases.Create(ctx, leases.WithID("a-build"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return ctx, leases.WithLease(ctx, lease.ID), lent
+}
+
 // A process that is killed while it makes a snapshot may leave its directory, and the next
 // snapshot gets the same number.
 func TestDirectoryOfASnapshotThatWasNotRecordedIsNoObstacle(t *testing.T) {
@@ -24,16 +39,7 @@ func TestDirectoryOfASnapshotThatWasNotRecordedIsNoObstacle(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer s.Close()
-	lent, err := s.Lend()
-	if err != nil {
-		t.Fatal(err)
-	}
-	ctx := s.ctx(context.Background())
-	lease, err := lent.Leases.Create(ctx, leases.WithID("a-build"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	ctx = leases.WithLease(ctx, lease.ID)
+	_, ctx, lent := lend(t, s)
 	m, err := lent.Snapshots.Prepare(ctx, "first", "")
 	if err != nil {
 		t.Fatal(err)
@@ -68,16 +74,7 @@ func TestSnapshotOfABuildStepBecomesALayer(t *testing.T) {
 	}
 	s := open()
 	defer func() { s.Close() }()
-	lent, err := s.Lend()
-	if err != nil {
-		t.Fatal(err)
-	}
-	ctx := s.ctx(context.Background())
-	lease, err := lent.Leases.Create(ctx, leases.WithID("a-build"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	held := leases.WithLease(ctx, lease.ID)
+	ctx, held, lent := lend(t, s)
 	m, err := lent.Snapshots.Prepare(held, "active", "")
 	if err != nil {
 		t.Fatal(err)
@@ -123,7 +120,7 @@ func TestSnapshotOfABuildStepBecomesALayer(t *testing.T) {
 	if !exists() {
 		t.Error("the next daemon does not find the layer")
 	}
-	if err := lent.Leases.Delete(ctx, lease, leases.SynchronousDelete); err != nil {
+	if err := lent.Leases.Delete(ctx, leases.Lease{ID: "a-build"}, leases.SynchronousDelete); err != nil {
 		t.Fatal(err)
 	}
 	if !exists() {

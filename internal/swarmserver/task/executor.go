@@ -198,9 +198,7 @@ func (s noticedSecrets) Reset() {
 func (x *Executor) assigned() {
 	x.mu.Lock()
 	defer x.mu.Unlock()
-	select {
-	case <-x.complete:
-	default:
+	if !x.isComplete() {
 		close(x.complete)
 	}
 }
@@ -295,15 +293,24 @@ func (x *Executor) Sweep(ctx context.Context) {
 	}
 }
 
+// isComplete reports whether the manager has sent all tasks of this node once. x.mu is
+// held.
+func (x *Executor) isComplete() bool {
+	select {
+	case <-x.complete:
+		return true
+	default:
+		return false
+	}
+}
+
 // orphans returns the containers of tasks without a controller. Containers are listed
 // first: one that is created later has a controller already.
 func (x *Executor) orphans() (orphans []*local.Container) {
 	all, _ := x.host.All() // a record that can't be read is nobody's orphan
 	x.mu.Lock()
 	defer x.mu.Unlock()
-	select {
-	case <-x.complete:
-	default:
+	if !x.isComplete() {
 		return nil
 	}
 	for _, c := range all {

@@ -141,9 +141,7 @@ func (x *Executor) leftFiles() (tasks []string) {
 	}
 	x.mu.Lock()
 	defer x.mu.Unlock()
-	select {
-	case <-x.complete:
-	default:
+	if !x.isComplete() {
 		return nil
 	}
 	for _, e := range entries {
